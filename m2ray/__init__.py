@@ -1,0 +1,1 @@
+"""m2ray: does a latent codec carry the message, or does its prefix merely prime the receiver?"""
