@@ -1,0 +1,421 @@
+"""The receiver: a frozen causal LM that reads a prefix in its own embedding space, scores answers and decodes.
+
+Any Hugging Face causal LM is loaded the same way, the embedded `mini` included. B's prompt is three runs of
+tokens, made once and never merged across their borders: `before` + the message's slots + `after`. In the text
+conditions the slots hold the message's tokens, in the latent conditions k vectors, in P0 nothing: everything
+else B sees is the same, token for token, whatever the message says.
+
+Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from m2ray.command import UserError
+from m2ray.task import AnswerForm, Episode, Level, value_probabilities, write_answer
+
+Place = Literal["message", "before"]
+
+EMBEDDED = Path(__file__).parent / "receivers"
+CARD = "m2ray.json"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a task is put to a model. `{message}` marks the slots, `{context}` B's half; chat goes through the
+    tokenizer's own chat template.
+    """
+
+    user: str
+    answer: AnswerForm
+    system: str = ""
+    chat: bool = False
+
+
+STYLES = {
+    "compact": Style(user="A {message} B {context} ?", answer="values"),
+    "chat": Style(
+        chat=True,
+        answer="json",
+        system="You solve small constraint puzzles and answer only with JSON.",
+        user="Find whole numbers for {names}, each from 0 to {top}, that satisfy every constraint.\n"
+        "Constraints:\n{message}\n{context}\n"
+        "Answer with one JSON object such as {example} and nothing else.",
+    ),
+    "plain": Style(
+        answer="json",
+        user="Find whole numbers for {names}, each from 0 to {top}, that satisfy every constraint.\n"
+        "Constraints:\n{message}\n{context}\n"
+        "Answer as JSON such as {example}.\nAnswer: ",
+    ),
+}
+
+
+class AnswerFrame(NamedTuple):
+    """The tokens that every answer of a level shares, and where its values go."""
+
+    ids_A: Tensor  # with the values of the all-zero answer, ending in the end-of-turn token
+    places_V: Tensor
+    values_VN: Tensor  # the token that writes value n in place v
+
+
+class Layout(NamedTuple):
+    """Rows ready for the receiver, padded on the right. Slots hold a padding token until vectors replace it."""
+
+    ids_BT: Tensor
+    slots_BK: Tensor
+    answer_B: Tensor  # position of the first answer token
+
+
+class Reading(NamedTuple):
+    """What the receiver makes of messages on their own: the codec's input."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    embeds_BTD: Tensor
+    states_BTD: Tensor  # last hidden layer
+
+
+def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """Integer rows of any length as one [B, T] tensor, padded on the right."""
+    width = max((len(row) for row in rows), default=0)
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long).reshape(
+        len(rows), width
+    )
+
+
+class Receiver:
+    """A causal LM with its tokenizer and prompt style. Its weights are frozen; gradients flow through it only
+    to what is injected.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, style: str, name: str, card: dict[str, Any]) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.style_name = style
+        self.style = STYLES[style]
+        self.name = name
+        self.card = card
+        ends = model.generation_config.eos_token_id if model.generation_config else None
+        ends = ends if isinstance(ends, list) else [ends]
+        self.end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
+        if not self.end_ids:
+            raise UserError(f"receiver {name}: its tokenizer has no end-of-turn token; set eos_token")
+        self._rendered: dict[tuple[Level, str], list[int]] = {}
+        self._frames: dict[Level, AnswerFrame] = {}
+
+    # --- what it is ---
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of its weights."""
+        return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
+
+    @property
+    def embedding_ND(self) -> Tensor:
+        """Token-embedding matrix, [vocabulary, D]."""
+        return self.model.get_input_embeddings().weight  # type: ignore[no-any-return]
+
+    @property
+    def width(self) -> int:
+        """D, the width of an embedding."""
+        return self.embedding_ND.shape[1]
+
+    @property
+    def max_positions(self) -> int:
+        """Context length in tokens."""
+        return int(self.model.config.max_position_embeddings)
+
+    @cached_property
+    def embedding_norm(self) -> float:
+        """Mean Euclidean norm of a token embedding: the unit that prefix norms are measured in."""
+        return float(self.embedding_ND.float().norm(dim=1).mean())
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of weights, vocabulary and prompt style."""
+        sha = hashlib.sha256(repr(self.style).encode())
+        sha.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        return sha.hexdigest()[:16]
+
+    # --- tokens ---
+
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text, with no special tokens added."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
+        """Token ids before and after the slots of B's prompt. Never depends on the message."""
+        return self._half(episode.level, "before", ""), self._half(episode.level, "after", episode.context)
+
+    def _half(self, level: Level, half: str, context: str) -> list[int]:
+        known = self._rendered.get((level, half + context))
+        if known is None:
+            facts = {
+                "names": ", ".join(level.names),
+                "top": level.domain - 1,
+                "example": write_answer(level, [0] * level.variables, "json"),
+            }
+            slot = "\x00"
+            text = self.style.user.format(message=slot, context=context, **facts)
+            if self.style.chat:
+                turns = [{"role": "system", "content": self.style.system}, {"role": "user", "content": text}]
+                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            before, after = text.split(slot)
+            known = self.tokens(before if half == "before" else after)
+            self._rendered[level, half + context] = known
+        return known
+
+    def frame(self, level: Level) -> AnswerFrame:
+        """The answer's tokens at a level.
+
+        Raises:
+            UserError: the tokenizer writes some value of the domain in more than one token.
+        """
+        if level not in self._frames:
+            same = [[v] * level.variables for v in range(level.domain)]
+            rows = [self.tokens(write_answer(level, values, self.style.answer)) for values in same]
+            places = [i for i in range(len(rows[0])) if len({row[i] for row in rows if i < len(row)}) > 1]
+            if len({len(row) for row in rows}) > 1 or len(places) != level.variables:
+                raise UserError(
+                    f"receiver {self.name}: writes values of level {level.name} in several tokens; use a domain of at most 10"
+                )
+            end = self.tokenizer.eos_token_id
+            values_VN = torch.tensor([[row[place] for row in rows] for place in places])
+            self._frames[level] = AnswerFrame(torch.tensor([*rows[0], end]), torch.tensor(places), values_VN)
+        return self._frames[level]
+
+    def answers(self, level: Level, values_BV: Tensor) -> Tensor:
+        """Answer token ids [B, A] that write the given values."""
+        frame = self.frame(level)
+        ids_BA = frame.ids_A.repeat(len(values_BV), 1)
+        ids_BA[:, frame.places_V] = frame.values_VN.T.gather(0, values_BV)
+        return ids_BA
+
+    def layout(self, episodes: Sequence[Episode], texts: Sequence[str] | int, place: Place = "message") -> Layout:
+        """Rows of B's prompt with its slots and the reference answer.
+
+        Args:
+            episodes: B rows of one level.
+            texts: Text per row to stand in the message's place, or k, the number of slots to leave open.
+            place: Open slots go in the message's place or before the whole prompt.
+
+        Raises:
+            UserError: a row is longer than the receiver's context.
+        """
+        answers = self.answers(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
+        rows, slots, starts = [], [], []
+        filler = next(iter(self.end_ids))
+        for i, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
+            before, after = self.prompt(episode)
+            if isinstance(texts, int):
+                at = len(before) if place == "message" else 0
+                row = before + after
+                row = row[:at] + [filler] * texts + row[at:]
+                slots.append(list(range(at, at + texts)))
+            else:
+                row = before + self.tokens(texts[i]) + after
+                slots.append([])
+            starts.append(len(row))
+            rows.append(row + answer)
+        ids_BT = pad(rows, filler)
+        if ids_BT.shape[1] > self.max_positions:
+            raise UserError(
+                f"receiver {self.name}: {ids_BT.shape[1]} tokens with the prefix exceed its context of "
+                f"{self.max_positions}; use a smaller k"
+            )
+        slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
+        return Layout(ids_BT.to(self.device), slots_BK.to(self.device), torch.tensor(starts).to(self.device))
+
+    # --- forward ---
+
+    def embed(self, layout: Layout, prefix_BKD: Tensor | None) -> Tensor:
+        """Input embeddings [B, T, D] of a layout, its open slots filled with the prefix."""
+        embeds_BTD = self.model.get_input_embeddings()(layout.ids_BT)
+        if prefix_BKD is None or layout.slots_BK.shape[1] == 0:
+            return embeds_BTD  # type: ignore[no-any-return]
+        rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
+        return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))  # type: ignore[no-any-return]
+
+    def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
+        """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer.
+
+        Rows are padded on the right, behind everything a causal model looks at, so no mask is needed.
+        """
+        states_BTD = self.model.get_decoder()(inputs_embeds=self.embed(layout, prefix_BKD), use_cache=False)[0]
+        predict_BA = layout.answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
+        rows_B1 = torch.arange(len(states_BTD), device=self.device)[:, None]
+        return self.model.get_output_embeddings()(states_BTD[rows_B1, predict_BA])  # type: ignore[no-any-return]
+
+    def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
+        """What a perfect reasoner writes, who holds the message or B's half only.
+
+        Returns:
+            [B, V, N] probability of each value in each place, given the reference answer's values before it.
+        """
+        rows = [
+            value_probabilities(e.level, (e.sender if with_message else ()) + e.receiver, e.solution)
+            for e in episodes
+        ]
+        return torch.tensor(rows, device=self.device)
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> Reading:
+        """The receiver's own token embeddings and last hidden states of messages, padded on the right."""
+        return self.read_ids([self.tokens(text) for text in texts])
+
+    @torch.no_grad()
+    def read_ids(self, rows: Sequence[Sequence[int]]) -> Reading:
+        """`read` for messages that are token ids already."""
+        ids_BT = pad(rows, next(iter(self.end_ids))).to(self.device)
+        lengths_B = torch.tensor([len(row) for row in rows], device=self.device)
+        mask_BT = torch.arange(ids_BT.shape[1], device=self.device) < lengths_B[:, None]
+        embeds_BTD = self.model.get_input_embeddings()(ids_BT)
+        states_BTD = self.model.get_decoder()(inputs_embeds=embeds_BTD, use_cache=False)[0]
+        return Reading(ids_BT, mask_BT, embeds_BTD, states_BTD)
+
+    # --- decode ---
+
+    @torch.no_grad()
+    def decode(
+        self,
+        episodes: Sequence[Episode],
+        texts: Sequence[str] | int,
+        prefix_BKD: Tensor | None = None,
+        place: Place = "message",
+        temperature: float = 0.0,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+    ) -> list[str]:
+        """B's answers as text, decoded as one batch with a KV cache.
+
+        Args:
+            episodes: B rows of one level.
+            texts: Text per row in the message's place, or k open slots that `prefix_BKD` fills.
+            prefix_BKD: The prefix.
+            place: Where open slots go.
+            temperature: 0 decodes greedily. Else samples, with noise that depends on `seed` and the episode
+                only, so an episode's answer is the same in any batch and paired across conditions.
+            max_new_tokens: Longest answer.
+            seed: Of the sampling noise.
+        """
+        layout = self.layout(episodes, texts, place)
+        embeds_BTD, lengths_B = self.embed(layout, prefix_BKD), layout.answer_B
+        longest = int(lengths_B.max())
+        # Move the padding from right to left, so that all rows end, and go on, in the same column.
+        shift_BT = torch.arange(longest, device=self.device) - (longest - lengths_B)[:, None]
+        mask_BT = shift_BT >= 0
+        source_BT = shift_BT.clamp(min=0)
+        embeds_BTD = embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, embeds_BTD.shape[2]))
+        inputs: dict[str, Any] = {"inputs_embeds": embeds_BTD, "position_ids": source_BT}
+        noise = [torch.Generator().manual_seed(seed * 1_000_003 + e.seed) for e in episodes]
+        done_B = torch.zeros(len(episodes), dtype=torch.bool, device=self.device)
+        ends = torch.tensor(sorted(self.end_ids), device=self.device)
+        written: list[Tensor] = []
+        cache_: Any = None
+        for _ in range(max_new_tokens):
+            out = self.model(
+                **inputs, attention_mask=mask_BT, past_key_values=cache_, use_cache=True, logits_to_keep=1
+            )
+            logits_BN, cache_ = out.logits[:, -1].float(), out.past_key_values
+            if temperature > 0:
+                # Gumbel-max: argmax(logits / t + g) is a sample of softmax(logits / t).
+                uniform = [torch.rand(logits_BN.shape[1], generator=g, dtype=torch.float64) for g in noise]
+                gumbel_BN = -torch.log(-torch.log(torch.stack(uniform).clamp(min=1e-300)))
+                logits_BN = logits_BN / temperature + gumbel_BN.to(logits_BN)
+            next_B = logits_BN.argmax(dim=1).masked_fill(done_B, int(ends[0]))
+            written.append(next_B)
+            done_B |= torch.isin(next_B, ends)
+            if bool(done_B.all()):
+                break
+            mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
+            inputs = {"input_ids": next_B[:, None], "position_ids": (lengths_B + len(written) - 1)[:, None]}
+        rows = torch.stack(written, dim=1).tolist()
+        return [self._text(row) for row in rows]
+
+    def _text(self, row: list[int]) -> str:
+        stop = next((i for i, token in enumerate(row) if token in self.end_ids), len(row))
+        return str(self.tokenizer.decode(row[:stop], skip_special_tokens=True))
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resolve(name: str) -> str:
+    """Where a receiver's files are: an embedded or fetched one by its short name, else the name as given.
+
+    Raises:
+        UserError: looks like a path, and is no folder.
+    """
+    for root in (EMBEDDED, fetched_root()):
+        if name and "/" not in name and (root / name / "config.json").is_file():
+            return str(root / name)
+    if Path(name).is_dir():
+        return name
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"receiver {name}: no such folder; give mini, a folder, a hub name such as "
+            "Qwen/Qwen2.5-3B-Instruct, or fetch one with scripts/fetch_receiver.py"
+        )
+    return name
+
+
+def fetched_root() -> Path:
+    """The user's cache of receivers that scripts/fetch_receiver.py converted."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "m2ray" / "receivers"
+
+
+@cache
+def load_receiver(name: str, device: str | None = None, dtype: str | None = None) -> Receiver:
+    """Load a frozen receiver, once per process.
+
+    Args:
+        name: `mini`, a fetched receiver's short name, a folder, or a hub name.
+        device: Default: the accelerator where there is one.
+        dtype: float32, bfloat16 or float16. Default: bfloat16 on an accelerator, on CPU what the file holds.
+
+    Raises:
+        UserError: missing, unreadable, or not a causal LM. Code that comes with a model is never run.
+    """
+    import transformers
+
+    path = resolve(name)
+    target = torch.device(device) if device else default_device()
+    kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path, dtype=kind, trust_remote_code=False, attn_implementation="sdpa"
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise UserError(
+            f"receiver {name}: not loadable as a causal LM ({error}); check the folder or hub name"
+        ) from None
+    card_file = Path(path) / CARD
+    card: dict[str, Any] = json.loads(card_file.read_text()) if card_file.is_file() else {}
+    style = card.get("style") or ("chat" if tokenizer.chat_template else "plain")
+    if style not in STYLES:
+        raise UserError(f"{card_file}: style: {style!r} does not exist; use one of {', '.join(STYLES)}")
+    return Receiver(model.to(target), tokenizer, style, name, card)

@@ -1,0 +1,244 @@
+"""Train a receiver on the text form of the task, then freeze and save it in Hugging Face format.
+
+    python scripts/train_receiver.py --out m2ray/receivers/mini          # the embedded receiver, from scratch
+    python scripts/train_receiver.py --base FOLDER --lora 16 --out OUT   # adapt a pretrained one
+
+The message is present, or withheld in `--withhold` of the samples, so that the receiver learns both what to do
+with a message and to guess evenly without one. Targets are exact: instead of one sampled solution, the
+distribution of each value over the solutions left, given the values before it. Seeds are training seeds, and
+messages are those of the training part: no message of an evaluation split is ever seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2ray.command import DONE, Parser, UserError, run
+from m2ray.losses import answer_nll
+from m2ray.receiver import CARD, Receiver, default_device, load_receiver
+from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors, write_json
+from m2ray.task import Episode, Level, draw, episodes, level, verify
+
+FIRST_SEED = 10_000_000
+
+
+def build_tokenizer(size: Level) -> Any:
+    """A word-level tokenizer over the words that a level's episodes can hold."""
+    numbers = range(-(size.domain - 1), 2 * size.domain - 1) if "+" in size.kinds else range(size.domain)
+    words = ["<end>", "A", "B", "?", ";", *sorted({"=", *size.kinds}), *size.names, *map(str, numbers)]
+    words += ["<unknown>"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(";"), "isolated"), pre_tokenizers.WhitespaceSplit()]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>", unk_token="<unknown>"
+    )
+
+
+def from_scratch(size: Level, width: int, layers: int, seed: int) -> Receiver:
+    """A randomly initialised Qwen2 of about a million parameters for the compact prompt style."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer(size)
+    config = transformers.Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    return Receiver(transformers.Qwen2ForCausalLM(config), tokenizer, "compact", "scratch", {})
+
+
+def adapted(base: str, rank: int) -> Receiver:
+    """A pretrained receiver with LoRA on its attention and feed-forward weights; rank 0 trains all weights."""
+    receiver = load_receiver(base)
+    if rank:
+        import peft
+
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        receiver.model = peft.get_peft_model(receiver.model, config)
+    return receiver
+
+
+def batch_loss(receiver: Receiver, batch: Sequence[Episode], withheld: Sequence[bool]) -> Tensor:
+    """Mean cross-entropy per answer token of a batch, in nats, each row with its message or without."""
+    layout = receiver.layout(batch, ["" if gone else e.message for e, gone in zip(batch, withheld, strict=True)])
+    frame = receiver.frame(batch[0].level)
+    targets_BVN = torch.where(
+        torch.tensor(withheld, device=receiver.device)[:, None, None],
+        receiver.targets(batch, with_message=False),
+        receiver.targets(batch),
+    )
+    logits_BAW = receiver.logits(layout, None, len(frame.ids_A))
+    return answer_nll(logits_BAW.float(), frame, targets_BVN).mean()
+
+
+def success(receiver: Receiver, played: Sequence[Episode], with_message: bool) -> int:
+    """Episodes solved greedily."""
+    solved = 0
+    for start in range(0, len(played), 250):
+        batch = played[start : start + 250]
+        texts = receiver.decode(batch, [e.message if with_message else "" for e in batch])
+        pairs = zip(batch, texts, strict=True)
+        solved += sum(verify(e, text, receiver.style.answer).success for e, text in pairs)
+    return solved
+
+
+def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file: Path) -> None:
+    """Optimise the receiver; with a state file from an interrupted run, go on from there."""
+    model = receiver.model
+    trained = [p for n, p in model.named_parameters() if not args.lora or "lora_" in n]
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    steps, first = args.samples // args.batch, 0
+    settings = {k: str(v) for k, v in sorted(vars(args).items()) if k not in ("resume", "out")}
+    if args.resume and resume_file.is_file():
+        tensors, meta = load_tensors(resume_file)
+        if meta["settings"] != settings:
+            raise UserError(f"{resume_file}: made with other settings; repeat them or remove the file")
+        restore_training(tensors, model, optimizer)
+        first = meta["step"]
+    started, mean_loss = time.time(), 0.0
+    for step in range(first, steps):
+        warm = min(1.0, (step + 1) / 200)
+        optimizer.param_groups[0]["lr"] = (
+            args.lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
+        )
+        seeds = range(FIRST_SEED + step * args.batch, FIRST_SEED + (step + 1) * args.batch)
+        batch = [draw(size, seed, "train") for seed in seeds]
+        chance = torch.rand(args.batch, generator=torch.Generator().manual_seed(args.seed * 1_000_003 + step))
+        with torch.autocast(receiver.device.type, torch.bfloat16):
+            loss = batch_loss(receiver, batch, (chance < args.withhold).tolist())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        if not math.isfinite(loss.item()):
+            raise SystemExit(f"step {step}: the loss is {loss.item()}; lower --lr")
+        mean_loss = loss.item() if step == first else 0.98 * mean_loss + 0.02 * loss.item()
+        if (step + 1) % 100 == 0 or step + 1 == steps:
+            rate = (step + 1 - first) / (time.time() - started)
+            left = (steps - step - 1) / rate / 60
+            print(
+                f"step {step + 1}/{steps}  loss {mean_loss:.4f}  {rate * args.batch:.0f} samples/s  {left:.1f} min left",
+                flush=True,
+            )
+        if (step + 1) % args.save_every == 0 or step + 1 == steps:
+            save_tensors(resume_file, training_tensors(model, optimizer), {"step": step + 1, "settings": settings})
+    model.requires_grad_(False)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, measure on held-out episodes, save with a card."""
+    parser = Parser(prog="scripts/train_receiver.py", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, required=True, help="folder to save the receiver in")
+    parser.add_argument("--base", default=None, help="hub name or folder to start from; default: from scratch")
+    parser.add_argument("--lora", type=int, default=0, help="LoRA rank; 0 trains all weights")
+    parser.add_argument("--level", default="easy")
+    parser.add_argument("--samples", type=int, default=480_000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--withhold", type=float, default=0.3, help="share of samples without the message")
+    parser.add_argument("--width", type=int, default=128, help="from scratch: width of the model")
+    parser.add_argument("--layers", type=int, default=4, help="from scratch: number of layers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--held-out", type=int, default=1000, help="held-out episodes that P0 and P1 are measured on"
+    )
+    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    args = parser.parse_args(argv)
+    if args.lora and not args.base:
+        raise UserError("--lora: adapts a pretrained model; name one with --base")
+    size = level(args.level)
+    receiver = (
+        adapted(args.base, args.lora) if args.base else from_scratch(size, args.width, args.layers, args.seed)
+    )
+    receiver.model.to(default_device())
+    resume_file = args.out.with_name(args.out.name + ".training.safetensors")
+    train(receiver, size, args, resume_file)
+    if args.lora:
+        receiver.model = receiver.model.merge_and_unload()
+
+    played = episodes(size, range(args.held_out), "search")
+    solved = {"P1": success(receiver, played, True), "P0": success(receiver, played, False)}
+    seen = range(FIRST_SEED, FIRST_SEED + args.samples // args.batch * args.batch)
+    args.out.mkdir(parents=True, exist_ok=True)
+    receiver.model.save_pretrained(args.out)
+    receiver.tokenizer.save_pretrained(args.out)
+    card = {
+        "style": receiver.style_name,
+        "level": size.name,
+        "train_seeds": f"{seen.start}:{seen.stop}",
+        "samples": len(seen),
+        "parameters": sum(p.numel() for p in receiver.model.parameters()),
+        "held_out": {"part": "search", "seeds": f"0:{args.held_out}"},
+        "command": shlex.join(["python", "scripts/train_receiver.py", *argv]),
+    }
+    from m2ray.stats import wilson
+
+    for name, count in solved.items():
+        low, high = wilson(count, args.held_out)
+        card[name] = {"successes": count, "n": args.held_out, "ci95": [round(low, 4), round(high, 4)]}
+    write_json(args.out / CARD, card)
+    load_receiver.cache_clear()
+    digest = load_receiver(str(args.out), device="cpu").digest
+    (args.out / "README.md").write_text(model_card(card, digest, args.base))
+    resume_file.unlink()
+    print(
+        f"P1 {solved['P1']}/{args.held_out}  P0 {solved['P0']}/{args.held_out}  digest {digest}  saved in {args.out}"
+    )
+    return DONE
+
+
+def model_card(card: dict[str, Any], digest: str, base: str | None) -> str:
+    """The README that a model on a hub has."""
+    rows = "\n".join(
+        f"| {name} ({what}) | {100 * card[name]['successes'] / card[name]['n']:.1f} % "
+        f"| [{100 * card[name]['ci95'][0]:.1f}, {100 * card[name]['ci95'][1]:.1f}] % | {card[name]['n']} |"
+        for name, what in (("P1", "message as text"), ("P0", "no message"))
+    )
+    return f"""---
+license: apache-2.0
+library_name: transformers
+{f"base_model: {base}" if base else "tags: [m2ray]"}
+---
+# A receiver for m2ray
+
+A frozen causal LM ({card["parameters"]:,} parameters) that answers the split-information task, level
+`{card["level"]}`, prompt style `{card["style"]}`. {"Adapted from " + base if base else "Trained from scratch"} on
+{card["samples"]:,} episodes, seeds {card["train_seeds"]}, messages of the training part only.
+
+| condition | success | 95 % CI | n |
+|---|---|---|---|
+{rows}
+
+Held-out episodes: part `{card["held_out"]["part"]}`, seeds {card["held_out"]["seeds"]}, greedy decoding.
+
+Made by `{card["command"]}`; digest {digest}.
+"""
+
+
+if __name__ == "__main__":
+    run(main)
