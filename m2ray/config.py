@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from m2ray.command import UserError
+from m2ray.task import level as task_level
 
 MAX_YAML_BYTES = 1_000_000
 
@@ -103,3 +113,238 @@ def validate(model: type[Model], data: Any, source: str) -> Model:
 def load(model: type[Model], path: Path) -> Model:
     """Read and check one YAML file."""
     return validate(model, read_yaml(path), str(path))
+
+
+# --- one training -------------------------------------------------------------------------------------------
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def parse_seeds(text: str) -> range:
+    """`42:542` as a range of episode seeds, end excluded.
+
+    Raises:
+        ValueError: not of that form, negative, or empty.
+    """
+    match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f"{text!r} is no range of seeds; write it as 1000:1100 (end excluded)")
+    return range(int(match[1]), int(match[2]))
+
+
+def _check_seeds(text: str) -> str:
+    parse_seeds(text)
+    return text
+
+
+Seeds = Annotated[str, AfterValidator(_check_seeds)]
+
+
+class Splits(Strict):
+    """Episode seeds of each split. Disjoint; messages are kept apart by content as well (see `m2ray.task`)."""
+
+    train: Seeds = "100000:1000000"
+    search: Seeds = "1000:1200"
+    select: Seeds = "4000:4500"
+    confirm: Seeds = "2000:3000"
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Splits:
+        ranges = {name: parse_seeds(getattr(self, name)) for name in type(self).model_fields}
+        for (a, one), (b, other) in itertools.combinations(ranges.items(), 2):
+            if one.start < other.stop and other.start < one.stop:
+                raise ValueError(
+                    f"{a} {one.start}:{one.stop} overlaps {b} {other.start}:{other.stop}; keep them apart"
+                )
+        return self
+
+    def seeds(self, name: str) -> range:
+        """The seeds of a split."""
+        return parse_seeds(getattr(self, name))
+
+
+class TaskConfig(Strict):
+    """Which episodes, and in whose words A's message is."""
+
+    level: str = "easy"
+    messages: Annotated[str, Field(description="template, or the receiver name of a sender LM")] = "template"
+    file: Annotated[str | None, Field(description="JSONL of episodes instead of drawn ones")] = None
+
+    @field_validator("level")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        return task_level(name).name
+
+
+class CodecConfig(Strict):
+    """The codec: what reads the message, what the latent passes through, how the prefix is scaled."""
+
+    encoder: Literal["last_token", "resampler", "segments", "memory", "constant"] = "segments"
+    k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
+    place: Annotated[Literal["message", "before"], Field(description="where B's prompt gets them")] = "message"
+    width: Annotated[int, Field(ge=8, le=8192, description="hidden width of the encoder")] = 256
+    layers: Annotated[int, Field(ge=1, le=32, description="resampler, segments: depth")] = 2
+    lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
+    calibration: Annotated[
+        Literal["layernorm", "norm"],
+        Field(description="layernorm: the attempt's, affine; norm: each vector rescaled, direction kept"),
+    ] = "norm"
+    scale_gate: Annotated[
+        Positive, Field(description="starting prefix norm over mean token-embedding norm; learned")
+    ] = 1.5
+    bottleneck: Literal["none", "vq"] = "none"
+    codebook: Annotated[int, Field(ge=2, le=65536, description="vq: codes per group")] = 512
+    groups: Annotated[int, Field(ge=1, le=64, description="vq: codes per slot; each covers a share of D")] = 1
+
+
+class LossTerm(Strict):
+    """One objective: its weight and the steps over which the weight rises from 0."""
+
+    weight: NonNegative = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 0
+
+
+class MarginTerm(LossTerm):
+    """A hinge: nothing to gain beyond the margin (nats per answer token)."""
+
+    margin: NonNegative = 1.0
+
+
+class CrossEntropyTerm(LossTerm):
+    """Cross-entropy of the answer; its values weigh `value_weight`, its other tokens 1."""
+
+    value_weight: Positive = 10.0
+
+
+class NegativesTerm(LossTerm):
+    """Contrast with several other messages of the batch."""
+
+    negatives: Count = 4
+    temperature: Positive = 1.0
+
+
+class Losses(Strict):
+    """The objectives in use; `m2ray.losses` defines each."""
+
+    ce: CrossEntropyTerm | None = None
+    kl: LossTerm | None = None
+    help: MarginTerm | None = None
+    contrast: MarginTerm | None = None
+    infonce: NegativesTerm | None = None
+    reconstruction: LossTerm | None = None
+    reconstruction_tokens: LossTerm | None = None
+    info_preserve: LossTerm | None = None
+    commitment: LossTerm | None = None
+    code_information: LossTerm | None = None
+    latent_information: LossTerm | None = None
+    diversity: LossTerm | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Losses:
+        if not any(term.weight > 0 for term in self.terms().values()):
+            raise ValueError("no objective has a weight above 0; add one, such as ce")
+        return self
+
+    def terms(self) -> dict[str, LossTerm]:
+        """The objectives that are set, by name."""
+        return {name: term for name in type(self).model_fields if (term := getattr(self, name)) is not None}
+
+
+class Anneal(Strict):
+    """Slots step down one by one from `start` to the codec's k while training (encoder `segments`).
+
+    A step is taken once the codec has recovered `bound` of what the text is worth to the receiver, and at the
+    latest when a straight line from the start to `deadline` (share of all steps) asks for it.
+    """
+
+    start: Count = 20
+    bound: Share = 0.8
+    hold: Annotated[int, Field(ge=1, description="least steps at each k")] = 10
+    deadline: Annotated[float, Field(gt=0, le=1)] = 0.6
+
+
+class TrainingConfig(Strict):
+    """The optimisation of one codec."""
+
+    epochs: Count = 10
+    epoch_samples: Annotated[int, Field(ge=1, description="samples drawn per epoch, in order, from train")] = 3072
+    batch_size: Annotated[int, Field(ge=2, description="global batch, over all workers")] = 64
+    lr: Positive = 1e-3
+    schedule: Literal["cosine", "cosine_per_epoch", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 20
+    weight_decay: NonNegative = 0.01
+    grad_clip: Positive = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    anneal: Anneal | None = None
+    log_every: Count = 20
+
+
+class EvaluationConfig(Strict):
+    """How conditions are decoded: the same for all, so that every comparison is paired."""
+
+    temperature: NonNegative = 0.0
+    max_new_tokens: Count = 128
+    batch_size: Count = 250
+    conditions: list[str] = [
+        "normal",
+        "null",
+        "random",
+        "shuffle",
+        "P0",
+        "P1",
+        "identity",
+        "constant",
+        "mean",
+        "matched",
+    ]
+    text_bytes: list[Count] = [16, 64]
+    scale_gates: list[NonNegative] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
+
+    @field_validator("conditions")
+    @classmethod
+    def _exist(cls, names: list[str]) -> list[str]:
+        known = cls.model_fields["conditions"].default
+        for name in names:
+            if name not in known:
+                raise ValueError(f"condition {name!r} does not exist; use some of {', '.join(known)}")
+        return names
+
+    @property
+    def decoding(self) -> str:
+        """How rows name it."""
+        return f"t={self.temperature:g}" if self.temperature else "greedy"
+
+
+class TrialConfig(Strict):
+    """One configuration: everything `python -m m2ray.train` needs."""
+
+    receiver: str = "mini"
+    task: TaskConfig = TaskConfig()
+    splits: Splits = Splits()
+    codec: CodecConfig = CodecConfig()
+    losses: Losses = Losses(ce=CrossEntropyTerm())
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    workers: Annotated[int, Field(ge=1, description="DDP workers; 1 trains in process")] = 1
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrialConfig:
+        losses, codec, training = self.losses, self.codec, self.training
+        if codec.bottleneck == "vq" and losses.commitment is None:
+            raise ValueError("codec.bottleneck: vq needs losses.commitment; add it, weight 0.25 say")
+        if codec.bottleneck == "none":
+            for name in ("commitment", "code_information"):
+                if getattr(losses, name) is not None:
+                    raise ValueError(f"losses.{name}: needs codec.bottleneck: vq; set that or remove the loss")
+        if training.anneal and codec.encoder != "segments":
+            raise ValueError("training.anneal: only the encoder segments serves any k; remove it")
+        if training.anneal and training.anneal.start < codec.k:
+            raise ValueError(f"training.anneal.start: below codec.k = {codec.k}; start at {codec.k} or above")
+        if training.batch_size % self.workers:
+            raise ValueError(f"training.batch_size: not a multiple of {self.workers} workers; change either")
+        if training.epoch_samples < training.batch_size:
+            raise ValueError("training.epoch_samples: smaller than a batch; raise it")
+        return self
