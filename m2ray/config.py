@@ -39,7 +39,7 @@ class _PlainLoader(yaml.SafeLoader):
     """Safe YAML without anchors (a few bytes of them can expand to gigabytes) and without twice-given keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None) is not None:
             line = event.start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: anchors and aliases (& and *) are not supported; write it out")

@@ -1,16 +1,21 @@
 """The training objectives, each a named function of tensors; what they weigh is configuration.
 
-Shapes: B rows, A answer tokens, W words of the vocabulary, V values of an answer, N values of a domain,
-K slots, D width.
+Shapes: B rows (this worker's), H rows of the whole batch over all workers, A answer tokens, W words of the
+vocabulary, V values of an answer, N values of a domain, M negatives, K slots, D width, G groups, C codes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2ray.receiver import AnswerFrame
+from m2ray.codec import Encoded
+from m2ray.config import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
+from m2ray.receiver import AnswerFrame, Receiver
 
 
 def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> Tensor:
@@ -18,10 +23,201 @@ def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> T
 
     Values are scored against a distribution (`Receiver.targets`), the rest of the answer against its token.
     """
-    log_probs_BAW = F.log_softmax(logits_BAW, dim=-1)
+    log_probs_BAW = F.log_softmax(logits_BAW.float(), dim=-1)
     ids_A1 = frame.ids_A.to(logits_BAW.device)[:, None]
     nll_BA = -log_probs_BAW.gather(2, ids_A1.expand(len(logits_BAW), -1, -1))[..., 0]
     values_VN = frame.values_VN.to(logits_BAW.device)
-    at_values_BVW = log_probs_BAW[:, frame.places_V]
-    values_BVN = at_values_BVW.gather(2, values_VN.expand(len(logits_BAW), -1, -1))
-    return nll_BA.index_copy(1, frame.places_V.to(nll_BA.device), -(targets_BVN * values_BVN).sum(-1))
+    places_V = frame.places_V.to(logits_BAW.device)
+    values_BVN = log_probs_BAW[:, places_V].gather(2, values_VN.expand(len(logits_BAW), -1, -1))
+    return nll_BA.index_copy(1, places_V, -(targets_BVN * values_BVN).sum(-1))
+
+
+def row_nll(nll_BA: Tensor, frame: AnswerFrame, value_weight: float) -> Tensor:
+    """Weighted mean over an answer's tokens, [B]: its values weigh `value_weight`, its other tokens 1."""
+    weight_A = torch.ones(nll_BA.shape[1], device=nll_BA.device)
+    weight_A[frame.places_V.to(nll_BA.device)] = value_weight
+    return nll_BA @ (weight_A / weight_A.sum())
+
+
+@dataclass
+class Signals:
+    """What the objectives look at. A field is None where no objective in use needs it."""
+
+    frame: AnswerFrame
+    logits_BAW: Tensor
+    nll_BA: Tensor
+    nll_B: Tensor  # row_nll under the right message
+    shuffled_B: Tensor | None  # under another episode's message
+    null_B: Tensor | None  # under zeros; no gradient
+    negatives_MBA: Tensor | None  # under M other messages of the batch
+    text_logits_BAW: Tensor | None  # of the receiver that sees the text; no gradient
+    encoded: Encoded  # of the whole batch, H rows
+    inputs_HD: Tensor  # pooled message states of the whole batch
+    message_ids_HT: Tensor
+    message_mask_HT: Tensor
+    heads: Heads
+
+
+class Heads(nn.Module):
+    """Small networks that only some objectives need; trained beside the codec, not part of a checkpoint."""
+
+    WIDTH = 128
+
+    def __init__(self, config: TrialConfig, receiver: Receiver) -> None:
+        super().__init__()
+        losses, self.k, width = config.losses, config.codec.k, receiver.width
+        flat = self.k * width
+        self.rebuild = self.tokens = self.critic = None
+        if losses.reconstruction:
+            self.rebuild = nn.Sequential(nn.Linear(flat, 512), nn.GELU(), nn.Linear(512, width))
+        if losses.reconstruction_tokens:
+            self.tokens = nn.ModuleDict(
+                {
+                    "slots": nn.Linear(width, self.WIDTH),
+                    "decoder": nn.TransformerDecoderLayer(self.WIDTH, 4, 256, 0.0, "gelu", batch_first=True),
+                    "places": nn.Embedding(256, self.WIDTH),
+                    "out": nn.Linear(self.WIDTH, len(receiver.embedding_ND)),
+                }
+            )
+        if losses.latent_information:
+            self.critic = nn.ModuleList([nn.Linear(flat, self.WIDTH), nn.Linear(width, self.WIDTH)])
+
+    def flat(self, latent_HKD: Tensor) -> Tensor:
+        """Latents as one vector a message, [H, k * D]; while k anneals, neighbouring slots are averaged."""
+        if latent_HKD.shape[1] != self.k:
+            latent_HKD = F.adaptive_avg_pool1d(latent_HKD.transpose(1, 2), self.k).transpose(1, 2)
+        return latent_HKD.flatten(1)
+
+
+def ce(signals: Signals, term: LossTerm) -> Tensor:
+    """Cross-entropy of the answer, weighted mean per token."""
+    return signals.nll_B.mean()
+
+
+def kl(signals: Signals, term: LossTerm) -> Tensor:
+    """KL(receiver that sees the text || receiver that sees the prefix), mean over answer tokens.
+
+    Distillation of the context into the prefix (Askell et al. 2021; Ge et al. 2023).
+    """
+    assert signals.text_logits_BAW is not None
+    teacher = F.log_softmax(signals.text_logits_BAW.float(), dim=-1)
+    student = F.log_softmax(signals.logits_BAW.float(), dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+
+def help(signals: Signals, term: LossTerm) -> Tensor:
+    """The attempt's L_help: max(0, NLL_correct - NLL_null + margin). Rewards any prefix that beats zeros."""
+    assert signals.null_B is not None
+    assert isinstance(term, MarginTerm)
+    return F.relu(signals.nll_B - signals.null_B + term.margin).mean()
+
+
+def contrast(signals: Signals, term: LossTerm) -> Tensor:
+    """max(0, margin - (NLL_shuffled - NLL_correct)). Rewards being different; alone, not being right."""
+    assert signals.shuffled_B is not None
+    assert isinstance(term, MarginTerm)
+    return F.relu(term.margin - (signals.shuffled_B - signals.nll_B)).mean()
+
+
+def infonce(signals: Signals, term: LossTerm) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018) with the receiver's log-likelihood of the answer as the score."""
+    assert signals.negatives_MBA is not None
+    assert isinstance(term, NegativesTerm)
+    wrong_BM = -signals.negatives_MBA.sum(-1).T
+    scores_BM = torch.cat([-signals.nll_BA.sum(-1, keepdim=True), wrong_BM], dim=1) / term.temperature
+    return -F.log_softmax(scores_BM, dim=1)[:, 0].mean()
+
+
+def reconstruction(signals: Signals, term: LossTerm) -> Tensor:
+    """MSE between unit vectors: an MLP's guess from the latent against the pooled message state."""
+    assert signals.heads.rebuild is not None
+    guess_HD = signals.heads.rebuild(signals.heads.flat(signals.encoded.latent_BKD))
+    return F.mse_loss(F.normalize(guess_HD, dim=-1), F.normalize(signals.inputs_HD, dim=-1))
+
+
+def reconstruction_tokens(signals: Signals, term: LossTerm) -> Tensor:
+    """Cross-entropy of the message's tokens, told from the latent by position alone, mean per token."""
+    parts = signals.heads.tokens
+    assert parts is not None
+    ids_HT, mask_HT = signals.message_ids_HT, signals.message_mask_HT
+    slots_HKE = parts["slots"](signals.encoded.latent_BKD)
+    places_HTE = parts["places"](torch.arange(ids_HT.shape[1], device=ids_HT.device)).expand(len(ids_HT), -1, -1)
+    logits_HTW = parts["out"](parts["decoder"](places_HTE, slots_HKE))
+    return F.cross_entropy(logits_HTW[mask_HT], ids_HT[mask_HT])
+
+
+def info_preserve(signals: Signals, term: LossTerm) -> Tensor:
+    """MSE between the pairwise cosine similarities of latents and of inputs, over the batch."""
+    latent_HF = F.normalize(signals.encoded.latent_BKD.flatten(1), dim=-1)
+    inputs_HD = F.normalize(signals.inputs_HD, dim=-1)
+    return F.mse_loss(latent_HF @ latent_HF.T, inputs_HD @ inputs_HD.T)
+
+
+def commitment(signals: Signals, term: LossTerm) -> Tensor:
+    """VQ commitment: MSE of the latent to its code (van den Oord et al. 2017, eq. 3)."""
+    assert signals.encoded.quantised_BKD is not None
+    return F.mse_loss(signals.encoded.latent_BKD, signals.encoded.quantised_BKD.detach())
+
+
+def code_information(signals: Signals, term: LossTerm) -> Tensor:
+    """Minus the mutual information of message and code, H(mean p) - mean H(p), per code, in nats."""
+    probs_HKGC = signals.encoded.code_probs_BKGC
+    assert probs_HKGC is not None
+
+    def entropy(probs: Tensor) -> Tensor:
+        return -(probs * probs.clamp(min=1e-9).log()).sum(-1)
+
+    return (entropy(probs_HKGC).mean(0) - entropy(probs_HKGC.mean(0))).mean()
+
+
+def latent_information(signals: Signals, term: LossTerm) -> Tensor:
+    """Minus the InfoNCE bound on the mutual information of message and latent, up to log H, in nats."""
+    assert signals.heads.critic is not None
+    latent_HE = F.normalize(signals.heads.critic[0](signals.heads.flat(signals.encoded.latent_BKD)), dim=-1)
+    inputs_HE = F.normalize(signals.heads.critic[1](signals.inputs_HD), dim=-1)
+    scores_HH = latent_HE @ inputs_HE.T / 0.1
+    return F.cross_entropy(scores_HH, torch.arange(len(scores_HH), device=scores_HH.device))
+
+
+def diversity(signals: Signals, term: LossTerm) -> Tensor:
+    """Mean cosine between the prefixes of different messages."""
+    return mean_cosine(signals.encoded.prefix_BKD)
+
+
+def mean_cosine(prefix_HKD: Tensor) -> Tensor:
+    """Mean cosine over pairs of different rows, each flattened: 1 is total collapse."""
+    unit_HF = F.normalize(prefix_HKD.flatten(1), dim=-1)
+    rows = len(unit_HF)
+    total = unit_HF.sum(0).square().sum() - unit_HF.square().sum()
+    return total / max(1, rows * (rows - 1))
+
+
+LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
+    "ce": ce,
+    "kl": kl,
+    "help": help,
+    "contrast": contrast,
+    "infonce": infonce,
+    "reconstruction": reconstruction,
+    "reconstruction_tokens": reconstruction_tokens,
+    "info_preserve": info_preserve,
+    "commitment": commitment,
+    "code_information": code_information,
+    "latent_information": latent_information,
+    "diversity": diversity,
+}
+
+
+def weighted_sum(signals: Signals, losses: Losses, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total that is minimised at a step, and each objective's own value, unweighted."""
+    values, total = {}, torch.zeros((), device=signals.nll_B.device)
+    for name, term in losses.terms().items():
+        values[name] = LOSSES[name](signals, term)
+        rise = min(1.0, (step + 1) / term.warmup) if term.warmup else 1.0
+        total = total + term.weight * rise * values[name]
+    return total, values
+
+
+def value_weight(losses: Losses) -> float:
+    """What an answer's values weigh in every row NLL."""
+    return losses.ce.value_weight if losses.ce else CrossEntropyTerm().value_weight

@@ -197,7 +197,8 @@ class Receiver:
             places = [i for i in range(len(rows[0])) if len({row[i] for row in rows if i < len(row)}) > 1]
             if len({len(row) for row in rows}) > 1 or len(places) != level.variables:
                 raise UserError(
-                    f"receiver {self.name}: writes values of level {level.name} in several tokens; use a domain of at most 10"
+                    f"receiver {self.name}: writes values of level {level.name} in several tokens; "
+                    "use a domain of at most 10"
                 )
             end = self.tokenizer.eos_token_id
             values_VN = torch.tensor([[row[place] for row in rows] for place in places])
@@ -319,7 +320,24 @@ class Receiver:
             seed: Of the sampling noise.
         """
         layout = self.layout(episodes, texts, place)
-        embeds_BTD, lengths_B = self.embed(layout, prefix_BKD), layout.answer_B
+        return self.generate(
+            self.embed(layout, prefix_BKD),
+            layout.answer_B,
+            [seed * 1_000_003 + episode.seed for episode in episodes],
+            temperature,
+            max_new_tokens,
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        embeds_BTD: Tensor,
+        lengths_B: Tensor,
+        seeds: Sequence[int],
+        temperature: float = 0.0,
+        max_new_tokens: int = 128,
+    ) -> list[str]:
+        """Continue rows of input embeddings, padded on the right, each of its own length; see `decode`."""
         longest = int(lengths_B.max())
         # Move the padding from right to left, so that all rows end, and go on, in the same column.
         shift_BT = torch.arange(longest, device=self.device) - (longest - lengths_B)[:, None]
@@ -327,8 +345,8 @@ class Receiver:
         source_BT = shift_BT.clamp(min=0)
         embeds_BTD = embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, embeds_BTD.shape[2]))
         inputs: dict[str, Any] = {"inputs_embeds": embeds_BTD, "position_ids": source_BT}
-        noise = [torch.Generator().manual_seed(seed * 1_000_003 + e.seed) for e in episodes]
-        done_B = torch.zeros(len(episodes), dtype=torch.bool, device=self.device)
+        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
+        done_B = torch.zeros(len(embeds_BTD), dtype=torch.bool, device=self.device)
         ends = torch.tensor(sorted(self.end_ids), device=self.device)
         written: list[Tensor] = []
         cache_: Any = None
@@ -405,7 +423,7 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
     transformers.utils.logging.disable_progress_bar()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=kind, trust_remote_code=False, attn_implementation="sdpa"
         )
@@ -419,3 +437,15 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     if style not in STYLES:
         raise UserError(f"{card_file}: style: {style!r} does not exist; use one of {', '.join(STYLES)}")
     return Receiver(model.to(target), tokenizer, style, name, card)
+
+
+def _tokenizer_class(path: str) -> Any:
+    """AutoTokenizer, but for a folder that declares a plain tokenizer.json: for some model types, Qwen2 among
+    them, AutoTokenizer overrules that declaration and rebuilds the tokenizer with the type's own word borders.
+    """
+    import transformers
+
+    file = Path(path) / "tokenizer_config.json"
+    declared = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer

@@ -1,0 +1,230 @@
+"""The ablation conditions: what stands in B's slots. One small function each, in one table.
+
+Every condition plays the same episodes in the same order with the same decoding, so all comparisons are paired.
+
+Shapes: E episodes, K slots, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from m2ray.codec import Codec
+from m2ray.command import UserError
+from m2ray.receiver import Place, Receiver
+from m2ray.task import Episode
+
+SHIFT = 17  # the attempt's: the message of the episode 17 places on
+
+
+class Injection(NamedTuple):
+    """What B gets: a text per episode in the message's place, or vectors [K, D] per episode in open slots."""
+
+    texts: list[str] | None
+    prefixes: Sequence[Tensor] | None
+    place: Place
+    partners: list[int] | None = None  # episodes whose message was used, by index
+
+
+@dataclass
+class Material:
+    """What a condition may draw on. `codec` and `constant` are None where no such condition is asked for."""
+
+    receiver: Receiver
+    episodes: Sequence[Episode]
+    codec: Codec | None
+    constant: Codec | None
+    batch_size: int
+
+    @property
+    def trained(self) -> Codec:
+        """The codec under test."""
+        assert self.codec is not None, "this condition needs a codec"
+        return self.codec
+
+    @cached_property
+    def latents_EKD(self) -> Tensor:
+        """The codec's latents of all messages."""
+        return self.encode(self.trained, "latent_BKD")
+
+    @cached_property
+    def prefixes_EKD(self) -> Tensor:
+        """The codec's prefixes of all messages."""
+        return self.encode(self.trained, "prefix_BKD")
+
+    def encode(self, codec: Codec, field: Literal["latent_BKD", "prefix_BKD"]) -> Tensor:
+        """A field of a codec's forward pass over all messages, in batches."""
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(self.episodes), self.batch_size):
+                batch = self.episodes[start : start + self.batch_size]
+                reading = self.receiver.read([episode.message for episode in batch])
+                parts.append(getattr(codec(reading), field))
+        return torch.cat(parts)
+
+    def noise(self, shape: Sequence[int], stream: int) -> Tensor:
+        """N(0, 1) per episode, [E, *shape], that depends on the episode and the stream only."""
+        rows = []
+        for episode in self.episodes:
+            generator = torch.Generator().manual_seed(stream * 1_000_003 + episode.seed)
+            rows.append(torch.randn(*shape, generator=generator))
+        return torch.stack(rows).to(self.receiver.device)
+
+
+def derangement(episodes: Sequence[Episode], shift: int = SHIFT) -> list[int]:
+    """Whose message each episode gets under `shuffle`: a permutation in which nobody gets its own content.
+
+    Starts from the message `shift` places on; where that says the same, two episodes swap.
+
+    Raises:
+        UserError: too few different messages for any such permutation.
+    """
+    count = len(episodes)
+    partner = [(i + shift) % count for i in range(count)]
+
+    def clash(i: int, j: int) -> bool:
+        one, other = episodes[i], episodes[j]
+        return one.content == other.content or one.message == other.message
+
+    for i in range(count):
+        if clash(i, partner[i]):
+            swap = next((j for j in range(count) if not clash(i, partner[j]) and not clash(j, partner[i])), None)
+            if swap is None:
+                raise UserError(
+                    "condition shuffle: too few different messages among the episodes; use more or a larger level"
+                )
+            partner[i], partner[swap] = partner[swap], partner[i]
+    return partner
+
+
+def normal(material: Material) -> Injection:
+    """The codec's prefix of the right message."""
+    return Injection(None, list(material.prefixes_EKD), material.trained.config.place)
+
+
+def null(material: Material) -> Injection:
+    """True zeros in the slots; not decode(0), whose bias leaks."""
+    return Injection(None, list(torch.zeros_like(material.prefixes_EKD)), material.trained.config.place)
+
+
+def random(material: Material) -> Injection:
+    """The codec's decode of latents drawn from N(0, 1)."""
+    codec = material.trained
+    latent_EKD = material.noise((codec.config.k, codec.width), stream=1)
+    with torch.no_grad():
+        return Injection(None, list(codec.decode(latent_EKD).prefix_BKD), codec.config.place)
+
+
+def shuffle(material: Material) -> Injection:
+    """The codec's prefix of another episode's message."""
+    partners = derangement(material.episodes)
+    return Injection(None, list(material.prefixes_EKD[partners]), material.trained.config.place, partners)
+
+
+def constant(material: Material) -> Injection:
+    """A trained prefix with no content: the ceiling of mere priming."""
+    assert material.constant is not None, "the condition constant needs a trained content-free codec"
+    prefixes_EKD = material.encode(material.constant, "prefix_BKD")
+    return Injection(None, list(prefixes_EKD), material.constant.config.place)
+
+
+def mean(material: Material) -> Injection:
+    """The mean prefix of the split."""
+    prefixes_EKD = material.prefixes_EKD
+    means_EKD = prefixes_EKD.mean(0, keepdim=True).expand_as(prefixes_EKD)
+    return Injection(None, list(means_EKD), material.trained.config.place)
+
+
+def matched(material: Material) -> Injection:
+    """Gaussian prefixes with the mean and covariance of the split's.
+
+    mean + (w / sqrt(E)) (X - mean), w ~ N(0, I_E), has exactly the sample covariance of X and needs no
+    factorisation of it.
+    """
+    prefixes_EKD = material.prefixes_EKD
+    centre_KD = prefixes_EKD.mean(0)
+    weights_EE = material.noise((len(prefixes_EKD),), stream=2) / len(prefixes_EKD) ** 0.5
+    drawn_EKD = centre_KD + torch.einsum("ef,fkd->ekd", weights_EE, prefixes_EKD - centre_KD)
+    return Injection(None, list(drawn_EKD), material.trained.config.place)
+
+
+def p0(material: Material) -> Injection:
+    """No slots, no message."""
+    return Injection([""] * len(material.episodes), None, "message")
+
+
+def p1(material: Material) -> Injection:
+    """The full message as text."""
+    return Injection([episode.message for episode in material.episodes], None, "message")
+
+
+def identity(material: Material) -> Injection:
+    """The message's own token embeddings in the slots, as many as it has tokens: must equal P1."""
+    receiver = material.receiver
+    rows = [receiver.tokens(episode.message) for episode in material.episodes]
+    vectors = [receiver.embedding_ND[torch.tensor(row, device=receiver.device)] for row in rows]
+    return Injection(None, vectors, "message")
+
+
+def text_bytes(material: Material, limit: int) -> Injection:
+    """The message as text, cut to its first `limit` bytes: the rate-distortion rival."""
+    cut = [episode.message.encode()[:limit].decode(errors="ignore") for episode in material.episodes]
+    return Injection(cut, None, "message")
+
+
+def scale_gate(material: Material, gate: float) -> Injection:
+    """The right message's prefix at another scale: `gate` times the mean token-embedding norm."""
+    codec = material.trained
+    with torch.no_grad():
+        prefix_EKD = codec.decode(material.latents_EKD, gate).prefix_BKD
+    return Injection(None, list(prefix_EKD), codec.config.place)
+
+
+class Condition(NamedTuple):
+    """A condition and what its rows depend on: a checkpoint; only its k and place (slots); or neither."""
+
+    inject: Callable[[Material], Injection]
+    depends: Literal["checkpoint", "slots", "receiver"]
+
+
+CONDITIONS: dict[str, Condition] = {
+    "normal": Condition(normal, "checkpoint"),
+    "null": Condition(null, "slots"),
+    "random": Condition(random, "checkpoint"),
+    "shuffle": Condition(shuffle, "checkpoint"),
+    "P0": Condition(p0, "receiver"),
+    "P1": Condition(p1, "receiver"),
+    "identity": Condition(identity, "receiver"),
+    "constant": Condition(constant, "slots"),
+    "mean": Condition(mean, "checkpoint"),
+    "matched": Condition(matched, "checkpoint"),
+}
+
+
+def condition(name: str) -> Condition:
+    """A condition by name; `text-16` and `scale_gate=0.5` carry their parameter in it.
+
+    Raises:
+        UserError: no such condition.
+    """
+    if name in CONDITIONS:
+        return CONDITIONS[name]
+    head, _, tail = name.partition("-" if name.startswith("text-") else "=")
+    if head == "text" and tail.isdecimal() and int(tail) > 0:
+        return Condition(lambda material: text_bytes(material, int(tail)), "receiver")
+    if head == "scale_gate":
+        try:
+            gate = float(tail)
+        except ValueError:
+            gate = -1.0
+        if 0 <= gate < float("inf"):
+            return Condition(lambda material: scale_gate(material, gate), "checkpoint")
+    raise UserError(
+        f"--conditions: {name!r} does not exist; use some of {', '.join(CONDITIONS)}, text-16, scale_gate=0.5"
+    )

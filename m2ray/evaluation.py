@@ -1,0 +1,197 @@
+"""One checkpoint x conditions x episodes -> rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from m2ray.codec import Codec
+from m2ray.command import UserError
+from m2ray.conditions import Injection, Material, condition, derangement
+from m2ray.config import EvaluationConfig
+from m2ray.losses import answer_nll
+from m2ray.receiver import Receiver
+from m2ray.task import Episode, verify
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Whose rows these are: a trained configuration's checkpoint."""
+
+    config: str
+    seed: int
+    checkpoint: str
+    step: int
+    params: str
+
+
+def condition_names(config: EvaluationConfig) -> list[str]:
+    """All conditions a configuration asks for, the parametrised ones spelled out."""
+    texts = [f"text-{limit}" for limit in config.text_bytes]
+    gates = [f"scale_gate={gate:g}" for gate in config.scale_gates]
+    return [*config.conditions, *texts, *gates]
+
+
+def evaluate(
+    receiver: Receiver,
+    episodes: Sequence[Episode],
+    split: str,
+    names: Sequence[str],
+    config: EvaluationConfig,
+    subject: Subject | None = None,
+    codec: Codec | None = None,
+    constant: Codec | None = None,
+) -> pd.DataFrame:
+    """Play every episode under every condition named.
+
+    Args:
+        receiver: Agent B.
+        episodes: Of one level; the same for all conditions.
+        split: Their split's name, for the rows.
+        names: Conditions, see `m2ray.conditions`.
+        config: Decoding.
+        subject: Whose checkpoint; None where no condition depends on one.
+        codec: The checkpoint.
+        constant: A trained content-free codec of the same k and place, for the condition `constant`.
+
+    Returns:
+        Rows with the columns of `m2ray.rows`. Rows of conditions that do not depend on the checkpoint carry
+        no configuration, so that other checkpoints reuse them.
+    """
+    check_no_leak(receiver, episodes)
+    material = Material(receiver, episodes, codec, constant, config.batch_size)
+    frames = []
+    for name in names:
+        kind = condition(name)
+        injection = kind.inject(material)
+        if name == "null":
+            check_null(injection)
+        answers, nll_E = play(receiver, episodes, injection, config)
+        outcomes = [verify(e, text, receiver.style.answer) for e, text in zip(episodes, answers, strict=True)]
+        own = subject if kind.depends == "checkpoint" else None
+        slots = codec.config if codec is not None and kind.depends != "receiver" else None
+        columns: dict[str, Any] = {
+            "config": own.config if own else "",
+            "seed": own.seed if own else -1,
+            "checkpoint": own.checkpoint if own else "",
+            "step": own.step if own else 0,
+            "receiver": receiver.digest,
+            "task": episodes[0].level.name,
+            "split": split,
+            "k": slots.k if slots else 0,
+            "place": slots.place if slots else "",
+            "decoding": config.decoding,
+            "condition": name,
+            "episode": [e.seed for e in episodes],
+            "partner": [episodes[i].seed for i in injection.partners] if injection.partners else -1,
+            "success": [o.success for o in outcomes],
+            "parsed": [o.parsed for o in outcomes],
+            "partial": [o.partial for o in outcomes],
+            "nll": nll_E.tolist(),
+            "answer": answers,
+            "params": own.params if own else "",
+        }
+        frames.append(pd.DataFrame(columns))
+    rows: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return rows
+
+
+def play(
+    receiver: Receiver, episodes: Sequence[Episode], injection: Injection, config: EvaluationConfig
+) -> tuple[list[str], Tensor]:
+    """B's answers, and the nats per value that it gives the solutions left, [E]."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(episodes)):
+        groups[len(injection.prefixes[i]) if injection.prefixes is not None else 0].append(i)
+    answers = [""] * len(episodes)
+    nll_E = torch.zeros(len(episodes))
+    for slots, members in groups.items():
+        for start in range(0, len(members), config.batch_size):
+            picked = members[start : start + config.batch_size]
+            batch = [episodes[i] for i in picked]
+            texts: list[str] | int = slots
+            prefix_BKD = None
+            if injection.prefixes is not None:
+                prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
+            elif injection.texts is not None:
+                texts = [injection.texts[i] for i in picked]
+            decoded = receiver.decode(
+                batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
+            )
+            for i, text in zip(picked, decoded, strict=True):
+                answers[i] = text
+            nll_E[picked] = value_nll(receiver, batch, texts, prefix_BKD, injection.place).cpu()
+    return answers, nll_E
+
+
+@torch.no_grad()
+def value_nll(
+    receiver: Receiver, batch: Sequence[Episode], texts: Sequence[str] | int, prefix_BKD: Tensor | None, place: Any
+) -> Tensor:
+    """Mean cross-entropy per answer value against a perfect reasoner's distribution, [B], in nats."""
+    frame = receiver.frame(batch[0].level)
+    logits_BAW = receiver.logits(receiver.layout(batch, texts, place), prefix_BKD, len(frame.ids_A))
+    nll_BA = answer_nll(logits_BAW, frame, receiver.targets(batch))
+    return nll_BA[:, frame.places_V.to(nll_BA.device)].mean(dim=1)
+
+
+@torch.no_grad()
+def search_score(
+    receiver: Receiver, codec: Codec, episodes: Sequence[Episode], batch_size: int
+) -> dict[str, float]:
+    """The searcher's objective while training goes on: `m2ray.rows.paired_gain` without decoding.
+
+    Returns:
+        score: the smaller of the two paired gains, nats per value; gain_null and gain_shuffle; nll.
+    """
+    material = Material(receiver, episodes, codec, None, batch_size)
+    prefixes_EKD, place = material.prefixes_EKD, codec.config.place
+    partners = derangement(episodes)
+    totals = {"normal": 0.0, "shuffle": 0.0, "P0": 0.0}
+    for start in range(0, len(episodes), batch_size):
+        chunk = slice(start, start + batch_size)
+        batch, k = episodes[chunk], codec.config.k
+        for name, texts, prefix_BKD in (
+            ("normal", k, prefixes_EKD[chunk]),
+            ("shuffle", k, prefixes_EKD[partners[chunk]]),
+            ("P0", [""] * len(batch), None),
+        ):
+            totals[name] += float(value_nll(receiver, batch, texts, prefix_BKD, place).sum())
+    nll = {name: total / len(episodes) for name, total in totals.items()}
+    gains = {name: nll[name] - nll["normal"] for name in ("P0", "shuffle")}
+    return {
+        "score": min(gains.values()),
+        "gain_P0": gains["P0"],
+        "gain_shuffle": gains["shuffle"],
+        "nll": nll["normal"],
+    }
+
+
+def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:
+    """B's token ids must be the same whatever the message says: it can reach B only through the slots.
+
+    Raises:
+        UserError: they are not (a prompt style that writes the message outside its place).
+    """
+    shifted = [*episodes[1:], episodes[0]]
+    for episode, other in zip(episodes, shifted, strict=True):
+        swapped = replace(episode, sender=other.sender, message=other.message)
+        if receiver.prompt(episode) != receiver.prompt(swapped):
+            raise UserError(f"receiver {receiver.name}: its prompt style leaks the message; mend the style")
+
+
+def check_null(injection: Injection) -> None:
+    """Null must be exact zeros: decode(0) once leaked through a LayerNorm bias, and made a baseline invalid.
+
+    Raises:
+        RuntimeError: it is not.
+    """
+    assert injection.prefixes is not None
+    if any(bool(prefix_KD.any()) for prefix_KD in injection.prefixes):
+        raise RuntimeError("condition null injected something other than zeros")
