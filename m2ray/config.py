@@ -288,6 +288,9 @@ class EvaluationConfig(Strict):
     temperature: NonNegative = 0.0
     max_new_tokens: Count = 128
     batch_size: Count = 250
+    constant_samples: Annotated[
+        int, Field(ge=64, description="episodes that train the condition constant's prefix")
+    ] = 6400
     conditions: list[str] = [
         "normal",
         "null",

@@ -142,18 +142,17 @@ def value_nll(
 
 
 @torch.no_grad()
-def search_score(
-    receiver: Receiver, codec: Codec, episodes: Sequence[Episode], batch_size: int
-) -> dict[str, float]:
+def search_score(receiver: Receiver, codec: Codec, episodes: Sequence[Episode], batch_size: int) -> dict[str, Any]:
     """The searcher's objective while training goes on: `m2ray.rows.paired_gain` without decoding.
 
     Returns:
-        score: the smaller of the two paired gains, nats per value; gain_null and gain_shuffle; nll.
+        score: the smaller of the two paired gains, gain_P0 and gain_shuffle, nats per value; nll under the
+        right message, and episode_nll, the same episode by episode.
     """
     material = Material(receiver, episodes, codec, None, batch_size)
     prefixes_EKD, place = material.prefixes_EKD, codec.config.place
     partners = derangement(episodes)
-    totals = {"normal": 0.0, "shuffle": 0.0, "P0": 0.0}
+    rows: dict[str, list[float]] = {"normal": [], "shuffle": [], "P0": []}
     for start in range(0, len(episodes), batch_size):
         chunk = slice(start, start + batch_size)
         batch, k = episodes[chunk], codec.config.k
@@ -162,14 +161,15 @@ def search_score(
             ("shuffle", k, prefixes_EKD[partners[chunk]]),
             ("P0", [""] * len(batch), None),
         ):
-            totals[name] += float(value_nll(receiver, batch, texts, prefix_BKD, place).sum())
-    nll = {name: total / len(episodes) for name, total in totals.items()}
+            rows[name] += value_nll(receiver, batch, texts, prefix_BKD, place).tolist()
+    nll = {name: sum(values) / len(episodes) for name, values in rows.items()}
     gains = {name: nll[name] - nll["normal"] for name in ("P0", "shuffle")}
     return {
         "score": min(gains.values()),
         "gain_P0": gains["P0"],
         "gain_shuffle": gains["shuffle"],
         "nll": nll["normal"],
+        "episode_nll": rows["normal"],
     }
 
 

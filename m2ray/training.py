@@ -54,7 +54,8 @@ def gather(tensor_B: Tensor) -> Tensor:
 
 def gather_encoded(encoded: Encoded) -> Encoded:
     """The forward pass of the whole batch, from every worker's share."""
-    return Encoded(**{n: None if field is None else gather(field) for n, field in encoded._asdict().items()})
+    rest = [None if field is None else gather(field) for field in encoded[2:]]
+    return Encoded(gather(encoded.prefix_BKD), gather(encoded.latent_BKD), *rest)
 
 
 class Trainee(nn.Module):
@@ -310,7 +311,8 @@ def train(
             }
             if rank == 0:
                 record = {**about, "seed": training_seed, "step": step + 1, "trial": config.model_dump()}
-                codec.save(checkpoint, {**record, "receiver": receiver.name, "metrics": metrics})
+                brief = {name: value for name, value in metrics.items() if name != "episode_nll"}
+                codec.save(checkpoint, {**record, "receiver": receiver.name, "metrics": brief})
                 write_json(folder / "history.json", history)
                 meta = {
                     "settings": settings,

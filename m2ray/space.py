@@ -1,0 +1,240 @@
+"""A search space: which configurations a sweep trains. YAML in, configurations and Optuna suggestions out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import optuna
+from pydantic import Field, field_validator, model_validator
+
+from m2ray.command import UserError
+from m2ray.config import Count, NonNegative, Strict, TrialConfig, load, read_yaml, validate
+
+_CHECK_DRAWS = 64
+
+Scalar = str | int | float | bool | None
+
+
+class Axis(Strict):
+    """One searched key: exactly one of the four kinds, and when it applies."""
+
+    choice: Annotated[list[Scalar] | None, Field(min_length=1)] = None
+    int_: Annotated[tuple[int, int] | None, Field(alias="int", strict=False)] = None
+    uniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    loguniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    when: Annotated[
+        dict[str, list[Scalar]], Field(description="keys and the values under which this applies")
+    ] = {}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Axis:
+        given = [kind for kind in (self.choice, self.int_, self.uniform, self.loguniform) if kind is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of choice, int, uniform, loguniform")
+        for name, bounds in (("int", self.int_), ("uniform", self.uniform), ("loguniform", self.loguniform)):
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{name}: the range {list(bounds)} is empty; write [low, high] with low < high")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError("loguniform: low must be above 0; use uniform or raise it")
+        return self
+
+    def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Scalar:
+        """Ask Optuna for a value."""
+        if self.choice is not None:
+            value: Scalar = trial.suggest_categorical(key, self.choice)
+        elif self.int_ is not None:
+            value = trial.suggest_int(key, *self.int_)
+        elif self.uniform is not None:
+            value = trial.suggest_float(key, *self.uniform)
+        else:
+            assert self.loguniform is not None
+            value = trial.suggest_float(key, *self.loguniform, log=True)
+        return value
+
+    def sample(self) -> list[Scalar]:
+        """Values that stand for all when a space is checked before anything runs."""
+        if self.choice is not None:
+            return list(self.choice)
+        return list(self.int_ or self.uniform or self.loguniform or ())
+
+
+class Point(Strict):
+    """A named configuration that always runs and is always judged on confirm (pre-registered)."""
+
+    use: Annotated[str | None, Field(description="take codec, losses, training from this space's trial")] = None
+    set: Annotated[dict[str, Any], Field(description="dotted keys over the trial's")] = {}
+
+
+class Search(Strict):
+    """How the axes are searched. Optuna sees the search split only, and there a continuous paired score."""
+
+    trials: Annotated[int, Field(ge=0, description="configurations to sample, beyond the points")] = 0
+    seeds: Annotated[list[int], Field(min_length=1, description="training seeds of each; the mean counts")] = [0]
+    startup: Annotated[int, Field(ge=1, description="random configurations before TPE models anything")] = 4
+    sampler_seed: int = 0
+    pruner: Literal["none", "asha", "wilcoxon"] = "none"
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("seeds must be distinct and not negative")
+        return seeds
+
+
+class Judge(Strict):
+    """Who is judged: the best by search score go to select, its best to confirm, with all points."""
+
+    select: Annotated[int, Field(ge=0, description="sampled configurations that go to the select split")] = 4
+    confirm: Annotated[int, Field(ge=0, description="of those, judged once on the confirm split")] = 2
+    gate: Annotated[str | None, Field(description="gate YAML beside this file; default: the reference's")] = None
+
+
+class Resources(Strict):
+    """What one trial and one evaluator ask of Ray."""
+
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: NonNegative = 0
+    accelerator: Annotated[str | None, Field(description="Ray accelerator type, such as A100")] = None
+    evaluators: Count = 1
+    gpus_per_evaluator: NonNegative = 0
+    retries: Annotated[int, Field(ge=0, description="times a died worker's training resumes")] = 1
+
+
+class Space(Strict):
+    """A sweep file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    about: str = ""
+    trial: Annotated[dict[str, Any], Field(description="what all configurations share; see m2ray.train")] = {}
+    points: dict[str, Point] = {}
+    axes: dict[str, Axis] = {}
+    search: Search = Search()
+    judge: Judge = Judge()
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _something(self) -> Space:
+        if self.search.trials and not self.axes:
+            raise ValueError("search.trials: there are no axes to sample; add axes or set it to 0")
+        if not self.search.trials and not self.points:
+            raise ValueError("points: nothing to run; add a point, or axes and search.trials")
+        if self.judge.confirm > self.judge.select:
+            raise ValueError("judge.confirm: more than judge.select; lower it")
+        return self
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key in nested dictionaries, making those on the way."""
+    *path, last = key.split(".")
+    for part in path:
+        if not isinstance(tree.get(part), dict):
+            tree[part] = {}
+        tree = tree[part]
+    tree[last] = value
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, `over` winning."""
+    out = {key: merged(value, {}) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = merged(out[key], value) if both else value
+    return out
+
+
+def fetch(tree: Mapping[str, Any], key: str) -> Any:
+    """A dotted key's value, None where it is not set."""
+    node: Any = tree
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node
+
+
+class Plan:
+    """A space with its file: resolves points and suggestions to configurations."""
+
+    def __init__(self, space: Space, file: Path, overrides: Mapping[str, Any] | None = None) -> None:
+        self.space, self.file = space, file
+        self.base = merged(space.trial, overrides or {})
+        self._overrides = overrides or {}
+        self._check_axes()
+        self.points = {name: self._point(name, point) for name, point in space.points.items()}
+
+    def _check_axes(self) -> None:
+        """Try every choice and every bound of each axis in some of the configurations where it applies.
+
+        Raises:
+            UserError: a value that no training accepts, or an axis that never applies.
+        """
+        if not self.space.axes:
+            return
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        untried = dict(self.space.axes)
+        for _ in range(_CHECK_DRAWS):
+            chosen = self.suggest(study.ask())
+            for key in chosen:
+                axis = untried.pop(key, None)
+                for value in axis.sample() if axis else [chosen[key]]:
+                    tree = merged(self.base, {})
+                    for other, drawn in {**chosen, key: value}.items():
+                        put(tree, other, drawn)
+                    validate(TrialConfig, tree, f"{self.file}: axes.{key} = {value}")
+        for key in untried:
+            raise UserError(f"{self.file}: axes.{key}.when: never holds; mend the keys or values it names")
+
+    def _point(self, name: str, point: Point) -> TrialConfig:
+        where = f"{self.file}: points.{name}"
+        tree = merged(self.base, {})
+        if point.use is not None:
+            other = load(Space, self.file.parent / point.use)
+            for section in ("codec", "losses", "training"):
+                tree[section] = other.trial.get(section, {})
+        for key, value in point.set.items():
+            put(tree, key, value)
+        return validate(TrialConfig, merged(tree, self._overrides), where)
+
+    def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
+        """Ask Optuna for each axis that applies, in file order.
+
+        Returns:
+            The suggested keys and values.
+        """
+        tree, chosen = merged(self.base, {}), {}
+        for key, axis in self.space.axes.items():
+            if all(fetch(tree, other) in wanted for other, wanted in axis.when.items()):
+                chosen[key] = axis.suggest(trial, key)
+                put(tree, key, chosen[key])
+        return chosen
+
+    def config(self, chosen: Mapping[str, Scalar]) -> TrialConfig:
+        """The configuration that suggested values make."""
+        tree = merged(self.base, {})
+        for key, value in chosen.items():
+            put(tree, key, value)
+        return validate(TrialConfig, tree, f"{self.file}: axes {dict(chosen)}")
+
+    def distributions(self, chosen: Mapping[str, Scalar]) -> dict[str, optuna.distributions.BaseDistribution]:
+        """Optuna's distributions of the keys of a past suggestion, to tell a fresh study about it."""
+        recorder = optuna.trial.FixedTrial(dict(chosen))
+        self.suggest(recorder)
+        return dict(recorder.distributions)
+
+
+def name_of(config: TrialConfig) -> str:
+    """A sampled configuration's name: what it is and four bytes of what exactly it is."""
+    text = json.dumps(config.model_dump(exclude={"evaluation", "splits"}), sort_keys=True)
+    return f"{config.codec.encoder}-k{config.codec.k}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def load_plan(file: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
+    """Read and check a space file, every value of every axis included.
+
+    Raises:
+        UserError: names file, key and mend.
+    """
+    return Plan(validate(Space, read_yaml(file), str(file)), file, overrides)
