@@ -163,7 +163,14 @@ class Plan:
         self.base = merged(space.trial, overrides or {})
         self._overrides = overrides or {}
         self._check_axes()
-        self.points = {name: self._point(name, point) for name, point in space.points.items()}
+        self.points: dict[str, TrialConfig] = {
+            name: self._point(name, point) for name, point in space.points.items()
+        }
+
+    @property
+    def example(self) -> TrialConfig:
+        """A configuration that stands for all where only what they share is asked: task, splits, receiver."""
+        return next(iter(self.points.values()), None) or validate(TrialConfig, self.base, f"{self.file}: trial")
 
     def _check_axes(self) -> None:
         """Try every choice and every bound of each axis in some of the configurations where it applies.
@@ -231,10 +238,20 @@ def name_of(config: TrialConfig) -> str:
     return f"{config.codec.encoder}-k{config.codec.k}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def load_plan(file: Path, overrides: Mapping[str, Any] | None = None) -> Plan:
-    """Read and check a space file, every value of every axis included.
+def load_plan(
+    file: Path, overrides: Mapping[str, Any] | None = None, search: Mapping[str, Any] | None = None
+) -> Plan:
+    """Read and check a space file, every choice and bound of every axis included.
+
+    Args:
+        file: The YAML.
+        overrides: Over every configuration, the points' too.
+        search: Over the file's `search`.
 
     Raises:
         UserError: names file, key and mend.
     """
-    return Plan(validate(Space, read_yaml(file), str(file)), file, overrides)
+    data = read_yaml(file)
+    if search:
+        data = merged(data, {"search": search})
+    return Plan(validate(Space, data, str(file)), file, overrides)

@@ -104,21 +104,25 @@ def success(receiver: Receiver, played: Sequence[Episode], with_message: bool) -
     return solved
 
 
-def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file: Path) -> None:
-    """Optimise the receiver; with a state file from an interrupted run, go on from there."""
+def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file: Path) -> list[str]:
+    """Optimise the receiver; with a state file from an interrupted or shorter run, go on from there.
+
+    Returns:
+        The commands, in order, that made it what it is.
+    """
     model = receiver.model
     trained = [p for n, p in model.named_parameters() if not args.lora or "lora_" in n]
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
-    steps, first = args.samples // args.batch, 0
-    settings = {k: str(v) for k, v in sorted(vars(args).items()) if k not in ("resume", "out")}
+    steps, first, commands = args.samples // args.batch, 0, [args.command]
+    settings = {k: str(v) for k, v in sorted(vars(args).items()) if k not in ("resume", "out", "samples", "command")}
     if args.resume and resume_file.is_file():
         tensors, meta = load_tensors(resume_file)
         if meta["settings"] != settings:
             raise UserError(f"{resume_file}: made with other settings; repeat them or remove the file")
         restore_training(tensors, model, optimizer)
-        first = meta["step"]
+        first, commands = meta["step"], [*meta.get("commands", []), args.command]
     started, mean_loss = time.time(), 0.0
     for step in range(first, steps):
         warm = min(1.0, (step + 1) / 200)
@@ -145,8 +149,10 @@ def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file
                 flush=True,
             )
         if (step + 1) % args.save_every == 0 or step + 1 == steps:
-            save_tensors(resume_file, training_tensors(model, optimizer), {"step": step + 1, "settings": settings})
+            meta = {"step": step + 1, "settings": settings, "commands": commands}
+            save_tensors(resume_file, training_tensors(model, optimizer), meta)
     model.requires_grad_(False)
+    return commands
 
 
 def main(argv: Sequence[str]) -> int:
@@ -167,8 +173,9 @@ def main(argv: Sequence[str]) -> int:
         "--held-out", type=int, default=1000, help="held-out episodes that P0 and P1 are measured on"
     )
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint; with more --samples, for longer")
     args = parser.parse_args(argv)
+    args.command = shlex.join(["python", "scripts/train_receiver.py", *argv])
     if args.lora and not args.base:
         raise UserError("--lora: adapts a pretrained model; name one with --base")
     size = level(args.level)
@@ -177,7 +184,7 @@ def main(argv: Sequence[str]) -> int:
     )
     receiver.model.to(default_device())
     resume_file = args.out.with_name(args.out.name + ".training.safetensors")
-    train(receiver, size, args, resume_file)
+    commands = train(receiver, size, args, resume_file)
     if args.lora:
         receiver.model = receiver.model.merge_and_unload()
 
@@ -194,7 +201,7 @@ def main(argv: Sequence[str]) -> int:
         "samples": len(seen),
         "parameters": sum(p.numel() for p in receiver.model.parameters()),
         "held_out": {"part": "search", "seeds": f"0:{args.held_out}"},
-        "command": shlex.join(["python", "scripts/train_receiver.py", *argv]),
+        "commands": commands,
     }
     from m2ray.stats import wilson
 
@@ -236,7 +243,9 @@ A frozen causal LM ({card["parameters"]:,} parameters) that answers the split-in
 
 Held-out episodes: part `{card["held_out"]["part"]}`, seeds {card["held_out"]["seeds"]}, greedy decoding.
 
-Made by `{card["command"]}`; digest {digest}.
+Digest {digest}. Made by, in this order:
+
+{chr(10).join("    " + command for command in card["commands"])}
 """
 
 

@@ -1,0 +1,58 @@
+"""`python -m m2ray.train CONFIG.yaml`: train one configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from m2ray.command import DONE, Parser, UserError, run
+from m2ray.config import TrialConfig, load
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train, print an epoch a line, and say how to evaluate the checkpoint."""
+    parser = Parser(prog="python -m m2ray.train", description="Train one codec.")
+    parser.add_argument("config", type=Path, help="YAML with the keys of `trial` in a search space")
+    parser.add_argument("--seed", type=int, default=0, help="training seed")
+    parser.add_argument("--out", type=Path, help="folder; default: results/train/<name of the file>")
+    parser.add_argument("--resume", action="store_true", help="go on from the last epoch in the folder")
+    args = parser.parse_args(argv)
+    config = load(TrialConfig, args.config)
+    name = args.config.stem
+    folder = (args.out or Path("results/train") / name).resolve() / f"seed-{args.seed}"
+    if folder.exists() and not args.resume:
+        raise UserError(f"{folder}: already there; go on with --resume, or choose another --out")
+
+    from m2ray.receiver import load_receiver
+    from m2ray.training import TrainingFailed, train
+
+    def report(metrics: dict[str, Any], checkpoint: Path) -> None:
+        print(
+            f"epoch {metrics['epoch']}/{config.training.epochs}  k {metrics['k']}  loss {metrics['loss']:.3f}  "
+            f"score {metrics['score']:+.3f} nats  shuffle gap {metrics.get('shuffle_gap', float('nan')):.3f}  "
+            f"prefix cosine {metrics['prefix_cosine']:.3f}  {metrics['seconds']:.0f} s"
+            + ("  COLLAPSED: ignores its message" if metrics["collapsed"] else ""),
+            flush=True,
+        )
+
+    about = {"config": name, "params": {}}
+    try:
+        if config.workers > 1:
+            from m2ray import cluster
+            from m2ray.space import Resources
+
+            cluster.start(None, nested=True)
+            cluster.train_distributed(config, args.seed, folder, about, Resources())
+            cluster.stop()
+        else:
+            train(config, args.seed, load_receiver(config.receiver), folder, report, about)
+    except TrainingFailed as error:
+        raise UserError(f"{args.config}: training.lr: {error}") from None
+    checkpoint = folder / f"epoch-{config.training.epochs:02d}"
+    print(f"checkpoint: {checkpoint}\nnext: python -m m2ray.evaluate {checkpoint} --split search")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)
