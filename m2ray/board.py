@@ -40,9 +40,10 @@ class Board:
         row = self._rows.setdefault(name, {"epochs": 0})
         row.update(metrics, epochs=int(metrics.get("progress", metrics.get("epoch", 0))), state="training")
         collapsed = "  COLLAPSED: ignores its message" if metrics.get("collapsed") else ""
+        gap = metrics.get("shuffle_gap", float("nan"))
         self._say(
             f"{name}: epoch {row['epochs']}/{self._epochs_of(row)}  k {metrics.get('k')}  "
-            f"score {metrics['score']:+.3f} nats  shuffle gap {metrics.get('shuffle_gap', float('nan')):.3f}{collapsed}"
+            f"score {metrics['score']:+.3f} nats  shuffle gap {gap:.3f}{collapsed}"
         )
 
     def ended(self, name: str, cause: str) -> None:

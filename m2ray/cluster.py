@@ -293,7 +293,16 @@ class Observer(Protocol):
         """Called often, between anything else."""
 
 
-class _Searcher(Searcher):
+class _Unsaved:
+    """Tune pickles searchers and callbacks to restore a run from. A sweep resumes from its own journal instead,
+    which is exact at any moment, so what they refer to stays out of the pickle.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_Unsaved, Searcher):
     """Tune's view of a proposer."""
 
     def __init__(self, proposer: Proposer) -> None:
@@ -317,13 +326,15 @@ class _Searcher(Searcher):
         self._proposer.finished(self._names.pop(trial_id), score, cause)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: a sweep resumes from its own journal, which is exact at any moment."""
+        """Nothing to save: see `_Unsaved`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save`."""
+        """Nothing to restore: see `_Unsaved`."""
 
 
-class _Watch(ray.tune.Callback):
+class _Watch(_Unsaved, ray.tune.Callback):
+    """Tune's view of an observer."""
+
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
 

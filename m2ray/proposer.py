@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ import optuna
 from m2ray.config import TrialConfig
 from m2ray.space import Plan, Scalar, fetch, name_of
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+# TPE's grouping of conditional keys is what a space with `when` needs; it has been experimental since 2021.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 # Columns of the board besides the searched keys.
 PARAMS = (

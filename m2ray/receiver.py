@@ -120,17 +120,17 @@ class Receiver:
     @property
     def device(self) -> torch.device:
         """Where its weights are."""
-        return next(self.model.parameters()).device  # type: ignore[no-any-return]
+        return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of its weights."""
-        return next(self.model.parameters()).dtype  # type: ignore[no-any-return]
+        return next(self.model.parameters()).dtype
 
     @property
     def embedding_ND(self) -> Tensor:
         """Token-embedding matrix, [vocabulary, D]."""
-        return self.model.get_input_embeddings().weight  # type: ignore[no-any-return]
+        return self.model.get_input_embeddings().weight
 
     @property
     def width(self) -> int:
@@ -253,9 +253,9 @@ class Receiver:
         """Input embeddings [B, T, D] of a layout, its open slots filled with the prefix."""
         embeds_BTD = self.model.get_input_embeddings()(layout.ids_BT)
         if prefix_BKD is None or layout.slots_BK.shape[1] == 0:
-            return embeds_BTD  # type: ignore[no-any-return]
+            return embeds_BTD
         rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
-        return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))  # type: ignore[no-any-return]
+        return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
 
     def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
         """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer.
@@ -265,7 +265,7 @@ class Receiver:
         states_BTD = self.model.get_decoder()(inputs_embeds=self.embed(layout, prefix_BKD), use_cache=False)[0]
         predict_BA = layout.answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
         rows_B1 = torch.arange(len(states_BTD), device=self.device)[:, None]
-        return self.model.get_output_embeddings()(states_BTD[rows_B1, predict_BA])  # type: ignore[no-any-return]
+        return self.model.get_output_embeddings()(states_BTD[rows_B1, predict_BA])
 
     def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
         """What a perfect reasoner writes, who holds the message or B's half only.

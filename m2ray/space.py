@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from m2ray.command import UserError
 from m2ray.config import Count, NonNegative, Strict, TrialConfig, load, read_yaml, validate
 
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 _CHECK_DRAWS = 64
 
 Scalar = str | int | float | bool | None

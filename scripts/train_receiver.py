@@ -29,6 +29,7 @@ from m2ray.command import DONE, Parser, UserError, run
 from m2ray.losses import answer_nll
 from m2ray.receiver import CARD, Receiver, default_device, load_receiver
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors, write_json
+from m2ray.stats import wilson
 from m2ray.task import Episode, Level, draw, episodes, level, verify
 
 FIRST_SEED = 10_000_000
@@ -116,7 +117,9 @@ def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
     steps, first, commands = args.samples // args.batch, 0, [args.command]
-    settings = {k: str(v) for k, v in sorted(vars(args).items()) if k not in ("resume", "out", "samples", "command")}
+    settings = {
+        k: str(v) for k, v in sorted(vars(args).items()) if k not in ("resume", "out", "samples", "command")
+    }
     if args.resume and resume_file.is_file():
         tensors, meta = load_tensors(resume_file)
         if meta["settings"] != settings:
@@ -135,7 +138,7 @@ def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file
         with torch.autocast(receiver.device.type, torch.bfloat16):
             loss = batch_loss(receiver, batch, (chance < args.withhold).tolist())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         if not math.isfinite(loss.item()):
@@ -145,7 +148,8 @@ def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file
             rate = (step + 1 - first) / (time.time() - started)
             left = (steps - step - 1) / rate / 60
             print(
-                f"step {step + 1}/{steps}  loss {mean_loss:.4f}  {rate * args.batch:.0f} samples/s  {left:.1f} min left",
+                f"step {step + 1}/{steps}  loss {mean_loss:.4f}  {rate * args.batch:.0f} samples/s  "
+                f"{left:.1f} min left",
                 flush=True,
             )
         if (step + 1) % args.save_every == 0 or step + 1 == steps:
@@ -173,7 +177,9 @@ def main(argv: Sequence[str]) -> int:
         "--held-out", type=int, default=1000, help="held-out episodes that P0 and P1 are measured on"
     )
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint; with more --samples, for longer")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint; with more --samples, for longer"
+    )
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", "scripts/train_receiver.py", *argv])
     if args.lora and not args.base:
@@ -203,7 +209,6 @@ def main(argv: Sequence[str]) -> int:
         "held_out": {"part": "search", "seeds": f"0:{args.held_out}"},
         "commands": commands,
     }
-    from m2ray.stats import wilson
 
     for name, count in solved.items():
         low, high = wilson(count, args.held_out)
@@ -213,9 +218,8 @@ def main(argv: Sequence[str]) -> int:
     digest = load_receiver(str(args.out), device="cpu").digest
     (args.out / "README.md").write_text(model_card(card, digest, args.base))
     resume_file.unlink()
-    print(
-        f"P1 {solved['P1']}/{args.held_out}  P0 {solved['P0']}/{args.held_out}  digest {digest}  saved in {args.out}"
-    )
+    measured = "  ".join(f"{name} {count}/{args.held_out}" for name, count in solved.items())
+    print(f"{measured}  digest {digest}  saved in {args.out}")
     return DONE
 
 

@@ -1,0 +1,182 @@
+"""Codecs: shapes, on-manifold start, calibration, quantiser, what is saved is what is loaded."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from m2ray.codec import ENCODERS, Codec, Quantiser, load_codec, segment_shares
+from m2ray.command import UserError
+from m2ray.config import CodecConfig
+from m2ray.receiver import Receiver
+from m2ray.task import episodes, level
+
+EASY = level("easy")
+MESSAGES = [episode.message for episode in episodes(EASY, range(6), "train")]
+
+
+def make(receiver: Receiver, **settings: object) -> Codec:
+    torch.manual_seed(0)
+    defaults: dict[str, object] = {"width": 32, "k": 5, "lora_rank": 2}
+    return Codec(CodecConfig.model_validate({**defaults, **settings}), receiver)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("calibration", ["norm", "layernorm"])
+@pytest.mark.parametrize("bottleneck", ["none", "vq"])
+def test_every_codec_gives_finite_prefixes_and_gradients(tiny, encoder, calibration, bottleneck):
+    codec = make(tiny, encoder=encoder, calibration=calibration, bottleneck=bottleneck, codebook=16, groups=2)
+    encoded = codec(tiny.read(MESSAGES))
+    assert encoded.prefix_BKD.shape == (6, 5, tiny.width)
+    encoded.prefix_BKD.square().mean().backward()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in codec.parameters())
+    assert all(p.grad is None for p in tiny.model.parameters())
+
+
+@pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "constant"])
+def test_the_prefix_of_a_message_does_not_depend_on_its_batch(tiny, encoder):
+    codec = make(tiny, encoder=encoder).eval()
+    together = codec(tiny.read(MESSAGES)).prefix_BKD
+    for i, message in enumerate(MESSAGES):
+        torch.testing.assert_close(codec(tiny.read([message])).prefix_BKD[0], together[i], atol=1e-5, rtol=1e-4)
+
+
+def test_constant_is_content_free_and_the_others_are_not(tiny):
+    for encoder in ENCODERS:
+        prefix = make(tiny, encoder=encoder).eval()(tiny.read(MESSAGES)).prefix_BKD
+        assert torch.equal(prefix[0], prefix[1]) == (encoder == "constant")
+
+
+def test_segments_start_on_the_embedding_manifold(tiny):
+    """With as many slots as tokens the untrained codec is the identity, up to the norm."""
+    codec = make(tiny, scale_gate=1.5)
+    ids = tiny.tokens(MESSAGES[0])
+    prefix_KD = codec(tiny.read([MESSAGES[0]]), k=len(ids)).prefix_BKD[0]
+    own_KD = tiny.embedding_ND[torch.tensor(ids)]
+    assert torch.cosine_similarity(prefix_KD, own_KD).min() > 0.9999
+    torch.testing.assert_close(prefix_KD.norm(dim=1), torch.full((len(ids),), 1.5 * tiny.embedding_norm))
+
+
+@pytest.mark.parametrize("k", [1, 3, 7, 30])
+def test_every_token_is_in_exactly_one_segment(k):
+    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
+    shares = segment_shares(mask, k)
+    assert torch.equal(shares.sum(1), mask.float())
+    order = shares[0].argmax(0)
+    assert (order[1:] >= order[:-1]).all()
+
+
+def test_the_attempts_calibration_has_its_norm_and_gate(tiny):
+    codec = make(tiny, encoder="last_token", calibration="layernorm", scale_gate=0.5)
+    norms = codec(tiny.read(MESSAGES)).prefix_BKD.norm(dim=-1)
+    # LayerNorm gives sqrt(D), times mean norm / sqrt(D), times the gate
+    torch.testing.assert_close(norms, torch.full_like(norms, 0.5 * tiny.embedding_norm), rtol=1e-2, atol=1e-4)
+    assert codec.scale_gate.requires_grad
+    assert not codec.decode(torch.randn(2, 5, tiny.width), 0.0).prefix_BKD.any()
+
+
+def test_memory_leaves_the_receiver_as_it_was(tiny):
+    before = {name: tensor.clone() for name, tensor in tiny.model.state_dict().items()}
+    codec = make(tiny, encoder="memory")
+    for parameter in codec.encoder.up.values():
+        torch.nn.init.ones_(parameter)
+    reading = tiny.read(MESSAGES)
+    codec(reading)
+    after = tiny.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(tiny.read(MESSAGES).states_BTD, reading.states_BTD)
+
+
+def test_quantiser_is_straight_through_and_revives_dead_codes(tiny):
+    config = CodecConfig(bottleneck="vq", codebook=8, groups=2)
+    torch.manual_seed(0)
+    quantiser = Quantiser(config, tiny)
+    latent = torch.randn(64, 3, tiny.width)
+    for _ in range(200):
+        quantised, codes, probs = quantiser(latent, lambda t: t)
+    assert codes.shape == (64, 3, 2)
+    torch.testing.assert_close(probs.sum(-1), torch.ones(64, 3, 2))
+    used = [len(codes[..., group].unique()) for group in range(2)]
+    assert min(used) >= 7
+    # a quantised vector is a codebook entry, and quantising again changes nothing
+    quantiser.eval()
+    again, codes_again, _ = quantiser(quantised, lambda t: t)
+    torch.testing.assert_close(again, quantised)
+    # nearest code, by brute force
+    parts = latent.reshape(64, 3, 2, -1)
+    eval_codes = quantiser(latent, lambda t: t)[1]
+    for group in range(2):
+        nearest = torch.cdist(parts[:, :, group].flatten(0, 1), quantiser.codes_GCE[group]).argmin(1).view(64, 3)
+        assert torch.equal(nearest, eval_codes[..., group])
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_saved_is_loaded(tiny, tmp_path, encoder):
+    codec = make(tiny, encoder=encoder, bottleneck="vq", codebook=8).eval()
+    codec.save(tmp_path, {"config": "c", "seed": 0, "step": 1})
+    loaded = load_codec(tmp_path, tiny)
+    reading = tiny.read(MESSAGES)
+    assert torch.equal(codec(reading).prefix_BKD, loaded(reading).prefix_BKD)
+    assert loaded.digest == codec.digest
+    assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.pkl"))
+
+
+class TestBadCheckpoints:
+    @pytest.fixture
+    def saved(self, tiny, tmp_path):
+        make(tiny).save(tmp_path, {})
+        return tmp_path
+
+    def change(self, folder, **changes):
+        record = json.loads((folder / "config.json").read_text())
+        for key, value in changes.items():
+            node = record
+            *path, last = key.split("__")
+            for part in path:
+                node = node[part]
+            node[last] = value
+        (folder / "config.json").write_text(json.dumps(record))
+
+    def test_truncated(self, tiny, saved):
+        file = saved / "codec.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(UserError, match=r"codec.safetensors: truncated"):
+            load_codec(saved, tiny)
+
+    def test_of_another_receiver(self, tiny, saved):
+        self.change(saved, receiver_digest="0" * 16)
+        with pytest.raises(UserError, match="receiver_digest: trained with receiver 0000"):
+            load_codec(saved, tiny)
+
+    def test_of_another_k(self, tiny, tmp_path):
+        make(tiny, encoder="resampler").save(tmp_path, {})
+        self.change(tmp_path, codec__k=9)
+        with pytest.raises(UserError, match="does not fit config.json"):
+            load_codec(tmp_path, tiny)
+
+    def test_of_another_k_where_any_k_fits(self, tiny, saved):
+        self.change(saved, codec__k=9)
+        with pytest.raises(UserError, match="digest: weights or settings were changed"):
+            load_codec(saved, tiny)
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", '{"codec": 1}', '{"a": ' * 5000])
+    def test_hostile_record(self, tiny, saved, text):
+        (saved / "config.json").write_text(text)
+        with pytest.raises(UserError, match="config.json"):
+            load_codec(saved, tiny)
+
+    def test_missing(self, tiny, tmp_path):
+        with pytest.raises(UserError, match=r"no config.json"):
+            load_codec(tmp_path / "nowhere", tiny)
+
+
+def test_k_beyond_the_context_is_refused(tiny):
+    with pytest.raises(UserError, match=r"codec.k: .* use a smaller k"):
+        make(tiny, k=tiny.max_positions)
+
+
+def test_gate_starts_where_it_is_told(tiny):
+    for calibration in ("norm", "layernorm"):
+        gate = make(tiny, calibration=calibration, scale_gate=0.7).scale_gate
+        assert math.isclose(float(gate), 0.7, rel_tol=1e-5)
