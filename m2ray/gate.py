@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,21 @@ class Criterion(Strict):
     def _complete(self) -> Criterion:
         if (self.kind == "lower_bound") == (self.against is not None):
             raise ValueError("lower_bound takes at_least, above or share_of; every other kind takes against")
+        bars = bool(self.above or self.share_of or self.at_least > 0)
+        if bars != (self.kind == "lower_bound"):
+            raise ValueError("lower_bound, and no other kind, needs at_least above 0, above or share_of")
+        if self.min_k > self.max_k:
+            raise ValueError(f"min_k {self.min_k} is above max_k {self.max_k}: it would never apply")
         return self
+
+    def applies(self, k: int) -> bool:
+        """Whether it judges codecs of k slots."""
+        return self.min_k <= k <= self.max_k
+
+    @property
+    def conditions(self) -> list[str]:
+        """The conditions that it compares."""
+        return [self.condition, *self.above, *self.share_of, *([self.against] if self.against else [])]
 
     @property
     def paired(self) -> bool:
@@ -69,10 +84,16 @@ class GateConfig(Strict):
 
 @dataclass(frozen=True)
 class Finding:
-    """A criterion, judged."""
+    """A criterion, judged.
+
+    `measured` against `threshold`: lower_bound and difference_above_zero, the interval's lower bound and the bar;
+    overlap and below, the two shares; same_answers, the share of equal answers and 1; mcnemar, p and alpha.
+    """
 
     gate: GateName
     name: str
+    measured: float
+    threshold: float
     passed: bool
     sentence: str
     p_value: float | None = None
@@ -106,7 +127,7 @@ class Verdict:
     @property
     def reason(self) -> str:
         """The first criterion that fails, with its figures; BACKWARDS where a wrong message beats the right."""
-        failed = [finding.sentence for finding in self.findings if not finding.passed]
+        failed = [f"{f.gate}, {f.name}: {f.sentence}" for f in self.findings if not f.passed]
         backwards = "BACKWARDS: a wrong message does better than the right one; " if self.backwards else ""
         return backwards + failed[0] if failed else "all criteria hold"
 
@@ -121,24 +142,36 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
+def against_bar(low: float, bar: float) -> str:
+    """`12.8% < 30.0%`, with as many decimals as it takes to tell the two apart."""
+    sign = ">=" if low >= bar else "<"
+    digits = next((d for d in range(1, 6) if f"{100 * low:.{d}f}" != f"{100 * bar:.{d}f}"), 1)
+    return f"{100 * low:.{digits}f}% {sign} {100 * bar:.{digits}f}%"
+
+
 def judge_counts(counts: Counts, k: int, gate: GateConfig, rows: pd.DataFrame | None = None) -> Verdict:
     """Judge successes out of n per condition; with rows, also what only paired outcomes can tell.
 
     Raises:
-        UserError: a condition that a criterion names is missing.
+        UserError: a condition that a criterion names is missing or was played on other episodes, or no criterion
+            of the gate can be judged.
     """
-    findings = []
-    for criterion in gate.criteria:
-        if not criterion.min_k <= k <= criterion.max_k or (criterion.paired and rows is None):
-            continue
-        named = [criterion.condition, *criterion.above, *criterion.share_of]
-        for name in [*named, *([criterion.against] if criterion.against else [])]:
+    source = "--counts" if rows is None else "rows"
+    criteria = [c for c in gate.criteria if c.applies(k) and not (c.paired and rows is None)]
+    if not criteria:
+        # An empty list of findings would pass.
+        raise UserError(
+            f"{source}: gate {gate.name}: no criterion can be judged at k = {k}; use another gate or k"
+        )
+    for criterion in criteria:
+        for name in criterion.conditions:
             if name not in counts:
                 raise UserError(
-                    f"{'--counts' if rows is None else 'rows'}: condition {name}: missing, and the criterion "
-                    f"'{criterion.name}' needs it; add it"
+                    f"{source}: condition {name}: missing, and the criterion '{criterion.name}' needs it; add it"
                 )
-        findings.append(_judge_one(criterion, counts, gate.alpha, rows))
+    if rows is not None:
+        outcomes(rows, list(dict.fromkeys(name for c in criteria for name in c.conditions)))
+    findings = [_judge_one(criterion, counts, gate.alpha, rows) for criterion in criteria]
     backwards = {"shuffle", "normal"} <= set(counts) and share(counts["shuffle"]) > share(counts["normal"])
     kept = None
     if rows is not None and {"normal", "P0", "P1"} <= set(counts):
@@ -158,41 +191,43 @@ def _judge_one(criterion: Criterion, counts: Counts, alpha: float, rows: pd.Data
     if criterion.kind == "lower_bound":
         bar = criterion.bar({name: share(count) for name, count in counts.items()})
         low = stats.wilson(*counts[first], alpha).low
-        passed = low >= bar
-        sentence = f"CI_low({first}) = {percent(low)} {'>=' if passed else '<'} {percent(bar)}"
+        measured, threshold, passed = low, bar, low >= bar
+        sentence = f"CI_low({first}) = {against_bar(low, bar)}"
     elif criterion.kind == "overlap":
         one, other = (stats.wilson(*counts[name], alpha) for name in (first, second))
-        passed = one.overlaps(other)
+        measured, threshold, passed = share(counts[first]), share(counts[second]), one.overlaps(other)
         sentence = (
             f"{first} [{percent(one.low)}, {percent(one.high)}] {'overlaps' if passed else 'does not overlap'} "
             f"{second} [{percent(other.low)}, {percent(other.high)}]"
         )
     elif criterion.kind == "below":
-        passed = share(counts[first]) < share(counts[second])
-        sentence = (
-            f"{first} {percent(share(counts[first]))} is {'' if passed else 'not '}below "
-            f"{second} {percent(share(counts[second]))}"
-        )
+        measured, threshold = share(counts[first]), share(counts[second])
+        passed = measured < threshold
+        sentence = f"{first} {percent(measured)} is {'' if passed else 'not '}below {second} {percent(threshold)}"
+        if rows is not None:
+            first_E, second_E = outcomes(rows, [first, second])
+            sentence += f" (McNemar p = {stats.mcnemar(second_E, first_E).p_greater:.2g}, for information)"
     else:
         assert rows is not None
         if criterion.kind == "same_answers":
             ours, theirs = outcomes(rows, [first, second], "answer")
             same = int((ours == theirs).sum())
-            passed = same == len(ours)
+            measured, threshold, passed = same / len(ours), 1.0, same == len(ours)
             sentence = f"{first} gives {second}'s answer in {same} of {len(ours)} episodes"
         elif criterion.kind == "difference_above_zero":
             first_E, second_E = outcomes(rows, [first, second])
             gain = stats.paired_difference(first_E, second_E, alpha)
-            passed = gain.low > 0
+            measured, threshold, passed = gain.low, 0.0, gain.low > 0
             interval = f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
             sentence = f"{first} - {second} = {100 * gain.value:+.1f} points {interval}"
         else:
             first_E, second_E = outcomes(rows, [first, second])
             test = stats.mcnemar(first_E, second_E)
-            p_value, passed = test.p_greater, test.p_greater < alpha
+            measured = p_value = test.p_greater
+            threshold, passed = alpha, p_value <= alpha
             alone = f"only {first} solves {test.only_first}, only {second} {test.only_second}"
             sentence = f"{alone} (McNemar p = {p_value:.2g})"
-    return Finding(criterion.gate, criterion.name, passed, sentence, p_value)
+    return Finding(criterion.gate, criterion.name, measured, threshold, passed, sentence, p_value)
 
 
 def counts_of(rows: pd.DataFrame) -> dict[str, tuple[int, int]]:
@@ -202,13 +237,29 @@ def counts_of(rows: pd.DataFrame) -> dict[str, tuple[int, int]]:
 
 
 def judge(rows: pd.DataFrame, gate: GateConfig) -> Verdict:
-    """Judge one checkpoint's rows on one split, as `m2ray.rows.judged_rows` gives them."""
+    """Judge one checkpoint's rows on one split, as `m2ray.rows.judged_rows` gives them.
+
+    Raises:
+        UserError: as `judge_counts`; or there are no rows of a checkpoint, or an episode counts twice.
+    """
     own = rows[rows.config != ""]
+    if own.empty:
+        raise UserError("rows: none belongs to a checkpoint; evaluate one")
+    twice = rows[rows.duplicated(["condition", "episode"])]
+    if not twice.empty:
+        one = twice.iloc[0]
+        raise UserError(
+            f"rows: condition {one.condition}, episode {one.episode}: given twice; "
+            "keep the rows of one checkpoint, task and decoding"
+        )
     return judge_counts(counts_of(rows), int(own.k.iloc[0]), gate, rows)
 
 
 def holm(verdicts: Sequence[Verdict], alpha: float = stats.ALPHA) -> list[Verdict]:
-    """Correct the tests of all winners judged together for their number; a p that no longer holds fails."""
+    """Correct the tests of all winners judged together for their number; a p that no longer holds fails.
+
+    Give it all verdicts of a split: a smaller family is corrected less.
+    """
     spots = [
         (v, f)
         for v, verdict in enumerate(verdicts)
@@ -220,7 +271,9 @@ def holm(verdicts: Sequence[Verdict], alpha: float = stats.ALPHA) -> list[Verdic
     for (v, f), p_value in zip(spots, adjusted, strict=True):
         finding = corrected[v][f]
         text = finding.sentence.removesuffix(")") + f", Holm {p_value:.2g})"
-        corrected[v][f] = replace(finding, passed=p_value < alpha, p_value=p_value, sentence=text)
+        corrected[v][f] = replace(
+            finding, measured=p_value, threshold=alpha, passed=p_value <= alpha, p_value=p_value, sentence=text
+        )
     return [replace(verdict, findings=tuple(row)) for verdict, row in zip(verdicts, corrected, strict=True)]
 
 
@@ -235,7 +288,7 @@ def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
     Statuses: normal FAILs below its bar. Null and random are OK within 5 points of P0, slightly high or low where
     only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0, else FAIL.
     """
-    bars = [c for c in gate.criteria if c.kind == "lower_bound" and c.min_k <= k <= c.max_k]
+    bars = [c for c in gate.criteria if c.kind == "lower_bound" and c.condition == "normal" and c.applies(k)]
     shares = {name: share(count) for name, count in counts.items()}
     table = [["Condition", "Success Rate", "Expected", "Status"]]
     for name in ("normal", "null", "random", "shuffle"):
@@ -245,9 +298,10 @@ def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
         expected, status = near, ""
         if name == "normal":
             known = [c.bar(shares) for c in bars if {*c.above, *c.share_of} <= set(shares)]
-            bar = max(known, default=math.nan)
-            expected = f"> {100 * bar:.0f}%"
-            status = "OK" if stats.wilson(*counts[name], gate.alpha).low >= bar else FAIL
+            expected, status = NOT_APPLICABLE, NOT_APPLICABLE
+            if known:
+                expected = f"> {100 * max(known):.0f}%"
+                status = "OK" if stats.wilson(*counts[name], gate.alpha).low >= max(known) else FAIL
         elif name == "shuffle":
             expected = f"< {100 * shares['P0']:.0f}%"
             status = "OK" if shares[name] < shares["P0"] else FAIL
@@ -283,7 +337,7 @@ def rate(count: tuple[int, int]) -> str:
 def gate_curve(counts: Counts) -> Table:
     """Success against scale_gate."""
     curve = sorted(
-        (float(name.partition("=")[2]), count) for name, count in counts.items() if "scale_gate=" in name
+        (float(name.partition("=")[2]), count) for name, count in counts.items() if name.startswith("scale_gate=")
     )
     if not curve:
         return []
@@ -301,19 +355,19 @@ def matters(rows: pd.DataFrame) -> tuple[int, int, int]:
 def bar_lines(verdict: Verdict, gate: GateConfig) -> list[str]:
     """The criterion on normal in the reference report's words, and what this n can and cannot show."""
     shares = {name: share(count) for name, count in verdict.counts.items()}
-    n = verdict.counts["normal"][1]
-    low = stats.wilson(*verdict.counts["normal"], gate.alpha).low
+    titles = {"gate1": "Gate 1", "gate2": "Gate 2", "validity": "Validity", "semantic": "Semantic"}
     lines = []
     for c in gate.criteria:
-        if c.kind != "lower_bound" or not c.min_k <= verdict.k <= c.max_k:
+        if c.kind != "lower_bound" or c.condition != "normal" or not c.applies(verdict.k):
             continue
-        bar = c.bar(shares)
+        bar, n = c.bar(shares), verdict.counts["normal"][1]
+        low = stats.wilson(*verdict.counts["normal"], gate.alpha).low
         needed = stats.successes_needed(n, bar, gate.alpha)
         detectable = stats.minimum_detectable_rate(n, bar, alpha=gate.alpha)
         outcome = PASS if low >= bar else FAIL
         lines += [
-            f"{c.gate.capitalize().replace('e1', 'e 1').replace('e2', 'e 2')} Criterion: CI_low >= {percent(bar)}",
-            f"Result: CI_low = {percent(low)} {'>=' if low >= bar else '<'} {percent(bar)} -> {outcome}",
+            f"{titles[c.gate]} Criterion: CI_low >= {percent(bar)}",
+            f"Result: CI_low = {against_bar(low, bar)} -> {outcome}",
             f"Needed at n = {n}: {needed if needed is not None else 'more than all'} successes"
             + (f" ({percent(needed / n)})" if needed is not None else ""),
             f"Power: a true rate of {percent(detectable)} or more clears the bar with a chance of 80%"
@@ -321,6 +375,15 @@ def bar_lines(verdict: Verdict, gate: GateConfig) -> list[str]:
             else "Power: no true rate clears the bar at this n",
         ]
     return lines
+
+
+def retention_line(kept: stats.Estimate) -> str:
+    """Retention with its interval, or why it has none."""
+    if math.isnan(kept.value):
+        return "not defined: P1 does not beat P0"
+    if math.isnan(kept.low):
+        return f"{kept.value:.2f}, no bounded interval: that of P1 - P0 touches 0"
+    return f"{kept.value:.2f} [{kept.low:.2f}, {kept.high:.2f}]"
 
 
 def print_table(table: Table, title: str) -> None:
@@ -340,13 +403,13 @@ def print_verdict(verdict: Verdict, gate: GateConfig, rows: pd.DataFrame | None,
     if rows is not None:
         if curve := gate_curve(verdict.counts):
             print_table(curve, "Gate Sweep Results")
-        solved, hard, n = matters(rows)
-        print(f"\nCommunication-Matters Subset\n\n- Episodes where Null fails: {hard}/{n}")
-        if hard:
-            print(f"- Normal success on Null-failing episodes: {percent(solved / hard)} ({solved}/{hard})")
+        if {"normal", "null"} <= set(verdict.counts):
+            solved, hard, n = matters(rows)
+            print(f"\nCommunication-Matters Subset\n\n- Episodes where Null fails: {hard}/{n}")
+            if hard:
+                print(f"- Normal success on Null-failing episodes: {percent(solved / hard)} ({solved}/{hard})")
         if verdict.retention is not None:
-            kept = verdict.retention
-            print(f"\nRetention (normal - P0) / (P1 - P0): {kept.value:.2f} [{kept.low:.2f}, {kept.high:.2f}]")
+            print(f"\nRetention (normal - P0) / (P1 - P0): {retention_line(verdict.retention)}")
     table = [["Gate", "Criterion", "Finding", "Status"]]
     table += [[f.gate, f.name, f.sentence, PASS if f.passed else FAIL] for f in verdict.findings]
     print_table(table, "Criteria")
@@ -360,26 +423,29 @@ def parse_counts(text: str) -> dict[str, tuple[int, int]]:
     """`normal=11/50,null=12/50` as counts.
 
     Raises:
-        UserError: not of that form, or more successes than episodes.
+        UserError: not of that form, a condition given twice, or more successes than episodes.
     """
     known = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "mean", "matched", "identity")
-    counts = {}
+    counts: dict[str, tuple[int, int]] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
         if name not in known:
             raise UserError(f"--counts: condition {name!r} does not exist; use some of {', '.join(known)}")
+        if name in counts:
+            raise UserError(f"--counts: condition {name!r} is given twice; keep one")
         counts[name] = parse_count(value, f"--counts: {name}")
     return counts
 
 
 def parse_count(text: str, where: str) -> tuple[int, int]:
     """`11/50`."""
-    successes, _, n = text.partition("/")
-    if not (successes.strip().isdecimal() and n.strip().isdecimal()) or not 0 < int(n) <= 10**9:
-        raise UserError(f"{where}: {text!r} is no count; write successes/episodes such as 11/50")
-    if int(successes) > int(n):
+    match = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
+    if match is None or int(match[2]) == 0:
+        raise UserError(f"{where}: {text[:40]!r} is no count; write successes/episodes such as 11/50")
+    successes, n = int(match[1]), int(match[2])
+    if successes > n:
         raise UserError(f"{where}: {text} has more successes than episodes; mend the count")
-    return int(successes), int(n)
+    return successes, n
 
 
 def main(argv: Sequence[str]) -> int:
@@ -388,7 +454,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("rows", nargs="?", type=Path, help="rows.parquet, or a results folder")
     parser.add_argument("--counts", help="normal=11/50,null=12/50,random=14/50,shuffle=16/50,P0=10/50")
     parser.add_argument("--p1", help="with --counts: the full text's, 34/50")
-    parser.add_argument("--k", type=int, default=4, help="with --counts: slots")
+    parser.add_argument("--k", type=int, help="with --counts: slots; default: 4")
     parser.add_argument("--gate", type=Path, help=f"gate YAML; default: {REFERENCE.name} of the package")
     parser.add_argument("--config", help="with rows: only this configuration")
     parser.add_argument("--seed", type=int, help="with rows: only this training seed")
@@ -396,44 +462,67 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if (args.rows is None) == (args.counts is None):
         raise UserError("python -m m2ray.gate: give a rows file or --counts; see --help")
+    strangers = ("config", "seed", "split") if args.rows is None else ("p1", "k")
+    for name in strangers:
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name}: goes with {'a rows file' if args.rows is None else '--counts'}; remove it")
     gate = load_gate(args.gate)
     if args.counts is not None:
-        if args.k < 1:
-            raise UserError(f"--k: {args.k} is no number of slots; give 1 or more")
         counts = parse_counts(args.counts)
-        if args.p1:
+        if args.p1 is not None:
+            if "P1" in counts:
+                raise UserError("--p1: P1 is in --counts already; keep one")
             counts["P1"] = parse_count(args.p1, "--p1")
-        verdict = judge_counts(counts, args.k, gate)
-        print_verdict(verdict, gate, None, f"Counts, k = {args.k}, gate {gate.name}")
-        print("From bare counts: no paired tests (McNemar, retention); give rows for those.")
-        return DONE if verdict.passed else NOT_PASSED
+        return judge_bare(counts, 4 if args.k is None else args.k, gate)
     return judge_file(args.rows, gate, args.config, args.seed, args.split)
 
 
+def judge_bare(counts: Counts, k: int, gate: GateConfig) -> int:
+    """Judge bare counts, and say what they cannot tell."""
+    if k < 1:
+        raise UserError(f"--k: {k} is no number of slots; give 1 or more")
+    verdict = judge_counts(counts, k, gate)
+    print_verdict(verdict, gate, None, f"Counts, k = {k}, gate {gate.name}")
+    if len(sizes := sorted({n for _, n in counts.values()})) > 1:
+        print(f"The conditions differ in n ({', '.join(map(str, sizes))}): not the same episodes.")
+    if skipped := [c.name for c in gate.criteria if c.applies(k) and c.paired]:
+        print(f"Not judged, as bare counts are not paired (give rows): {', '.join(skipped)}.")
+    return DONE if verdict.passed else NOT_PASSED
+
+
 def judge_file(path: Path, gate: GateConfig, config: str | None, seed: int | None, split: str | None) -> int:
-    """Judge each configuration and seed in a rows file, all together Holm-corrected."""
+    """Judge each configuration and seed in a rows file and print those asked for.
+
+    All of a split are Holm-corrected together whatever is asked for: asking for one does not make it the only
+    one that was tried.
+    """
     rows = read_rows(path)
     own = rows[(rows.config != "") & (rows.condition != FAILED)]
-    if config is not None:
-        own = own[own.config == config]
-    if seed is not None:
-        own = own[own.seed == seed]
     if split is None and (own.split == "confirm").any():
         split = "confirm"
     if split is not None:
         own = own[own.split == split]
     cells = list(own[["config", "seed", "split"]].drop_duplicates().itertuples(index=False, name=None))
-    if not cells:
-        raise UserError(
-            f"{path}: no rows of that configuration, seed and split; see which there are with m2ray.report"
-        )
-    parts = [judged_rows(rows, *cell) for cell in cells]
-    verdicts = holm([judge(part, gate) for part in parts], gate.alpha)
-    for (name, number, where), part, verdict in zip(cells, parts, verdicts, strict=True):
-        print_verdict(
-            verdict, gate, part, f"{name}, seed {number}, split {where}, k = {verdict.k}, gate {gate.name}"
-        )
-    return DONE if all(verdict.passed for verdict in verdicts) else NOT_PASSED
+    wanted = [cell for cell in cells if config in (None, cell[0]) and seed in (None, cell[1])]
+    if not wanted:
+        known = ", ".join(f"{name}/{number}/{where}" for name, number, where in cells[:5]) or "none"
+        raise UserError(f"{path}: no rows of that --config, --seed and --split; there are: {known}")
+    passed = []
+    for where in dict.fromkeys(cell[2] for cell in wanted):
+        family = [cell for cell in cells if cell[2] == where]
+        parts = [judged_rows(rows, *cell) for cell in family]
+        verdicts = []
+        for (name, number, _), part in zip(family, parts, strict=True):
+            try:
+                verdicts.append(judge(part, gate))
+            except UserError as error:
+                raise UserError(f"{path}: {name}, seed {number}, split {where}: {error}") from None
+        for cell, part, verdict in zip(family, parts, holm(verdicts, gate.alpha), strict=True):
+            if cell in wanted:
+                title = f"{cell[0]}, seed {cell[1]}, split {where}, k = {verdict.k}, gate {gate.name}"
+                print_verdict(verdict, gate, part, title)
+                passed.append(verdict.passed)
+    return DONE if all(passed) else NOT_PASSED
 
 
 if __name__ == "__main__":

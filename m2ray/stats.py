@@ -38,7 +38,18 @@ def wilson(successes: int, n: int, alpha: float = ALPHA) -> Interval:
     if not (n >= 1 and 0 <= successes <= n):
         raise ValueError(f"{successes}/{n} is no count of successes")
     low, high = proportion_confint(successes, n, alpha=alpha, method="wilson")
-    return Interval(max(0.0, float(low)), min(1.0, float(high)))
+    # Rounding may leave the bounds 1e-17 inside the share at 0 and at n.
+    share = successes / n
+    return Interval(max(0.0, min(share, float(low))), min(1.0, max(share, float(high))))
+
+
+def _columns(*columns_E: ArrayLike) -> NDArray[np.float64]:
+    """Outcomes of the same episodes side by side, [E, C]."""
+    arrays = [np.asarray(column, dtype=float) for column in columns_E]
+    if arrays[0].size == 0 or len({array.shape for array in arrays}) != 1:
+        sizes = ", ".join(str(array.size) for array in arrays)
+        raise ValueError(f"paired outcomes need the same episodes, at least one: {sizes} given")
+    return np.stack(arrays, axis=1)
 
 
 class McNemar(NamedTuple):
@@ -51,10 +62,12 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(first_E: ArrayLike, second_E: ArrayLike) -> McNemar:
-    """Exact McNemar test: the binomial test of the discordant pairs (McNemar 1947)."""
-    first, second = np.asarray(first_E, dtype=bool), np.asarray(second_E, dtype=bool)
-    if first.shape != second.shape:
-        raise ValueError(f"paired outcomes differ in number: {first.size} and {second.size}")
+    """Exact McNemar test: the binomial test of the discordant pairs (McNemar 1947).
+
+    Raises:
+        ValueError: no episodes, or not the same number of them.
+    """
+    first, second = (column.astype(bool) for column in _columns(first_E, second_E).T)
     wins, losses = int((first & ~second).sum()), int((~first & second).sum())
     if wins + losses == 0:
         return McNemar(0, 0, 1.0, 1.0)
@@ -82,7 +95,7 @@ def paired_difference(
     first_E: ArrayLike, second_E: ArrayLike, alpha: float = ALPHA, draws: int = 4000, seed: int = 0
 ) -> Estimate:
     """Mean of first - second over episodes, with a percentile bootstrap interval (Efron 1979)."""
-    columns_EC = np.stack([np.asarray(first_E, dtype=float), np.asarray(second_E, dtype=float)], axis=1)
+    columns_EC = _columns(first_E, second_E)
     means = _resamples(columns_EC, draws, seed)
     low, high = np.quantile(means[:, 0] - means[:, 1], [alpha / 2, 1 - alpha / 2])
     return Estimate(float(columns_EC[:, 0].mean() - columns_EC[:, 1].mean()), float(low), float(high))
@@ -94,22 +107,22 @@ def retention(
     """(normal - P0) / (P1 - P0): the share of what the text is worth that the prefix keeps.
 
     A percentile bootstrap over episodes, all three conditions of an episode together. Where P1 does not beat P0
-    there is nothing to keep: the value is NaN. Where more than `alpha / 2` of the resamples say so, the ratio
-    has no bounded interval and both bounds are NaN.
+    there is nothing to keep: value and bounds are NaN. Where the interval of P1 - P0 touches 0, the ratio has no
+    bounded interval (as in Fieller 1954): the value stands and both bounds are NaN.
     """
-    columns_EC = np.stack([np.asarray(column, dtype=float) for column in (normal_E, p0_E, p1_E)], axis=1)
+    columns_EC = _columns(normal_E, p0_E, p1_E)
     normal, p0, p1 = columns_EC.mean(axis=0)
     if p1 <= p0:
         return Estimate(math.nan, math.nan, math.nan)
     value = float((normal - p0) / (p1 - p0))
     means = _resamples(columns_EC, draws, seed)
     worth = means[:, 2] - means[:, 1]
-    if (worth <= 0).mean() > alpha / 2:
+    if np.quantile(worth, alpha / 2, method="lower") <= 0:
         return Estimate(value, math.nan, math.nan)
-    # A resample without worth says nothing of the ratio but is as bad as can be: it counts on both ends.
-    ratio = np.where(worth > 0, (means[:, 0] - means[:, 1]) / np.where(worth > 0, worth, 1.0), -np.inf)
-    low = np.quantile(ratio, alpha / 2, method="lower")
-    high = np.quantile(ratio, 1 - alpha / 2, method="higher")
+    ratio = (means[:, 0] - means[:, 1]) / np.where(worth > 0, worth, 1.0)
+    # The few resamples without worth could put the ratio anywhere: they widen the interval at both ends.
+    low = np.quantile(np.where(worth > 0, ratio, -np.inf), alpha / 2, method="lower")
+    high = np.quantile(np.where(worth > 0, ratio, np.inf), 1 - alpha / 2, method="higher")
     return Estimate(value, float(low), float(high))
 
 
@@ -122,14 +135,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def successes_needed(n: int, threshold: float, alpha: float = ALPHA) -> int | None:
     """The fewest successes of n whose Wilson lower bound reaches a threshold; None where no count does."""
-    low, high = 0, n + 1
-    while low < high:
-        middle = (low + high) // 2
-        if middle > n or wilson(middle, n, alpha).low >= threshold:
-            high = middle
-        else:
-            low = middle + 1
-    return low if low <= n else None
+    # Wilson's bound inverts the score test, so it is reached at n t + z sqrt(n t (1 - t)); `wilson` has the last
+    # word on rounding.
+    z = float(scipy.stats.norm.isf(alpha / 2))
+    bounded = min(max(threshold, 0.0), 1.0)
+    count = min(n, math.ceil(n * bounded + z * math.sqrt(n * bounded * (1 - bounded))))
+    while count > 0 and wilson(count - 1, n, alpha).low >= threshold:
+        count -= 1
+    while count <= n and wilson(count, n, alpha).low < threshold:
+        count += 1
+    return count if count <= n else None
 
 
 def power(n: int, rate: float, threshold: float, alpha: float = ALPHA) -> float:
@@ -162,6 +177,8 @@ def minimum_detectable_rate(n: int, threshold: float, wanted: float = 0.8, alpha
     needed = successes_needed(n, threshold, alpha)
     if needed is None:
         return math.nan
+    if needed == 0:
+        return 0.0
     # P(X >= needed) at rate p is the Beta(needed, n - needed + 1) distribution function at p.
     return float(scipy.stats.beta.ppf(wanted, needed, n - needed + 1))
 
@@ -169,11 +186,18 @@ def minimum_detectable_rate(n: int, threshold: float, wanted: float = 0.8, alpha
 def minimum_detectable_difference(n: int, discordant: float, wanted: float = 0.8, alpha: float = ALPHA) -> float:
     """The smallest paired difference of success that McNemar's one-sided test finds with that chance.
 
-    Normal approximation (Connor 1987), for a share `discordant` of episodes on which the two differ.
+    Normal approximation (Connor 1987), for a share `discordant` of episodes on which the two differ. A
+    difference cannot exceed that share, so NaN where n is too small to find even `discordant`.
+
+    Raises:
+        ValueError: not n >= 1 and 0 < discordant <= 1.
     """
+    if not (n >= 1 and 0 < discordant <= 1):
+        raise ValueError(f"n = {n}, discordant = {discordant}: give n >= 1 and a share above 0")
     z_alpha, z_power = scipy.stats.norm.ppf([1 - alpha, wanted])
     # d = (z_a sqrt(psi) + z_b sqrt(psi - d^2)) / sqrt(n), solved for d
     a = 1 + z_power**2 / n
     b = -2 * z_alpha * math.sqrt(discordant / n)
     c = (z_alpha**2 - z_power**2) * discordant / n
-    return float(min(discordant, (-b + math.sqrt(max(0.0, b * b - 4 * a * c))) / (2 * a)))
+    difference = (-b + math.sqrt(max(0.0, b * b - 4 * a * c))) / (2 * a)
+    return float(difference) if difference <= discordant else math.nan
