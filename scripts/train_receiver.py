@@ -23,7 +23,6 @@ import torch
 import transformers
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.nn import functional as F
 
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.losses import answer_nll
