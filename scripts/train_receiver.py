@@ -3,6 +3,8 @@
     python scripts/train_receiver.py --out m2ray/receivers/mini          # the embedded receiver, from scratch
     python scripts/train_receiver.py --base FOLDER --lora 16 --out OUT   # adapt a pretrained one
 
+A base that this script made itself is trained on: with fresh seeds, after those on its card.
+
 The message is present, or withheld in `--withhold` of the samples, so that the receiver learns both what to do
 with a message and to guess evenly without one. Targets are exact: instead of one sampled solution, the
 distribution of each value over the solutions left, given the values before it. Seeds are training seeds, and
@@ -25,6 +27,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from m2ray.command import DONE, Parser, UserError, run
+from m2ray.config import parse_seeds
 from m2ray.losses import answer_nll
 from m2ray.receiver import CARD, Receiver, default_device, load_receiver
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors, write_json
@@ -104,7 +107,16 @@ def success(receiver: Receiver, played: Sequence[Episode], with_message: bool) -
     return solved
 
 
-def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file: Path) -> list[str]:
+def seeds_before(receiver: Receiver, size: Level) -> range:
+    """The training seeds of the level that a base has seen already; empty for a base from elsewhere."""
+    if receiver.card.get("level") != size.name:
+        return range(FIRST_SEED, FIRST_SEED)
+    return parse_seeds(receiver.card["train_seeds"])
+
+
+def train(
+    receiver: Receiver, size: Level, args: argparse.Namespace, first_seed: int, resume_file: Path
+) -> list[str]:
     """Optimise the receiver; with a state file from an interrupted or shorter run, go on from there.
 
     Returns:
@@ -115,7 +127,7 @@ def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
-    steps, first, commands = args.samples // args.batch, 0, [args.command]
+    steps, first, commands = args.samples // args.batch, 0, [*receiver.card.get("commands", []), args.command]
     settings = {
         k: str(v) for k, v in sorted(vars(args).items()) if k not in ("resume", "out", "samples", "command")
     }
@@ -131,7 +143,7 @@ def train(receiver: Receiver, size: Level, args: argparse.Namespace, resume_file
         optimizer.param_groups[0]["lr"] = (
             args.lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
         )
-        seeds = range(FIRST_SEED + step * args.batch, FIRST_SEED + (step + 1) * args.batch)
+        seeds = range(first_seed + step * args.batch, first_seed + (step + 1) * args.batch)
         batch = [draw(size, seed, "train") for seed in seeds]
         chance = torch.rand(args.batch, generator=torch.Generator().manual_seed(args.seed * 1_000_003 + step))
         with torch.autocast(receiver.device.type, torch.bfloat16):
@@ -189,13 +201,14 @@ def main(argv: Sequence[str]) -> int:
     )
     receiver.model.to(default_device())
     resume_file = args.out.with_name(args.out.name + ".training.safetensors")
-    commands = train(receiver, size, args, resume_file)
+    before = seeds_before(receiver, size)
+    commands = train(receiver, size, args, before.stop, resume_file)
     if args.lora:
         receiver.model = receiver.model.merge_and_unload()
 
     played = episodes(size, range(args.held_out), "search")
     solved = {"P1": success(receiver, played, True), "P0": success(receiver, played, False)}
-    seen = range(FIRST_SEED, FIRST_SEED + args.samples // args.batch * args.batch)
+    seen = range(before.start, before.stop + args.samples // args.batch * args.batch)
     args.out.mkdir(parents=True, exist_ok=True)
     receiver.model.save_pretrained(args.out)
     receiver.tokenizer.save_pretrained(args.out)

@@ -1,0 +1,23 @@
+# The few verbs people type, in an environment where `pip install -e '.[test]'` was run.
+.PHONY: sweep check test slow format schema
+
+sweep:      ## the default sweep, a few minutes on two cores
+	python -m m2ray.sweep
+
+check:      ## style and types
+	ruff check
+	ruff format --check
+	mypy
+
+test:       ## what CI runs after `check`
+	pytest
+
+slow:       ## minutes: nested Ray Train, killed processes, pretrained receivers
+	pytest -m slow
+
+format:     ## mend what ruff can mend
+	ruff check --fix
+	ruff format
+
+schema:     ## search_spaces/space.schema.json from the pydantic models
+	python scripts/write_schema.py
