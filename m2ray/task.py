@@ -137,7 +137,7 @@ def write_constraints(constraints: Iterable[Constraint]) -> str:
     return "; ".join(str(constraint) for constraint in constraints)
 
 
-_CONSTRAINT = re.compile(r"x(\d+) (?:(=|!=) (-?\d+)|([+-]) x(\d+) = (-?\d+))")
+_CONSTRAINT = re.compile(r"x(\d{1,9}) (?:(=|!=) (-?\d{1,9})|([+-]) x(\d{1,9}) = (-?\d{1,9}))", re.ASCII)
 
 
 def read_constraints(text: str, level: Level) -> tuple[Constraint, ...]:
@@ -150,13 +150,16 @@ def read_constraints(text: str, level: Level) -> tuple[Constraint, ...]:
     for part in text.split(";"):
         match = _CONSTRAINT.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"{part.strip()!r} is not a constraint such as `x1 + x3 = 3`")
-        other = int(match[5]) - 1 if match[5] else -1
-        kind: Kind = match[2] or match[4]  # type: ignore[assignment]
-        constraint = Constraint(kind, int(match[1]) - 1, other, int(match[3] or match[6]))
-        if not 0 <= constraint.variable < level.variables or other >= level.variables:
+            raise ValueError(f"{part.strip()[:60]!r} is not a constraint such as `x1 + x3 = 3`")
+        named = [int(number) - 1 for number in (match[1], match[5]) if number]
+        if not all(0 <= variable < level.variables for variable in named):
             raise ValueError(f"{part.strip()!r} names a variable that level {level.name} does not have")
-        constraints.append(constraint)
+        if len(set(named)) < len(named):
+            raise ValueError(f"{part.strip()!r} names one variable twice")
+        kind: Kind = match[2] or match[4]  # type: ignore[assignment]
+        if kind not in level.kinds:
+            raise ValueError(f"{part.strip()!r} is of a kind that level {level.name} does not have")
+        constraints.append(Constraint(kind, named[0], named[1] if named[1:] else -1, int(match[3] or match[6])))
     return tuple(constraints)
 
 
@@ -275,12 +278,12 @@ def value_probabilities(
         the constraints. As a training target it is the exact expectation of a sampled solution's one-hot.
 
     Raises:
-        ValueError: no assignment that begins like `answer` satisfies the constraints.
+        ValueError: no assignment that begins like `answer`, its last value aside, satisfies the constraints.
     """
     if all(c.other < 0 for c in constraints):
         sets = _candidates(level, constraints)
-        if not all(sets):
-            raise ValueError("the constraints contradict each other")
+        if not all(sets) or any(value not in values for value, values in zip(answer[:-1], sets, strict=False)):
+            raise ValueError("no solution begins like this answer")
         return [[(v in values) / len(values) for v in range(level.domain)] for values in sets]
     mask = _solution_mask(level, constraints)
     table = []
@@ -315,7 +318,7 @@ def read_answer(level: Level, text: str, form: AnswerForm) -> Values | None:
     """
     if form == "values":
         words = text.split()
-        if len(words) != level.variables or not all(re.fullmatch(r"-?\d{1,9}", word) for word in words):
+        if len(words) != level.variables or not all(re.fullmatch(r"-?[0-9]{1,9}", word) for word in words):
             return None
         return tuple(int(word) for word in words)
     match = re.search(r"\{[^{}]*\}", text)
@@ -323,7 +326,8 @@ def read_answer(level: Level, text: str, form: AnswerForm) -> Values | None:
         return None
     try:
         data = json.loads(match[0])
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
+        # Besides faulty JSON: a number of thousands of digits.
         return None
     if set(data) != set(level.names) or not all(type(value) is int for value in data.values()):
         return None
@@ -399,6 +403,11 @@ def ceilings(played: Sequence[Episode], shift: int = 17) -> Ceilings:
 _FIELDS = ("receiver_context", "sender_message", "receiver_output")
 
 
+def _is_text(value: object) -> bool:
+    """Whether a tokenizer can read it: lone surrogates, which JSON can spell, are no characters."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+
+
 def read_episodes(path: Path, level: Level) -> list[Episode]:
     """Episodes from a JSONL file in the reference attempt's fields, checked line by line.
 
@@ -412,17 +421,18 @@ def read_episodes(path: Path, level: Level) -> list[Episode]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    # Bytes end lines at \n and \r alone; text would also at characters that JSON allows inside a string.
+    for number, line in enumerate(path.read_bytes().splitlines()):
         where = f"{path}: line {number + 1}"
         try:
-            data = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            data = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); write one object a line") from None
         if not isinstance(data, dict):
             raise UserError(f"{where}: expected an object, found {type(data).__name__}")
-        for field in _FIELDS:
-            if not isinstance(data.get(field), str):
-                raise UserError(f"{where}: {field}: missing or not text; add it")
+        for field in (*_FIELDS, *(("sender_context",) if "sender_context" in data else ())):
+            if not _is_text(data.get(field)):
+                raise UserError(f"{where}: {field}: missing, empty or not text; add it")
         unknown = set(data) - {*_FIELDS, "sender_context"}
         if unknown:
             raise UserError(f"{where}: {min(unknown)}: unknown key; remove it")
