@@ -24,6 +24,7 @@ from m2ray.command import UserError
 from m2ray.task import level as task_level
 
 MAX_YAML_BYTES = 1_000_000
+_RANGE = re.compile(r"([0-9]{1,15}):([0-9]{1,15})")
 
 
 class Strict(BaseModel):
@@ -36,14 +37,22 @@ Model = TypeVar("Model", bound=Strict)
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without anchors (a few bytes of them can expand to gigabytes) and without twice-given keys."""
+    """Safe YAML without anchors (a few bytes of them can expand to gigabytes), tags and twice-given keys."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
+        line = event.start_mark.line + 1
         if getattr(event, "anchor", None) is not None:
-            line = event.start_mark.line + 1
             raise yaml.YAMLError(f"line {line}: anchors and aliases (& and *) are not supported; write it out")
+        if getattr(event, "tag", None) is not None:
+            raise yaml.YAMLError(f"line {line}: tags ({event.tag}) are not supported; leave it out")
         return super().compose_node(parent, index)
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        # YAML 1.1 reads the range `10:50` as 650, in base 60.
+        if kind is yaml.ScalarNode and implicit[0] and _RANGE.fullmatch(value):
+            return self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[Any] = set()
@@ -76,8 +85,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a few kilobytes")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML ({error}); mend the syntax") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: bytes that are no UTF-8, and what only looks like a date or a number (2020-13-45).
+        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend the syntax") from None
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected a mapping of keys at the top level, found {type(data).__name__}")
     return data
@@ -86,7 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _known_keys(model: Any) -> Iterator[str]:
     if isinstance(model, type) and issubclass(model, BaseModel):
         for name, field in model.model_fields.items():
-            yield name
+            yield field.alias or name
             yield from _known_keys(field.annotation)
     for argument in getattr(model, "__args__", ()):
         yield from _known_keys(argument)
@@ -98,16 +108,18 @@ def validate(model: type[Model], data: Any, source: str) -> Model:
         return model.model_validate(data)
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+        key = ".".join(str(part) for part in fault["loc"])
         mend = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(fault["loc"][-1]), sorted(set(_known_keys(model))), n=1)
             mend = "unknown key; " + (f"did you mean `{close[0]}`?" if close else "remove it")
         elif fault["type"] == "missing":
             mend = "missing; add it"
-        elif fault["type"] != "value_error":
-            mend += f", not {fault['input']!r}"
-        raise UserError(f"{source}: {key}: {mend}") from None
+        elif fault["type"] == "model_type":
+            mend = f"expected a mapping of keys, not {fault['input']!r:.60}"
+        elif fault["type"] != "value_error" and ", not " not in mend:
+            mend += f", not {fault['input']!r:.60}"
+        raise UserError(": ".join(part for part in (source, key, mend) if part)) from None
 
 
 def load(model: type[Model], path: Path) -> Model:
@@ -129,7 +141,7 @@ def parse_seeds(text: str) -> range:
     Raises:
         ValueError: not of that form, negative, or empty.
     """
-    match = re.fullmatch(r"(\d{1,15}):(\d{1,15})", text)
+    match = _RANGE.fullmatch(text)
     if match is None or int(match[1]) >= int(match[2]):
         raise ValueError(f"{text!r} is no range of seeds; write it as 1000:1100 (end excluded)")
     return range(int(match[1]), int(match[2]))
@@ -185,7 +197,9 @@ class CodecConfig(Strict):
     encoder: Literal["last_token", "resampler", "segments", "memory", "constant"] = "segments"
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
     place: Annotated[Literal["message", "before"], Field(description="where B's prompt gets them")] = "message"
-    width: Annotated[int, Field(ge=8, le=8192, description="hidden width of the encoder")] = 256
+    width: Annotated[
+        int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, over 4 heads")
+    ] = 256
     layers: Annotated[int, Field(ge=1, le=32, description="resampler, segments: depth")] = 2
     lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
     calibration: Annotated[
@@ -305,6 +319,12 @@ class EvaluationConfig(Strict):
     ]
     text_bytes: list[Count] = [16, 64]
     scale_gates: list[NonNegative] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _null_is_a_name(cls, names: Any) -> Any:
+        # YAML reads an unquoted null as nothing; in a list of conditions it is the one of that name.
+        return ["null" if name is None else name for name in names] if isinstance(names, list) else names
 
     @field_validator("conditions")
     @classmethod
