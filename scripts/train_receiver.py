@@ -215,6 +215,7 @@ def main(argv: Sequence[str]) -> int:
     card = {
         "style": receiver.style_name,
         "level": size.name,
+        "base": receiver.card["base"] if before else args.base,
         "train_seeds": f"{seen.start}:{seen.stop}",
         "samples": len(seen),
         "parameters": sum(p.numel() for p in receiver.model.parameters()),
@@ -228,15 +229,16 @@ def main(argv: Sequence[str]) -> int:
     write_json(args.out / CARD, card)
     load_receiver.cache_clear()
     digest = load_receiver(str(args.out), device="cpu").digest
-    (args.out / "README.md").write_text(model_card(card, digest, args.base))
+    (args.out / "README.md").write_text(model_card(card, digest))
     resume_file.unlink()
     measured = "  ".join(f"{name} {count}/{args.held_out}" for name, count in solved.items())
     print(f"{measured}  digest {digest}  saved in {args.out}")
     return DONE
 
 
-def model_card(card: dict[str, Any], digest: str, base: str | None) -> str:
+def model_card(card: dict[str, Any], digest: str) -> str:
     """The README that a model on a hub has."""
+    base = card["base"]
     rows = "\n".join(
         f"| {name} ({what}) | {100 * card[name]['successes'] / card[name]['n']:.1f} % "
         f"| [{100 * card[name]['ci95'][0]:.1f}, {100 * card[name]['ci95'][1]:.1f}] % | {card[name]['n']} |"
