@@ -4,38 +4,54 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import optuna
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from m2ray.command import UserError
 from m2ray.config import Count, NonNegative, Strict, TrialConfig, load, read_yaml, validate
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-_CHECK_DRAWS = 64
+_CHECK_DRAWS, _CHECK_TIMES = 256, 3
+
+# Sections that all configurations of a sweep have in common: their rows are paired across configurations.
+SHARED = ("receiver", "task", "splits", "evaluation")
 
 Scalar = str | int | float | bool | None
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+def _check_scalar(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r:.60} is no text, finite number, true, false or null; write one of these")
+
+
+Value = Annotated[Scalar, BeforeValidator(_check_scalar)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Axis(Strict):
     """One searched key: exactly one of the four kinds, and when it applies."""
 
-    choice: Annotated[list[Scalar] | None, Field(min_length=1)] = None
+    choice: Annotated[list[Value] | None, Field(min_length=1)] = None
     int_: Annotated[tuple[int, int] | None, Field(alias="int", strict=False)] = None
     uniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
     loguniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
-    when: Annotated[
-        dict[str, list[Scalar]], Field(description="keys and the values under which this applies")
-    ] = {}
+    when: Annotated[dict[str, list[Value]], Field(description="keys and the values under which this applies")] = {}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Axis:
         given = [kind for kind in (self.choice, self.int_, self.uniform, self.loguniform) if kind is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of choice, int, uniform, loguniform")
+        if self.choice is not None and len(set(self.choice)) < len(self.choice):
+            raise ValueError("choice: a value is given twice; keep one")
         for name, bounds in (("int", self.int_), ("uniform", self.uniform), ("loguniform", self.loguniform)):
             if bounds is not None and not bounds[0] < bounds[1]:
                 raise ValueError(f"{name}: the range {list(bounds)} is empty; write [low, high] with low < high")
@@ -74,16 +90,16 @@ class Search(Strict):
     """How the axes are searched. Optuna sees the search split only, and there a continuous paired score."""
 
     trials: Annotated[int, Field(ge=0, description="configurations to sample, beyond the points")] = 0
-    seeds: Annotated[list[int], Field(min_length=1, description="training seeds of each; the mean counts")] = [0]
+    seeds: Annotated[list[Seed], Field(min_length=1, description="training seeds of each; the mean counts")] = [0]
     startup: Annotated[int, Field(ge=1, description="random configurations before TPE models anything")] = 4
-    sampler_seed: int = 0
+    sampler_seed: Seed = 0
     pruner: Literal["none", "asha", "wilcoxon"] = "none"
 
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("seeds must be distinct and not negative")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is given twice; keep one")
         return seeds
 
 
@@ -109,10 +125,10 @@ class Resources(Strict):
 class Space(Strict):
     """A sweep file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: Name
     about: str = ""
     trial: Annotated[dict[str, Any], Field(description="what all configurations share; see m2ray.train")] = {}
-    points: dict[str, Point] = {}
+    points: dict[Name, Point] = {}
     axes: dict[str, Axis] = {}
     search: Search = Search()
     judge: Judge = Judge()
@@ -128,14 +144,39 @@ class Space(Strict):
             raise ValueError("judge.confirm: more than judge.select; lower it")
         return self
 
+    @model_validator(mode="after")
+    def _comparable(self) -> Space:
+        for where, keys in [("axes", self.axes), *((f"points.{n}.set", p.set) for n, p in self.points.items())]:
+            for key in keys:
+                if key.partition(".")[0] in SHARED:
+                    raise ValueError(
+                        f"{where}.{key}: the same for all configurations of a sweep; move it to trial"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Space:
+        keys = list(self.axes)
+        for i, (key, axis) in enumerate(self.axes.items()):
+            for other in axis.when:
+                if other in keys[i:]:
+                    raise ValueError(f"axes.{key}.when.{other}: comes later in the file; move {other} above {key}")
+        return self
+
 
 def put(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested dictionaries, making those on the way."""
+    """Set a dotted key in nested dictionaries, making those on the way.
+
+    Raises:
+        ValueError: something other than a dictionary is on the way.
+    """
     *path, last = key.split(".")
     for part in path:
-        if not isinstance(tree.get(part), dict):
+        if tree.get(part) is None:
             tree[part] = {}
         tree = tree[part]
+        if not isinstance(tree, dict):
+            raise ValueError(f"{key}: {part} is {tree!r:.60}, expected a mapping of keys; mend either")
     tree[last] = value
 
 
@@ -163,7 +204,11 @@ class Plan:
         self.space, self.file = space, file
         self.base = merged(space.trial, overrides or {})
         self._overrides = overrides or {}
-        self._check_axes()
+        # What `when` looks at: a key that the file leaves out has its default. The losses have none of their own.
+        self._seen = merged(TrialConfig().model_dump(exclude={"losses"}), self.base)
+        self._with(self.base, dict.fromkeys(space.axes), "trial")
+        # Every choice and bound of every axis occurs in one of these.
+        self.checked = self._check_axes()
         self.points: dict[str, TrialConfig] = {
             name: self._point(name, point) for name, point in space.points.items()
         }
@@ -171,40 +216,61 @@ class Plan:
     @property
     def example(self) -> TrialConfig:
         """A configuration that stands for all where only what they share is asked: task, splits, receiver."""
-        return next(iter(self.points.values()), None) or validate(TrialConfig, self.base, f"{self.file}: trial")
+        return next(iter([*self.points.values(), *self.checked]))
 
-    def _check_axes(self) -> None:
+    def _check_axes(self) -> list[TrialConfig]:
         """Try every choice and every bound of each axis in some of the configurations where it applies.
+
+        Returns:
+            These configurations.
 
         Raises:
             UserError: a value that no training accepts, or an axis that never applies.
         """
-        if not self.space.axes:
-            return
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        untried = dict(self.space.axes)
-        for _ in range(_CHECK_DRAWS):
-            chosen = self.suggest(study.ask())
-            for key in chosen:
-                axis = untried.pop(key, None)
-                for value in axis.sample() if axis else [chosen[key]]:
-                    tree = merged(self.base, {})
-                    for other, drawn in {**chosen, key: value}.items():
-                        put(tree, other, drawn)
-                    validate(TrialConfig, tree, f"{self.file}: axes.{key} = {value}")
-        for key in untried:
-            raise UserError(f"{self.file}: axes.{key}.when: never holds; mend the keys or values it names")
+        rng, configs = random.Random(0), []
+        pools = {key: self._pool(key, axis) for key, axis in self.space.axes.items()}
+        for key, axis in self.space.axes.items():
+            for value in axis.sample():
+                times = 0
+                for _ in range(_CHECK_DRAWS):
+                    drawn = {other: rng.choice(pool) for other, pool in pools.items()}
+                    chosen = self.suggest(optuna.trial.FixedTrial({**drawn, key: value}))
+                    if key in chosen:
+                        configs.append(self.config(chosen))
+                        times += 1
+                    if times == _CHECK_TIMES:
+                        break
+                if not times:
+                    raise UserError(f"{self.file}: axes.{key}.when: never holds; mend the keys or values it names")
+        return configs
+
+    def _pool(self, key: str, axis: Axis) -> list[Scalar]:
+        """An axis's choices or bounds, and what lies between that a `when` asks for."""
+        asked = [value for other in self.space.axes.values() for value in other.when.get(key, [])]
+        low, high = axis.int_ or (1, 0)
+        return axis.sample() + [value for value in asked if isinstance(value, int) and low <= value <= high]
 
     def _point(self, name: str, point: Point) -> TrialConfig:
-        where = f"{self.file}: points.{name}"
+        where = f"points.{name}"
         tree = merged(self.base, {})
         if point.use is not None:
             other = load(Space, self.file.parent / point.use)
             for section in ("codec", "losses", "training"):
-                tree[section] = other.trial.get(section, {})
-        for key, value in point.set.items():
-            put(tree, key, value)
-        return validate(TrialConfig, merged(tree, self._overrides), where)
+                tree.pop(section, None)
+                if section in other.trial:
+                    tree[section] = other.trial[section]
+        return validate(
+            TrialConfig, merged(self._with(tree, point.set, where), self._overrides), f"{self.file}: {where}"
+        )
+
+    def _with(self, base: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        tree = merged(base, {})
+        for key, value in values.items():
+            try:
+                put(tree, key, value)
+            except ValueError as error:
+                raise UserError(f"{self.file}: {where}: {error}") from None
+        return tree
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
         """Ask Optuna for each axis that applies, in file order.
@@ -212,7 +278,7 @@ class Plan:
         Returns:
             The suggested keys and values.
         """
-        tree, chosen = merged(self.base, {}), {}
+        tree, chosen = merged(self._seen, {}), {}
         for key, axis in self.space.axes.items():
             if all(fetch(tree, other) in wanted for other, wanted in axis.when.items()):
                 chosen[key] = axis.suggest(trial, key)
@@ -221,10 +287,8 @@ class Plan:
 
     def config(self, chosen: Mapping[str, Scalar]) -> TrialConfig:
         """The configuration that suggested values make."""
-        tree = merged(self.base, {})
-        for key, value in chosen.items():
-            put(tree, key, value)
-        return validate(TrialConfig, tree, f"{self.file}: axes {dict(chosen)}")
+        where = "axes " + ", ".join(f"{key} = {value}" for key, value in chosen.items())
+        return validate(TrialConfig, self._with(self.base, chosen, where), f"{self.file}: {where}")
 
     def distributions(self, chosen: Mapping[str, Scalar]) -> dict[str, optuna.distributions.BaseDistribution]:
         """Optuna's distributions of the keys of a past suggestion, to tell a fresh study about it."""
