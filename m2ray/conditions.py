@@ -7,17 +7,20 @@ Shapes: E episodes, K slots, D width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
 from m2ray.codec import Codec
 from m2ray.command import UserError
-from m2ray.receiver import Place, Receiver
+from m2ray.receiver import Place, Reading, Receiver
 from m2ray.task import Episode
 
 SHIFT = 17  # the attempt's: the message of the episode 17 places on
@@ -50,22 +53,23 @@ class Material:
 
     @cached_property
     def latents_EKD(self) -> Tensor:
-        """The codec's latents of all messages."""
-        return self.encode(self.trained, "latent_BKD")
+        """What the codec's encoder makes of all messages: what `Codec.decode` takes."""
+        codec = self.trained
+        return self.encode(lambda reading: codec.encoder(reading, codec.config.k))
 
     @cached_property
     def prefixes_EKD(self) -> Tensor:
         """The codec's prefixes of all messages."""
-        return self.encode(self.trained, "prefix_BKD")
+        codec = self.trained
+        return self.encode(lambda reading: codec(reading).prefix_BKD)
 
-    def encode(self, codec: Codec, field: Literal["latent_BKD", "prefix_BKD"]) -> Tensor:
-        """A field of a codec's forward pass over all messages, in batches."""
+    def encode(self, forward: Callable[[Reading], Tensor]) -> Tensor:
+        """A forward pass over all messages, in batches."""
         parts = []
         with torch.no_grad():
             for start in range(0, len(self.episodes), self.batch_size):
                 batch = self.episodes[start : start + self.batch_size]
-                reading = self.receiver.read([episode.message for episode in batch])
-                parts.append(getattr(codec(reading), field))
+                parts.append(forward(self.receiver.read([episode.message for episode in batch])))
         return torch.cat(parts)
 
     def noise(self, shape: Sequence[int], stream: int) -> Tensor:
@@ -87,19 +91,27 @@ def derangement(episodes: Sequence[Episode], shift: int = SHIFT) -> list[int]:
     """
     count = len(episodes)
     partner = [(i + shift) % count for i in range(count)]
+    contents = [episode.content for episode in episodes]
 
     def clash(i: int, j: int) -> bool:
-        one, other = episodes[i], episodes[j]
-        return one.content == other.content or one.message == other.message
+        return contents[i] == contents[j] or episodes[i].message == episodes[j].message
 
     for i in range(count):
         if clash(i, partner[i]):
             swap = next((j for j in range(count) if not clash(i, partner[j]) and not clash(j, partner[i])), None)
             if swap is None:
-                raise UserError(
-                    "condition shuffle: too few different messages among the episodes; use more or a larger level"
-                )
+                return _any_derangement([[not clash(i, j) for j in range(count)] for i in range(count)])
             partner[i], partner[swap] = partner[swap], partner[i]
+    return partner
+
+
+def _any_derangement(allowed: list[list[bool]]) -> list[int]:
+    """Where no swap helps: rare, but a message in free words may match two episodes that differ."""
+    partner: list[int] = maximum_bipartite_matching(csr_array(allowed), perm_type="column").tolist()
+    if min(partner) < 0:
+        raise UserError(
+            "condition shuffle: too few different messages among the episodes; use more or a larger level"
+        )
     return partner
 
 
@@ -129,9 +141,9 @@ def shuffle(material: Material) -> Injection:
 
 def constant(material: Material) -> Injection:
     """A trained prefix with no content: the ceiling of mere priming."""
-    assert material.constant is not None, "the condition constant needs a trained content-free codec"
-    prefixes_EKD = material.encode(material.constant, "prefix_BKD")
-    return Injection(None, list(prefixes_EKD), material.constant.config.place)
+    codec = material.constant
+    assert codec is not None, "the condition constant needs a trained content-free codec"
+    return Injection(None, list(material.encode(lambda reading: codec(reading).prefix_BKD)), codec.config.place)
 
 
 def mean(material: Material) -> Injection:
@@ -215,16 +227,12 @@ def condition(name: str) -> Condition:
     """
     if name in CONDITIONS:
         return CONDITIONS[name]
-    head, _, tail = name.partition("-" if name.startswith("text-") else "=")
-    if head == "text" and tail.isdecimal() and int(tail) > 0:
-        return Condition(lambda material: text_bytes(material, int(tail)), "receiver")
-    if head == "scale_gate":
-        try:
-            gate = float(tail)
-        except ValueError:
-            gate = -1.0
-        if 0 <= gate < float("inf"):
-            return Condition(lambda material: scale_gate(material, gate), "checkpoint")
+    if cut := re.fullmatch(r"text-([1-9][0-9]{0,17})", name):
+        limit = int(cut[1])
+        return Condition(lambda material: text_bytes(material, limit), "receiver")
+    scale = re.fullmatch(r"scale_gate=([0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,3})?)", name)
+    if scale and (gate := float(scale[1])) < float("inf"):
+        return Condition(lambda material: scale_gate(material, gate), "checkpoint")
     raise UserError(
         f"--conditions: {name!r} does not exist; use some of {', '.join(CONDITIONS)}, text-16, scale_gate=0.5"
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2ray.codec import Encoded
+from m2ray.codec import Encoded, waves
 from m2ray.config import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
 from m2ray.receiver import AnswerFrame, Receiver
 
@@ -75,7 +75,6 @@ class Heads(nn.Module):
                 {
                     "slots": nn.Linear(width, self.WIDTH),
                     "decoder": nn.TransformerDecoderLayer(self.WIDTH, 4, 256, 0.0, "gelu", batch_first=True),
-                    "places": nn.Embedding(256, self.WIDTH),
                     "out": nn.Linear(self.WIDTH, len(receiver.embedding_ND)),
                 }
             )
@@ -141,8 +140,9 @@ def reconstruction_tokens(signals: Signals, term: LossTerm) -> Tensor:
     assert parts is not None
     ids_HT, mask_HT = signals.message_ids_HT, signals.message_mask_HT
     slots_HKE = parts["slots"](signals.encoded.latent_BKD)
-    places_HTE = parts["places"](torch.arange(ids_HT.shape[1], device=ids_HT.device)).expand(len(ids_HT), -1, -1)
-    logits_HTW = parts["out"](parts["decoder"](places_HTE, slots_HKE))
+    places_T = torch.arange(ids_HT.shape[1], device=ids_HT.device, dtype=slots_HKE.dtype)
+    places_HTE = waves(places_T, Heads.WIDTH).expand(len(ids_HT), -1, -1)
+    logits_HTW = parts["out"](parts["decoder"](places_HTE, slots_HKE, tgt_key_padding_mask=~mask_HT))
     return F.cross_entropy(logits_HTW[mask_HT], ids_HT[mask_HT])
 
 
