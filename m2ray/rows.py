@@ -59,9 +59,14 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
         if name not in rows.columns:
             raise UserError(f"{source}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep")
     try:
-        return pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
+    except (pa.ArrowException, OverflowError) as error:
         raise UserError(f"{source}: {' '.join(str(error).split())[:200]}; mend the column's type") from None
+    for name in SCHEMA.names:
+        if name != "nll" and table[name].null_count:
+            raise UserError(f"{source}: column {name}: holds empty cells; only nll may be unknown")
+    # Without what pandas writes about itself, which would give columns back the types they came with.
+    return table.replace_schema_metadata(None)
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
@@ -125,12 +130,17 @@ class RowStore:
         Raises:
             UserError: a part is damaged.
         """
-        frames = [read_rows(self.whole)] if self.whole.is_file() else []
+        frames = []
         for file in self._part_files():
-            data = file.read_bytes()
+            try:
+                data = file.read_bytes()
+            except FileNotFoundError:
+                continue  # merged since into the whole, which is read below
             if hashlib.sha256(data).hexdigest()[:32] != file.stem:
                 raise UserError(f"{file}: damaged (its checksum is not its name); remove it and run with --resume")
             frames.append(pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pandas())
+        if self.whole.is_file():
+            frames.insert(0, read_rows(self.whole))
         if not frames:
             empty: pd.DataFrame = SCHEMA.empty_table().to_pandas()
             return empty
@@ -218,7 +228,7 @@ def outcomes(rows: pd.DataFrame, names: Sequence[str], column: str = "success") 
             raise UserError(
                 f"rows: condition {name}: not on the episodes of {names[0]}; evaluate both on the same"
             )
-    return [values.to_numpy() for values in wide.values()]
+    return [wide[name].to_numpy() for name in names]
 
 
 def paired_gain(rows: pd.DataFrame) -> float:

@@ -1,0 +1,296 @@
+"""The row store: nothing torn, lost or counted twice; rows are paired as a hand calculation pairs them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2ray.command import UserError
+from m2ray.rows import (
+    FAILED,
+    KEY,
+    SCHEMA,
+    RowStore,
+    failure_row,
+    read_rows,
+    write_rows,
+)
+
+ONE = {
+    "config": "a",
+    "seed": 0,
+    "checkpoint": "c0",
+    "step": 10,
+    "receiver": "r",
+    "task": "easy",
+    "split": "confirm",
+    "k": 4,
+    "place": "message",
+    "decoding": "greedy",
+    "condition": "normal",
+    "episode": 2000,
+    "partner": -1,
+    "success": True,
+    "parsed": True,
+    "partial": 1.0,
+    "nll": 0.25,
+    "answer": "0 2 1 1",
+    "params": '{"training.lr": 0.001}',
+}
+
+
+def make(*changes):
+    return pd.DataFrame([{**ONE, **change} for change in changes])
+
+
+def played(count, **changes):
+    return make(*({"episode": 2000 + i, "nll": i / 8, **changes} for i in range(count)))
+
+
+def same(one, other):
+    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
+
+
+# --- one file ------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.permutations(range(6)), st.text(max_size=20))
+def test_rows_are_read_back_as_written_in_an_order_of_their_own(tmp_path_factory, order, answer):
+    rows = played(6, answer=answer.encode("utf-8", "ignore").decode(), params="{}")
+    rows.loc[0, "nll"] = float("nan")
+    path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    write_rows(path, rows.iloc[list(order)])
+    same(read_rows(path), rows)
+    assert list(read_rows(path).columns) == SCHEMA.names
+
+
+def test_a_key_written_twice_counts_once_and_the_last_counts(tmp_path):
+    path = tmp_path / "rows.parquet"
+    write_rows(path, make({"success": False}, {"episode": 2001}, {"success": True}))
+    assert read_rows(path)[["episode", "success"]].to_numpy().tolist() == [[2000, True], [2001, True]]
+
+
+def test_columns_of_ones_own_are_left_out_and_a_folder_is_read_as_a_file_is(tmp_path):
+    path = tmp_path / "seed=1" / "rows.parquet"  # a name that some tools would read a column from
+    path.parent.mkdir()
+    pq.write_table(pa.Table.from_pandas(played(2).assign(mine=1)), path)
+    same(read_rows(path), played(2))
+    same(read_rows(path.parent), played(2))
+
+
+@pytest.mark.parametrize("name", SCHEMA.names)
+def test_a_missing_column_is_named_in_one_line(tmp_path, name):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pandas(played(2).drop(columns=name)), path)
+    line = f"{path}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep"
+    for source in (path, tmp_path):
+        with pytest.raises(UserError) as raised:
+            read_rows(source)
+        assert str(raised.value) == line
+    with pytest.raises(UserError, match=f"column {name}: missing"):
+        RowStore(tmp_path / "new").append(played(2).drop(columns=name))
+    assert not (tmp_path / "new").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "fault"),
+    [
+        ("k", [4.5, 4.0], "k with type"),
+        ("k", ["four", "4"], "k with type"),
+        ("k", np.array([2**63, 4], dtype="uint64"), "k with type"),
+        ("k", [[4], [4]], "k with type"),
+        ("success", ["yes", "no"], "success with type"),
+        ("nll", ["low", "high"], "nll with type"),
+        ("config", [1, 2], "config with type"),
+        ("answer", [b"\xff", b"\xfe"], "answer with type"),
+        ("success", [True, None], "column success: holds empty cells; only nll may be unknown"),
+        ("seed", [0, None], "column seed: holds empty cells"),
+        ("condition", ["normal", None], "column condition: holds empty cells"),
+        ("partial", [1.0, float("nan")], "column partial: holds empty cells"),
+    ],
+)
+def test_a_column_of_another_type_is_named_in_one_line(tmp_path, name, values, fault):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pandas(played(2).assign(**{name: values})), path)
+    with pytest.raises(UserError, match=fault) as raised:
+        read_rows(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert "\n" not in str(raised.value)
+
+
+def test_numbers_of_another_width_get_the_columns_own_types(tmp_path):
+    path = tmp_path / "rows.parquet"
+    narrow = played(2).astype({"k": "int8", "episode": "int32", "nll": "float32", "condition": "category"})
+    pq.write_table(pa.Table.from_pandas(narrow), path)
+    same(read_rows(path), played(2))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"config,seed\na,0\n", "cut"])
+def test_a_file_that_is_no_parquet_or_was_cut_short_is_refused(tmp_path, content):
+    path = tmp_path / "rows.parquet"
+    if content == "cut":
+        write_rows(path, played(50))
+        content = path.read_bytes()[:-20]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="not a Parquet file") as raised:
+        read_rows(path)
+    assert str(raised.value).startswith(f"{path}: ")
+    assert str(raised.value).endswith("; remake it")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_path_without_rows_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file; give a rows file or a results folder"):
+        read_rows(tmp_path / "none.parquet")
+
+
+# --- the store -----------------------------------------------------------------------------------------------
+
+
+def test_an_empty_store_has_the_columns_and_no_rows(tmp_path):
+    rows = RowStore(tmp_path).read()
+    assert list(rows.columns) == SCHEMA.names
+    assert rows.empty
+
+
+def test_what_is_read_does_not_depend_on_the_order_of_appends_or_on_compaction(tmp_path):
+    parts = [played(5, condition=name) for name in ("normal", "null", "shuffle", "P0")]
+    stores = [RowStore(tmp_path / name) for name in ("one", "other")]
+    for store, order in zip(stores, (parts, parts[::-1]), strict=True):
+        for part in order:
+            store.append(part)
+        store.append(parts[0])  # the same again
+    one, other = (store.read() for store in stores)
+    same(one, other)
+    assert len(one) == 20
+    for _ in range(2):
+        stores[0].compact()
+        same(stores[0].read(), one)
+        assert not stores[0].parts.exists()
+    stores[0].append(played(5, condition="P1"))
+    assert len(stores[0].read()) == 25
+    stores[0].compact()
+    assert len(read_rows(stores[0].whole)) == 25
+
+
+def test_a_crash_in_the_middle_of_compaction_loses_and_doubles_nothing(tmp_path):
+    store = RowStore(tmp_path)
+    for name in ("normal", "null"):
+        store.append(played(5, condition=name))
+    before = store.read()
+    shutil.copytree(store.parts, tmp_path / "kept")
+    store.compact()
+    shutil.copytree(tmp_path / "kept", store.parts)  # as if it had died before it removed them
+    same(store.read(), before)
+    store.compact()
+    same(store.read(), before)
+
+
+def test_foreign_files_beside_the_parts_are_left_alone(tmp_path):
+    store = RowStore(tmp_path)
+    store.append(played(5))
+    for name in ("notes.txt", "zz.parquet", ".0abc.parquet.77.tmp"):
+        (store.parts / name).write_bytes(b"half a file")
+    assert len(store.read()) == 5
+    store.compact()
+    assert len(store.read()) == 5
+    assert {file.name for file in store.parts.iterdir()} == {"notes.txt", "zz.parquet", ".0abc.parquet.77.tmp"}
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "renamed"])
+def test_a_damaged_part_is_named(tmp_path, damage):
+    store = RowStore(tmp_path)
+    store.append(played(5))
+    (file,) = store.parts.iterdir()
+    data = file.read_bytes()
+    if damage == "renamed":
+        file = file.rename(file.with_name("backup.parquet"))
+    else:
+        file.write_bytes({"cut": data[:-9], "changed": data[:60] + b"?" + data[61:], "empty": b""}[damage])
+    line = f"{file}: damaged (its checksum is not its name); remove it and run with --resume"
+    for act in (store.read, store.compact):
+        with pytest.raises(UserError) as raised:
+            act()
+        assert str(raised.value) == line
+    assert file.is_file(), "nothing is removed behind the user's back"
+
+
+WRITER = """
+import sys
+import pandas as pd
+from pathlib import Path
+from m2ray.rows import RowStore
+folder, number, one = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
+store, part = RowStore(folder), 0
+print("ready", flush=True)
+while part != int(sys.argv[4]):
+    rows = [{**one, "episode": i, "seed": part, "condition": str(number)} for i in range(50)]
+    shared = [{**one, "episode": i, "condition": "shared"} for i in range(50)]
+    store.append(pd.DataFrame(rows))
+    store.append(pd.DataFrame(shared))
+    part += 1
+    if len(sys.argv) > 5 and part % int(sys.argv[5]) == 0:
+        store.compact()
+"""
+
+
+def start_writer(folder, number, parts, *compact_every):
+    arguments = [str(part) for part in (folder, number, ONE, parts, *compact_every)]
+    return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE)
+
+
+def test_many_processes_write_at_once_and_every_row_counts_once(tmp_path):
+    writers = [start_writer(tmp_path, number, 5) for number in range(3)]
+    assert [writer.wait() for writer in writers] == [0] * 3
+    rows = RowStore(tmp_path).read()
+    assert len(rows) == 3 * 5 * 50 + 50
+    assert not rows.duplicated(KEY).any()
+    assert not list(RowStore(tmp_path).parts.glob(".*"))
+
+
+def test_a_reader_never_misses_a_row_while_a_writer_appends_and_compacts(tmp_path):
+    writer = start_writer(tmp_path, 0, 20, 1)
+    counts = []
+    while writer.poll() is None:
+        counts.append(len(RowStore(tmp_path).read()))
+    assert writer.returncode == 0
+    assert counts == sorted(counts), "rows that were there once are always there"
+    assert len(RowStore(tmp_path).read()) == 20 * 50 + 50
+
+
+def test_a_killed_writer_leaves_whole_parts_only(tmp_path):
+    writer = start_writer(tmp_path, 0, -1)
+    assert writer.stdout.readline() == b"ready\n"
+    while len(list(RowStore(tmp_path).parts.glob("*.parquet"))) < 8:
+        time.sleep(0.01)
+    os.kill(writer.pid, signal.SIGKILL)
+    writer.wait()
+    store = RowStore(tmp_path)
+    rows = store.read()
+    assert len(rows) % 50 == 0
+    assert len(rows) >= 50 * 8
+    store.append(played(3, condition="after"))
+    store.compact()
+    assert len(store.read()) == len(rows) + 3
+
+
+def test_a_failure_is_a_row_that_can_be_stored_and_read(tmp_path):
+    store = RowStore(tmp_path)
+    store.append(played(2))
+    store.append(failure_row("b", 8, "easy", "loss nan at step 3; lower lr"))
+    failed = store.read().query("condition == @FAILED")
+    assert failed[["config", "k", "task", "answer"]].to_numpy().tolist() == [
+        ["b", 8, "easy", "loss nan at step 3; lower lr"]
+    ]
+    assert FAILED == "failed"
