@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -10,17 +11,20 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+COLUMNS = ("configuration", "state", "epoch", "k", "score (nats)", "shuffle gap", "prefix cosine")
+
 
 class Board:
     """State of every configuration, the share of the work that is done, and when the rest will be."""
 
-    def __init__(self, name: str, configurations: int, epochs: int) -> None:
+    def __init__(self, name: str, configurations: int, jobs: int) -> None:
         self._console = Console()
-        self._name, self._configurations, self._epochs = name, configurations, epochs
+        self._name, self._configurations, self._jobs = name, configurations, jobs
         self._rows: dict[str, dict[str, Any]] = {}
-        self._phase, self._cells, self._cells_done = "starting Ray", 0, 0
+        self._phase, self._trained_before, self._jobs_done, self._share_before = "starting", 0, 0, 0.0
         self._started = time.monotonic()
-        self._live = Live(console=self._console, refresh_per_second=2, transient=True)
+        # The table is made anew at each refresh, so that time goes on between events.
+        self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
     def __enter__(self) -> Board:
         if self._console.is_terminal:
@@ -30,6 +34,11 @@ class Board:
     def __exit__(self, *exc: object) -> None:
         self._live.stop()
 
+    def recalled(self, trained: int, jobs: int) -> None:
+        """What an earlier run had done of the configurations and of the evaluation jobs."""
+        self._trained_before, self._jobs_done = trained, jobs
+        self._share_before = self._share()
+
     def phase(self, text: str) -> None:
         """A new part of the sweep begins."""
         self._phase = text
@@ -37,54 +46,55 @@ class Board:
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
         """A configuration reported an epoch."""
-        row = self._rows.setdefault(name, {"epochs": 0})
-        row.update(metrics, epochs=int(metrics.get("progress", metrics.get("epoch", 0))), state="training")
-        collapsed = "  COLLAPSED: ignores its message" if metrics.get("collapsed") else ""
-        gap = metrics.get("shuffle_gap", float("nan"))
-        self._say(
-            f"{name}: epoch {row['epochs']}/{self._epochs_of(row)}  k {metrics.get('k')}  "
-            f"score {metrics['score']:+.3f} nats  shuffle gap {gap:.3f}{collapsed}"
-        )
+        state = "COLLAPSED" if metrics.get("collapsed") else "training"
+        row = self._rows.setdefault(name, {})
+        row.update(metrics, state=state)
+        text = f"{name}: epoch {row['progress']}/{row['epochs_total']}  k {row['k']}"
+        text += f"  score {row['score']:+.3f} nats  shuffle gap {row.get('shuffle_gap', math.nan):.3f}"
+        self._say(text + ("  COLLAPSED: ignores its message" if metrics.get("collapsed") else ""))
 
     def ended(self, name: str, cause: str) -> None:
         """A configuration's training is over."""
-        row = self._rows.setdefault(name, {"epochs": 0})
-        row["state"] = "failed" if cause else "trained"
+        row = self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})
+        early = row["progress"] < row["epochs_total"]
+        row["state"] = "failed" if cause else "stopped early" if early else "trained"
+        row["ended"] = True
         if cause:
-            self._say(f"{name}: FAILED: {cause}")
-
-    def expect(self, cells: int) -> None:
-        """More evaluation jobs to come."""
-        self._cells += cells
+            self._say(f"{name}: FAILED: {cause}", alarm=True)
+        elif early:
+            self._say(f"{name}: stopped early, clearly behind the best")
 
     def evaluated(self, label: str, cause: str) -> None:
         """An evaluation job ended."""
-        self._cells_done += 1
-        self._say(f"evaluated {label}" + (f": FAILED: {cause}" if cause else ""))
-
-    def _epochs_of(self, row: Mapping[str, Any]) -> int:
-        return int(row.get("epochs_total", self._epochs))
+        self._jobs_done += 1
+        self._say(f"evaluated {label}" + (f": FAILED: {cause}" if cause else ""), alarm=bool(cause))
 
     def _share(self) -> float:
-        trained = sum(min(1.0, row["epochs"] / max(1, self._epochs_of(row))) for row in self._rows.values())
-        parts = [trained / max(1, self._configurations)]
-        if self._cells:
-            parts.append(self._cells_done / self._cells)
-        return sum(parts) / len(parts)
+        rows = list(self._rows.values())
+        trained = sum(1.0 if row.get("ended") else row["progress"] / row["epochs_total"] for row in rows)
+        trained += self._trained_before
+        return (trained / self._configurations + min(1.0, self._jobs_done / self._jobs)) / 2
 
-    def _say(self, text: str) -> None:
-        spent = time.monotonic() - self._started
+    def _progress(self) -> str:
+        share, spent = self._share(), time.monotonic() - self._started
+        done = share - self._share_before
+        left = f", about {spent * (1 - share) / done:.0f} s left" if done > 0.05 else ""
+        return f"{spent:.0f} s, {share:.0%}{left}"
+
+    def _say(self, text: str, alarm: bool = False) -> None:
         if not self._console.is_terminal:
-            print(f"[{spent:5.0f} s] {text}", flush=True)
-            return
-        share = self._share()
-        left = f", about {spent * (1 - share) / share:.0f} s left" if share > 0.05 else ""
-        table = Table(title=f"{self._name}: {self._phase}", caption=f"{share:.0%} done in {spent:.0f} s{left}")
-        for column in ("configuration", "state", "epoch", "k", "score (nats)", "shuffle gap", "prefix cosine"):
+            print(f"[{self._progress()}] {text}", flush=True)
+        elif alarm:
+            self._console.print(text, style="bold red", markup=False, highlight=False)
+
+    def _table(self) -> Table:
+        table = Table(title=f"{self._name}: {self._phase}", caption=self._progress())
+        for column in COLUMNS:
             table.add_column(column)
-        for name, row in sorted(self._rows.items(), key=lambda item: -item[1].get("score", -1e9)):
+        for name, row in sorted(list(self._rows.items()), key=lambda item: -item[1].get("score", -1e9)):
             numbers = (
                 f"{row[key]:.3f}" if key in row else "" for key in ("score", "shuffle_gap", "prefix_cosine")
             )
-            table.add_row(name, row.get("state", ""), str(row["epochs"]), str(row.get("k", "")), *numbers)
-        self._live.update(table)
+            epoch = f"{row['progress']}/{row['epochs_total']}"
+            table.add_row(name, row.get("state", ""), epoch, str(row.get("k", "")), *numbers)
+        return table

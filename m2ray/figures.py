@@ -31,16 +31,22 @@ COLOURS = {
 
 
 def draw_all(folder: Path, attempts: Sequence[Attempt], board: pd.DataFrame) -> None:
-    """Draw every picture that the rows allow, as PNG and SVG."""
+    """Draw every picture that the rows allow, as PNG and SVG, in the board's order."""
     import matplotlib
 
     matplotlib.use("Agg")
     # Without these, the same rows would give different files at every run.
     matplotlib.rcParams["svg.hashsalt"] = "m2ray"
+    ranked = list(zip(board.config, board.seed, strict=True))
+    known = [a for a in attempts if a.verdict is not None]
+    told = [a for a in known if a.split == "confirm"] or [a for a in known if a.split == known[0].split]
+    told.sort(key=lambda attempt: ranked.index((attempt.config, attempt.seed)))
+    if not told:
+        return
     folder.mkdir(parents=True, exist_ok=True)
-    told = [a for a in attempts if a.split == "confirm"] or list(attempts)
     _save(forest(told), folder / "conditions")
-    _save(scores(board), folder / "scores")
+    if board.score.notna().any():
+        _save(scores(board), folder / "scores")
     if any("scale_gate=" in name for attempt in told for name in attempt.rows.condition.unique()):
         _save(gate_curves(told), folder / "scale_gate")
     _save(outcome_grid(told[0]), folder / "outcomes")
@@ -91,7 +97,7 @@ def scores(board: pd.DataFrame) -> Any:
     """The searcher's score of every configuration against its k."""
     import matplotlib.pyplot as plt
 
-    shown = board[board.score.notna()]
+    shown = board[board.score.notna() & board.verdict.isin(["PASS", "FAIL", "not confirmed"])].astype({"k": int})
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for verdict, marker, colour in (
         ("PASS", "o", "#009E73"),

@@ -42,8 +42,12 @@ class Journal:
     def append(self, entry: Mapping[str, Any]) -> None:
         """Add a line; it is on disk when this returns."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(dict(entry)) + "\n")
+        with self._file.open("a+b") as out:
+            if out.tell():
+                out.seek(-1, os.SEEK_END)
+                if out.read(1) != b"\n":
+                    out.write(b"\n")  # the last line is torn: do not let it swallow this one
+            out.write(json.dumps(dict(entry)).encode() + b"\n")
             out.flush()
             os.fsync(out.fileno())
 
@@ -52,7 +56,7 @@ class Journal:
         if not self._file.is_file():
             return []
         found = []
-        for line in self._file.read_text(encoding="utf-8").splitlines():
+        for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
@@ -63,54 +67,53 @@ class Journal:
 class OptunaProposer:
     """Points first, then `search.trials` suggestions by multivariate TPE, seeded.
 
-    Suggestions repeat exactly as long as trials end in the same order; with several at a time the order can
-    differ, and then what TPE suggests after the start-up trials can, too.
+    The n-th suggestion depends on the seed, on n and on what had begun and ended before it, and on nothing else:
+    a sweep that was killed and resumed suggests what it would have suggested anyway. With several trials at a
+    time they may end in another order, and then what TPE suggests after the start-up trials can differ.
     """
 
     def __init__(self, plan: Plan, root: Path, journal: Journal) -> None:
         self.plan, self.root, self._journal = plan, root, journal
-        search = plan.space.search
-        sampler = optuna.samplers.TPESampler(
-            seed=search.sampler_seed, multivariate=True, group=True, n_startup_trials=search.startup
-        )
-        self.study = optuna.create_study(direction="maximize", sampler=sampler)
-        self.configs: dict[str, TrialConfig] = {}
+        self.study = optuna.create_study(direction="maximize")
+        self.configs: dict[str, TrialConfig] = dict(plan.points)
         self.failures: dict[str, str] = {}
+        self.ended: set[str] = set()
         self._asked: dict[str, optuna.Trial] = {}
         self._chosen: dict[str, dict[str, Scalar]] = {}
-        self._sampled = 0
         self._ahead: deque[str] = deque(plan.points)
-        self.configs.update(plan.points)
         self._replay()
 
     def _replay(self) -> None:
-        begun: dict[str, dict[str, Scalar]] = {}
+        """Bring study and queue to where the journal ends; what began and did not end goes first again."""
         for entry in self._journal.entries():
             name = entry["config"]
             if entry["event"] == "began":
-                begun[name] = entry["chosen"]
-                continue
-            self._ahead = deque(other for other in self._ahead if other != name)
-            chosen = begun.pop(name, {})
-            if entry["cause"]:
-                self.failures[name] = entry["cause"]
-            if name not in self.plan.points:
-                self._sampled += 1
-                self.configs[name] = self.plan.config(chosen)
-                self._tell_past(chosen, entry["score"])
-        for name, chosen in begun.items():
-            if name not in self.plan.points:
-                self._sampled += 1
-                self.configs[name] = self.plan.config(chosen)
-                self._chosen[name] = chosen
-                self._ahead.append(name)
+                if name not in self.configs:
+                    self.study.enqueue_trial(entry["chosen"])
+                    self._begin(self.study.ask(), name)
+                    self._ahead.append(name)
+            else:
+                self._ahead = deque(other for other in self._ahead if other != name)
+                self._end(name, entry["score"], entry["cause"])
 
-    def _tell_past(self, chosen: Mapping[str, Scalar], score: float | None) -> None:
-        state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-        past = optuna.trial.create_trial(
-            params=dict(chosen), distributions=self.plan.distributions(chosen), value=score, state=state
-        )
-        self.study.add_trial(past)
+    def _begin(self, trial: optuna.Trial, name: str | None = None) -> str:
+        chosen = self.plan.suggest(trial)
+        config = self.plan.config(chosen)
+        if name is None:
+            name = name_of(config)
+            if name in self.configs:
+                # All-categorical spaces repeat themselves; the same name would overwrite the first one's results.
+                name = f"{name}-{trial.number}"
+        self.configs[name], self._chosen[name], self._asked[name] = config, chosen, trial
+        return name
+
+    def _end(self, name: str, score: float | None, cause: str) -> None:
+        self.ended.add(name)
+        if cause:
+            self.failures[name] = cause
+        if name in self._asked:
+            state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
+            self.study.tell(self._asked.pop(name), score, state=state)
 
     @property
     def total(self) -> int:
@@ -121,8 +124,16 @@ class OptunaProposer:
         """Settings of the next trial (see `m2ray.cluster.run_trial`), None when there is no more."""
         if self._ahead:
             name = self._ahead.popleft()
-        elif self._sampled < self.plan.space.search.trials:
-            name = self._sample()
+        elif len(self.study.trials) < self.plan.space.search.trials:
+            # A sampler of its own for each suggestion: nothing to restore when a sweep is resumed.
+            search = self.plan.space.search
+            self.study.sampler = optuna.samplers.TPESampler(
+                seed=search.sampler_seed * 1_000_003 + len(self.study.trials),
+                multivariate=True,
+                group=True,
+                n_startup_trials=search.startup,
+            )
+            name = self._begin(self.study.ask())
         else:
             return None
         config = self.configs[name]
@@ -132,21 +143,10 @@ class OptunaProposer:
             "trial": config.model_dump_json(),
             "seeds": self.plan.space.search.seeds,
             "root": str(self.root),
+            "point": name in self.plan.points,
             "params": self.params(config),
             "resources": self.plan.space.resources.model_dump(),
         }
-
-    def _sample(self) -> str:
-        trial = self.study.ask()
-        chosen = self.plan.suggest(trial)
-        config = self.plan.config(chosen)
-        name = name_of(config)
-        self._sampled += 1
-        if name in self.configs:
-            # All-categorical spaces repeat themselves; a second run under the same name would overwrite the first.
-            name = f"{name}-{trial.number}"
-        self.configs[name], self._chosen[name], self._asked[name] = config, chosen, trial
-        return name
 
     def params(self, config: TrialConfig) -> dict[str, Scalar]:
         """A configuration's columns on the board."""
@@ -157,10 +157,4 @@ class OptunaProposer:
     def finished(self, name: str, score: float | None, cause: str) -> None:
         """Tell Optuna and the journal how a trial ended."""
         self._journal.append({"event": "ended", "config": name, "score": score, "cause": cause})
-        if cause:
-            self.failures[name] = cause
-        if name in self._asked:
-            state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-            self.study.tell(self._asked.pop(name), score, state=state)
-        elif name in self._chosen:
-            self._tell_past(self._chosen[name], score)
+        self._end(name, score, cause)

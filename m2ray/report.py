@@ -7,23 +7,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from m2ray import gate as judging
-from m2ray import stats
+from m2ray import manifest, stats
 from m2ray.command import DONE, Parser, UserError, run
+from m2ray.config import validate
 from m2ray.gate import GateConfig, Verdict, load_gate, percent
 from m2ray.rows import FAILED, RowStore, judged_rows, outcomes, paired_gain
 from m2ray.state import write_atomic
 
 SPLITS = ("confirm", "select", "search")  # most telling first
-NOT_CONFIRMED, FAILED_RUN = "not confirmed", "failed"
+NOT_CONFIRMED, INCOMPLETE, FAILED_RUN = "not confirmed", "incomplete", "failed"
+ORDER = (judging.PASS, judging.FAIL, NOT_CONFIRMED, INCOMPLETE, FAILED_RUN)
 SHOWN = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "matched")
+RETENTION = ("retention", "retention_ci_low", "retention_ci_high")
+RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, *RETENTION, "gate1", "gate2")
+PLAIN_NAME = re.compile(r"[\w][\w .+=@-]{0,127}")
 
 
 class Attempt:
@@ -37,102 +42,118 @@ class Attempt:
         self.k = int(own.k.iloc[0])
         self.checkpoint = str(self.rows[self.rows.config != ""].checkpoint.iloc[0])
         self.params: dict[str, Any] = json.loads(own.params.iloc[0] or "{}")
-        self.score = math.nan
-        if (own.split == "search").any():
-            self.score = paired_gain(judged_rows(rows, config, seed, "search"))
+        self.score, self.fault = math.nan, ""
+        self.verdict: Verdict | None = None
+        try:
+            if (own.split == "search").any():
+                self.score = paired_gain(judged_rows(rows, config, seed, "search"))
+        except UserError as error:
+            self.fault = str(error)
+
+    def judge(self, gate: GateConfig) -> None:
+        """Give the verdict, or say what is missing."""
+        try:
+            self.verdict = judging.judge(self.rows, gate)
+        except UserError as error:
+            self.fault = str(error)
+
+    def reason(self, ranking: Sequence[float]) -> str:
+        """Why the verdict is what it is; of a configuration that was not confirmed, also why not."""
+        if self.verdict is None:
+            return self.fault
+        if self.split == "confirm":
+            return self.verdict.reason
+        where = {"search": "not selected", "select": "others did better on select"}.get(
+            self.split, f"played on {self.split} only"
+        )
+        if self.score in ranking:
+            where += (
+                f" (score {self.score:+.3f} nats, {ranking.index(self.score) + 1} of {len(ranking)} on search)"
+            )
+        return f"{where}; {self.verdict.reason}"
 
 
-def attempts_of(rows: pd.DataFrame) -> list[Attempt]:
-    """Every (configuration, seed) that has outcomes."""
-    played = rows[(rows.config != "") & (rows.condition != FAILED)]
+def attempts_of(rows: pd.DataFrame, gate: GateConfig) -> list[Attempt]:
+    """Every (configuration, seed) that has outcomes, judged; those of one split are Holm-corrected together.
+
+    Raises:
+        UserError: none can be judged.
+    """
+    failed = set(rows[rows.condition == FAILED].config)
+    played = rows[(rows.config != "") & ~rows.config.isin(failed)]
     cells = played[["config", "seed"]].drop_duplicates().sort_values(["config", "seed"])
-    return [Attempt(rows, config, seed) for config, seed in cells.itertuples(index=False, name=None)]
-
-
-def judged(attempts: Sequence[Attempt], gate: GateConfig) -> dict[str, Verdict]:
-    """Verdicts by checkpoint; those of one split are Holm-corrected together."""
-    verdicts: dict[str, Verdict] = {}
+    attempts = [Attempt(rows, config, seed) for config, seed in cells.itertuples(index=False, name=None)]
+    for attempt in attempts:
+        attempt.judge(gate)
     for split in {attempt.split for attempt in attempts}:
-        group = [attempt for attempt in attempts if attempt.split == split]
-        corrected = judging.holm([judging.judge(attempt.rows, gate) for attempt in group], gate.alpha)
-        verdicts |= {attempt.checkpoint: verdict for attempt, verdict in zip(group, corrected, strict=True)}
-    return verdicts
+        group = [(a, a.verdict) for a in attempts if a.split == split and a.verdict is not None]
+        corrected = judging.holm([verdict for _, verdict in group], gate.alpha)
+        for (attempt, _), verdict in zip(group, corrected, strict=True):
+            attempt.verdict = verdict
+    if attempts and not failed and all(attempt.verdict is None for attempt in attempts):
+        raise UserError(attempts[0].fault)
+    return attempts
 
 
-def leaderboard(rows: pd.DataFrame, gate: GateConfig) -> pd.DataFrame:
+def leaderboard(rows: pd.DataFrame, attempts: Sequence[Attempt], gate: GateConfig) -> pd.DataFrame:
     """One line a configuration and training seed; passes first, then by search score.
 
-    A verdict of PASS or FAIL is given on the confirm split only.
+    A verdict of PASS or FAIL is given on the confirm split only. A configuration that failed has one line.
     """
-    attempts = attempts_of(rows)
-    verdicts = judged(attempts, gate)
     ranking = sorted((a.score for a in attempts if not math.isnan(a.score)), reverse=True)
     lines = []
     for attempt in attempts:
-        verdict = verdicts[attempt.checkpoint]
-        counts = verdict.counts
-        n = counts["normal"][1]
-        low, high = stats.wilson(*counts["normal"], gate.alpha)
-        kept = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
-        confirmed = attempt.split == "confirm"
-        place = ranking.index(attempt.score) + 1 if attempt.score in ranking else 0
-        reason = verdict.reason
-        if not confirmed:
-            reason = (
-                f"not selected: score {attempt.score:+.3f} nats, {place} of {len(ranking)} on search; " + reason
-            )
         line: dict[str, Any] = {"config": attempt.config, "seed": attempt.seed, "k": attempt.k}
         line |= attempt.params
-        line |= {"split": attempt.split, "n": n, "score": round(attempt.score, 4)}
-        line |= {"normal_ci_low": round(low, 4), "normal_ci_high": round(high, 4)}
-        line |= {name: round(judging.share(counts[name]), 4) if name in counts else math.nan for name in SHOWN}
-        line |= {
-            "retention": round(kept.value, 4),
-            "retention_ci_low": round(kept.low, 4),
-            "retention_ci_high": round(kept.high, 4),
-            "gate1": verdict.gate("gate1"),
-            "gate2": verdict.gate("gate2"),
-            "verdict": verdict.verdict if confirmed else NOT_CONFIRMED,
-            "reason": reason,
-            "checkpoint": attempt.checkpoint,
-        }
+        line |= {"split": attempt.split, "score": round(attempt.score, 4), "reason": attempt.reason(ranking)}
+        line |= {"checkpoint": attempt.checkpoint, "verdict": INCOMPLETE}
+        if verdict := attempt.verdict:
+            counts = verdict.counts
+            low, high = stats.wilson(*counts["normal"], gate.alpha)
+            kept = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
+            line |= {"n": counts["normal"][1], "normal_ci_low": round(low, 4), "normal_ci_high": round(high, 4)}
+            line |= {name: round(judging.share(counts[name]), 4) for name in SHOWN if name in counts}
+            line |= {name: round(value, 4) for name, value in zip(RETENTION, kept, strict=True)}
+            line |= {"gate1": verdict.gate("gate1"), "gate2": verdict.gate("gate2")}
+            line["verdict"] = verdict.verdict if attempt.split == "confirm" else NOT_CONFIRMED
         lines.append(line)
-    for failed in rows[rows.condition == FAILED].drop_duplicates("config", keep="last").itertuples():
-        lines.append({"config": failed.config, "k": failed.k, "verdict": FAILED_RUN, "reason": failed.answer})
+    for failed in rows[rows.condition == FAILED].drop_duplicates("config").itertuples():
+        reason = " ".join(failed.answer.split())
+        lines.append({"config": failed.config, "k": failed.k, "verdict": FAILED_RUN, "reason": reason})
     if not lines:
         raise UserError("rows: no configuration has any outcome; run the sweep first")
-    board = pd.DataFrame(lines)
-    order = {judging.PASS: 0, judging.FAIL: 1, NOT_CONFIRMED: 2, FAILED_RUN: 3}
-    keys = pd.DataFrame(
-        {"rank": board.verdict.map(order), "score": -board.get("score", 0.0), "config": board.config}
-    )
-    return board.loc[keys.sort_values(["rank", "score", "config"], kind="stable").index].reset_index(drop=True)
+    params = list(dict.fromkeys(key for attempt in attempts for key in attempt.params))
+    columns = ["config", "seed", "k", *params, "split", "n", "score", *RESULTS, "verdict", "reason", "checkpoint"]
+    board = pd.DataFrame(lines).reindex(columns=columns).astype({"seed": "Int64", "k": "Int64", "n": "Int64"})
+    keys = board[["config", "seed"]].assign(rank=board.verdict.map(ORDER.index), worst=-board.score.astype(float))
+    order = keys.sort_values(["rank", "worst", "config", "seed"], kind="stable").index
+    return board.loc[order].reset_index(drop=True)
 
 
 def cells(board: pd.DataFrame) -> list[dict[str, str]]:
     """The board for people: shares in percent, the interval of normal, figures that are missing left blank."""
+
+    def text(value: Any, form: str = "{}") -> str:
+        return "" if pd.isna(value) else form.format(value)
 
     def share(value: Any) -> str:
         return "" if pd.isna(value) else f"{100 * value:.1f}"
 
     shown = []
     for line in board.to_dict("records"):
-        failed = line["verdict"] == FAILED_RUN
-        interval = "" if failed else f"[{share(line['normal_ci_low'])}, {share(line['normal_ci_high'])}]"
-        kept = line.get("retention")
+        low, high = share(line["normal_ci_low"]), share(line["normal_ci_high"])
         shown.append(
             {
                 "config": str(line["config"]),
-                "seed": "" if failed else str(int(line["seed"])),
-                "k": str(int(line["k"])),
-                "split": "" if failed else str(line["split"]),
-                "n": "" if failed else str(int(line["n"])),
-                "normal %": share(line.get("normal")),
-                "95 % CI": interval,
-                **{f"{name}": share(line.get(name)) for name in ("null", "random", "shuffle", "P0", "P1")},
-                "constant": share(line.get("constant")),
-                "retention": "" if pd.isna(kept) else f"{kept:.2f}",
-                "score": "" if pd.isna(line.get("score")) else f"{line['score']:+.3f}",
+                "seed": text(line["seed"]),
+                "k": text(line["k"]),
+                "split": text(line["split"]),
+                "n": text(line["n"]),
+                "normal %": share(line["normal"]),
+                "95 % CI": f"[{low}, {high}]" if low else "",
+                **{name: share(line[name]) for name in ("null", "random", "shuffle", "P0", "P1", "constant")},
+                "retention": text(line["retention"], "{:.2f}"),
+                "score": text(line["score"], "{:+.3f}"),
                 "verdict": str(line["verdict"]),
             }
         )
@@ -141,7 +162,11 @@ def cells(board: pd.DataFrame) -> list[dict[str, str]]:
 
 def reasons(board: pd.DataFrame) -> list[str]:
     """A sentence for every line of the board."""
-    return [f"{line.config}: {line.verdict}: {line.reason}" for line in board.itertuples()]
+    several = board.duplicated("config", keep=False)
+    return [
+        f"{line.config}{f', seed {line.seed}' if again else ''}: {line.verdict}: {line.reason}"
+        for line, again in zip(board.itertuples(), several, strict=True)
+    ]
 
 
 def board_text(board: pd.DataFrame, style: str) -> str:
@@ -159,10 +184,7 @@ def print_board(board: pd.DataFrame) -> None:
 
 def legend(board: pd.DataFrame, gate: GateConfig) -> list[str]:
     """What the columns mean, and what this many episodes can show."""
-    n = int(board.n.max())
-    discordant = 0.3
-    found = 100 * stats.minimum_detectable_difference(n, discordant)
-    return [
+    lines = [
         "Success in percent of n episodes; the interval is Wilson's, 95 %. `score` is what the searcher saw: nats "
         "per answer value that the right message is worth over no message or a wrong one, whichever is less, on "
         "the search split. `retention` is (normal - P0) / (P1 - P0). `constant` is the best content-free prefix: "
@@ -171,17 +193,16 @@ def legend(board: pd.DataFrame, gate: GateConfig) -> list[str]:
         "over all configurations judged there. PASS: B solves more with this message than without or with a "
         "wrong one, by the margins of the gate, on messages never seen in training. It does not say that the "
         "codec beats text, nor that it works on another receiver or task.",
-        f"At n = {n}, a paired difference of {found:.1f} points is found with a chance of 80 % (one-sided McNemar, "
-        f"5 %, {100 * discordant:.0f} % of episodes discordant); a lower bound of 30 % takes "
-        f"{stats.successes_needed(n, 0.3)} successes.",
     ]
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """sweep.yaml, for where rows came from; rows alone decide everything else."""
-    file = folder / "sweep.yaml"
-    about: dict[str, Any] = yaml.safe_load(file.read_text()) if file.is_file() else {}
-    return about
+    if board.n.notna().any():
+        n, discordant = int(board.n.max()), 0.3
+        found = 100 * stats.minimum_detectable_difference(n, discordant)
+        lines.append(
+            f"At n = {n}, a paired difference of {found:.1f} points is found with a chance of 80 % (one-sided "
+            f"McNemar, 5 %, {100 * discordant:.0f} % of episodes discordant); a lower bound of 30 % takes "
+            f"{stats.successes_needed(n, 0.3)} successes."
+        )
+    return lines
 
 
 def provenance(about: dict[str, Any]) -> list[str]:
@@ -209,11 +230,15 @@ def markdown(table: judging.Table) -> str:
     return tabulate(table[1:], headers=table[0], tablefmt="github", disable_numparse=True)
 
 
-def attempt_report(attempt: Attempt, verdict: Verdict, gate: GateConfig, board_line: pd.Series) -> str:
+def attempt_report(attempt: Attempt, gate: GateConfig, status: str) -> str:
     """One training seed of a configuration in the shape of the reference report."""
+    title = f"## Training seed {attempt.seed}, split {attempt.split}, k = {attempt.k}"
+    verdict = attempt.verdict
+    if verdict is None:
+        return f"{title}\n\n**Status:** {status}"
     parts = [
-        f"## Training seed {attempt.seed}, split {attempt.split}, k = {attempt.k}",
-        f"**Status:** {board_line.verdict}: {board_line.reason}",
+        title,
+        f"**Status:** {status}",
         "### Primary metrics\n\n" + markdown(judging.primary_table(verdict.counts, attempt.k, gate)),
         "### Statistical summary\n\n" + markdown(judging.summary_table(verdict.counts, gate.alpha)),
         "\n".join(f"- {line}" for line in judging.bar_lines(verdict, gate)),
@@ -226,10 +251,7 @@ def attempt_report(attempt: Attempt, verdict: Verdict, gate: GateConfig, board_l
         subset += f"- Normal success on null-failing episodes: {percent(solved / hard)} ({solved}/{hard})"
     parts.append("### Communication-matters subset\n\n" + subset)
     if verdict.retention is not None:
-        kept = verdict.retention
-        parts.append(
-            f"### Retention\n\n{kept.value:.2f} [{kept.low:.2f}, {kept.high:.2f}], paired bootstrap, 95 %"
-        )
+        parts.append("### Retention\n\n" + judging.retention_line(verdict.retention) + " (paired bootstrap, 95 %)")
     normal, p0 = outcomes(attempt.rows, ["normal", "P0"], "nll")
     parts.append(
         "### Nats per answer value\n\n"
@@ -249,36 +271,50 @@ def attempt_report(attempt: Attempt, verdict: Verdict, gate: GateConfig, board_l
     return "\n\n".join(parts)
 
 
-def build(folder: Path, gate: GateConfig | None = None) -> pd.DataFrame:
+def gate_of(folder: Path, path: Path | None) -> GateConfig:
+    """The gate at a path, else the one a sweep was registered with, else the reference's."""
+    registered = None if path else manifest.read(folder).get("gate")
+    if registered is None:
+        return load_gate(path)
+    return validate(GateConfig, registered, f"{manifest.file_of(folder)}: gate")
+
+
+def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
     """Write leaderboard, attempt reports and pictures of a results folder; returns the leaderboard.
 
     Raises:
-        UserError: no rows there.
+        UserError: no rows there, or none that can be judged.
     """
     from m2ray import figures
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
-    gate = gate or load_gate()
+    gate = gate_of(folder, gate_file)
     rows = RowStore(folder).read()
     if rows.empty:
         raise UserError(f"{folder}: holds no rows; run the sweep, or check the folder")
-    board = leaderboard(rows, gate)
-    about = read_about(folder)
+    for name in rows.config.unique():
+        if name and PLAIN_NAME.fullmatch(name) is None:
+            # Each configuration gets a file of its name.
+            raise UserError(f"{folder}: rows: config: {name[:80]!r} is no plain name; mend the rows")
+    try:
+        attempts = attempts_of(rows, gate)
+        board = leaderboard(rows, attempts, gate)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    about = manifest.read(folder)
     write_atomic(folder / "leaderboard.csv", board.to_csv(index=False).encode())
-    text = [f"# {folder.name}", *provenance(about), *looks(folder), board_text(board, "github")]
+    text = [f"# {folder.resolve().name}", *provenance(about), *looks(folder), board_text(board, "github")]
     text += ["\n".join(f"- {line}" for line in reasons(board)), *legend(board, gate)]
     write_atomic(folder / "leaderboard.md", ("\n\n".join(text) + "\n").encode())
-    attempts = attempts_of(rows)
-    verdicts = judged(attempts, gate)
     for config in sorted({attempt.config for attempt in attempts}):
         mine = [attempt for attempt in attempts if attempt.config == config]
         params = [["Parameter", "Value"], ["k", str(mine[0].k)]]
         params += [[key, str(value)] for key, value in mine[0].params.items()]
-        report = [f"# {config}", *provenance(about), "## Configuration\n\n" + markdown(params)]
+        report = [f"# {config}", *provenance(about), *looks(folder), "## Configuration\n\n" + markdown(params)]
         for attempt in mine:
             line = board[(board.config == config) & (board.seed == attempt.seed)].iloc[0]
-            report.append(attempt_report(attempt, verdicts[attempt.checkpoint], gate, line))
+            report.append(attempt_report(attempt, gate, f"{line.verdict}: {line.reason}"))
         write_atomic(folder / "attempts" / f"{config}.md", ("\n\n".join(report) + "\n").encode())
     figures.draw_all(folder / "figures", attempts, board)
     return board
@@ -295,7 +331,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path, help="results/NAME")
     parser.add_argument("--gate", type=Path, help="gate YAML; default: the reference's")
     args = parser.parse_args(argv)
-    print_board(build(args.folder, load_gate(args.gate)))
+    print_board(build(args.folder, args.gate))
     print(f"\nwritten: {args.folder}/leaderboard.csv, leaderboard.md, attempts/, figures/")
     return DONE
 

@@ -7,26 +7,28 @@ confirm. Everything reported is computed from rows.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from m2ray import manifest
 from m2ray.board import Board
 from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, UserError, run
 from m2ray.config import TrialConfig
-from m2ray.rows import RowStore
+from m2ray.gate import PASS
+from m2ray.rows import FAILED, RowStore, write_rows
 from m2ray.space import Plan, load_plan
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from m2ray.cluster import Done, Pool
     from m2ray.jobs import Job
+    from m2ray.pool import Done, Pool
     from m2ray.proposer import OptunaProposer
 
+INTERRUPTED = 130  # what shells make of Ctrl-C
 DEFAULT_SPACE = Path("search_spaces/quickstart.yaml")
 
 
@@ -38,8 +40,7 @@ class Sweep:
         self.store = RowStore(root)
         self.constants = root / "checkpoints" / "constants"
         self._pool: Pool | None = None
-        self._submitted: set[Job] = set()
-        self._have: set[tuple[str, str, str, int, str]] = set()
+        self._have: set[tuple[str, int, str, str, str, int, str]] = set()
 
     # --- the observer of a search ---
 
@@ -63,39 +64,41 @@ class Sweep:
         assert self._pool is not None
         for job in jobs_of(trial, split, folder, self.constants):
             key = self._key(job)
-            if key in self._have:
-                continue
-            self._have.add(key)
-            self.board.expect(1)
-            self._pool.submit(job)
+            if key not in self._have:
+                self._have.add(key)
+                self._pool.submit(job)
 
     @staticmethod
-    def _key(job: Job) -> tuple[str, str, str, int, str]:
+    def _key(job: Job) -> tuple[str, int, str, str, str, int, str]:
         """What a job's rows depend on, so that nothing is played twice."""
         from m2ray.codec import read_record
         from m2ray.conditions import condition
 
-        depends = condition(job.names[0]).depends
-        checkpoint = read_record(job.folder)["digest"] if depends == "checkpoint" and job.folder else ""
-        slots = job.trial.codec.k if depends != "receiver" else 0
-        place = job.trial.codec.place if depends != "receiver" else ""
-        return (checkpoint, job.split, job.trial.evaluation.decoding, slots, place)
+        depends, config, seed, checkpoint = condition(job.names[0]).depends, "", -1, ""
+        if depends == "checkpoint" and job.folder:
+            record = read_record(job.folder)
+            config, seed, checkpoint = record["config"], record["seed"], record["digest"]
+        k, place = (0, "") if depends == "receiver" else (job.trial.codec.k, job.trial.codec.place)
+        return (config, seed, checkpoint, job.split, job.trial.evaluation.decoding, k, str(place))
 
     def recall(self) -> None:
-        """Learn from the rows on disk what need not be played again."""
+        """Learn from the rows on disk what need not be played again, and forget what failed."""
         rows = self.store.read()
-        keys = ["checkpoint", "split", "decoding", "k", "place"]
-        for key in rows[rows.condition != "failed"][keys].drop_duplicates().itertuples(index=False):
-            checkpoint, split, decoding, k, place = key
-            self._have.add((checkpoint, split, decoding, k, place))
+        if len(rows):
+            self.store.compact()
+            rows = rows[rows.condition != FAILED]
+            write_rows(self.store.whole, rows)
+            keys = ["config", "seed", "checkpoint", "split", "decoding", "k", "place"]
+            self._have |= set(rows[keys].itertuples(index=False, name=None))
+        self.board.recalled(len(self.proposer.ended), len(self._have))
 
     def _take(self, done: Done) -> None:
-        self.board.evaluated(done.job.label, done.cause)
+        self.board.evaluated(f"{done.job.label}: {len(done.job.names)} conditions", done.cause)
         if done.rows is None:
-            name = done.job.folder.parts[-3] if done.job.folder else ""
-            self.fail(name or "receiver", f"evaluation on {done.job.split}: {done.cause}")
-            return
-        self.store.append(done.rows)
+            name = done.job.folder.parts[-3] if done.job.folder else "receiver"
+            self.proposer.failures[name] = f"evaluation on {done.job.split}: {done.cause}"
+        else:
+            self.store.append(done.rows)
 
     def finish_evaluation(self) -> None:
         """Wait for all queued jobs."""
@@ -103,50 +106,35 @@ class Sweep:
         for done in self._pool.drain():
             self._take(done)
 
-    def fail(self, name: str, cause: str) -> None:
-        """Put a failure on the board."""
-        self.proposer.failures[name] = cause
-
     # --- the whole ---
 
-    def run(self, address: str | None) -> None:
-        """Search, select, confirm; what an earlier run left is not done again."""
-        from m2ray import cluster
-        from m2ray.jobs import last_checkpoints, trial_of
+    def run(self) -> None:
+        """Search, select, confirm, on a cluster that is up; what an earlier run left is not done again."""
+        from m2ray.jobs import checkpoints, last_checkpoints, run_job, trial_of
+        from m2ray.pool import Pool
+        from m2ray.search import search
 
         space = self.plan.space
-        nested = any(config.workers > 1 for config in [*self.plan.points.values(), self.plan.example])
         self.recall()
-        cluster.start(address, nested)
-        self._pool = cluster.Pool(space.resources.evaluators, space.resources.gpus_per_evaluator)
+        self._pool = Pool(run_job, space.resources.evaluators, space.resources.gpus_per_evaluator)
         try:
             self.board.phase(f"search: {self.proposer.total} configurations x {len(space.search.seeds)} seeds")
             trained = self.root / "checkpoints"
-            for folder in sorted(trained.glob("*/seed-*/epoch-*/config.json")):
-                self.evaluate(trial_of(folder.parent), "search", folder.parent)
-            cluster.search(
-                self,
-                self,
-                space.resources,
-                space.search.pruner,
-                max_epochs(self.plan) * len(space.search.seeds),
-                None,
-                self.root / "ray",
-            )
+            for folder in checkpoints(trained):
+                self.evaluate(trial_of(folder), "search", folder)
+            search(self, self, space.resources, space.search.pruner, most_epochs(self.plan), self.root / "ray")
             self.finish_evaluation()
             latest = last_checkpoints(trained)
-            self._record_failures()
             chosen = self.best(latest, "search", space.judge.select)
             self.board.phase(f"select: {len(chosen)} configurations")
             self._play(latest, chosen, "select")
             winners = self.best(latest, "select", space.judge.confirm)
-            judged = [*self.plan.points, *winners]
+            judged = [name for name in [*self.plan.points, *winners] if name not in self.proposer.failures]
             self.board.phase(f"confirm: {len(judged)} configurations, looked at once")
             self._play(latest, judged, "confirm")
             self._record_failures()
         finally:
             self._pool.close()
-            cluster.stop()
         self.store.compact()
 
     # the proposer, with the board told of ends
@@ -173,6 +161,8 @@ class Sweep:
         rows = self.store.read()
         rows = rows[rows.split == split]
         gains: dict[str, list[float]] = {}
+        if not (rows.condition == "P0").any():
+            return []  # its evaluation failed: nothing can be compared
         for (name, _), folder in latest.items():
             digest = read_record(folder)["digest"]
             if name in self.plan.points or name in self.proposer.failures:
@@ -192,9 +182,10 @@ class Sweep:
             self.store.append(failure_row(name, config.codec.k, config.task.level, cause))
 
 
-def max_epochs(plan: Plan) -> int:
-    """Epochs of the longest training in a plan."""
-    return max(config.training.epochs for config in [*plan.points.values(), plan.example])
+def most_epochs(plan: Plan) -> int:
+    """Epochs of the longest configuration, its training seeds together."""
+    configs = [*plan.points.values(), *plan.checked]
+    return max(config.training.epochs for config in configs) * len(plan.space.search.seeds)
 
 
 def with_baseline(own: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -203,82 +194,6 @@ def with_baseline(own: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
     baseline = rows[(rows.condition == "P0") & (rows.decoding == own.decoding.iloc[0])]
     return pd.concat([own, baseline], ignore_index=True)
-
-
-def describe(plan: Plan, file: Path, argv: Sequence[str]) -> dict[str, Any]:
-    """Everything that decides a sweep's outcome, for sweep.yaml."""
-    import importlib.metadata
-    import platform
-    import shlex
-    import subprocess
-
-    from m2ray.receiver import load_receiver
-
-    packages = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        check=False,
-    )
-    receiver = load_receiver(plan.example.receiver)
-    return {
-        "command": shlex.join(["python", "-m", "m2ray.sweep", *argv]),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {receiver.device.type}",
-        "python": platform.python_version(),
-        "git": commit.stdout.strip() or "not a git checkout",
-        "receiver": {"name": receiver.name, "digest": receiver.digest},
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-        "space": plan.space.model_dump(by_alias=True),
-        "file": str(file),
-        "points": {name: config.model_dump() for name, config in plan.points.items()},
-    }
-
-
-def dry_run(plan: Plan, root: Path) -> None:
-    """Print the cells, the cost and the checks; train nothing, write nothing."""
-    from m2ray.evaluation import check_no_leak, condition_names
-    from m2ray.receiver import load_receiver
-    from m2ray.source import Source
-
-    space, example = plan.space, plan.example
-    configs = [*plan.points.values(), *[example] * space.search.trials]
-    seeds, conditions = len(space.search.seeds), condition_names(example.evaluation)
-    samples = sum(c.training.epochs * c.training.epoch_samples for c in configs) * seeds
-    reports = sum(c.training.epochs for c in configs) * seeds
-    sizes = {split: len(example.splits.seeds(split)) for split in ("search", "select", "confirm")}
-    judged = len(plan.points) + space.judge.confirm
-    cells = reports * sizes["search"] + seeds * (space.judge.select * sizes["select"] + judged * sizes["confirm"])
-    receiver = load_receiver(example.receiver)
-    source = Source(example.task)
-    source.check_disjoint(example.splits)
-    check_no_leak(receiver, source.get(example.splits.seeds("search"), "search"))
-    weights = sum(p.numel() for p in receiver.model.parameters())
-    tokens = receiver.layout(
-        source.get(example.splits.seeds("search")[:50], "search"), example.codec.k
-    ).ids_BT.shape[1]
-    print(f"{space.name}: {space.about}")
-    print(f"  writes to        {root}")
-    print(f"  receiver         {receiver.name}, {weights / 1e6:.1f} M parameters, digest {receiver.digest}")
-    print(
-        f"  configurations   {len(plan.points)} points ({', '.join(plan.points)}) + {space.search.trials} sampled"
-    )
-    for key, axis in space.axes.items():
-        print(
-            f"    axis           {key}: {axis.model_dump(exclude_none=True, by_alias=True, exclude_defaults=True)}"
-        )
-    print(f"  training         x {seeds} seeds, {samples:,} samples, {reports} checkpoints")
-    print(f"  episodes         {', '.join(f'{split} {size}' for split, size in sizes.items())}")
-    print(f"  conditions       {', '.join(conditions)}")
-    print(f"  evaluation       about {cells * len(conditions):,} answers to decode")
-    # 2 operations a weight and token forward, 4 backward (to activations only: 2), right and wrong message.
-    work = samples * tokens * weights * (2 * 4 + 2) + cells * len(conditions) * tokens * weights * 4
-    print(f"  cost             about {work:.1e} operations of the receiver, {tokens} tokens a row")
-    print(
-        "  checks           space valid; splits disjoint by seed and content; B's tokens do not leak the message"
-    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -299,11 +214,23 @@ def main(argv: Sequence[str]) -> int:
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     plan = load_plan(args.space, overrides, search_overrides(args.trials, args.seeds))
     root = (args.results / (args.name or plan.space.name)).resolve()
+    check_folder(root, args.resume, args.name, args.dry_run)
+
+    from m2ray import preflight
+
+    gate = preflight.gate_of(plan)
+    preflight.check(plan, gate)
     if args.dry_run:
-        dry_run(plan, root)
+        preflight.print_plan(plan, gate, root)
         return DONE
-    check_folder(root, args.resume, args.name)
-    return execute(plan, root, args, argv)
+    about = manifest.describe(plan, gate, argv)
+    if args.resume:
+        manifest.check_same(root, about)
+    try:
+        return execute(plan, root, about, args)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command with --resume goes on with {root}", file=sys.stderr)
+        return INTERRUPTED
 
 
 def search_overrides(trials: int | None, seeds: str | None) -> dict[str, Any]:
@@ -319,55 +246,47 @@ def search_overrides(trials: int | None, seeds: str | None) -> dict[str, Any]:
     return over
 
 
-def check_folder(root: Path, resume: bool, name: str | None) -> None:
+def check_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
     """Refuse to mix two sweeps in one folder.
 
     Raises:
         UserError: the folder holds a sweep and `--resume` was not given, or the other way round.
     """
-    if name is not None and (name in (".", "..") or Path(name).name != name):
+    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
         raise UserError(f"--name: {name!r} is no plain folder name; use letters, digits, - and _")
-    there = (root / "sweep.yaml").is_file()
-    if there and not resume:
+    there = manifest.file_of(root).is_file()
+    if there and not resume and not dry:
         raise UserError(f"{root}: already holds a sweep; go on with --resume, or choose another --name")
     if resume and not there:
         raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
 
 
-def execute(plan: Plan, root: Path, args: Any, argv: Sequence[str]) -> int:
+def execute(plan: Plan, root: Path, about: Mapping[str, Any], args: Any) -> int:
     """The sweep itself, then the board."""
-    import yaml
-
+    from m2ray import cluster
+    from m2ray.preflight import work_of
     from m2ray.proposer import Journal, OptunaProposer
     from m2ray.report import build, print_board
-    from m2ray.state import write_atomic
 
-    about = describe(plan, args.space, argv)
-    record = root / "sweep.yaml"
-    if args.resume:
-        before = yaml.safe_load(record.read_text())
-        for key in ("space", "points", "receiver"):
-            if before.get(key) != yaml.safe_load(yaml.safe_dump(about[key])):
-                raise UserError(
-                    f"{record}: {key}: differs from what this sweep began with; restore it or use another --name"
-                )
-    else:
-        write_atomic(record, yaml.safe_dump(about, sort_keys=False).encode())
     started = time.monotonic()
-    proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"))
-    with Board(root.name, proposer.total, max_epochs(plan) * len(plan.space.search.seeds)) as board:
-        sweep = Sweep(plan, root, proposer, board)
-        sweep.run(args.address)
+    nested = any(config.workers > 1 for config in [*plan.points.values(), *plan.checked])
+    cluster.start(args.address, nested)
+    try:
+        if not args.resume:
+            manifest.write(root, about)
+        proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"))
+        with Board(root.name, proposer.total, work_of(plan).jobs) as board:
+            Sweep(plan, root, proposer, board).run()
+    finally:
+        cluster.stop()
     leaderboard = build(root)
     print_board(leaderboard)
     print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
-    if proposer.failures:
-        for name, cause in proposer.failures.items():
-            print(f"failed: {name}: {cause}", file=sys.stderr)
-        return SOME_FAILED
-    if args.require_pass and not (leaderboard.verdict == "PASS").any():
+    for name, cause in proposer.failures.items():
+        print(f"failed: {name}: {cause}", file=sys.stderr)
+    if args.require_pass and not (leaderboard.verdict == PASS).any():
         return NOT_PASSED
-    return DONE
+    return SOME_FAILED if proposer.failures else DONE
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""The evaluators: a pool of Ray actors over a queue of jobs."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import ray
+
+from m2ray.jobs import Job
+
+Work = Callable[[Job], pd.DataFrame]
+
+
+class Evaluator:
+    """One resident process that does jobs; what it loaded, such as the receiver, stays loaded between them."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def run(self, job: Job) -> pd.DataFrame:
+        """Do one job."""
+        return self._work(job)
+
+
+@dataclass
+class Done:
+    """A job that ended: its rows, or the cause of its failure."""
+
+    job: Job
+    rows: pd.DataFrame | None
+    cause: str
+
+
+class Pool:
+    """A fixed number of evaluators over a queue of jobs; no job is lost, none is done twice.
+
+    One job in flight an actor. A dead actor is replaced and its job tried again, up to `tries` times; a Python
+    error is final and recorded; a job over the time limit counts as a death. (`ray.util.ActorPool` drops the
+    jobs of actors that die.)
+
+    Args:
+        work: What an actor does with a job.
+        size: Actors, all made at once: made later, they would wait for what the trials hold.
+        gpus: Of each, a share or a number.
+        tries: Times a job is begun before it is given up.
+        limit_s: Seconds of a job.
+    """
+
+    def __init__(self, work: Work, size: int, gpus: float, tries: int = 3, limit_s: float = 3600.0) -> None:
+        # No CPU is reserved: on a small machine the trials hold them all, and evaluation must not wait for them.
+        kind = ray.remote(num_cpus=0, num_gpus=gpus)(Evaluator)
+        self._make: Callable[[], Any] = lambda: kind.remote(work)
+        self._size, self._tries, self._limit_s = size, tries, limit_s
+        self._queue: deque[tuple[Job, int]] = deque()
+        self._idle: list[Any] = [self._make() for _ in range(size)]
+        self._busy: dict[Any, tuple[Any, Job, int, float]] = {}
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._queue.append((job, 1))
+        self._feed()
+
+    def _feed(self) -> None:
+        while self._queue and len(self._busy) < self._size:
+            actor = self._idle.pop() if self._idle else self._make()
+            job, attempt = self._queue.popleft()
+            self._busy[actor.run.remote(job)] = (actor, job, attempt, time.monotonic())
+
+    def __len__(self) -> int:
+        return len(self._queue) + len(self._busy)
+
+    def poll(self, timeout: float = 0.0) -> list[Done]:
+        """Jobs that ended since; waits at most `timeout` seconds for the first."""
+        if not self._busy:
+            return []
+        ready, waiting = ray.wait(list(self._busy), num_returns=1, timeout=timeout)
+        if ready:
+            ready, waiting = ray.wait(list(self._busy), num_returns=len(self._busy), timeout=0)
+        done = []
+        for reference in ready:
+            actor, job, attempt, _ = self._busy.pop(reference)
+            try:
+                done.append(Done(job, ray.get(reference), ""))
+                self._idle.append(actor)
+            except ray.exceptions.RayTaskError as error:
+                done.append(Done(job, None, last_line(str(error.cause or error))))
+                self._idle.append(actor)
+            except ray.exceptions.RayError as error:
+                # The actor died, or the node that held its answer did.
+                ray.kill(actor)
+                done += self._again(job, attempt, f"evaluator died ({last_line(str(error))})")
+        for reference in waiting:
+            actor, job, attempt, since = self._busy[reference]
+            if time.monotonic() - since > self._limit_s:
+                del self._busy[reference]
+                ray.kill(actor)
+                done += self._again(job, attempt, f"evaluation took over {self._limit_s:g} s")
+        self._feed()
+        return done
+
+    def _again(self, job: Job, attempt: int, cause: str) -> list[Done]:
+        if attempt >= self._tries:
+            return [Done(job, None, f"{cause}, {attempt} times")]
+        self._queue.append((job, attempt + 1))
+        return []
+
+    def drain(self) -> Iterator[Done]:
+        """All jobs left, as they end."""
+        while len(self):
+            yield from self.poll(timeout=0.5)
+
+    def close(self) -> None:
+        """End the evaluators; handles left over would hold their resources."""
+        for actor in [*self._idle, *(entry[0] for entry in self._busy.values())]:
+            ray.kill(actor)
+        self._idle.clear()
+        self._busy.clear()
+
+
+def last_line(text: str) -> str:
+    """The line of an error text that says what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "unknown cause"

@@ -1,0 +1,130 @@
+"""Before anything is trained: whether a sweep can be run and judged, and what it will take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from m2ray.command import UserError
+from m2ray.conditions import condition, derangement
+from m2ray.config import TrialConfig
+from m2ray.evaluation import check_no_leak, condition_names
+from m2ray.gate import GateConfig, load_gate
+from m2ray.jobs import SPLITS
+from m2ray.receiver import load_receiver
+from m2ray.source import Source
+from m2ray.space import Plan
+from m2ray.training import check_receiver_seeds
+
+REPORTED = ("normal", "null", "shuffle", "P0")  # what score and reports compare, whatever the gate
+
+
+def gate_of(plan: Plan) -> GateConfig:
+    """The gate that a space names, else the reference's."""
+    name = plan.space.judge.gate
+    return load_gate(plan.file.parent / name if name else None)
+
+
+def check(plan: Plan, gate: GateConfig) -> None:
+    """Refuse now what would otherwise fail in every trial, or after the last one.
+
+    Raises:
+        UserError: a condition that is judged is not played, a number of slots exceeds the receiver's context, a
+            split has too few different messages, overlaps what codec or receiver are trained on, or B's prompt
+            leaks the message.
+    """
+    example, file = plan.example, plan.file
+    played = condition_names(example.evaluation)
+    for name in dict.fromkeys([*REPORTED, *(name for c in gate.criteria for name in c.conditions)]):
+        if name not in played:
+            raise UserError(
+                f"{file}: trial.evaluation.conditions: lacks {name}, which gate {gate.name} and the score "
+                "compare; add it"
+            )
+    receiver = load_receiver(example.receiver)
+    for config in [*plan.points.values(), *plan.checked]:
+        if config.codec.k + 1 >= receiver.max_positions:
+            raise UserError(
+                f"{file}: codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
+                f"{receiver.max_positions}; use fewer"
+            )
+    try:
+        check_receiver_seeds(example, receiver)
+        source = Source(example.task)
+        source.check_disjoint(example.splits)
+        for split in SPLITS:
+            episodes = source.get(example.splits.seeds(split), split)
+            derangement(episodes)
+            check_no_leak(receiver, episodes)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+
+
+class Work(NamedTuple):
+    """Totals over all configurations and training seeds; where an axis decides, of its dearest value."""
+
+    samples: int  # training samples
+    reports: int  # epochs, each with a checkpoint
+    jobs: int  # evaluation jobs
+    answers: int  # answers to decode
+
+
+def dearest(plan: Plan) -> TrialConfig:
+    """The sampled configuration that trains longest."""
+    return max([plan.example, *plan.checked], key=lambda c: c.training.epochs * c.training.epoch_samples)
+
+
+def work_of(plan: Plan) -> Work:
+    """Count what a sweep has to do."""
+    space, example = plan.space, plan.example
+    seeds, trials = len(space.search.seeds), space.search.trials
+    configs = [*plan.points.values(), *[dearest(plan)] * trials]
+    samples = sum(c.training.epochs * c.training.epoch_samples for c in configs) * seeds
+    reports = sum(c.training.epochs for c in configs) * seeds
+    plays = {
+        "search": reports,
+        "select": seeds * min(space.judge.select, trials),
+        "confirm": seeds * (len(plan.points) + min(space.judge.confirm, trials)),
+    }
+    depends = [condition(name).depends for name in condition_names(example.evaluation)]
+    slots = len({(c.codec.k, c.codec.place) for c in [*plan.points.values(), *plan.checked]})
+    jobs = answers = 0
+    for split in SPLITS:
+        times = {"checkpoint": plays[split], "slots": min(slots, plays[split]), "receiver": min(1, plays[split])}
+        jobs += sum(times.values())
+        answers += len(example.splits.seeds(split)) * sum(times[kind] for kind in depends)
+    return Work(samples, reports, jobs, answers)
+
+
+def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
+    """Print cells, cost and checks of a sweep that `check` has passed."""
+    space, example, work = plan.space, plan.example, work_of(plan)
+    sizes = {split: len(example.splits.seeds(split)) for split in SPLITS}
+    receiver = load_receiver(example.receiver)
+    episodes = Source(example.task).get(example.splits.seeds("search")[:50], "search")
+    weights = sum(p.numel() for p in receiver.model.parameters())
+    tokens = receiver.layout(episodes, example.codec.k).ids_BT.shape[1]
+    # 2 operations a weight and token forward and 2 backward (to activations only), right and wrong message.
+    operations = (work.samples * 8 + work.answers * 4) * tokens * weights
+    print(f"{space.name}: {space.about}")
+    print(f"  writes to        {root}")
+    print(f"  receiver         {receiver.name}, {weights / 1e6:.1f} M parameters, digest {receiver.digest}")
+    print(f"  configurations   {len(plan.points)} points + {space.search.trials} sampled")
+    for name in plan.points:
+        print(f"    point          {name}")
+    for key, axis in space.axes.items():
+        kind = axis.model_dump(exclude_none=True, by_alias=True, exclude_defaults=True)
+        print(f"    axis           {key}: {', '.join(f'{name} {values}' for name, values in kind.items())}")
+    print(
+        f"  training         x {len(space.search.seeds)} seeds, {work.samples:,} samples, "
+        f"{work.reports} checkpoints, pruner {space.search.pruner}"
+    )
+    print(f"  episodes         {', '.join(f'{split} {size}' for split, size in sizes.items())}")
+    print(f"  judged by        gate {gate.name}, {len(gate.criteria)} criteria")
+    print(f"  conditions       {', '.join(condition_names(example.evaluation))}")
+    print(f"  evaluation       at most {work.answers:,} answers to decode, in {work.jobs} jobs")
+    print(f"  cost             about {operations:.1e} operations of the receiver, {tokens} tokens a row")
+    print(
+        "  checks           space valid; splits disjoint by seed and content, and from what the receiver learnt; "
+        "B's tokens do not leak the message"
+    )

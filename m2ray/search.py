@@ -1,0 +1,198 @@
+"""The search: Ray Tune runs the trials that a proposer names, and tells an observer of every epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray.tune
+import scipy.stats
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from m2ray.cluster import ask, run_trial
+from m2ray.space import Resources
+
+
+class Proposer(Protocol):
+    """Who decides what is trained next; `m2ray.sweep` has the one that asks Optuna."""
+
+    def propose(self) -> dict[str, Any] | None:
+        """Settings of the next trial, None when there is no more."""
+
+    def finished(self, name: str, score: float | None, cause: str) -> None:
+        """A trial ended; without a score it failed."""
+
+
+class Observer(Protocol):
+    """Who watches a search."""
+
+    def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
+        """A trial reported an epoch."""
+
+    def tick(self) -> None:
+        """Called often, between anything else."""
+
+
+class _Unsaved:
+    """Tune pickles searchers and callbacks to restore a run from. A sweep resumes from its own journal instead,
+    which is exact at any moment, so what they refer to stays out of the pickle.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class _Searcher(_Unsaved, Searcher):
+    """Tune's view of a proposer."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        super().__init__(metric="score", mode="max")
+        self._proposer = proposer
+        self._names: dict[str, str] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        settings = self._proposer.propose()
+        if settings is None:
+            return str(Searcher.FINISHED)
+        self._names[trial_id] = settings["config"]
+        return settings
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        result = result or {}
+        score, cause = float(result.get("score", math.nan)), result.get("cause", "")
+        if error:
+            cause = "its process died (out of memory is the usual reason), each time it was tried"
+        elif not cause and not math.isfinite(score):
+            cause = f"score {score} on the search split"
+        self._proposer.finished(self._names.pop(trial_id), None if cause else score, cause)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: see `_Unsaved`."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore: see `_Unsaved`."""
+
+
+class _Watch(_Unsaved, ray.tune.Callback):
+    """Tune's view of an observer."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._observer.tick()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+    ) -> None:
+        if "epoch" in result:
+            self._observer.reported(trial.config["config"], result)
+
+
+class _Spare(TrialScheduler):
+    """Points are pre-registered: they are trained to their end whatever a pruner thinks of them."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """The pruner's decision, but for points."""
+        decision = super().on_trial_result(tune_controller, trial, result)
+        return str(TrialScheduler.CONTINUE if trial.config["point"] else decision)
+
+
+class _PairedStop(FIFOScheduler):
+    """Stops a trial whose answers are worse, episode by episode, than the best trial's at the same epoch.
+
+    One-sided Wilcoxon signed-rank test on the paired per-episode NLL of the search split: far sharper than
+    comparing two means over few episodes.
+    """
+
+    ALPHA = 0.01
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._best: dict[int, tuple[float, list[float]]] = {}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Keep the best at each epoch; stop what is clearly behind it."""
+        if "episode_nll" not in result:
+            return str(TrialScheduler.CONTINUE)
+        progress, score, nll = result["progress"], result["score"], result["episode_nll"]
+        best = self._best.get(progress)
+        if best is None or score > best[0]:
+            self._best[progress] = (score, nll)
+            return str(TrialScheduler.CONTINUE)
+        behind = nll != best[1] and scipy.stats.wilcoxon(nll, best[1], alternative="greater").pvalue < self.ALPHA
+        return str(TrialScheduler.STOP if behind else TrialScheduler.CONTINUE)
+
+
+class PairedStop(_Spare, _PairedStop):
+    """The pruner `wilcoxon`."""
+
+
+class Halving(_Spare, ASHAScheduler):
+    """The pruner `asha`."""
+
+
+def scheduler(pruner: str, total_epochs: int) -> TrialScheduler:
+    """What stops trials early: `none`, `asha` or `wilcoxon`."""
+    if pruner == "asha":
+        return Halving(
+            time_attr="progress",
+            metric="score",
+            mode="max",
+            max_t=total_epochs,
+            grace_period=1,
+            reduction_factor=3,
+        )
+    return PairedStop() if pruner == "wilcoxon" else FIFOScheduler()
+
+
+def search(
+    proposer: Proposer,
+    observer: Observer,
+    resources: Resources,
+    pruner: str,
+    total_epochs: int,
+    folder: Path,
+) -> None:
+    """Run trials until the proposer has no more.
+
+    Args:
+        proposer: Names what to train.
+        observer: Is told of every epoch.
+        resources: Of one trial.
+        pruner: none, asha or wilcoxon.
+        total_epochs: Longest trial, all its training seeds together.
+        folder: For Ray's own files.
+    """
+
+    def resources_of(settings: dict[str, Any]) -> Any:
+        if json.loads(settings["trial"])["workers"] > 1:
+            # A nested trial's driver must not hold a CPU that its own workers wait for.
+            return ray.tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+        bundle = ask(resources)
+        if resources.accelerator:
+            bundle[f"accelerator_type:{resources.accelerator}"] = 0.001
+        return ray.tune.PlacementGroupFactory([bundle])
+
+    tuner = ray.tune.Tuner(
+        ray.tune.with_resources(run_trial, resources_of),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=_Searcher(proposer),
+            scheduler=scheduler(pruner, total_epochs),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=f"search-{os.getpid()}",
+            storage_path=str(folder),
+            verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=resources.retries),
+            callbacks=[_Watch(observer)],
+        ),
+    )
+    tuner.fit()
