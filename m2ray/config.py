@@ -245,6 +245,7 @@ class Losses(Strict):
 
     ce: CrossEntropyTerm | None = None
     kl: LossTerm | None = None
+    states: LossTerm | None = None
     help: MarginTerm | None = None
     contrast: MarginTerm | None = None
     infonce: NegativesTerm | None = None

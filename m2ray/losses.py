@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from m2ray.codec import Encoded, waves
 from m2ray.config import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
-from m2ray.receiver import AnswerFrame, Receiver
+from m2ray.receiver import AnswerFrame, Heard, Receiver
 
 
 def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ class Signals:
     """What the objectives look at. A field is None where no objective in use needs it."""
 
     frame: AnswerFrame
-    logits_BAW: Tensor
+    heard: Heard  # under the right message
     nll_BA: Tensor
     nll_B: Tensor  # row_nll under the right message
     shuffled_B: Tensor | None  # under another episode's message
     null_B: Tensor | None  # under zeros; no gradient
     negatives_MBA: Tensor | None  # under M other messages of the batch
-    text_logits_BAW: Tensor | None  # of the receiver that sees the text; no gradient
+    told: Heard | None  # of the receiver that sees the text; no gradient
     encoded: Encoded  # of the whole batch, H rows
     inputs_HD: Tensor  # pooled message states of the whole batch
     message_ids_HT: Tensor
@@ -98,10 +98,27 @@ def kl(signals: Signals, term: LossTerm) -> Tensor:
 
     Distillation of the context into the prefix (Askell et al. 2021; Ge et al. 2023).
     """
-    assert signals.text_logits_BAW is not None
-    teacher = F.log_softmax(signals.text_logits_BAW.float(), dim=-1)
-    student = F.log_softmax(signals.logits_BAW.float(), dim=-1)
+    assert signals.told is not None
+    teacher = F.log_softmax(signals.told.logits_BAW.float(), dim=-1)
+    student = F.log_softmax(signals.heard.logits_BAW.float(), dim=-1)
     return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+
+def states(signals: Signals, term: LossTerm) -> Tensor:
+    """1 - cosine between the hidden states of the receiver that reads the prefix and of the one that is told the
+    text, mean over layers and tokens behind the message's place.
+
+    Hidden-state distillation (Jiao et al. 2020, TinyBERT) of the context into the prefix. An answer's likelihood
+    alone can be had by ignoring the message; these states cannot, so this keeps a codec from collapsing.
+    """
+    assert signals.told is not None
+    ours, theirs, mask_BS = signals.heard.states_BLSD, signals.told.states_BLSD, signals.told.mask_BS
+    assert ours is not None
+    assert theirs is not None
+    assert mask_BS is not None
+    apart_BLS = 1 - F.cosine_similarity(ours.float(), theirs.float(), dim=-1)
+    weight_BS = mask_BS / mask_BS.sum(dim=1, keepdim=True)
+    return torch.einsum("bls,bs->bl", apart_BLS, weight_BS).mean()
 
 
 def help(signals: Signals, term: LossTerm) -> Tensor:
@@ -195,6 +212,7 @@ def mean_cosine(prefix_HKD: Tensor) -> Tensor:
 LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
     "ce": ce,
     "kl": kl,
+    "states": states,
     "help": help,
     "contrast": contrast,
     "infonce": infonce,

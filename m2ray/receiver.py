@@ -5,17 +5,19 @@ tokens, made once and never merged across their borders: `before` + the message'
 conditions the slots hold the message's tokens, in the latent conditions k vectors, in P0 nothing: everything
 else B sees is the same, token for token, whatever the message says.
 
-Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain, D width.
+Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain, D width,
+L layers, S tokens behind the slots, W words of the vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,6 +78,15 @@ class Layout(NamedTuple):
     ids_BT: Tensor
     slots_BK: Tensor
     answer_B: Tensor  # position of the first answer token
+    behind_B: Tensor  # tokens of B's prompt behind the message's place
+
+
+class Heard(NamedTuple):
+    """What the receiver makes of its prompt, teacher-forced on the reference answer."""
+
+    logits_BAW: Tensor  # that predict the answer tokens
+    states_BLSD: Tensor | None  # behind each of L layers, at the last S tokens of prompt and answer
+    mask_BS: Tensor | None  # which of those lie behind the message's place
 
 
 class Reading(NamedTuple):
@@ -110,9 +121,15 @@ class Receiver:
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = ends if isinstance(ends, list) else [ends]
         self.end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
-        if not self.end_ids:
+        if tokenizer.eos_token_id is None:
             raise UserError(f"receiver {name}: its tokenizer has no end-of-turn token; set eos_token")
-        self._rendered: dict[tuple[Level, str], list[int]] = {}
+        known, rows = len(tokenizer), len(self.embedding_ND)
+        if not self.tokens("x1 = 0") or max(tokenizer.get_vocab().values()) >= rows:
+            raise UserError(
+                f"receiver {name}: its tokenizer knows {known} tokens, its model {rows}; "
+                "give it the tokenizer that the model was trained with"
+            )
+        self._half = lru_cache(maxsize=20_000)(self._render)
         self._frames: dict[Level, AnswerFrame] = {}
 
     # --- what it is ---
@@ -151,10 +168,12 @@ class Receiver:
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of weights, vocabulary and prompt style."""
         sha = hashlib.sha256(repr(self.style).encode())
+        if self.style.chat:
+            sha.update(str(self.tokenizer.chat_template).encode())
         sha.update(json.dumps(self.tokenizer.get_vocab(), sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return sha.hexdigest()[:16]
 
     # --- tokens ---
@@ -165,33 +184,36 @@ class Receiver:
 
     def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
         """Token ids before and after the slots of B's prompt. Never depends on the message."""
-        return self._half(episode.level, "before", ""), self._half(episode.level, "after", episode.context)
+        return self._half(episode.level, "")[0], self._half(episode.level, episode.context)[1]
 
-    def _half(self, level: Level, half: str, context: str) -> list[int]:
-        known = self._rendered.get((level, half + context))
-        if known is None:
-            facts = {
-                "names": ", ".join(level.names),
-                "top": level.domain - 1,
-                "example": write_answer(level, [0] * level.variables, "json"),
-            }
-            slot = "\x00"
-            text = self.style.user.format(message=slot, context=context, **facts)
-            if self.style.chat:
-                turns = [{"role": "system", "content": self.style.system}, {"role": "user", "content": text}]
-                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            before, after = text.split(slot)
-            known = self.tokens(before if half == "before" else after)
-            self._rendered[level, half + context] = known
-        return known
+    def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
+        facts = {
+            "names": ", ".join(level.names),
+            "top": level.domain - 1,
+            "example": write_answer(level, [0] * level.variables, "json"),
+        }
+        slot = "\x00"
+        text = self.style.user.format(message=slot, context=context, **facts)
+        if self.style.chat:
+            turns = [{"role": "system", "content": self.style.system}, {"role": "user", "content": text}]
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        before, after = text.split(slot)
+        return self.tokens(before), self.tokens(after)
 
     def frame(self, level: Level) -> AnswerFrame:
         """The answer's tokens at a level.
 
         Raises:
-            UserError: the tokenizer writes some value of the domain in more than one token.
+            UserError: the tokenizer does not know a word of the level, or does not write each value of the domain
+                as one token of its own.
         """
         if level not in self._frames:
+            words = " ".join([*level.names, *level.kinds, *map(str, range(level.domain))])
+            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in self.tokens(words):
+                raise UserError(
+                    f"receiver {self.name}: its vocabulary lacks words of level {level.name}; use another "
+                    "receiver, or the level that it was trained on"
+                )
             same = [[v] * level.variables for v in range(level.domain)]
             rows = [self.tokens(write_answer(level, values, self.style.answer)) for values in same]
             places = [i for i in range(len(rows[0])) if len({row[i] for row in rows if i < len(row)}) > 1]
@@ -224,7 +246,7 @@ class Receiver:
             UserError: a row is longer than the receiver's context.
         """
         answers = self.answers(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
-        rows, slots, starts = [], [], []
+        rows, slots, starts, behind = [], [], [], []
         filler = next(iter(self.end_ids))
         for i, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
             before, after = self.prompt(episode)
@@ -237,15 +259,21 @@ class Receiver:
                 row = before + self.tokens(texts[i]) + after
                 slots.append([])
             starts.append(len(row))
+            behind.append(len(after))
             rows.append(row + answer)
         ids_BT = pad(rows, filler)
-        if ids_BT.shape[1] > self.max_positions:
+        self._check_context(ids_BT.shape[1])
+        slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
+        return Layout(
+            *(field.to(self.device) for field in (ids_BT, slots_BK, torch.tensor(starts), torch.tensor(behind)))
+        )
+
+    def _check_context(self, tokens: int) -> None:
+        if tokens > self.max_positions:
             raise UserError(
-                f"receiver {self.name}: {ids_BT.shape[1]} tokens with the prefix exceed its context of "
+                f"receiver {self.name}: {tokens} tokens with the prefix exceed its context of "
                 f"{self.max_positions}; use a smaller k"
             )
-        slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
-        return Layout(ids_BT.to(self.device), slots_BK.to(self.device), torch.tensor(starts).to(self.device))
 
     # --- forward ---
 
@@ -258,14 +286,29 @@ class Receiver:
         return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
 
     def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
-        """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer.
+        """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer."""
+        return self.hear(layout, prefix_BKD, answer_len, states=False).logits_BAW
 
-        Rows are padded on the right, behind everything a causal model looks at, so no mask is needed.
+    def hear(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int, states: bool) -> Heard:
+        """`logits`, and where asked the hidden states behind the message's place.
+
+        Rows are padded on the right, behind everything a causal model looks at, so no mask is needed. The last
+        tokens of a row are the same whatever stands in the message's place, so states of two layouts of the same
+        episodes lie side by side.
         """
-        states_BTD = self.model.get_decoder()(inputs_embeds=self.embed(layout, prefix_BKD), use_cache=False)[0]
+        out = self.model.get_decoder()(
+            inputs_embeds=self.embed(layout, prefix_BKD), use_cache=False, output_hidden_states=states
+        )
+        rows_B1 = torch.arange(len(layout.ids_BT), device=self.device)[:, None]
         predict_BA = layout.answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
-        rows_B1 = torch.arange(len(states_BTD), device=self.device)[:, None]
-        return self.model.get_output_embeddings()(states_BTD[rows_B1, predict_BA])
+        logits_BAW = self.model.get_output_embeddings()(out[0][rows_B1, predict_BA])
+        if not states:
+            return Heard(logits_BAW, None, None)
+        tail_B = layout.behind_B + answer_len
+        back_S = torch.arange(int(tail_B.max()), 0, -1, device=self.device)
+        at_BS = (layout.answer_B[:, None] + answer_len - back_S).clamp(min=0)
+        states_BLSD = torch.stack([layer_BTD[rows_B1, at_BS] for layer_BTD in out.hidden_states[1:]], dim=1)
+        return Heard(logits_BAW, states_BLSD, back_S <= tail_B[:, None])
 
     def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
         """What a perfect reasoner writes, who holds the message or B's half only.
@@ -316,7 +359,7 @@ class Receiver:
             place: Where open slots go.
             temperature: 0 decodes greedily. Else samples, with noise that depends on `seed` and the episode
                 only, so an episode's answer is the same in any batch and paired across conditions.
-            max_new_tokens: Longest answer.
+            max_new_tokens: Longest answer; the receiver's context may end it sooner.
             seed: Of the sampling noise.
         """
         layout = self.layout(episodes, texts, place)
@@ -339,6 +382,7 @@ class Receiver:
     ) -> list[str]:
         """Continue rows of input embeddings, padded on the right, each of its own length; see `decode`."""
         longest = int(lengths_B.max())
+        self._check_context(longest + 1)
         # Move the padding from right to left, so that all rows end, and go on, in the same column.
         shift_BT = torch.arange(longest, device=self.device) - (longest - lengths_B)[:, None]
         mask_BT = shift_BT >= 0
@@ -349,12 +393,12 @@ class Receiver:
         done_B = torch.zeros(len(embeds_BTD), dtype=torch.bool, device=self.device)
         ends = torch.tensor(sorted(self.end_ids), device=self.device)
         written: list[Tensor] = []
-        cache_: Any = None
-        for _ in range(max_new_tokens):
-            out = self.model(
-                **inputs, attention_mask=mask_BT, past_key_values=cache_, use_cache=True, logits_to_keep=1
-            )
-            logits_BN, cache_ = out.logits[:, -1].float(), out.past_key_values
+        # transformers renames this argument and output on its way through version 5.
+        known = inspect.signature(self.model.forward).parameters
+        past = "cache" if "cache" in known else "past_key_values"
+        for _ in range(min(max_new_tokens, self.max_positions - longest)):
+            out = self.model(**inputs, attention_mask=mask_BT, use_cache=True, logits_to_keep=1)
+            logits_BN = out.logits[:, -1].float()
             if temperature > 0:
                 # Gumbel-max: argmax(logits / t + g) is a sample of softmax(logits / t).
                 uniform = [torch.rand(logits_BN.shape[1], generator=g, dtype=torch.float64) for g in noise]
@@ -367,6 +411,7 @@ class Receiver:
                 break
             mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
             inputs = {"input_ids": next_B[:, None], "position_ids": (lengths_B + len(written) - 1)[:, None]}
+            inputs[past] = out[past]
         rows = torch.stack(written, dim=1).tolist()
         return [self._text(row) for row in rows]
 
@@ -414,29 +459,63 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
         dtype: float32, bfloat16 or float16. Default: bfloat16 on an accelerator, on CPU what the file holds.
 
     Raises:
-        UserError: missing, unreadable, or not a causal LM. Code that comes with a model is never run.
+        UserError: missing, unreadable, incomplete, or not a causal LM. Code that comes with a model is never run.
     """
     import transformers
+    from safetensors import SafetensorError
 
     path = resolve(name)
     target = torch.device(device) if device else default_device()
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
+    tokenizer_class = _tokenizer_class(path)
     transformers.utils.logging.disable_progress_bar()
+    # What its load report warns of is refused below.
+    transformers.utils.logging.set_verbosity_error()
     try:
-        tokenizer = _tokenizer_class(path).from_pretrained(path, trust_remote_code=False)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=kind, trust_remote_code=False, attn_implementation="sdpa"
+        tokenizer = tokenizer_class.from_pretrained(path, trust_remote_code=False)
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=kind,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        why = " ".join(str(error).split())
         raise UserError(
-            f"receiver {name}: not loadable as a causal LM ({error}); check the folder or hub name"
+            f"receiver {name}: not loadable as a causal LM ({why[:300]}); check the folder or hub name"
         ) from None
+    declared = model.config.architectures or [type(model).__name__]
+    if type(model).__name__ not in declared:
+        raise UserError(
+            f"receiver {name}: config.json: architectures: {declared[0]} is no causal LM; use one that is"
+        )
+    unread = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    if unread:
+        raise UserError(
+            f"receiver {name}: {len(unread)} weights are missing or not of the shape that config.json says, "
+            f"{min(unread)} among them; fetch or save it again"
+        )
     card_file = Path(path) / CARD
-    card: dict[str, Any] = json.loads(card_file.read_text()) if card_file.is_file() else {}
+    card = _read_object(card_file)
     style = card.get("style") or ("chat" if tokenizer.chat_template else "plain")
     if style not in STYLES:
         raise UserError(f"{card_file}: style: {style!r} does not exist; use one of {', '.join(STYLES)}")
     return Receiver(model.to(target), tokenizer, style, name, card)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty where there is no file."""
+    if not file.is_file():
+        return {}
+    try:
+        data = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); mend or remove it") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{file}: holds no JSON object; mend or remove it")
+    return data
 
 
 def _tokenizer_class(path: str) -> Any:
@@ -445,7 +524,6 @@ def _tokenizer_class(path: str) -> Any:
     """
     import transformers
 
-    file = Path(path) / "tokenizer_config.json"
-    declared = json.loads(file.read_text()).get("tokenizer_class") if file.is_file() else None
+    declared = _read_object(Path(path) / "tokenizer_config.json").get("tokenizer_class")
     plain = declared in ("TokenizersBackend", "PreTrainedTokenizerFast")
     return transformers.PreTrainedTokenizerFast if plain else transformers.AutoTokenizer

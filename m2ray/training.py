@@ -24,7 +24,7 @@ from m2ray.command import UserError
 from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
 from m2ray.losses import Heads, Signals, answer_nll, mean_cosine, row_nll, value_weight, weighted_sum
-from m2ray.receiver import Layout, Receiver
+from m2ray.receiver import Heard, Layout, Receiver
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors, write_json
 from m2ray.task import Episode
@@ -88,29 +88,29 @@ class Trainee(nn.Module):
 
         prefixes = torch.cat([encoded.prefix_BKD, *wrong])
         stacked = Layout(*(field.repeat(1 + len(wrong), *[1] * (field.ndim - 1)) for field in layout))
-        logits = receiver.logits(stacked, prefixes, answer_len)
-        every_BA = answer_nll(logits, frame, targets_BVN.repeat(1 + len(wrong), 1, 1))
+        heard = receiver.hear(stacked, prefixes, answer_len, states=losses.states is not None)
+        every_BA = answer_nll(heard.logits_BAW, frame, targets_BVN.repeat(1 + len(wrong), 1, 1))
         nll_BA, *wrong_BA = torch.split(every_BA, share)
 
-        null_B = text_logits_BAW = None
+        null_B = told = None
         with torch.no_grad():
             if losses.help or log:
                 null_BA = answer_nll(
                     receiver.logits(layout, torch.zeros_like(encoded.prefix_BKD), answer_len), frame, targets_BVN
                 )
                 null_B = row_nll(null_BA, frame, weight)
-            if losses.kl:
-                told = receiver.layout(rows, [episode.message for episode in rows])
-                text_logits_BAW = receiver.logits(told, None, answer_len)
+            if losses.kl or losses.states:
+                text = receiver.layout(rows, [episode.message for episode in rows])
+                told = receiver.hear(text, None, answer_len, states=losses.states is not None)
         signals = Signals(
             frame=frame,
-            logits_BAW=logits[:share],
+            heard=Heard(*(None if field is None else field[:share] for field in heard)),
             nll_BA=nll_BA,
             nll_B=row_nll(nll_BA, frame, weight),
             shuffled_B=row_nll(wrong_BA[0], frame, weight) if wrong_BA else None,
             null_B=null_B,
             negatives_MBA=torch.stack(wrong_BA) if losses.infonce else None,
-            text_logits_BAW=text_logits_BAW,
+            told=told,
             encoded=whole,
             inputs_HD=gather(mean_state(reading)),
             message_ids_HT=reading.ids_BT,
@@ -147,7 +147,8 @@ def diagnose(signals: Signals, whole: Encoded, unit: float) -> dict[str, Tensor]
     """What tells a codec that carries the message from one that primes."""
     prefix_HKD = whole.prefix_BKD.float()
     centred_HF = prefix_HKD.flatten(1) - prefix_HKD.flatten(1).mean(0)
-    share_H = torch.linalg.svdvals(centred_HF).square()
+    # A broken optimisation is named by the loss; the decomposition would only refuse its numbers.
+    share_H = torch.linalg.svdvals(torch.nan_to_num(centred_HF)).square()
     share_H = share_H / share_H.sum().clamp(min=1e-12)
     metrics = {
         "prefix_norm": prefix_HKD.norm(dim=-1).mean() / unit,

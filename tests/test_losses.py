@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import cosine
 from scipy.special import log_softmax, rel_entr, softmax
 from scipy.stats import entropy
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from m2ray import losses
 from m2ray.codec import Encoded
 from m2ray.config import CodecConfig, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
 from m2ray.losses import LOSSES, Heads, Signals, answer_nll, mean_cosine, row_nll, value_weight, weighted_sum
-from m2ray.receiver import AnswerFrame
+from m2ray.receiver import AnswerFrame, Heard
 from m2ray.task import episodes, level
 
 # Five answer tokens, values in places 1 and 3, two values a place, a vocabulary of seven words.
@@ -31,16 +32,20 @@ def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=dice)
 
+    def heard() -> Heard:
+        return Heard(3 * normal(rows, 5, 7), normal(rows, 2, 6, 8), torch.arange(6, 0, -1) <= behind[:, None])
+
+    behind = torch.arange(rows) + 3
     latent, nll = normal(rows, 3, 8), normal(rows, 5).square()
     return Signals(
         frame=FRAME,
-        logits_BAW=3 * normal(rows, 5, 7),
+        heard=heard(),
         nll_BA=nll,
         nll_B=nll.mean(1),
         shuffled_B=normal(rows).square(),
         null_B=normal(rows).square(),
         negatives_MBA=normal(negatives, rows, 5).square(),
-        text_logits_BAW=3 * normal(rows, 5, 7),
+        told=heard(),
         encoded=Encoded(normal(rows, 3, 8), latent, None, None, None),
         inputs_HD=normal(rows, 8),
         message_ids_HT=torch.randint(20, (rows, 6), generator=dice),
@@ -62,18 +67,18 @@ class TestAnswerLikelihood:
 
     def test_values_are_scored_against_a_distribution_the_rest_against_its_token(self):
         signals, targets = random_signals(), self.targets(4)
-        log_p = log_softmax(signals.logits_BAW.double().numpy(), axis=-1)
+        log_p = log_softmax(signals.heard.logits_BAW.double().numpy(), axis=-1)
         expected = -log_p[:, np.arange(5), FRAME.ids_A.numpy()]
         for row, (v, place) in itertools.product(range(4), enumerate([1, 3])):
             words = FRAME.values_VN[v].numpy()
             expected[row, place] = -sum(
                 targets[row, v, n].item() * log_p[row, place, w] for n, w in enumerate(words)
             )
-        np.testing.assert_allclose(answer_nll(signals.logits_BAW, FRAME, targets), expected, rtol=1e-5)
+        np.testing.assert_allclose(answer_nll(signals.heard.logits_BAW, FRAME, targets), expected, rtol=1e-5)
 
     def test_certain_targets_are_plain_cross_entropy(self):
         """A target that is certain of one value is the usual token loss of torch."""
-        logits = random_signals().logits_BAW
+        logits = random_signals().heard.logits_BAW
         targets = F.one_hot(torch.tensor([[0, 1]] * 4), 2).float()
         ids = FRAME.ids_A.clone()
         ids[3] = 3
@@ -120,11 +125,24 @@ class TestReceiverObjectives:
 
     def test_kl_is_scipys_relative_entropy_from_the_receiver_that_sees_the_text(self):
         signals = random_signals()
-        teacher, student = (softmax(x.double().numpy(), -1) for x in (signals.text_logits_BAW, signals.logits_BAW))
+        teacher, student = (
+            softmax(x.double().numpy(), -1) for x in (signals.told.logits_BAW, signals.heard.logits_BAW)
+        )
         expected = rel_entr(teacher, student).sum(-1).mean()
         assert losses.kl(signals, PLAIN).item() == pytest.approx(expected, rel=1e-5)
-        signals.logits_BAW = signals.text_logits_BAW + 5.0  # the same distribution
+        signals.heard = signals.told._replace(logits_BAW=signals.told.logits_BAW + 5.0)  # the same distribution
         assert losses.kl(signals, PLAIN).item() == pytest.approx(0, abs=1e-6)
+
+    def test_states_is_the_mean_cosine_distance_behind_the_place_of_the_message(self):
+        signals = random_signals()
+        ours, theirs = signals.heard.states_BLSD.double().numpy(), signals.told.states_BLSD.double().numpy()
+        rows = []
+        for row, behind in enumerate([3, 4, 5, 6]):
+            places = range(6 - behind, 6)
+            rows.append(np.mean([cosine(ours[row, n, s], theirs[row, n, s]) for n in range(2) for s in places]))
+        assert losses.states(signals, PLAIN).item() == pytest.approx(np.mean(rows), rel=1e-5)
+        signals.heard = signals.told
+        assert losses.states(signals, PLAIN).item() == pytest.approx(0, abs=1e-6)
 
     @given(seed=st.integers(0, 2**31), margin=st.floats(0, 5))
     def test_the_hinges_are_the_attempts_formulas(self, seed, margin):
