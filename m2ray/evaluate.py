@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2ray.command import DONE, Parser, UserError, run
-from m2ray.config import TrialConfig, parse_seeds
+from m2ray.config import TrialConfig
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,31 +26,43 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="write rows to this Parquet file")
     parser.add_argument("--unlock", action="store_true", help="look at confirm again; the report will say so")
     args = parser.parse_args(argv)
-    if args.out is not None and args.out.suffix != ".parquet":
-        raise UserError(f"--out {args.out}: rows are Parquet; name it something.parquet")
+    if args.out is not None:
+        check_out(args.out)
 
     from m2ray.conditions import condition
     from m2ray.evaluation import condition_names
-    from m2ray.jobs import Job, run_job, trial_of
+    from m2ray.jobs import Job, run_job, seeds_of, trial_of
+    from m2ray.receiver import load_receiver
     from m2ray.report import wilson_table
     from m2ray.rows import write_rows
     from m2ray.source import cache_root
 
     trial: TrialConfig = trial_of(args.checkpoint)
-    if args.receiver:
-        trial = trial.model_copy(update={"receiver": args.receiver})
     names = args.conditions.split(",") if args.conditions else condition_names(trial.evaluation)
     for name in names:
         condition(name)
     split = args.split or args.seeds or "search"
-    if args.seeds:
+    try:
+        seeds, confirm = seeds_of(trial, split), trial.splits.seeds("confirm")
+    except ValueError as error:
+        raise UserError(f"--seeds: {error}") from None
+    looks = seeds.start < confirm.stop and confirm.start < seeds.stop
+    ledger = confirm_ledger(args.checkpoint)
+    if looks and not args.unlock:
+        check_first_look(ledger, split)
+    if args.receiver:
+        trial = trial.model_copy(update={"receiver": args.receiver})
+    else:
         try:
-            parse_seeds(args.seeds)
-        except ValueError as error:
-            raise UserError(f"--seeds: {error}") from None
-    if split == "confirm":
-        note_look(args.checkpoint, args.unlock)
-    rows = run_job(Job(trial, split, tuple(names), args.checkpoint, cache_root() / "constants"))
+            load_receiver(trial.receiver)
+        except UserError as error:
+            raise UserError(f"{args.checkpoint}: {error}; --receiver says where it is now") from None
+    rows = run_job(Job(trial, split, tuple(dict.fromkeys(names)), args.checkpoint, cache_root() / "constants"))
+    if looks:
+        with ledger.open("a", encoding="utf-8") as out:
+            out.write(
+                f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} evaluate {args.checkpoint.name} on {split}\n"
+            )
     print(wilson_table(rows))
     if args.out is not None:
         write_rows(args.out, rows)
@@ -58,24 +70,41 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def note_look(checkpoint: Path, unlock: bool) -> None:
+def check_out(path: Path) -> None:
+    """Refuse, before any work, a place where rows cannot be written.
+
+    Raises:
+        UserError: not named as Parquet, or a folder, or inside a file.
+    """
+    if path.suffix != ".parquet":
+        raise UserError(f"--out {path}: rows are Parquet; name it something.parquet")
+    if path.is_dir():
+        raise UserError(f"--out {path}: is a folder; name a file")
+    if blocked := next((parent for parent in path.parents if parent.is_file()), None):
+        raise UserError(f"--out {path}: {blocked} is a file; choose another folder")
+
+
+def confirm_ledger(checkpoint: Path) -> Path:
+    """Where looks at the confirm split are noted: one file for all checkpoints of a sweep, or of a training."""
+    whole = checkpoint.resolve()
+    folder = next((parent for parent in whole.parents if (parent / "sweep.yaml").is_file()), None)
+    if folder is None:
+        folder = whole.parent if whole.name.startswith("epoch-") else whole
+    return folder / "confirm-looks.log"
+
+
+def check_first_look(ledger: Path, split: str) -> None:
     """Keep the confirm split honest: it is looked at once per published result.
 
     Raises:
-        UserError: it has been looked at, and no one unlocked it.
+        UserError: it has been looked at.
     """
-    folder = next(
-        (parent for parent in checkpoint.resolve().parents if (parent / "sweep.yaml").is_file()), checkpoint
-    )
-    ledger = folder / "confirm-looks.log"
-    looked = ledger.is_file() or _sweep_looked(folder)
-    if looked and not unlock:
+    if ledger.is_file() or _sweep_looked(ledger.parent):
+        at = "confirm" if split == "confirm" else f"--seeds {split} overlaps confirm, which"
         raise UserError(
-            f"{folder}: confirm has been looked at; judge on fresh --seeds A:B, or look again with --unlock, "
+            f"{ledger.parent}: {at} has been looked at; judge on fresh --seeds A:B, or look again with --unlock, "
             "which the report will say"
         )
-    with ledger.open("a", encoding="utf-8") as out:
-        out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} evaluate {checkpoint.name}\n")
 
 
 def _sweep_looked(folder: Path) -> bool:

@@ -63,7 +63,12 @@ def evaluate(
     Returns:
         Rows with the columns of `m2ray.rows`. Rows of conditions that do not depend on the checkpoint carry
         no configuration, so that other checkpoints reuse them.
+
+    Raises:
+        UserError: no conditions are named, or one needs what these episodes or this receiver do not have.
     """
+    if not names:
+        raise UserError("evaluation.conditions: empty; name at least one condition")
     check_no_leak(receiver, episodes)
     material = Material(receiver, episodes, codec, constant, config.batch_size)
     frames = []
@@ -179,10 +184,9 @@ def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:
     Raises:
         UserError: they are not (a prompt style that writes the message outside its place).
     """
-    shifted = [*episodes[1:], episodes[0]]
-    for episode, other in zip(episodes, shifted, strict=True):
-        swapped = replace(episode, sender=other.sender, message=other.message)
-        if receiver.prompt(episode) != receiver.prompt(swapped):
+    for episode in episodes:
+        silent = replace(episode, sender=(), message="")
+        if receiver.prompt(episode) != receiver.prompt(silent):
             raise UserError(f"receiver {receiver.name}: its prompt style leaks the message; mend the style")
 
 

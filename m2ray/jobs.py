@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from m2ray.codec import Codec, load_codec, read_record
+from m2ray.command import UserError
 from m2ray.conditions import condition
-from m2ray.config import CrossEntropyTerm, Losses, TrainingConfig, TrialConfig, parse_seeds, validate
+from m2ray.config import CodecConfig, CrossEntropyTerm, Losses, TrainingConfig, TrialConfig, parse_seeds, validate
 from m2ray.evaluation import Subject, condition_names, evaluate
 from m2ray.receiver import Receiver, load_receiver
 from m2ray.source import Source
@@ -55,36 +58,55 @@ def seeds_of(trial: TrialConfig, split: str) -> range:
 
 
 def run_job(job: Job) -> pd.DataFrame:
-    """Play a job's episodes; rows as `m2ray.evaluation.evaluate` returns them."""
+    """Play a job's episodes; rows as `m2ray.evaluation.evaluate` returns them.
+
+    Raises:
+        UserError: the receiver, checkpoint or episodes are not there, or do not fit each other.
+    """
     receiver = load_receiver(job.trial.receiver)
-    part = job.split if job.split in SPLITS else "confirm"
-    episodes = Source(job.trial.task).get(seeds_of(job.trial, job.split), part)
+    source, seeds = Source(job.trial.task), seeds_of(job.trial, job.split)
+    if job.split not in SPLITS:
+        source.check_unseen(seeds, job.trial.splits)
+    episodes = source.get(seeds, job.split if job.split in SPLITS else "confirm")
     codec = constant = subject = None
     if job.folder is not None:
-        codec = load_codec(job.folder, receiver)
-        record = read_record(job.folder)
-        params = json.dumps(record.get("params", {}), sort_keys=True)
-        subject = Subject(record["config"], record["seed"], record["digest"], record["step"], params)
+        codec, subject = load_codec(job.folder, receiver), subject_of(job.folder)
     if "constant" in job.names:
         assert codec is not None
-        constant = trained_constant(receiver, job.trial, job.constants)
+        constant = trained_constant(receiver, job.trial, codec.config, job.constants)
     return evaluate(
         receiver, episodes, job.split, job.names, job.trial.evaluation, subject, codec=codec, constant=constant
     )
 
 
-def trained_constant(receiver: Receiver, trial: TrialConfig, root: Path) -> Codec:
-    """The best content-free prefix that a short training finds, of a trial's k and place; trained once."""
-    codec = trial.codec.model_copy(
-        update={"encoder": "constant", "calibration": "norm", "scale_gate": 1.0, "bottleneck": "none"}
-    )
+def subject_of(folder: Path) -> Subject:
+    """Whose checkpoint it is.
+
+    Raises:
+        UserError: its record does not say.
+    """
+    record = read_record(folder)
+    for key, kind in (("config", str), ("seed", int), ("step", int), ("digest", str)):
+        if not isinstance(record.get(key), kind):
+            file = f"{folder}/config.json"
+            raise UserError(f"{file}: {key}: missing or not {kind.__name__}; give a checkpoint of m2ray.train")
+    params = json.dumps(record.get("params", {}), sort_keys=True)
+    return Subject(record["config"], record["seed"], record["digest"], record["step"], params)
+
+
+def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig, root: Path) -> Codec:
+    """The best content-free prefix that a short training finds, of a codec's k and place; trained once."""
+    codec = CodecConfig(encoder="constant", k=slots.k, place=slots.place, calibration="norm", scale_gate=1.0)
     training = TrainingConfig(
         epochs=1, epoch_samples=trial.evaluation.constant_samples, batch_size=64, lr=2e-2, weight_decay=0.0
     )
     plain = trial.model_copy(
         update={"codec": codec, "losses": Losses(ce=CrossEntropyTerm()), "training": training, "workers": 1}
     )
-    folder = root / f"constant-{trial.task.level}-{receiver.digest}-k{codec.k}-{codec.place}"
+    # All that decides its weights is in the name: a short training must never stand in for a long one.
+    decisive: Any = {"task": True, "codec": True, "training": True, "splits": {"train"}}
+    settings = hashlib.sha256(plain.model_dump_json(include=decisive).encode()).hexdigest()[:8]
+    folder = root / f"constant-{trial.task.level}-{receiver.digest}-k{codec.k}-{codec.place}-{settings}"
     checkpoint = folder / "epoch-01"
     if not (checkpoint / "config.json").is_file():
         train(plain, 0, receiver, folder, lambda metrics, at: None, {"config": "constant"})
@@ -107,8 +129,15 @@ def last_checkpoints(root: Path) -> dict[tuple[str, int], Path]:
 
 
 def trial_of(folder: Path) -> TrialConfig:
-    """The configuration a checkpoint was trained with."""
-    return validate(TrialConfig, read_record(folder).get("trial", {}), f"{folder}/config.json: trial")
+    """The configuration a checkpoint was trained with.
+
+    Raises:
+        UserError: not a checkpoint, or its record does not say.
+    """
+    record = read_record(folder)
+    if "trial" not in record:
+        raise UserError(f"{folder}/config.json: trial: missing; give a checkpoint that m2ray.train wrote")
+    return validate(TrialConfig, record["trial"], f"{folder}/config.json: trial")
 
 
 def run_folder(root: Path, name: str, seed: int) -> Path:

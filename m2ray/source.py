@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import torch
 from m2ray.command import UserError
 from m2ray.config import Splits, TaskConfig
 from m2ray.receiver import Receiver, load_receiver, pad
-from m2ray.task import Episode, draw, level, read_episodes, with_messages
+from m2ray.task import Constraint, Episode, draw, level, read_episodes, with_messages, write_constraints
 
 SENDER_PROMPT = (
     "You are agent A. Your partner must find whole numbers for {names} but cannot see these constraints of "
@@ -35,42 +35,53 @@ class Source:
         return read_episodes(Path(self.config.file), self.level)
 
     @cached_property
-    def _sender(self) -> Receiver:
-        return load_receiver(self.config.messages)
+    def _sender(self) -> Sender:
+        return Sender(load_receiver(self.config.messages))
 
     def get(self, seeds: Sequence[int], part: str) -> list[Episode]:
         """Episodes by seed; of a file, by line number counted from 0.
 
         Raises:
-            UserError: a seed beyond the end of the file.
+            UserError: a seed beyond the end of the file, or no sender LM where one is named.
         """
         if self.config.file is None:
             played = [draw(self.level, seed, part) for seed in seeds]
         else:
-            if seeds and max(seeds) >= len(self._file):
-                raise UserError(
-                    f"{self.config.file}: has lines 0 to {len(self._file) - 1}, split {part} asks for line "
-                    f"{max(seeds)}; shorten splits.{part}"
-                )
-            played = [self._file[seed] for seed in seeds]
-        if self.config.messages != "template":
-            played = with_messages(played, written_messages(self._sender, played))
-        return played
+            played = self._lines(seeds, f"splits.{part}")
+        if self.config.messages == "template":
+            return played
+        return with_messages(played, self._sender.write(played))
+
+    def _lines(self, seeds: Sequence[int], name: str) -> list[Episode]:
+        if seeds and max(seeds) >= len(self._file):
+            raise UserError(
+                f"{self.config.file}: has lines 0 to {len(self._file) - 1}, {name} asks for line {max(seeds)}; "
+                f"shorten {name}"
+            )
+        return [self._file[seed] for seed in seeds]
 
     def check_disjoint(self, splits: Splits) -> None:
-        """Refuse a file in which a message of an evaluation split also occurs in training.
+        """Refuse a file in which two splits share a message.
 
         Drawn episodes need no check: their parts are disjoint by construction (`m2ray.task.part_of`).
         """
+        self._check_apart({f"splits.{name}": splits.seeds(name) for name in type(splits).model_fields})
+
+    def check_unseen(self, seeds: range, splits: Splits) -> None:
+        """Refuse seeds that name lines of a file whose messages occur in training."""
+        self._check_apart({"splits.train": splits.seeds("train"), "--seeds": seeds})
+
+    def _check_apart(self, ranges: Mapping[str, range]) -> None:
         if self.config.file is None:
             return
-        trained = {episode.content for episode in self.get(splits.seeds("train"), "train")}
-        for name in ("search", "select", "confirm"):
-            for episode in self.get(splits.seeds(name), name):
-                if episode.content in trained:
+        homes: dict[frozenset[Constraint], tuple[str, int]] = {}
+        for name, seeds in ranges.items():
+            for episode in self._lines(seeds, name):
+                home, line = homes.setdefault(episode.content, (name, episode.seed))
+                if home != name:
                     raise UserError(
-                        f"{self.config.file}: line {episode.seed + 1}: its message is in splits.train and in "
-                        f"splits.{name}; remove one of the two"
+                        f"{self.config.file}: line {episode.seed + 1}: its message is in {name} and, from line "
+                        f"{line + 1}, in {home}; remove one of the two"
                     )
 
 
@@ -79,49 +90,74 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "m2ray"
 
 
-def written_messages(sender: Receiver, played: Sequence[Episode], batch_size: int = 32) -> list[str]:
-    """A's messages in the words of a sender LM, greedily, each written once and then read from the cache.
+class Sender:
+    """A sender LM. It writes each message once, greedily; from then on the user's cache holds it."""
 
-    Raises:
-        UserError: the sender has no chat template, or wrote nothing.
-    """
-    if not sender.tokenizer.chat_template:
-        raise UserError(f"task.messages: {sender.name} has no chat template; name an instruct model or `template`")
-    file = cache_root() / "messages" / f"{sender.digest}.jsonl"
-    known: dict[str, str] = {}
-    if file.is_file():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            known[entry["key"]] = entry["message"]
-    prompts = {
-        hashlib.sha256(text.encode()).hexdigest()[:32]: text
-        for text in (_sender_prompt(sender, episode) for episode in played)
-    }
-    missing = [key for key in prompts if key not in known]
-    for start in range(0, len(missing), batch_size):
-        keys = missing[start : start + batch_size]
-        rows = [sender.tokens(prompts[key]) for key in keys]
-        embeds_BTD = sender.model.get_input_embeddings()(pad(rows, 0).to(sender.device))
-        lengths_B = torch.tensor([len(row) for row in rows], device=sender.device)
-        texts = sender.generate(embeds_BTD, lengths_B, list(range(len(rows))))
-        for key, text in zip(keys, texts, strict=True):
-            known[key] = " ".join(text.split())
-            if not known[key]:
-                raise UserError(f"task.messages: sender {sender.name} wrote an empty message; use another")
-        lines = "".join(json.dumps({"key": key, "message": known[key]}) + "\n" for key in keys)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as out:
-            out.write(lines)
-    order = [hashlib.sha256(_sender_prompt(sender, episode).encode()).hexdigest()[:32] for episode in played]
-    return [known[key] for key in order]
+    BATCH = 32
 
+    def __init__(self, receiver: Receiver) -> None:
+        if not receiver.tokenizer.chat_template:
+            raise UserError(
+                f"task.messages: {receiver.name} has no chat template; name an instruct model or `template`"
+            )
+        self.receiver = receiver
+        self.file = cache_root() / "messages" / f"{receiver.digest}.jsonl"
+        self._known: dict[str, str] = {}
 
-def _sender_prompt(sender: Receiver, episode: Episode) -> str:
-    from m2ray.task import write_constraints
+    def write(self, played: Sequence[Episode]) -> list[str]:
+        """A's messages in the sender's words.
 
-    content = SENDER_PROMPT.format(names=", ".join(episode.level.names), context=write_constraints(episode.sender))
-    return str(
-        sender.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        Raises:
+            UserError: it wrote nothing.
+        """
+        prompts = [self._prompt(episode) for episode in played]
+        keys = [hashlib.sha256(prompt.encode()).hexdigest()[:32] for prompt in prompts]
+        if not self._known.keys() >= set(keys):
+            self._read()
+        asked = dict(zip(keys, prompts, strict=True))
+        missing = [key for key in asked if key not in self._known]
+        for start in range(0, len(missing), self.BATCH):
+            batch = missing[start : start + self.BATCH]
+            self._append(dict(zip(batch, self._generate([asked[key] for key in batch]), strict=True)))
+            self._read()
+        return [self._known[key] for key in keys]
+
+    def _prompt(self, episode: Episode) -> str:
+        content = SENDER_PROMPT.format(
+            names=", ".join(episode.level.names), context=write_constraints(episode.sender)
         )
-    )
+        turns = [{"role": "user", "content": content}]
+        return str(self.receiver.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    def _generate(self, prompts: Sequence[str]) -> list[str]:
+        rows = [self.receiver.tokens(prompt) for prompt in prompts]
+        embeds_BTD = self.receiver.model.get_input_embeddings()(pad(rows, 0).to(self.receiver.device))
+        lengths_B = torch.tensor([len(row) for row in rows], device=self.receiver.device)
+        texts = self.receiver.generate(embeds_BTD, lengths_B, list(range(len(rows))))
+        messages = [" ".join(text.split()) for text in texts]
+        if not all(messages):
+            raise UserError(f"task.messages: sender {self.receiver.name} wrote an empty message; use another")
+        return messages
+
+    def _read(self) -> None:
+        """Take in the cache. A key's first line counts, so that all who write at once agree afterwards. A line
+        that a crash tore does not count: its message is written again.
+        """
+        for line in self.file.read_bytes().split(b"\n") if self.file.is_file() else []:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if (
+                isinstance(entry, dict)
+                and isinstance(entry.get("key"), str)
+                and isinstance(entry.get("message"), str)
+            ):
+                self._known.setdefault(entry["key"], entry["message"])
+
+    def _append(self, messages: Mapping[str, str]) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps({"key": key, "message": text}) + "\n" for key, text in messages.items())
+        # Begin on a line of our own whatever a crash left, and append in one piece: other processes write too.
+        with self.file.open("ab", buffering=0) as out:
+            out.write(b"\n" * (out.tell() > 0) + lines.encode())

@@ -21,6 +21,10 @@ def main(argv: Sequence[str]) -> int:
     config = load(TrialConfig, args.config)
     name = args.config.stem
     folder = (args.out or Path("results/train") / name).resolve() / f"seed-{args.seed}"
+    if not 0 <= args.seed < 2**32:
+        raise UserError(f"--seed {args.seed}: out of range; use 0 to {2**32 - 1}")
+    if blocked := next((parent for parent in folder.parents if parent.is_file()), None):
+        raise UserError(f"--out: {blocked} is a file; choose another folder")
     if folder.exists() and not args.resume:
         raise UserError(f"{folder}: already there; go on with --resume, or choose another --out")
 
@@ -49,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
             train(config, args.seed, load_receiver(config.receiver), folder, report, about)
     except TrainingFailed as error:
         raise UserError(f"{args.config}: training.lr: {error}") from None
+    except UserError as error:
+        raise UserError(f"{args.config}: {error}") from None
     checkpoint = folder / f"epoch-{config.training.epochs:02d}"
     print(f"checkpoint: {checkpoint}\nnext: python -m m2ray.evaluate {checkpoint} --split search")
     return DONE
