@@ -215,10 +215,18 @@ class CodecConfig(Strict):
 
 
 class LossTerm(Strict):
-    """One objective: its weight and the steps over which the weight rises from 0."""
+    """One objective: its weight, the steps over which the weight rises from 0, and when it is back there."""
 
     weight: NonNegative = 1.0
     warmup: Annotated[int, Field(ge=0)] = 0
+    fade: Annotated[
+        Share | None, Field(description="share of all steps over which the weight falls to 0; not set, it stays")
+    ] = None
+
+    def weight_at(self, step: int, steps: int) -> float:
+        """The weight at a step, counted from 0, of so many."""
+        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.weight * rise * (1.0 if self.fade is None else max(0.0, 1 - step / max(1, self.fade * steps)))
 
 
 class MarginTerm(LossTerm):
@@ -295,6 +303,16 @@ class TrainingConfig(Strict):
     precision: Literal["float32", "bfloat16"] = "float32"
     anneal: Anneal | None = None
     log_every: Count = 20
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimiser steps of an epoch; samples that do not fill a batch are left out."""
+        return self.epoch_samples // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.epoch_steps * self.epochs
 
 
 class EvaluationConfig(Strict):

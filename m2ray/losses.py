@@ -226,13 +226,12 @@ LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
 }
 
 
-def weighted_sum(signals: Signals, losses: Losses, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total that is minimised at a step, and each objective's own value, unweighted."""
+def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
     values, total = {}, torch.zeros((), device=signals.nll_B.device)
     for name, term in losses.terms().items():
         values[name] = LOSSES[name](signals, term)
-        rise = min(1.0, (step + 1) / term.warmup) if term.warmup else 1.0
-        total = total + term.weight * rise * values[name]
+        total = total + term.weight_at(step, steps) * values[name]
     return total, values
 
 

@@ -21,6 +21,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jinja2
 import torch
 from torch import Tensor
 
@@ -87,6 +88,11 @@ class Heard(NamedTuple):
     logits_BAW: Tensor  # that predict the answer tokens
     states_BLSD: Tensor | None  # behind each of L layers, at the last S tokens of prompt and answer
     mask_BS: Tensor | None  # which of those lie behind the message's place
+
+    def first(self, rows: int) -> Heard:
+        """The first rows of a batch."""
+        states_BLSD, mask_BS = (None if field is None else field[:rows] for field in self[1:])
+        return Heard(self.logits_BAW[:rows], states_BLSD, mask_BS)
 
 
 class Reading(NamedTuple):
@@ -196,7 +202,13 @@ class Receiver:
         text = self.style.user.format(message=slot, context=context, **facts)
         if self.style.chat:
             turns = [{"role": "system", "content": self.style.system}, {"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            try:
+                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            except jinja2.TemplateError as error:
+                raise UserError(
+                    f"receiver {self.name}: its chat template fails ({error}); put {CARD} with "
+                    '{"style": "plain"} into its folder'
+                ) from None
         before, after = text.split(slot)
         return self.tokens(before), self.tokens(after)
 

@@ -24,7 +24,7 @@ from m2ray.command import UserError
 from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
 from m2ray.losses import Heads, Signals, answer_nll, mean_cosine, row_nll, value_weight, weighted_sum
-from m2ray.receiver import Heard, Layout, Receiver
+from m2ray.receiver import Layout, Receiver
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors, write_json
 from m2ray.task import Episode
@@ -104,7 +104,7 @@ class Trainee(nn.Module):
                 told = receiver.hear(text, None, answer_len, states=losses.states is not None)
         signals = Signals(
             frame=frame,
-            heard=Heard(*(None if field is None else field[:share] for field in heard)),
+            heard=heard.first(share),
             nll_BA=nll_BA,
             nll_B=row_nll(nll_BA, frame, weight),
             shuffled_B=row_nll(wrong_BA[0], frame, weight) if wrong_BA else None,
@@ -120,7 +120,7 @@ class Trainee(nn.Module):
         if losses.reconstruction_tokens and workers > 1:
             whole_reading = receiver.read_ids(message_ids)
             signals.message_ids_HT, signals.message_mask_HT = whole_reading.ids_BT, whole_reading.mask_BT
-        total, metrics = weighted_sum(signals, losses, step)
+        total, metrics = weighted_sum(signals, losses, step, self.config.training.steps)
         metrics["nll"] = nll_BA[:, frame.places_V.to(nll_BA.device)].mean()
         if log:
             metrics |= diagnose(signals, whole, receiver.embedding_norm)
@@ -247,8 +247,7 @@ def train(
     trainee = Trainee(config, codec, heads, receiver)
     wrapped: nn.Module = DistributedDataParallel(trainee) if workers > 1 else trainee
     optimizer = torch.optim.AdamW(trainee.parameters(), lr=training.lr, weight_decay=training.weight_decay)
-    per_epoch = training.epoch_samples // training.batch_size
-    steps = per_epoch * training.epochs
+    per_epoch, steps = training.epoch_steps, training.steps
     seeds = config.splits.seeds("train")
     search = source.get(config.splits.seeds("search"), "search")
 

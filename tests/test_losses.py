@@ -332,7 +332,7 @@ class TestWeights:
         config = self.losses(
             contrast={"weight": 0.5}, help={"margin": 0.2, "weight": 2.0}, info_preserve={"weight": 10.0}
         )
-        total, values = weighted_sum(random_signals(), config, step=0)
+        total, values = weighted_sum(random_signals(), config, step=0, steps=9)
         assert list(values) == ["ce", "help", "contrast", "info_preserve"]
         weights = {"ce": 1.0, "contrast": 0.5, "help": 2.0, "info_preserve": 10.0}
         assert total.item() == pytest.approx(sum(weights[n] * v.item() for n, v in values.items()), rel=1e-6)
@@ -341,17 +341,22 @@ class TestWeights:
     @given(warmup=st.integers(0, 50), step=st.integers(0, 100), weight=st.floats(0, 10))
     def test_a_weight_rises_in_a_straight_line_over_its_warm_up_and_stays(self, warmup, step, weight):
         config = self.losses(diversity={"weight": weight, "warmup": warmup})
-        total, values = weighted_sum(random_signals(), config, step)
+        total, values = weighted_sum(random_signals(), config, step, 9)
         share = 1.0 if step >= warmup else (step + 1) / warmup
         assert total.item() == pytest.approx(
             (values["ce"] + weight * share * values["diversity"]).item(), abs=1e-4
         )
 
+    @pytest.mark.parametrize(("step", "share"), [(0, 1.0), (20, 0.6), (50, 0.0), (99, 0.0)])
+    def test_a_weight_that_fades_falls_in_a_straight_line_to_nothing(self, step, share):
+        term = LossTerm(weight=4.0, fade=0.5)
+        assert term.weight_at(step, 100) == pytest.approx(4.0 * share)
+
     def test_an_objective_of_weight_zero_is_reported_and_pulls_nothing(self):
         signals = random_signals()
         signals.encoded.prefix_BKD.requires_grad_()
         signals.nll_B.requires_grad_()
-        total, values = weighted_sum(signals, self.losses(diversity={"weight": 0.0}), step=3)
+        total, values = weighted_sum(signals, self.losses(diversity={"weight": 0.0}), step=3, steps=9)
         total.backward()
         assert values["diversity"] == mean_cosine(signals.encoded.prefix_BKD)
         assert not signals.encoded.prefix_BKD.grad.any()
