@@ -126,12 +126,12 @@ def play(
                 prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
             elif injection.texts is not None:
                 texts = [injection.texts[i] for i in picked]
-            decoded = receiver.decode(
+            decoded, logits_BAW = receiver.play(
                 batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
             )
             for i, text in zip(picked, decoded, strict=True):
                 answers[i] = text
-            nll_E[picked] = value_nll(receiver, batch, texts, prefix_BKD, injection.place).cpu()
+            nll_E[picked] = nll_of_values(receiver, batch, logits_BAW).cpu()
     return answers, nll_E
 
 
@@ -140,8 +140,14 @@ def value_nll(
     receiver: Receiver, batch: Sequence[Episode], texts: Sequence[str] | int, prefix_BKD: Tensor | None, place: Any
 ) -> Tensor:
     """Mean cross-entropy per answer value against a perfect reasoner's distribution, [B], in nats."""
+    answer_len = len(receiver.frame(batch[0].level).ids_A)
+    logits_BAW = receiver.logits(receiver.layout(batch, texts, place), prefix_BKD, answer_len)
+    return nll_of_values(receiver, batch, logits_BAW)
+
+
+def nll_of_values(receiver: Receiver, batch: Sequence[Episode], logits_BAW: Tensor) -> Tensor:
+    """`value_nll`, of logits that predict the reference answers."""
     frame = receiver.frame(batch[0].level)
-    logits_BAW = receiver.logits(receiver.layout(batch, texts, place), prefix_BKD, len(frame.ids_A))
     nll_BA = answer_nll(logits_BAW, frame, receiver.targets(batch))
     return nll_BA[:, frame.places_V.to(nll_BA.device)].mean(dim=1)
 

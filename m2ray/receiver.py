@@ -11,6 +11,7 @@ L layers, S tokens behind the slots, W words of the vocabulary.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -24,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import jinja2
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from m2ray.command import UserError
 from m2ray.task import AnswerForm, Episode, Level, value_probabilities, write_answer
@@ -93,6 +95,15 @@ class Heard(NamedTuple):
         """The first rows of a batch."""
         states_BLSD, mask_BS = (None if field is None else field[:rows] for field in self[1:])
         return Heard(self.logits_BAW[:rows], states_BLSD, mask_BS)
+
+
+class Primed(NamedTuple):
+    """A prompt that the receiver has read, padded on the left: ready to be continued or scored."""
+
+    cache: Any
+    logits_BW: Tensor  # that predict the first answer token
+    mask_BT: Tensor
+    lengths_B: Tensor
 
 
 class Reading(NamedTuple):
@@ -351,7 +362,6 @@ class Receiver:
 
     # --- decode ---
 
-    @torch.no_grad()
     def decode(
         self,
         episodes: Sequence[Episode],
@@ -362,7 +372,23 @@ class Receiver:
         max_new_tokens: int = 128,
         seed: int = 0,
     ) -> list[str]:
-        """B's answers as text, decoded as one batch with a KV cache.
+        """B's answers as text, decoded as one batch with a KV cache; `play` without the logits."""
+        return self.play(episodes, texts, prefix_BKD, place, temperature, max_new_tokens, seed)[0]
+
+    @torch.no_grad()
+    def play(
+        self,
+        episodes: Sequence[Episode],
+        texts: Sequence[str] | int,
+        prefix_BKD: Tensor | None = None,
+        place: Place = "message",
+        temperature: float = 0.0,
+        max_new_tokens: int = 128,
+        seed: int = 0,
+    ) -> tuple[list[str], Tensor]:
+        """B's answers as text, and the logits [B, A, vocabulary] that predict the reference answers.
+
+        The prompt is read once for both.
 
         Args:
             episodes: B rows of one level.
@@ -375,13 +401,11 @@ class Receiver:
             seed: Of the sampling noise.
         """
         layout = self.layout(episodes, texts, place)
-        return self.generate(
-            self.embed(layout, prefix_BKD),
-            layout.answer_B,
-            [seed * 1_000_003 + episode.seed for episode in episodes],
-            temperature,
-            max_new_tokens,
-        )
+        primed = self._prime(self.embed(layout, prefix_BKD), layout.answer_B)
+        answer_ids_BA = self.answers(episodes[0].level, torch.tensor([e.solution for e in episodes]))
+        logits_BAW = self._score(primed, answer_ids_BA.to(self.device))
+        seeds = [seed * 1_000_003 + episode.seed for episode in episodes]
+        return self._continue(primed, seeds, temperature, max_new_tokens), logits_BAW
 
     @torch.no_grad()
     def generate(
@@ -392,38 +416,74 @@ class Receiver:
         temperature: float = 0.0,
         max_new_tokens: int = 128,
     ) -> list[str]:
-        """Continue rows of input embeddings, padded on the right, each of its own length; see `decode`."""
+        """Continue rows of input embeddings, padded on the right, each of its own length; see `play`."""
+        return self._continue(self._prime(embeds_BTD, lengths_B), seeds, temperature, max_new_tokens)
+
+    def _prime(self, embeds_BTD: Tensor, lengths_B: Tensor) -> Primed:
         longest = int(lengths_B.max())
         self._check_context(longest + 1)
         # Move the padding from right to left, so that all rows end, and go on, in the same column.
         shift_BT = torch.arange(longest, device=self.device) - (longest - lengths_B)[:, None]
-        mask_BT = shift_BT >= 0
         source_BT = shift_BT.clamp(min=0)
         embeds_BTD = embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, embeds_BTD.shape[2]))
-        inputs: dict[str, Any] = {"inputs_embeds": embeds_BTD, "position_ids": source_BT}
+        out = self.model(
+            inputs_embeds=embeds_BTD,
+            position_ids=source_BT,
+            attention_mask=shift_BT >= 0,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return Primed(out[self._past], out.logits[:, -1], shift_BT >= 0, lengths_B)
+
+    @cached_property
+    def _past(self) -> str:
+        """The cache as argument and output: transformers renames it on its way through version 5."""
+        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+
+    def _score(self, primed: Primed, ids_BA: Tensor) -> Tensor:
+        """Logits [B, A, W] that predict the ids, teacher-forced behind a prompt; leaves its cache as it is."""
+        rest = ids_BA.shape[1] - 1
+        mask_BT = F.pad(primed.mask_BT, (0, rest), value=True)
+        out = self.model(
+            input_ids=ids_BA[:, :rest],
+            position_ids=primed.lengths_B[:, None] + torch.arange(rest, device=self.device),
+            attention_mask=mask_BT,
+            use_cache=True,
+            **{self._past: copy.deepcopy(primed.cache)},
+        )
+        return torch.cat([primed.logits_BW[:, None], out.logits], dim=1)
+
+    def _continue(
+        self, primed: Primed, seeds: Sequence[int], temperature: float, max_new_tokens: int
+    ) -> list[str]:
+        cache, logits_BW, mask_BT, lengths_B = primed
         noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-        done_B = torch.zeros(len(embeds_BTD), dtype=torch.bool, device=self.device)
+        done_B = torch.zeros(len(mask_BT), dtype=torch.bool, device=self.device)
         ends = torch.tensor(sorted(self.end_ids), device=self.device)
         written: list[Tensor] = []
-        # transformers renames this argument and output on its way through version 5.
-        known = inspect.signature(self.model.forward).parameters
-        past = "cache" if "cache" in known else "past_key_values"
-        for _ in range(min(max_new_tokens, self.max_positions - longest)):
-            out = self.model(**inputs, attention_mask=mask_BT, use_cache=True, logits_to_keep=1)
-            logits_BN = out.logits[:, -1].float()
+        for _ in range(min(max_new_tokens, self.max_positions - mask_BT.shape[1])):
+            if written:
+                mask_BT = F.pad(mask_BT, (0, 1), value=True)
+                places_B1 = (lengths_B + len(written) - 1)[:, None]
+                out = self.model(
+                    input_ids=written[-1][:, None],
+                    position_ids=places_B1,
+                    attention_mask=mask_BT,
+                    use_cache=True,
+                    **{self._past: cache},
+                )
+                cache, logits_BW = out[self._past], out.logits[:, -1]
+            logits_BW = logits_BW.float()
             if temperature > 0:
                 # Gumbel-max: argmax(logits / t + g) is a sample of softmax(logits / t).
-                uniform = [torch.rand(logits_BN.shape[1], generator=g, dtype=torch.float64) for g in noise]
-                gumbel_BN = -torch.log(-torch.log(torch.stack(uniform).clamp(min=1e-300)))
-                logits_BN = logits_BN / temperature + gumbel_BN.to(logits_BN)
-            next_B = logits_BN.argmax(dim=1).masked_fill(done_B, int(ends[0]))
+                uniform = [torch.rand(logits_BW.shape[1], generator=g, dtype=torch.float64) for g in noise]
+                gumbel_BW = -torch.log(-torch.log(torch.stack(uniform).clamp(min=1e-300)))
+                logits_BW = logits_BW / temperature + gumbel_BW.to(logits_BW)
+            next_B = logits_BW.argmax(dim=1).masked_fill(done_B, int(ends[0]))
             written.append(next_B)
             done_B |= torch.isin(next_B, ends)
             if bool(done_B.all()):
                 break
-            mask_BT = torch.cat([mask_BT, torch.ones_like(mask_BT[:, :1])], dim=1)
-            inputs = {"input_ids": next_B[:, None], "position_ids": (lengths_B + len(written) - 1)[:, None]}
-            inputs[past] = out[past]
         rows = torch.stack(written, dim=1).tolist()
         return [self._text(row) for row in rows]
 
