@@ -1,0 +1,189 @@
+"""What is trained next: points first, seeded suggestions, and a journal that a killed sweep goes on from."""
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+
+from m2ray.proposer import Journal, OptunaProposer
+from m2ray.space import load_plan
+
+COMPLETE, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "FAIL", "RUNNING"))
+
+SPACE = {
+    "name": "s",
+    "points": {"first": {}, "second": {"set": {"codec.k": 4}}},
+    "axes": {
+        "codec.k": {"choice": [4, 8, 12]},
+        "training.lr": {"loguniform": [1e-4, 1e-2]},
+        "codec.bottleneck": {"choice": ["none", "vq"]},
+        "losses.commitment.weight": {"uniform": [0.1, 1.0], "when": {"codec.bottleneck": ["vq"]}},
+    },
+    "search": {"trials": 8, "startup": 3, "sampler_seed": 7},
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(SPACE))
+    return load_plan(file)
+
+
+@pytest.fixture
+def propose(plan, tmp_path):
+    """A proposer over the journal of that name, as the next process after a kill would make it."""
+    return lambda name="trials": OptunaProposer(
+        plan, tmp_path / "checkpoints", Journal(tmp_path / f"{name}.jsonl")
+    )
+
+
+def score_of(settings) -> float:
+    """Any function of a configuration that differs between configurations."""
+    trial = json.loads(settings["trial"])
+    return trial["training"]["lr"] * trial["codec"]["k"]
+
+
+def run(proposer, count=100) -> list[str]:
+    """Train, one after the other."""
+    names = []
+    while len(names) < count and (settings := proposer.propose()) is not None:
+        proposer.finished(settings["config"], score_of(settings), "")
+        names.append(settings["config"])
+    return names
+
+
+def states(proposer) -> list[tuple]:
+    return [(t.number, t.params, t.value, t.state) for t in proposer.study.trials]
+
+
+def test_points_come_first_then_as_many_suggestions_as_asked_for(propose):
+    names = run(propose())
+    assert names[:2] == ["first", "second"]
+    assert len(names) == 10
+    assert len(set(names)) == 10
+
+
+def test_settings_say_all_that_a_trial_needs(propose, plan, tmp_path):
+    proposer = propose()
+    settings = [proposer.propose() for _ in range(3)]
+    assert [s["point"] for s in settings] == [True, True, False]
+    assert settings[1]["params"]["training.lr"] == 1e-3
+    assert settings[2]["seeds"] == [0]
+    assert settings[2]["root"] == str(tmp_path / "checkpoints")
+    assert json.loads(settings[1]["trial"])["codec"]["k"] == 4
+    assert "codec.k" not in settings[2]["params"]  # it has a column of its own
+    json.dumps(settings)
+
+
+def test_the_same_seed_and_order_suggest_the_same(propose):
+    assert run(propose("a")) == run(propose("b"))
+
+
+def test_another_sampler_seed_suggests_otherwise(propose, plan):
+    space = plan.space.model_copy(update={"search": plan.space.search.model_copy(update={"sampler_seed": 8})})
+    names = run(propose("a"))
+    plan.space = space
+    assert run(propose("b"))[2:] != names[2:]
+
+
+def test_suggestions_turn_to_where_the_scores_are(propose, plan):
+    plan.space = plan.space.model_copy(update={"search": plan.space.search.model_copy(update={"trials": 40})})
+    proposer = propose()
+    run(proposer)
+    rates = [t.params["training.lr"] for t in proposer.study.trials]
+    assert sum(rates[-20:]) > 2 * sum(rates[:10])
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2, 3, 5, 7, 9, 10])
+def test_a_killed_search_suggests_what_an_unbroken_one_does(propose, killed_after):
+    whole = propose("whole")
+    names = run(whole)
+    first = run(propose("cut"), killed_after)
+    resumed = propose("cut")
+    assert first + run(resumed) == names
+    assert states(resumed) == states(whole)
+
+
+def test_what_was_running_is_trained_on_under_its_name_and_told_once(propose):
+    whole = propose("whole")
+    names = run(whole)
+    cut = propose("cut")
+    run(cut, 4)
+    running = [cut.propose()["config"] for _ in range(2)]  # killed with both at work
+    resumed = propose("cut")
+    assert [state for *_, state in states(resumed)] == [COMPLETE] * 2 + [RUNNING] * 2
+    again = run(resumed, 2)
+    assert again == running
+    assert running[0] == names[4]
+    assert [state for *_, state in states(resumed)] == [COMPLETE] * 4
+    assert len(run(resumed)) == 4
+    assert [e["config"] for e in Journal(resumed._journal._file).entries() if e["event"] == "ended"].count(
+        running[0]
+    ) == 1
+
+
+def test_a_point_that_was_running_goes_first_and_one_that_ended_does_not_come_again(propose):
+    cut = propose()
+    run(cut, 1)
+    cut.propose()
+    assert run(propose(), 1) == ["second"]
+
+
+def test_failures_are_told_as_failures_and_remembered(propose):
+    proposer = propose()
+    run(proposer, 2)
+    name = proposer.propose()["config"]
+    proposer.finished(name, None, "loss nan at step 3; lower lr")
+    run(proposer, 1)
+    resumed = propose()
+    for one in (proposer, resumed):
+        assert [t.state for t in one.study.trials] == [FAIL, COMPLETE]
+        assert one.failures == {name: "loss nan at step 3; lower lr"}
+        assert one.ended == {"first", "second", *one._chosen}
+    assert name not in run(resumed)
+
+
+def test_a_repeated_suggestion_gets_a_name_of_its_own(tmp_path):
+    file = tmp_path / "s.yaml"
+    tree = {"name": "s", "axes": {"codec.k": {"choice": [4, 8]}}, "search": {"trials": 5}}
+    file.write_text(yaml.safe_dump(tree))
+    journal = Journal(tmp_path / "trials.jsonl")
+    names = run(OptunaProposer(load_plan(file), tmp_path, journal))
+    assert len(set(names)) == 5
+    assert OptunaProposer(load_plan(file), tmp_path, journal).configs.keys() == set(names)
+
+
+# --- the journal ---------------------------------------------------------------------------------------------
+
+
+def test_entries_come_back_in_order(tmp_path):
+    journal = Journal(tmp_path / "deep" / "j.jsonl")
+    assert journal.entries() == []
+    for i in range(3):
+        journal.append({"i": i, "text": "x = 1 \u2260 2"})
+    assert [entry["i"] for entry in journal.entries()] == [0, 1, 2]
+    assert len(Path(tmp_path / "deep" / "j.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("keep", range(1, 40))
+def test_a_torn_last_line_has_not_happened_and_swallows_nothing(tmp_path, keep):
+    file = tmp_path / "j.jsonl"
+    Journal(file).append({"config": "a", "score": 1.5})
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"config": "b", "score": 0.123456789, "cause": ""}\n'[:keep])
+    assert Journal(file).entries() == [{"config": "a", "score": 1.5}]
+    Journal(file).append({"config": "c"})
+    assert Journal(file).entries() == [{"config": "a", "score": 1.5}, {"config": "c"}]
+
+
+def test_a_search_goes_on_from_a_torn_journal(propose, tmp_path):
+    names = run(propose("whole"))
+    first = run(propose("cut"), 5)
+    file = tmp_path / "cut.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:17])  # the end of the fifth was not yet on disk
+    assert run(propose("cut")) == names[4:]
+    assert first == names[:5]
