@@ -13,7 +13,7 @@ import pandas as pd
 
 from m2ray.codec import Codec, load_codec, read_record
 from m2ray.command import UserError
-from m2ray.conditions import condition
+from m2ray.conditions import condition, derangement
 from m2ray.config import CodecConfig, CrossEntropyTerm, Losses, TrainingConfig, TrialConfig, parse_seeds, validate
 from m2ray.evaluation import Subject, condition_names, evaluate
 from m2ray.receiver import Receiver, load_receiver
@@ -68,6 +68,8 @@ def run_job(job: Job) -> pd.DataFrame:
     if job.split not in SPLITS:
         source.check_unseen(seeds, job.trial.splits)
     episodes = source.get(seeds, job.split if job.split in SPLITS else "confirm")
+    if "shuffle" in job.names:
+        derangement(episodes)  # too few messages are refused before anything is trained or played
     codec = constant = subject = None
     if job.folder is not None:
         codec, subject = load_codec(job.folder, receiver), subject_of(job.folder)

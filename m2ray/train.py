@@ -51,9 +51,7 @@ def main(argv: Sequence[str]) -> int:
             cluster.stop()
         else:
             train(config, args.seed, load_receiver(config.receiver), folder, report, about)
-    except TrainingFailed as error:
-        raise UserError(f"{args.config}: training.lr: {error}") from None
-    except UserError as error:
+    except (TrainingFailed, UserError) as error:
         raise UserError(f"{args.config}: {error}") from None
     checkpoint = folder / f"epoch-{config.training.epochs:02d}"
     print(f"checkpoint: {checkpoint}\nnext: python -m m2ray.evaluate {checkpoint} --split search")

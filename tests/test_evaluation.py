@@ -11,8 +11,9 @@ from scipy.special import log_softmax
 from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.conditions import CONDITIONS, Injection, Material, condition
-from m2ray.config import CodecConfig, EvaluationConfig
+from m2ray.config import CodecConfig, EvaluationConfig, Splits, TrialConfig
 from m2ray.evaluation import Subject, check_no_leak, check_null, condition_names, evaluate, play, search_score
+from m2ray.jobs import jobs_of, run_job, trained_constant
 from m2ray.receiver import Receiver, load_receiver
 from m2ray.rows import SCHEMA, paired_gain
 from m2ray.task import Episode, episodes, level, read_answer, value_probabilities
@@ -206,6 +207,47 @@ class TestLikelihood:
         score = search_score(mini, make_codec(mini, encoder="constant"), PLAYED, batch_size=16)
         assert score["gain_shuffle"] == pytest.approx(0, abs=1e-6)
         assert score["score"] <= 1e-6
+
+
+class TestJobs:
+    """What a checkpoint's evaluation is split into, so that each part is done once."""
+
+    TRIAL = TrialConfig(
+        codec=CodecConfig(k=4, width=32, layers=1),
+        splits=Splits(train="100:400", search="1000:1008"),
+        evaluation=EvaluationConfig(max_new_tokens=4, constant_samples=64, text_bytes=[8], scale_gates=[1.0]),
+    )
+
+    def test_every_condition_is_in_one_job_and_only_those_that_need_it_name_the_checkpoint(self, tmp_path):
+        jobs = list(jobs_of(self.TRIAL, "search", tmp_path / "epoch-01", tmp_path))
+        assert sorted(sum((job.names for job in jobs), ())) == sorted(condition_names(self.TRIAL.evaluation))
+        for job in jobs:
+            kinds = {condition(name).depends for name in job.names}
+            assert len(kinds) == 1
+            assert (job.folder is None) == (kinds == {"receiver"})
+
+    def test_the_jobs_rows_are_one_evaluations_rows(self, mini, tmp_path):
+        codec = make_codec(mini)
+        codec.save(tmp_path / "c", {"config": "mine", "seed": 5, "step": 7, "params": {"k": 4}})
+        parts = [run_job(job) for job in jobs_of(self.TRIAL, "search", tmp_path / "c", tmp_path)]
+        rows = pd.concat(parts, ignore_index=True)
+        subject = Subject("mine", 5, codec.digest, 7, '{"k": 4}')
+        constant = trained_constant(mini, self.TRIAL, codec.config, tmp_path)
+        played = episodes(level("easy"), range(1000, 1008), "search")
+        names, config = list(dict.fromkeys(rows.condition)), self.TRIAL.evaluation
+        pd.testing.assert_frame_equal(
+            rows, evaluate(mini, played, "search", names, config, subject, codec, constant)
+        )
+
+    def test_the_constant_is_trained_once_for_its_settings_and_never_stands_in_for_others(self, mini, tmp_path):
+        more = self.TRIAL.evaluation.model_copy(update={"constant_samples": 128})
+        longer = self.TRIAL.model_copy(update={"evaluation": more})
+        wide = CodecConfig(encoder="resampler", k=4, width=64)
+        first = trained_constant(mini, self.TRIAL, self.TRIAL.codec, tmp_path)
+        assert trained_constant(mini, self.TRIAL, wide, tmp_path).digest == first.digest
+        assert len(list(tmp_path.iterdir())) == 1
+        assert trained_constant(mini, longer, self.TRIAL.codec, tmp_path).digest != first.digest
+        assert len(list(tmp_path.iterdir())) == 2
 
 
 class Leaky(Receiver):

@@ -230,6 +230,7 @@ class TestSender:
         assert sender.write(PLAYED[:2]) == ["the other was first"] * 2
         assert Sender(tiny).write(PLAYED[:2]) == ["the other was first"] * 2
 
+    @pytest.mark.slow
     def test_many_processes_write_one_whole_cache(self, tiny, cache, asked):
         jobs = [(tiny.name, start, 8) for start in (0, 4, 8)]
         with multiprocessing.get_context("spawn").Pool(2) as pool:
