@@ -145,6 +145,7 @@ def test_train_then_evaluate_then_gate(tmp_path):
     assert "Traceback" not in first.stderr + second.stderr + third.stderr
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_where_it_was_cut(trained, tmp_path, tiny_folder):
     """The end is the same, bit for bit, as without the cut."""
     config = write_yaml(tmp_path, SMALL, receiver=str(tiny_folder))
@@ -197,7 +198,6 @@ class TestTrainRefuses:
             ({"training__lr": float("nan")}, "training.lr: Input should be a finite number"),
             ({"training__lr": 1e30}, "loss .* at step [0-9]; lower lr"),
             ({"training__epoch_samples": 8}, "training.epoch_samples: .*; raise it"),
-            ({"task": {"level": "esay"}}, "task.level: .*'esay' does not exist; use one of easy"),
             ({"task": {"file": "gone.jsonl"}}, "gone.jsonl: no such file; check the path"),
             ({"task": {"messages": "mini"}}, "task.messages: mini has no chat template; name an instruct model"),
             ({"receiver": "./gone"}, "receiver ./gone: no such folder; give mini, a folder"),
