@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
     """What a forward pass yields; code fields are None without a VQ bottleneck."""
 
     prefix_BKD: Tensor
-    latent_BKD: Tensor  # as the encoder wrote it, before the bottleneck
+    latent_BKD: Tensor  # before the bottleneck; under VQ in units of an embedding entry where norms are free
     codes_BKG: Tensor | None
     code_probs_BKGC: Tensor | None  # soft assignment, differentiable
     quantised_BKD: Tensor | None
