@@ -21,8 +21,9 @@ from torch.nn import functional as F
 
 from m2ray.command import UserError
 from m2ray.config import CodecConfig, validate
+from m2ray.files import write_json
 from m2ray.receiver import Reading, Receiver
-from m2ray.state import load_tensors, save_tensors, write_json
+from m2ray.state import load_tensors, save_tensors
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -258,6 +259,10 @@ class Quantiser(nn.Module):
 
     def forward(self, latent_BKD: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
         """Quantised latents (straight-through), code numbers [B, K, G] and soft assignments [B, K, G, C]."""
+        with torch.autocast(latent_BKD.device.type, enabled=False):  # distances and moving averages are float32
+            return self._quantise(latent_BKD.float(), gather)
+
+    def _quantise(self, latent_BKD: Tensor, gather: Gather) -> tuple[Tensor, Tensor, Tensor]:
         parts_BKGE = latent_BKD.reshape(*latent_BKD.shape[:2], len(self.codes_GCE), -1)
         if self.training:
             with torch.no_grad():
@@ -359,7 +364,10 @@ class Codec(nn.Module):
         gate = self.scale_gate if scale_gate is None else scale_gate
         if self.norm is not None:
             return cast(Tensor, self.norm(latent_BKD)) * (self.unit / math.sqrt(self.width)) * gate
-        return F.normalize(latent_BKD, dim=-1, eps=1e-6) * self.unit * gate
+        # A slot without tokens (more slots than the message has) starts at zero. Below a tenth of an embedding's
+        # norm a vector keeps its length: rescaled, it would be all noise, its gradient drowning all others.
+        floor = 0.1 * (self.unit if self.quantiser is None else math.sqrt(self.width))
+        return F.normalize(latent_BKD, dim=-1, eps=floor) * self.unit * gate
 
     @property
     def digest(self) -> str:

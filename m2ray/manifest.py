@@ -16,9 +16,9 @@ import yaml
 
 from m2ray.command import UserError
 from m2ray.config import read_yaml
+from m2ray.files import write_atomic
 from m2ray.gate import GateConfig
 from m2ray.space import Plan
-from m2ray.state import write_atomic
 
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 DECISIVE = ("space", "points", "gate", "receiver")  # what may not change when a sweep is resumed

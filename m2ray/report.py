@@ -18,9 +18,9 @@ from m2ray import gate as judging
 from m2ray import manifest, stats
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.config import validate
+from m2ray.files import write_atomic
 from m2ray.gate import GateConfig, Verdict, load_gate, percent
 from m2ray.rows import FAILED, RowStore, judged_rows, outcomes, paired_gain
-from m2ray.state import write_atomic
 
 SPLITS = ("confirm", "select", "search")  # most telling first
 NOT_CONFIRMED, INCOMPLETE, FAILED_RUN = "not confirmed", "incomplete", "failed"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from m2ray.command import UserError
-from m2ray.state import write_atomic
+from m2ray.files import write_atomic
 
 SCHEMA = pa.schema(
     [

@@ -1,4 +1,4 @@
-"""Training state on disk: tensors in safetensors, the rest in JSON, written whole or not at all. No pickle."""
+"""Tensors on disk: safetensors with a JSON header, written whole or not at all. No pickle."""
 
 from __future__ import annotations
 
@@ -13,22 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m2ray.command import UserError
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write a JSON file atomically."""
-    write_atomic(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:

@@ -23,10 +23,11 @@ from m2ray.codec import Codec, Encoded, mean_state
 from m2ray.command import UserError
 from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
+from m2ray.files import write_json
 from m2ray.losses import Heads, Signals, answer_nll, mean_cosine, row_nll, value_weight, weighted_sum
 from m2ray.receiver import Layout, Receiver
 from m2ray.source import Source
-from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors, write_json
+from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.task import Episode
 
 Report = Callable[[dict[str, Any], Path], None]
