@@ -50,19 +50,23 @@ class Style:
 
 STYLES = {
     "compact": Style(user="A {message} B {context} ?", answer="values"),
+    # Measured on qwen2.5-coder-0.5b, lookup, n = 48: an example answer with the puzzle's own keys is copied, value
+    # by value (P1 0); "each from 0 to {top}" draws zeros (40); this wording gets 48.
     "chat": Style(
         chat=True,
         answer="json",
-        system="You solve small constraint puzzles and answer only with JSON.",
-        user="Find whole numbers for {names}, each from 0 to {top}, that satisfy every constraint.\n"
-        "Constraints:\n{message}\n{context}\n"
-        "Answer with one JSON object such as {example} and nothing else.",
+        system="You solve small constraint puzzles and answer with one line of JSON such as "
+        '{"a": 1, "b": 2} and nothing else.',
+        user="Find whole numbers for {names}, none above {top}, that satisfy every constraint:\n"
+        "{message}; {context}\n"
+        "Answer with one JSON object on one line and nothing else, with the keys {names}.",
     ),
     "plain": Style(
         answer="json",
-        user="Find whole numbers for {names}, each from 0 to {top}, that satisfy every constraint.\n"
-        "Constraints:\n{message}\n{context}\n"
-        "Answer as JSON such as {example}.\nAnswer: ",
+        user='Puzzles, each answered with one line of JSON such as {{"a": 1, "b": 2}}.\n\n'
+        "Find whole numbers for {names}, none above {top}, that satisfy every constraint:\n"
+        "{message}; {context}\n"
+        "Answer, a JSON object with the keys {names}:\n",
     ),
 }
 
@@ -204,11 +208,7 @@ class Receiver:
         return self._half(episode.level, "")[0], self._half(episode.level, episode.context)[1]
 
     def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
-        facts = {
-            "names": ", ".join(level.names),
-            "top": level.domain - 1,
-            "example": write_answer(level, [0] * level.variables, "json"),
-        }
+        facts = {"names": ", ".join(level.names), "top": level.domain - 1}
         slot = "\x00"
         text = self.style.user.format(message=slot, context=context, **facts)
         if self.style.chat:

@@ -292,14 +292,14 @@ def fetch(name: str) -> Path:
         receiver = load_receiver(str(fresh), device="cpu")
         if receiver.style_name != "chat":
             raise UserError(f"{fresh}: the tokenizer has no chat template; update transformers and run this again")
-        (fresh / "README.md").write_text(readme(name, source, origin, receiver.digest))
+        (fresh / "README.md").write_text(readme(name, source, origin))
         os.rename(fresh, target)
         shutil.rmtree(work)
     print(f"{name}: digest {receiver.digest}, saved in {target}; use it with --receiver {name}")
     return target
 
 
-def readme(name: str, source: Source, origin: str, digest: str) -> str:
+def readme(name: str, source: Source, origin: str) -> str:
     """The model card of a fetched receiver: licence and provenance."""
     return f"""---
 license: {source.licence}
@@ -314,7 +314,6 @@ library_name: transformers
 
 {origin}
 
-m2ray digest (weights, vocabulary, prompt style): {digest}.
 Made by `python scripts/fetch_receiver.py {name}`.
 """
 

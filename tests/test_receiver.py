@@ -33,7 +33,7 @@ def gpt2(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Receive
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = transformers.GPT2Config(
-        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=400, initializer_range=0.2
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=512, initializer_range=0.2
     )
     config.eos_token_id = config.bos_token_id = tokenizer.eos_token_id
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
@@ -103,9 +103,9 @@ def test_the_chat_prompt_is_the_tokenizers_own_template_around_the_task(tiny):
         {"role": "system", "content": tiny.style.system},
         {
             "role": "user",
-            "content": "Find whole numbers for x1, x2, x3, x4, each from 0 to 2, that satisfy every constraint.\n"
-            f"Constraints:\n{MESSAGES[0]}\n{PLAYED[0].context}\n"
-            'Answer with one JSON object such as {"x1": 0, "x2": 0, "x3": 0, "x4": 0} and nothing else.',
+            "content": "Find whole numbers for x1, x2, x3, x4, none above 2, that satisfy every constraint:\n"
+            f"{MESSAGES[0]}; {PLAYED[0].context}\n"
+            "Answer with one JSON object on one line and nothing else, with the keys x1, x2, x3, x4.",
         },
     ]
     text = tiny.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
