@@ -371,6 +371,10 @@ class TrialConfig(Strict):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     workers: Annotated[int, Field(ge=1, description="DDP workers; 1 trains in process")] = 1
+    trackers: Annotated[
+        list[Literal["tensorboard", "mlflow", "wandb"]],
+        Field(description="where training curves go besides history.json; offline, see m2ray.trackers"),
+    ] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> TrialConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from m2ray import trackers
 from m2ray.command import UserError
 from m2ray.conditions import condition, derangement
 from m2ray.config import TrialConfig
@@ -29,11 +30,12 @@ def check(plan: Plan, gate: GateConfig) -> None:
     """Refuse now what would otherwise fail in every trial, or after the last one.
 
     Raises:
-        UserError: a condition that is judged is not played, a number of slots exceeds the receiver's context, a
-            split has too few different messages, overlaps what codec or receiver are trained on, or B's prompt
-            leaks the message.
+        UserError: a tracker is not installed, a condition that is judged is not played, a number of slots exceeds
+            the receiver's context, a split has too few different messages, overlaps what codec or receiver are
+            trained on, or B's prompt leaks the message.
     """
     example, file = plan.example, plan.file
+    trackers.check(example.trackers)
     played = condition_names(example.evaluation)
     for name in dict.fromkeys([*REPORTED, *(name for c in gate.criteria for name in c.conditions)]):
         if name not in played:

@@ -19,8 +19,9 @@ from m2ray.config import Count, NonNegative, Strict, TrialConfig, load, read_yam
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 _CHECK_DRAWS, _CHECK_TIMES = 256, 3
 
-# Sections that all configurations of a sweep have in common: their rows are paired across configurations.
-SHARED = ("receiver", "task", "splits", "evaluation")
+# What all configurations of a sweep have in common: their rows are paired across configurations, their curves are
+# in one place.
+SHARED = ("receiver", "task", "splits", "evaluation", "trackers")
 
 Scalar = str | int | float | bool | None
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -299,7 +300,7 @@ class Plan:
 
 def name_of(config: TrialConfig) -> str:
     """A sampled configuration's name: what it is and four bytes of what exactly it is."""
-    text = json.dumps(config.model_dump(exclude={"evaluation", "splits"}), sort_keys=True)
+    text = json.dumps(config.model_dump(exclude={"evaluation", "splits", "trackers"}), sort_keys=True)
     return f"{config.codec.encoder}-k{config.codec.k}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -29,6 +29,7 @@ from m2ray.receiver import Layout, Receiver
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.task import Episode
+from m2ray.trackers import check, tracking
 
 Report = Callable[[dict[str, Any], Path], None]
 
@@ -236,8 +237,9 @@ def train(
 
     Raises:
         TrainingFailed: the loss is no longer finite.
-        UserError: the state in `folder` is of other settings.
+        UserError: the state in `folder` is of other settings, or a tracker is not installed or does not start.
     """
+    check(config.trackers)
     rank, workers = world()
     training, source = config.training, Source(config.task)
     source.check_disjoint(config.splits)
@@ -258,7 +260,8 @@ def train(
         for texts in ([""] * len(probe), [episode.message for episode in probe])
     ]
     annealer = Annealer(config, steps, *worth)
-    settings = json.dumps([config.model_dump(), training_seed, receiver.digest], sort_keys=True)
+    decisive = config.model_dump(exclude={"trackers"})
+    settings = json.dumps([decisive, training_seed, receiver.digest], sort_keys=True)
     state_file, first = folder / "training.safetensors", 0
     history: list[dict[str, float]] = []
     if state_file.is_file():
@@ -274,55 +277,63 @@ def train(
     autocast = (
         torch.autocast(receiver.device.type, torch.bfloat16) if training.precision == "bfloat16" else nullcontext()
     )
-    for step in range(first, steps):
-        trainee.train()
-        samples = range(step * training.batch_size, (step + 1) * training.batch_size)
-        batch = draw_batch(source, seeds, samples, training_seed)
-        log = step % training.log_every == 0 or (step + 1) % per_epoch == 0
-        optimizer.param_groups[0]["lr"] = learning_rate(config, step, steps, per_epoch)
-        with autocast:
-            loss, parts = wrapped(batch, annealer.k, step, log)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trainee.parameters(), training.grad_clip)
-        means = world_mean(torch.stack([loss.detach(), *parts.values()]))
-        values = dict(zip(["loss", *parts], means.tolist(), strict=True))
-        if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
-            raise TrainingFailed(f"loss {values['loss']} and gradient norm {float(norm)} at step {step}; lower lr")
-        optimizer.step()
-        annealer.update(step, values["nll"])
-        if log:
-            now = {
-                "step": step + 1,
-                "k": annealer.k,
-                "grad_norm": float(norm),
-                "lr": optimizer.param_groups[0]["lr"],
-            }
-            history.append({**now, **values})
-        if (step + 1) % per_epoch == 0:
-            checkpoint = folder / f"epoch-{(step + 1) // per_epoch:02d}"
-            trainee.eval()
-            metrics: dict[str, Any] = {
-                **history[-1],
-                **search_score(receiver, codec, search, config.evaluation.batch_size),
-                "recovered": annealer.recovered(),
-                "collapsed": collapsed(history),
-                "epoch": (step + 1) // per_epoch,
-                "seconds": time.perf_counter() - started,
-            }
-            if rank == 0:
-                record = {**about, "seed": training_seed, "step": step + 1, "trial": config.model_dump()}
-                brief = {name: value for name, value in metrics.items() if name != "episode_nll"}
-                codec.save(checkpoint, {**record, "receiver": receiver.name, "metrics": brief})
-                write_json(folder / "history.json", history)
-                meta = {
-                    "settings": settings,
+    # One worker tells them for all.
+    tracked = config if rank == 0 else config.model_copy(update={"trackers": []})
+    with tracking(tracked, training_seed, about["config"], folder, first) as track:
+        for step in range(first, steps):
+            trainee.train()
+            samples = range(step * training.batch_size, (step + 1) * training.batch_size)
+            batch = draw_batch(source, seeds, samples, training_seed)
+            log = step % training.log_every == 0 or (step + 1) % per_epoch == 0
+            optimizer.param_groups[0]["lr"] = learning_rate(config, step, steps, per_epoch)
+            with autocast:
+                loss, parts = wrapped(batch, annealer.k, step, log)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(trainee.parameters(), training.grad_clip)
+            means = world_mean(torch.stack([loss.detach(), *parts.values()]))
+            values = dict(zip(["loss", *parts], means.tolist(), strict=True))
+            if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
+                raise TrainingFailed(
+                    f"loss {values['loss']} and gradient norm {float(norm)} at step {step}; lower lr"
+                )
+            optimizer.step()
+            annealer.update(step, values["nll"])
+            if log:
+                now = {
                     "step": step + 1,
-                    "history": history,
-                    "anneal": [annealer.k, annealer.held, annealer.nll],
+                    "k": annealer.k,
+                    "grad_norm": float(norm),
+                    "lr": optimizer.param_groups[0]["lr"],
                 }
-                save_tensors(state_file, training_tensors(trainee, optimizer), meta)
-            report(metrics, checkpoint)
+                history.append({**now, **values})
+                if (step + 1) % per_epoch:
+                    track(history[-1])
+            if (step + 1) % per_epoch == 0:
+                checkpoint = folder / f"epoch-{(step + 1) // per_epoch:02d}"
+                trainee.eval()
+                metrics: dict[str, Any] = {
+                    **history[-1],
+                    **search_score(receiver, codec, search, config.evaluation.batch_size),
+                    "recovered": annealer.recovered(),
+                    "collapsed": collapsed(history),
+                    "epoch": (step + 1) // per_epoch,
+                    "seconds": time.perf_counter() - started,
+                }
+                track({**metrics, **history[-1]})  # nll stays the training batch's, as at every other step
+                if rank == 0:
+                    record = {**about, "seed": training_seed, "step": step + 1, "trial": config.model_dump()}
+                    brief = {name: value for name, value in metrics.items() if name != "episode_nll"}
+                    codec.save(checkpoint, {**record, "receiver": receiver.name, "metrics": brief})
+                    write_json(folder / "history.json", history)
+                    meta = {
+                        "settings": settings,
+                        "step": step + 1,
+                        "history": history,
+                        "anneal": [annealer.k, annealer.held, annealer.nll],
+                    }
+                    save_tensors(state_file, training_tensors(trainee, optimizer), meta)
+                report(metrics, checkpoint)
     return checkpoint
 
 
