@@ -144,7 +144,7 @@ def from_hub(source: Source, revision: str, folder: Path) -> str:
         huggingface_hub.snapshot_download(
             source.hub, revision=revision, local_dir=folder, allow_patterns=list(HUB_FILES)
         )
-    except OSError as error:
+    except Exception as error:  # the hub's client passes on whatever its HTTP library, which changes, raises
         raise UserError(f"{source.hub}: download broke off ({error}); run the command again to go on") from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     return f"https://huggingface.co/{source.hub}, commit {revision}, unchanged."
