@@ -173,7 +173,9 @@ def tracking(
             for key, value in OFFLINE.items():
                 os.environ.setdefault(key, value)
             try:
-                logs.append(stack.enter_context(OPEN[tracker](Run(f"{name}/seed-{seed}", params, folder, step))))
+                logs.append(
+                    stack.enter_context(OPEN[tracker](Run(f"{name}/seed-{seed}", params, folder.resolve(), step)))
+                )
             except Exception as error:  # three libraries, each with errors of its own
                 cause = " ".join(str(error).split())
                 raise UserError(

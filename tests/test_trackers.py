@@ -71,7 +71,7 @@ def tracked(tiny_folder, tmp_path_factory):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         ids = {file.name: file.read_text() for file in folder.glob("*.id")}
-        run(conf, folder)
+        run(conf, Path(os.path.relpath(folder)))
     assert ids == {file.name: file.read_text() for file in folder.glob("*.id")}
     assert not any(cwd.iterdir()), "a tracker wrote into the working directory"
     return folder
