@@ -103,7 +103,13 @@ def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig,
         epochs=1, epoch_samples=trial.evaluation.constant_samples, batch_size=64, lr=2e-2, weight_decay=0.0
     )
     plain = trial.model_copy(
-        update={"codec": codec, "losses": Losses(ce=CrossEntropyTerm()), "training": training, "workers": 1}
+        update={
+            "codec": codec,
+            "losses": Losses(ce=CrossEntropyTerm()),
+            "training": training,
+            "workers": 1,
+            "trackers": [],
+        }
     )
     # All that decides its weights is in the name: a short training must never stand in for a long one.
     decisive: Any = {"task": True, "codec": True, "training": True, "splits": {"train"}}

@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     if folder.exists() and not args.resume:
         raise UserError(f"{folder}: already there; go on with --resume, or choose another --out")
 
+    from m2ray import trackers
     from m2ray.receiver import load_receiver
     from m2ray.training import TrainingFailed, train
 
@@ -42,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
     about = {"config": name, "params": {}}
     try:
+        trackers.check(config.trackers)
         if config.workers > 1:
             from m2ray import cluster
             from m2ray.space import Resources
