@@ -1,0 +1,390 @@
+"""The diagnosis: its figures are those of evaluation, its sentences follow from them, bad input is told apart."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from m2ray import diagnose as command
+from m2ray.codec import Codec
+from m2ray.command import UserError
+from m2ray.conditions import Injection, Material, condition
+from m2ray.config import TrialConfig, parse_seeds, validate
+from m2ray.diagnose import (
+    answer_parts,
+    diagnose,
+    free_vectors,
+    fresh,
+    held_out,
+    main,
+    probe_messages,
+    trained_messages,
+)
+from m2ray.evaluation import evaluate, play, value_nll
+from m2ray.findings import Diagnosis, Gap, Norms, Success, plain, tables
+from m2ray.losses import answer_nll
+from m2ray.probes import Probe, SimilarityMap
+from m2ray.receiver import load_receiver
+from m2ray.stats import Estimate
+from m2ray.task import episodes, level, part_of, verify
+from m2ray.training import train
+
+EASY = level("easy")
+
+
+def config(receiver, **changes) -> TrialConfig:
+    tree = {
+        "receiver": receiver.name,
+        "splits": {"train": "100:300", "search": "1000:1100", "select": "1100:1200", "confirm": "1200:1300"},
+        "codec": {"encoder": "segments", "k": 3, "width": 16, "layers": 1},
+        "losses": {"ce": {}},
+        "training": {"epochs": 1, "epoch_samples": 32, "batch_size": 16},
+        "evaluation": {"max_new_tokens": 2, "constant_samples": 64, "batch_size": 100},
+    }
+    return validate(TrialConfig, tree | changes, "test")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory):
+    return train(config(tiny), 5, tiny, tmp_path_factory.mktemp("run"), lambda m, at: None, {"config": "test"})
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "PROBE_MESSAGES", 300)
+    monkeypatch.setattr(command, "FREE_STEPS", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+# --- figures -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["normal", "shuffle", "null", "P0", "P1"])
+def test_digits_are_evaluations_nats_and_the_rest_is_the_rest_of_the_answer(tiny, name):
+    torch.manual_seed(0)
+    part = episodes(EASY, range(9), "search")
+    codec = Codec(config(tiny).codec, tiny).eval()
+    injection = condition(name).inject(Material(tiny, part, codec, None, 4))
+    found = answer_parts(tiny, part, injection, 4)
+    _, nll_E = play(tiny, part, injection, config(tiny).evaluation)
+    torch.testing.assert_close(found.digits_E, nll_E)
+    frame = tiny.frame(EASY)
+    texts, prefix = injection.texts, None
+    if injection.prefixes is not None:
+        texts, prefix = 3, torch.stack(list(injection.prefixes))
+    with torch.no_grad():
+        logits = tiny.logits(tiny.layout(part, texts, injection.place), prefix, len(frame.ids_A))
+    total = answer_nll(logits, frame, tiny.targets(part)).sum(1)
+    parts = found.digits_E * 4 + found.format_E * (len(frame.ids_A) - 4)
+    torch.testing.assert_close(parts, total, rtol=1e-4, atol=1e-4)
+
+
+def test_gaps_and_success_are_those_of_the_rows(tiny, small, tmp_path):
+    torch.manual_seed(0)
+    conf, part = config(tiny), episodes(EASY, range(120), "search")
+    codec = Codec(conf.codec, tiny).eval()
+    found, shown = diagnose(tiny, codec, conf, part, 0, tmp_path, free_episodes=0)
+    again, _ = diagnose(tiny, codec, conf, part, 0, tmp_path, free_episodes=0)
+    assert again.json() == found.json()
+    assert {name: len(rows) for name, rows in shown.features.items()} == dict.fromkeys(found.maps, 120)
+    rows = evaluate(tiny, part, "search", ["normal", "shuffle", "null", "P0", "P1"], conf.evaluation, codec=codec)
+    by = {name: group for name, group in rows.groupby("condition")}
+    for name, gap in found.gaps.items():
+        paired = by[name].nll.to_numpy() - by["normal"].nll.to_numpy()
+        assert gap.digits.value == pytest.approx(paired.mean(), abs=1e-5)
+        assert gap.digits.low <= gap.digits.value <= gap.digits.high
+    for name, success in found.success.items():
+        assert (success.successes, success.n) == (int(by[name].success.sum()), 120)
+        assert success.digits == pytest.approx(by[name].nll.mean(), abs=1e-5)
+    assert set(found.success) == {"normal", "shuffle", "P0", "P1"}
+    with torch.no_grad():
+        prefix = codec(tiny.read([e.message for e in part])).prefix_BKD
+    unit = prefix.norm(dim=-1).mean() / tiny.embedding_norm
+    assert found.norms.mean == pytest.approx(float(unit), rel=1e-4)
+    assert found.norms.scale_gate == pytest.approx(1.5)
+    assert found.path == ("tokens", "latent", "prefix")
+
+
+def test_free_vectors_beat_no_message_on_mini():
+    mini = load_receiver("mini")
+    part = episodes(EASY, range(20_000_000, 20_000_016), "search")
+    conf = config(mini, evaluation={}).evaluation
+    before = {name: parameter.clone() for name, parameter in mini.model.named_parameters()}
+    vectors = free_vectors(mini, part, 4, "message", 40)
+    assert vectors.shape == (16, 4, mini.width)
+    solved = {}
+    for name, injection in (
+        ("free", Injection(None, list(vectors), "message")),
+        ("P0", Injection([""] * 16, None, "message")),
+    ):
+        answers, nll_E = play(mini, part, injection, conf)
+        solved[name] = (
+            sum(verify(e, a, "values").success for e, a in zip(part, answers, strict=True)),
+            nll_E.mean(),
+        )
+    assert solved["free"][0] >= solved["P0"][0] + 4
+    assert solved["free"][1] < 0.7 * solved["P0"][1]
+    assert all(torch.equal(before[name], parameter) for name, parameter in mini.model.named_parameters())
+
+
+def test_free_vectors_of_an_episode_do_not_depend_on_its_neighbours(tiny):
+    part = episodes(EASY, range(3), "search")
+    together = free_vectors(tiny, part, 2, "before", 3)
+    alone = free_vectors(tiny, part[:1], 2, "before", 3)
+    torch.testing.assert_close(together[:1], alone, rtol=1e-3, atol=1e-4)
+    start = free_vectors(tiny, part, 2, "before", 0)
+    nll = [value_nll(tiny, part, 2, vectors, "before").mean() for vectors in (start, together)]
+    assert nll[1] < nll[0]
+
+
+# --- which episodes ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("split", "seeds"), [(None, None), ("search", None), ("select", None), (None, "1200:1210")]
+)
+def test_no_message_of_the_confirm_part_is_ever_looked_at(tiny, monkeypatch, split, seeds):
+    monkeypatch.setattr(command, "EPISODES", 30)
+    part = held_out(config(tiny), tiny, split, seeds)
+    assert {part_of(episode.sender) for episode in part} == {split or "search"}
+    if seeds is None and split is None:
+        assert [episode.seed for episode in part] == list(range(1300, 1330))
+
+
+def test_default_seeds_lie_past_the_receivers_own_training(tiny, monkeypatch):
+    monkeypatch.setattr(tiny, "card", {"train_seeds": "5000:9000"})
+    assert fresh(config(tiny), tiny) == 9000
+
+
+def test_probes_are_fitted_on_fresh_messages_of_the_training_part_each_once(tiny, small):
+    conf = config(tiny, task={"level": "lookup-4x5"})
+    fit = probe_messages(conf, tiny)
+    assert {part_of(episode.sender) for episode in fit} == {"train"}
+    assert len({episode.content for episode in fit}) == len(fit) < 300
+    assert min(episode.seed for episode in fit) >= 1300
+
+
+def test_trained_messages_are_those_of_the_training(tiny):
+    conf = config(tiny)
+    train_seeds = parse_seeds(conf.splits.train)
+    seen = trained_messages(conf, 5, 1000)
+    assert len({episode.seed for episode in seen}) == len(seen) == 32
+    assert {episode.seed for episode in seen} <= set(train_seeds)
+    assert {part_of(episode.sender) for episode in seen} == {"train"}
+
+
+def test_lines_of_a_file_that_are_in_training_or_on_confirm_are_refused(tiny, tmp_path):
+    lines = [
+        {
+            "receiver_context": episode.context,
+            "sender_message": episode.message,
+            "receiver_output": json.dumps(dict(zip(EASY.names, episode.solution, strict=True))),
+        }
+        for part in ("train", "search", "confirm")
+        for episode in episodes(EASY, range(20), part)
+    ]
+    file = tmp_path / "episodes.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    splits = {"train": "0:20", "search": "20:30", "select": "30:40", "confirm": "40:60"}
+    conf = config(tiny, task={"file": str(file)}, splits=splits)
+    assert [e.seed for e in held_out(conf, tiny, None, None)] == list(range(20, 30))
+    assert [e.seed for e in held_out(conf, tiny, None, "32:36")] == list(range(32, 36))
+    assert {e.seed for e in probe_messages(conf, tiny)} <= set(range(20))
+    with pytest.raises(UserError, match="--seeds"):
+        held_out(conf, tiny, None, "10:30")
+    with pytest.raises(UserError, match="a diagnosis keeps off them"):
+        held_out(conf, tiny, None, "38:42")
+
+
+# --- sentences -----------------------------------------------------------------------------------------------
+
+
+def about(value, spread=0.01):
+    return Estimate(value, value - spread, value + spread)
+
+
+def known(facts=0.95, **changes) -> Diagnosis:
+    """A healthy last-token codec of k = 4, each stage's probe at `facts`."""
+    stages = ("tokens", "pooled", "latent", "prefix")
+    p0 = changes.pop("p0", 0.25)
+    nll = {"normal": (0.1, 0.0), "shuffle": (0.6, 0.0), "null": (0.36, 0.0), "P0": (0.35, 0.0), "P1": (0.05, 0.0)}
+    gaps = {
+        name: Gap(about(digits - 0.1), about(0.0, 0.001)) for name, (digits, _) in nll.items() if name != "normal"
+    }
+    gaps["P0"] = Gap(about(p0), about(0.0, 0.001))
+    whole = Diagnosis(
+        about={"checkpoint": "0" * 16, "encoder": "last_token", "k": 4, "n": 1000},
+        path=stages,
+        maps={name: SimilarityMap(0.4, 0.2, 20.0, 0.8, 0.2) for name in stages},
+        probes={name: Probe(about(facts), about(0.6), 0.2, about(0.5)) for name in stages},
+        nll=nll,
+        gaps=gaps,
+        seen={"shuffle": about(0.5), "P0": about(0.25)},
+        success={
+            "normal": Success(800, 1000, 0.1),
+            "shuffle": Success(100, 1000, 0.6),
+            "P0": Success(350, 1000, 0.35),
+            "P1": Success(950, 1000, 0.05),
+        },
+        ahead={"shuffle": about(0.7, 0.03), "P0": about(0.45, 0.03), "P1": about(-0.15, 0.03)},
+        retention=about(0.75, 0.05),
+        norms=Norms(1.5, 1.4, 1.6, 1.5),
+    )
+    return replace(whole, **changes)
+
+
+def names(d: Diagnosis) -> list[str]:
+    return [finding.name for finding in d.findings]
+
+
+def with_gap(d: Diagnosis, **gaps: Estimate) -> Diagnosis:
+    return replace(d, gaps=d.gaps | {name: Gap(gap, about(0.0, 0.001)) for name, gap in gaps.items()})
+
+
+def idle(d: Diagnosis) -> Diagnosis:
+    """The same codec where B solves with the message what it solves without."""
+    success = d.success | {"normal": Success(355, 1000, 0.35)}
+    return replace(d, success=success, ahead=d.ahead | {"P0": about(0.005, 0.03)}, retention=about(0.01, 0.05))
+
+
+def test_a_codec_that_carries_and_is_read_is_healthy():
+    assert names(known()) == ["healthy", "kept"]
+    sentence = known().findings[0].sentence
+    assert "80.0% (800/1000) solved with it, 35.0% (350/1000) without, 95.0% (950/1000) with the text" in sentence
+    assert "retention 0.75" in sentence
+    assert names(replace(known(), retention=about(0.9))) == ["healthy"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "content"),
+    [(0.94, "holds the message"), (0.67, "holds a part of the message"), (0.51, "holds nothing of the message")],
+)
+def test_a_prefix_that_is_not_read_says_so_with_what_it_holds(facts, content):
+    finding = with_gap(idle(known(facts)), shuffle=about(0.001)).findings[0]
+    assert finding.name == "unread"
+    assert finding.sentence.startswith(
+        f"The prefix {content}: probe {100 * facts:.1f}% (chance 50%); the receiver does"
+    )
+    assert "shuffle gap +0.001 nats [-0.009, +0.011] a digit, where the text is worth 0.300" in finding.sentence
+
+
+def test_a_wrong_message_that_hurts_is_not_a_right_one_that_helps():
+    assert names(idle(known()))[0] == "wrong_hurts"
+    assert names(with_gap(idle(known()), shuffle=about(-0.05)))[0] == "backwards"
+    assert names(with_gap(idle(known()), shuffle=about(0.03, 0.02)))[0] == "hardly_read"
+
+
+def test_a_receiver_that_makes_nothing_of_the_text_is_named_first():
+    lost = replace(known(), success=known().success | {"P1": Success(340, 1000, 0.4)})
+    assert names(lost)[0] == "deaf"
+    assert names(replace(known(), nll=known().nll | {"P1": (0.36, 0.0)}))[0] == "deaf"
+
+
+def test_success_that_nats_do_not_show_is_named():
+    assert "overconfident" in names(known(p0=0.02))
+    assert "overconfident" not in names(known(p0=0.25))
+    assert "overconfident" not in names(idle(known(p0=0.02)))
+
+
+@pytest.mark.parametrize(
+    ("stage", "place"),
+    [("pooled", "at the pooled state"), ("latent", "in the encoder"), ("prefix", "at bottleneck and calibration")],
+)
+def test_the_stage_at_which_the_message_is_lost_is_named(stage, place):
+    d = idle(known())
+    late = d.path[d.path.index(stage) :]
+    d = replace(d, probes=d.probes | {name: d.probes[name]._replace(facts=about(0.66)) for name in late})
+    found = {finding.name: finding.sentence for finding in d.findings}
+    assert [name for name in found if name.startswith("lost")] == [f"lost_{stage}"]
+    assert found[f"lost_{stage}"].startswith(
+        f"The message is lost {place}: probes are right about its facts 95.0%"
+    )
+    assert "kept" not in found
+
+
+def test_a_pooled_state_that_the_encoder_does_not_read_loses_nothing():
+    d = replace(idle(known()), path=("tokens", "latent", "prefix"))
+    d = replace(d, probes=d.probes | {"pooled": d.probes["pooled"]._replace(facts=about(0.55))})
+    assert "lost_pooled" not in names(d)
+
+
+def test_collapse_scale_memory_priming_format_and_capacity_have_their_sentences():
+    d = idle(known())
+    flat = SimilarityMap(0.99, 0.9, 1.3, 0.1, 0.0)
+    assert "collapsed" in names(replace(d, maps=d.maps | {"prefix": flat}))
+    assert "norm" in names(replace(d, norms=Norms(12.0, 10.0, 14.0, 12.0)))
+    assert "norm" in names(replace(d, norms=Norms(0.1, 0.1, 0.1, 0.1)))
+    assert "memorised" in names(with_gap(d, shuffle=about(0.001)))
+    assert "memorised" not in names(d)
+    primed = replace(d, success=d.success | {"constant": Success(360, 1000, 0.35)})
+    assert "priming" in names(replace(primed, ahead=d.ahead | {"constant": about(-0.005, 0.03)}))
+    assert "priming" not in names(replace(primed, ahead=d.ahead | {"constant": about(0.3, 0.03)}))
+    shaped = d.gaps | {"null": Gap(about(0.01), about(0.5))}
+    assert "format" in names(replace(d, gaps=shaped))
+    for solved, name in ((31, "capacity_suffices"), (12, "capacity_limits")):
+        found = names(replace(d, success=d.success | {"free": Success(solved, 32, 0.1)}))
+        assert [n for n in found if n.startswith("capacity")] == [name]
+
+
+def test_every_figure_is_in_the_tables_and_plain_in_json():
+    d = replace(known(), retention=Estimate(0.5, float("nan"), float("nan")))
+    whole = json.loads(json.dumps(d.json(), allow_nan=False))
+    assert whole["retention"] == {"value": 0.5, "low": None, "high": None}
+    assert whole["probes"]["prefix"]["facts"]["value"] == 0.95
+    assert whole["findings"][0]["name"] == "healthy"
+    assert plain((1.23456789, [float("nan")])) == [1.234568, [None]]
+    cells = [cell for table in tables(d).values() for row in table for cell in row]
+    for cell in ("95.0 [94.0, 96.0]", "+0.500 nats [+0.490, +0.510]", "80.0% (800/1000)", "20.0", "1.50"):
+        assert cell in cells
+
+
+# --- command -------------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_figures_findings_and_pictures(tiny, checkpoint, small, tmp_path, capsys):
+    out = tmp_path / "found"
+    assert main([str(checkpoint), "--seeds", "0:120", "--ceilings", "4", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    whole = json.loads((out / "diagnosis.json").read_text())
+    assert whole["about"]["n"] == 120
+    assert whole["about"]["seeds"] == "0:120"
+    assert whole["success"]["free"]["n"] == 4
+    assert set(whole["gaps"]) == {"shuffle", "null", "P0", "P1", "constant"}
+    text = (out / "diagnosis.md").read_text()
+    assert whole["findings"]
+    for finding in whole["findings"]:
+        assert f"- {finding['name']}: {finding['sentence']}" in printed
+        assert finding["sentence"] in text
+    for name in ("maps", "stages"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (out / f"{name}.svg").read_text()
+        assert f"({name}.png)" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--seeds", "5:5"], r"--seeds: '5:5' is no range of seeds"),
+        (["--split", "confirm"], r"argument --split: invalid choice: 'confirm'"),
+        (["--ceilings", "-1"], r"--ceilings -1: give a number of episodes, or 0"),
+        (["--seeds", "0:3"], r"no fact is said by 5 of 3 held-out messages"),
+        (["--receiver", "/nowhere"], r"receiver /nowhere: no such folder"),
+        (["--out", "{checkpoint}/config.json/x"], r"config.json is a file; choose a folder"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_mend(checkpoint, small, arguments, said):
+    with pytest.raises(UserError, match=said):
+        main([str(checkpoint), *(argument.format(checkpoint=checkpoint) for argument in arguments)])
+
+
+def test_a_folder_that_is_no_checkpoint_exits_2_with_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "m2ray.diagnose", str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: .*no config.json; give a checkpoint folder that m2ray.train wrote\n", done.stderr)
+    assert not done.stdout
