@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ QUIET = {
 
 FAILED_SCORE = -1e9  # what a searcher is told of a failed trial: finite, and worse than any
 START_TRIES = 3
+NOBODY = (
+    "no Ray cluster answers ({error}); start one with `ray up cluster.yaml` or `ray start --head`, or leave "
+    "--address out"
+)
 
 
 def start(address: str | None, nested: bool) -> None:
@@ -68,7 +73,10 @@ def start(address: str | None, nested: bool) -> None:
         options |= {"include_dashboard": nested, "dashboard_host": "127.0.0.1"}
         os.environ.pop("RAY_ADDRESS", None)
     else:
+        _probe(address)
         options["address"] = address
+        # Attempts to connect, of half a minute each; Ray's 20 are for nodes that join while a head starts.
+        os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
     for left in reversed(range(START_TRIES if address is None else 1)):
         try:
             ray.init(**options)
@@ -82,10 +90,24 @@ def start(address: str | None, nested: bool) -> None:
                     f"Ray: no local cluster starts ({last_line(str(error))}); free memory and CPU and try again, "
                     "or give --address"
                 ) from None
-            raise UserError(
-                f"--address {address}: no Ray cluster answers ({last_line(str(error))}); start one with "
-                "`ray up cluster.yaml` or `ray start --head`, or leave --address out"
-            ) from None
+            raise UserError(f"--address {address}: {NOBODY.format(error=last_line(str(error)))}") from None
+
+
+def _probe(address: str) -> None:
+    """Refuse at once an address that nobody listens at; Ray itself would try for a long time, and say much.
+
+    Raises:
+        UserError: no such form, or no answer.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdecimal():
+        raise UserError(f"--address {address}: write host:port of the head node, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--address {address}: {NOBODY.format(error=error)}") from None
 
 
 def stop() -> None:
@@ -96,9 +118,10 @@ def stop() -> None:
 # --- training ------------------------------------------------------------------------------------------------
 
 
-def _so_far(metrics: dict[str, Any], checkpoint: Path, finished: Sequence[float], seeds: int) -> dict[str, Any]:
+def _so_far(
+    metrics: dict[str, Any], checkpoint: Path, epochs: int, finished: Sequence[float], seeds: int
+) -> dict[str, Any]:
     """A training seed's report as the searcher sees it: the mean over the seeds so far, the epochs of all."""
-    epochs = trial_of(checkpoint).training.epochs
     return {
         **metrics,
         "score": (sum(finished) + metrics["score"]) / (len(finished) + 1),
@@ -113,7 +136,8 @@ def _worker_loop(settings: dict[str, Any]) -> None:
     config = TrialConfig.model_validate_json(settings["trial"])
 
     def report(metrics: dict[str, Any], checkpoint: Path) -> None:
-        ray.train.report(_so_far(metrics, checkpoint, settings["finished"], settings["seeds"]))
+        epochs = config.training.epochs
+        ray.train.report(_so_far(metrics, checkpoint, epochs, settings["finished"], settings["seeds"]))
 
     receiver = load_receiver(config.receiver)
     train(config, settings["seed"], receiver, Path(settings["folder"]), report, settings["about"])
@@ -198,7 +222,7 @@ def run_trial(settings: dict[str, Any]) -> None:
     finished: list[float] = []
 
     def report(metrics: dict[str, Any], checkpoint: Path) -> None:
-        ray.tune.report(_so_far(metrics, checkpoint, finished, len(settings["seeds"])))
+        ray.tune.report(_so_far(metrics, checkpoint, config.training.epochs, finished, len(settings["seeds"])))
 
     for seed in settings["seeds"]:
         folder = run_folder(Path(settings["root"]), settings["config"], seed)

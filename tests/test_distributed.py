@@ -1,0 +1,124 @@
+"""Nested trials on a real local Ray: DDP workers give one process's curve, resume when killed, and end cleanly."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from test_cluster import EPOCHS, Script, config
+
+from m2ray import cluster
+from m2ray.codec import read_record
+from m2ray.receiver import load_receiver
+from m2ray.search import search
+from m2ray.space import Resources
+from m2ray.training import TrainingFailed, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray():
+    cluster.start(None, nested=True)
+    yield
+    cluster.stop()
+
+
+def curve(folder: Path) -> torch.Tensor:
+    return torch.tensor([entry["loss"] for entry in json.loads((folder / "history.json").read_text())])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """The same training in this process."""
+    folder = tmp_path_factory.mktemp("alone") / "seed-0"
+    conf = config(k=8, lr=1e-3)
+    train(conf, 0, load_receiver("mini"), folder, lambda metrics, at: None, {"config": "alone"})
+    return folder
+
+
+def distributed(folder, lr=1e-3, retries=1):
+    conf = config(k=8, lr=lr).model_copy(update={"workers": 2})
+    cluster.train_distributed(conf, 0, folder, {"config": "two"}, Resources(retries=retries))
+    return folder
+
+
+def test_two_workers_give_the_loss_curve_of_one(alone, tmp_path):
+    two = distributed(tmp_path / "two" / "seed-0")
+    assert len(curve(alone)) == len(curve(two)) >= EPOCHS
+    torch.testing.assert_close(curve(two), curve(alone), rtol=2e-4, atol=1e-5)
+    ends = [read_record(folder / f"epoch-{EPOCHS:02d}")["metrics"]["score"] for folder in (alone, two)]
+    assert ends[1] == pytest.approx(ends[0], abs=1e-3)
+
+
+def workers() -> list[int]:
+    """Process ids of the DDP workers on this machine."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                title = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and b"TrainWorker" in title:
+                found.append(int(folder.name))
+    return found
+
+
+def kill_a_worker_after(file: Path, killed: list[int]) -> None:
+    while not file.is_file():
+        time.sleep(0.02)
+    killed.append(workers()[0])
+    os.kill(killed[0], signal.SIGKILL)
+
+
+def test_a_killed_worker_costs_at_most_an_epoch(alone, tmp_path):
+    folder, killed = tmp_path / "two" / "seed-0", []
+    first = folder / "epoch-01" / "config.json"
+    killer = threading.Thread(target=kill_a_worker_after, args=(first, killed), daemon=True)
+    killer.start()
+    distributed(folder)
+    killer.join(timeout=60)
+    assert len(killed) == 1
+    assert killed[0] not in workers()
+    torch.testing.assert_close(curve(folder), curve(alone), rtol=2e-4, atol=1e-5)
+
+
+def test_a_broken_optimisation_is_told_by_its_cause(tmp_path):
+    with pytest.raises(TrainingFailed, match=r"loss .* at step \d+; lower lr"):
+        distributed(tmp_path / "two" / "seed-0", lr=1e30, retries=0)
+
+
+def test_nested_trials_report_like_those_in_process_and_leave_nothing_behind(tmp_path):
+    two = {"workers": 2}
+    trials = {
+        "good": config().model_copy(update=two),
+        "bad": config(k=24).model_copy(update=two),
+        "nan": config(lr=1e30).model_copy(update=two),
+        "last": config(lr=2e-6).model_copy(update=two),
+    }
+    script = Script(tmp_path, trials, seeds=(0, 1))
+    search(script, script, Resources(retries=0), "wilcoxon", 2 * EPOCHS, tmp_path / "ray")
+    assert script.progress("good") == list(range(1, 2 * EPOCHS + 1))
+    assert script.progress("last") == list(range(1, 2 * EPOCHS + 1))
+    assert script.progress("bad") == [1]  # stopped: the next trial found the CPUs free
+    scores = [
+        read_record(tmp_path / "good" / f"seed-{seed}" / f"epoch-{EPOCHS:02d}")["metrics"]["score"]
+        for seed in (0, 1)
+    ]
+    assert script.ended["good"] == (pytest.approx(sum(scores) / 2), "")
+    assert script.ended["nan"][0] is None
+    assert script.ended["nan"][1].startswith("seed 0: ")
+    assert script.ended["nan"][1].endswith("; lower lr")
+    again = Script(tmp_path, {"good": trials["good"]}, seeds=(0, 1))
+    search(again, again, Resources(), "none", 2 * EPOCHS, tmp_path / "ray")
+    assert again.ended["good"] == script.ended["good"]
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "a placement group was left behind"
+        time.sleep(0.5)
