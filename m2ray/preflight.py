@@ -43,14 +43,14 @@ def check(plan: Plan, gate: GateConfig) -> None:
                 f"{file}: trial.evaluation.conditions: lacks {name}, which gate {gate.name} and the score "
                 "compare; add it"
             )
-    receiver = load_receiver(example.receiver)
-    for config in [*plan.points.values(), *plan.checked]:
-        if config.codec.k + 1 >= receiver.max_positions:
-            raise UserError(
-                f"{file}: codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
-                f"{receiver.max_positions}; use fewer"
-            )
     try:
+        receiver = load_receiver(example.receiver)
+        for config in [*plan.points.values(), *plan.checked]:
+            if config.codec.k + 1 >= receiver.max_positions:
+                raise UserError(
+                    f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
+                    f"{receiver.max_positions}; use fewer"
+                )
         check_receiver_seeds(example, receiver)
         source = Source(example.task)
         source.check_disjoint(example.splits)
