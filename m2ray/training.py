@@ -230,7 +230,7 @@ def train(
         receiver: Frozen.
         folder: For `epoch-NN/` checkpoints and the state to resume from. All workers see the same folder.
         report: Called by every worker after each epoch with metrics and the checkpoint's folder.
-        about: More to write into each checkpoint's record.
+        about: More to write into each checkpoint's record; `config`, the configuration's name, at least.
 
     Returns:
         The last checkpoint's folder.

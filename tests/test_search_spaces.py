@@ -170,7 +170,8 @@ def test_every_kind_of_configuration_trains(config, tmp_path):
         }
     )
     reported = []
-    train(small, 0, load_receiver("mini"), tmp_path, lambda metrics, at: reported.append(metrics["step"]), {})
+    about = {"config": "any"}
+    train(small, 0, load_receiver("mini"), tmp_path, lambda metrics, at: reported.append(metrics["step"]), about)
     assert reported == [1]
 
 
