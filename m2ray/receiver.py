@@ -15,6 +15,7 @@ import copy
 import hashlib
 import inspect
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -541,6 +542,8 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
     tokenizer_class = _tokenizer_class(path)
     transformers.utils.logging.disable_progress_bar()
+    # Each retry at an unreachable hub is a warning; the one line that a user needs is the UserError below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # What its load report warns of is refused below.
     transformers.utils.logging.set_verbosity_error()
     try:
