@@ -90,9 +90,9 @@ class Process:
 
     def kill(self) -> None:
         """kill -9: driver, trials, evaluators, Ray."""
-        with contextlib.suppress(ProcessLookupError):
+        if self.popen.poll() is None:
             os.killpg(self.popen.pid, signal.SIGKILL)
-        self.popen.wait()
+            self.popen.wait()
         while left := self.alive():
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
