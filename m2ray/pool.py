@@ -6,14 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import ray
 
-from m2ray.jobs import Job
+if TYPE_CHECKING:
+    from m2ray.jobs import Job
 
-Work = Callable[[Job], pd.DataFrame]
+    Work = Callable[[Job], pd.DataFrame]
 
 
 class Evaluator:

@@ -17,6 +17,7 @@ from m2ray.search import search
 from m2ray.space import Resources
 
 EPOCHS = 3
+on_ray = pytest.mark.slow  # the default run has the whole of it in tests/test_sweep.py
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,7 @@ def searched(local_ray, tmp_path_factory):
     return run(Script(tmp_path_factory.mktemp("search"), trials, kill={"killed-once": 1, "doomed": 5}))
 
 
+@on_ray
 def test_each_epoch_is_reported_with_its_checkpoint_and_the_last_score_counts(searched):
     assert searched.progress("plain") == [1, 2, 3]
     for report in searched.reports["plain"]:
@@ -109,6 +111,7 @@ def test_each_epoch_is_reported_with_its_checkpoint_and_the_last_score_counts(se
     assert searched.ended["plain"][0] > 0  # near the identity: the right message is worth something
 
 
+@on_ray
 def test_a_broken_optimisation_ends_its_trial_alone_with_its_cause(searched):
     score, cause = searched.ended["nan"]
     assert score is None
@@ -117,11 +120,13 @@ def test_a_broken_optimisation_ends_its_trial_alone_with_its_cause(searched):
     assert searched.ended["last"][1] == ""
 
 
+@on_ray
 def test_bad_input_that_only_a_trial_finds_is_its_cause(searched):
     assert searched.ended["impossible"][0] is None
     assert "receiver ./no-such-folder: no such folder" in searched.ended["impossible"][1]
 
 
+@on_ray
 def test_a_killed_trial_goes_on_from_its_last_epoch_to_the_same_end(searched):
     assert searched.progress("killed-once") == [1, 2, 3]
     assert searched.ended["killed-once"] == searched.ended["plain"]
@@ -132,6 +137,7 @@ def test_a_killed_trial_goes_on_from_its_last_epoch_to_the_same_end(searched):
     assert histories[0] == histories[1]
 
 
+@on_ray
 def test_a_trial_that_dies_each_time_is_given_up(searched):
     score, cause = searched.ended["doomed"]
     assert score is None
@@ -139,10 +145,12 @@ def test_a_trial_that_dies_each_time_is_given_up(searched):
     assert len(searched.reports["doomed"]) == 2  # once, and once more
 
 
+@on_ray
 def test_every_trial_ends_exactly_once(searched):
     assert set(searched.ended) == {"plain", "nan", "killed-once", "doomed", "impossible", "last"}
 
 
+@on_ray
 def test_what_is_complete_is_reported_again_and_not_trained_again(searched):
     root = searched.root
     before = {path: path.stat().st_mtime_ns for path in (root / "plain").rglob("*")}
@@ -152,12 +160,14 @@ def test_what_is_complete_is_reported_again_and_not_trained_again(searched):
     assert {path: path.stat().st_mtime_ns for path in (root / "plain").rglob("*")} == before
 
 
+@on_ray
 def test_another_configuration_in_the_same_place_is_refused_by_name(searched):
     again = run(Script(searched.root, {"plain": config(k=8)}))
     assert again.ended["plain"][0] is None
     assert "made with other settings" in again.ended["plain"][1]
 
 
+@on_ray
 def test_several_training_seeds_are_one_trial_and_the_searcher_sees_their_mean(local_ray, tmp_path):
     script = run(Script(tmp_path, {"a": config(epochs=2)}, seeds=(0, 3)), epochs=4)
     scores = [
@@ -173,6 +183,7 @@ def test_several_training_seeds_are_one_trial_and_the_searcher_sees_their_mean(l
 
 
 @pytest.mark.parametrize("pruner", ["wilcoxon", "asha", "none"])
+@on_ray
 def test_pruners_stop_what_is_clearly_behind_but_never_a_point(local_ray, tmp_path, pruner):
     trials = {"good": config(), "point": config(k=24), "bad": config(k=24, lr=2e-6), "fine": config(lr=2e-6)}
     script = run(Script(tmp_path, trials, points=("point",)), pruner, alone=True)

@@ -1,5 +1,6 @@
 """Nested trials on a real local Ray: DDP workers give one process's curve, resume when killed, and end cleanly."""
 
+import contextlib
 import json
 import os
 import signal
@@ -70,22 +71,40 @@ def workers() -> list[int]:
     return found
 
 
-def kill_a_worker_after(file: Path, killed: list[int]) -> None:
-    while not file.is_file():
-        time.sleep(0.02)
-    killed.append(workers()[0])
-    os.kill(killed[0], signal.SIGKILL)
+@contextlib.contextmanager
+def a_worker_killed_after(file: Path):
+    """kill -9 of one DDP worker as soon as a file is there."""
+    killed: list[int] = []
 
+    def wait_and_kill() -> None:
+        while not file.is_file():
+            time.sleep(0.02)
+        killed.append(workers()[0])
+        os.kill(killed[0], signal.SIGKILL)
 
-def test_a_killed_worker_costs_at_most_an_epoch(alone, tmp_path):
-    folder, killed = tmp_path / "two" / "seed-0", []
-    first = folder / "epoch-01" / "config.json"
-    killer = threading.Thread(target=kill_a_worker_after, args=(first, killed), daemon=True)
+    killer = threading.Thread(target=wait_and_kill, daemon=True)
     killer.start()
-    distributed(folder)
+    yield
     killer.join(timeout=60)
     assert len(killed) == 1
     assert killed[0] not in workers()
+
+
+def test_a_killed_worker_costs_at_most_an_epoch(alone, tmp_path):
+    folder = tmp_path / "two" / "seed-0"
+    with a_worker_killed_after(folder / "epoch-01" / "config.json"):
+        distributed(folder)
+    torch.testing.assert_close(curve(folder), curve(alone), rtol=2e-4, atol=1e-5)
+
+
+def test_a_training_that_was_given_up_is_taken_up_where_it_was(alone, tmp_path):
+    folder = tmp_path / "two" / "seed-0"
+    with a_worker_killed_after(folder / "epoch-01" / "config.json"), pytest.raises(TrainingFailed):
+        distributed(folder, retries=0)
+    first = (folder / "epoch-01" / "codec.safetensors").stat().st_mtime_ns
+    assert not (folder / f"epoch-{EPOCHS:02d}").exists()
+    distributed(folder, retries=0)
+    assert (folder / "epoch-01" / "codec.safetensors").stat().st_mtime_ns == first
     torch.testing.assert_close(curve(folder), curve(alone), rtol=2e-4, atol=1e-5)
 
 

@@ -103,6 +103,7 @@ def test_an_actor_killed_from_outside_in_mid_job_costs_nothing_but_time(tmp_path
     assert (tries(tmp_path, 0), tries(tmp_path, 1)) == (2, 1)
 
 
+@pytest.mark.slow
 def test_a_hang_is_ended_by_the_time_limit_and_the_others_go_on(tmp_path):
     pool = pool_of(make_work(tmp_path), size=1, limit_s=8, tries=1)
     wait_for_start(pool)
