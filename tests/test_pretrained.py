@@ -45,7 +45,7 @@ def test_it_is_a_qwen2_with_its_own_chat_template_and_digits_as_tokens(qwen):
 
 @pytest.mark.parametrize("name", ["lookup", "lookup-6x10"])
 def test_it_solves_lookup_with_the_message_and_hardly_without(qwen, name):
-    """Measured at n = 48: with the message 48 and 47; without it about as many as guesses hit."""
+    """Measured here: with the message 48 of 48 at both levels; without it 5 and 0, as guesses hit."""
     played = episodes(level(name), range(COUNT), "train")
     assert solved(qwen, played, [episode.message for episode in played]) >= 0.9
     assert solved(qwen, played, [""] * COUNT) <= 0.35
