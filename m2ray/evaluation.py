@@ -157,8 +157,8 @@ def search_score(receiver: Receiver, codec: Codec, episodes: Sequence[Episode], 
     """The searcher's objective while training goes on: `m2ray.rows.paired_gain` without decoding.
 
     Returns:
-        score: the smaller of the two paired gains, gain_P0 and gain_shuffle, nats per value; nll under the
-        right message, and episode_nll, the same episode by episode.
+        score: the smaller of the two paired gains, gain_P0 and gain_shuffle, nats per value; search_nll under
+        the right message, and episode_nll, the same episode by episode.
     """
     material = Material(receiver, episodes, codec, None, batch_size)
     prefixes_EKD, place = material.prefixes_EKD, codec.config.place
@@ -179,7 +179,7 @@ def search_score(receiver: Receiver, codec: Codec, episodes: Sequence[Episode], 
         "score": min(gains.values()),
         "gain_P0": gains["P0"],
         "gain_shuffle": gains["shuffle"],
-        "nll": nll["normal"],
+        "search_nll": nll["normal"],
         "episode_nll": rows["normal"],
     }
 

@@ -16,12 +16,12 @@ from m2ray import stats
 from m2ray.gate import Table, percent, rate
 from m2ray.probes import Probe, SimilarityMap
 from m2ray.stats import Estimate
-from m2ray.training import COLLAPSE_COSINE
 
 READS = 0.1  # a gap counts where its interval lies above this share of the worth
 RECOVERED = 0.8  # retention from which nothing of note is lost
 HOLDS, EMPTY = 0.5, 0.1  # from chance (0) to certainty (1): a stage holds the message; holds nothing
 KEEPS = 0.6  # a stage loses the message where it keeps less than this of what the stage before held
+ALIKE = 0.98  # mean cosine above which prefixes are all alike
 ONE_WAY = 2.0  # effective rank below which prefixes differ in one way only
 FAR = 3.0  # times, or a part of, the mean token-embedding norm
 CAPACITY = 0.8  # of the success of text: free vectors that reach it show that k suffices
@@ -222,7 +222,7 @@ def losses(d: Diagnosis) -> Iterator[Finding]:
 def collapse(d: Diagnosis) -> Iterator[Finding]:
     """Prefixes that are all alike, or differ in one way only."""
     prefix = d.maps["prefix"]
-    if prefix.cosine > COLLAPSE_COSINE or prefix.effective_rank < ONE_WAY:
+    if prefix.cosine > ALIKE or prefix.effective_rank < ONE_WAY:
         yield Finding(
             "collapsed",
             f"Collapsed: prefixes of different messages have mean cosine {prefix.cosine:.3f} and effective rank "

@@ -25,6 +25,7 @@ from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
 from m2ray.files import write_json
 from m2ray.losses import Heads, Signals, answer_nll, mean_cosine, row_nll, value_weight, weighted_sum
+from m2ray.probes import effective_rank
 from m2ray.receiver import Layout, Receiver
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
@@ -33,7 +34,7 @@ from m2ray.trackers import check, tracking
 
 Report = Callable[[dict[str, Any], Path], None]
 
-COLLAPSE_COSINE, COLLAPSE_GAP = 0.98, 0.01
+COLLAPSE_SHARE, COLLAPSE_STEPS = 0.05, 5  # of what the text is worth; logged steps that are averaged
 
 
 class TrainingFailed(RuntimeError):
@@ -125,7 +126,10 @@ class Trainee(nn.Module):
         total, metrics = weighted_sum(signals, losses, step, self.config.training.steps)
         metrics["nll"] = nll_BA[:, frame.places_V.to(nll_BA.device)].mean()
         if log:
-            metrics |= diagnose(signals, whole, receiver.embedding_norm)
+            metrics |= diagnose(whole, receiver.embedding_norm)
+            places_V = frame.places_V.to(nll_BA.device)
+            for name, rival_BA in (("null_gap", null_BA), ("shuffle_gap", wrong_BA[0])):
+                metrics[name] = (rival_BA - nll_BA)[:, places_V].mean()
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def _negatives(self, batch: Sequence[Episode], log: bool) -> range:
@@ -145,23 +149,16 @@ class Trainee(nn.Module):
 
 
 @torch.no_grad()
-def diagnose(signals: Signals, whole: Encoded, unit: float) -> dict[str, Tensor]:
-    """What tells a codec that carries the message from one that primes."""
+def diagnose(whole: Encoded, unit: float) -> dict[str, Tensor]:
+    """How large and how different prefixes are, and how many codes they use."""
     prefix_HKD = whole.prefix_BKD.float()
-    centred_HF = prefix_HKD.flatten(1) - prefix_HKD.flatten(1).mean(0)
     # A broken optimisation is named by the loss; the decomposition would only refuse its numbers.
-    share_H = torch.linalg.svdvals(torch.nan_to_num(centred_HF)).square()
-    share_H = share_H / share_H.sum().clamp(min=1e-12)
+    rank = effective_rank(torch.nan_to_num(prefix_HKD.flatten(1)))
     metrics = {
         "prefix_norm": prefix_HKD.norm(dim=-1).mean() / unit,
         "prefix_cosine": mean_cosine(prefix_HKD),
-        # exp of the entropy of the spectrum (Roy and Vetterli 2007)
-        "effective_rank": torch.exp(-(share_H * share_H.clamp(min=1e-12).log()).sum()),
+        "effective_rank": prefix_HKD.new_tensor(rank),
     }
-    if signals.shuffled_B is not None:
-        metrics["shuffle_gap"] = (signals.shuffled_B - signals.nll_B).mean()
-    if signals.null_B is not None:
-        metrics["null_gap"] = (signals.null_B - signals.nll_B).mean()
     if whole.codes_BKG is not None:
         used = torch.bincount(whole.codes_BKG.flatten()).float()
         used = used[used > 0] / used.sum()
@@ -316,11 +313,11 @@ def train(
                     **history[-1],
                     **search_score(receiver, codec, search, config.evaluation.batch_size),
                     "recovered": annealer.recovered(),
-                    "collapsed": collapsed(history),
+                    "collapsed": collapsed(history, annealer.nll_without - annealer.nll_text),
                     "epoch": (step + 1) // per_epoch,
                     "seconds": time.perf_counter() - started,
                 }
-                track({**metrics, **history[-1]})  # nll stays the training batch's, as at every other step
+                track(metrics)
                 if rank == 0:
                     record = {**about, "seed": training_seed, "step": step + 1, "trial": config.model_dump()}
                     brief = {name: value for name, value in metrics.items() if name != "episode_nll"}
@@ -345,10 +342,17 @@ def world_mean(values: Tensor) -> Tensor:
     return values
 
 
-def collapsed(history: Sequence[dict[str, float]]) -> bool:
-    """Whether the codec ignores its message: all prefixes alike, and the wrong one as good as the right one."""
-    last = history[-1]
-    return last["prefix_cosine"] > COLLAPSE_COSINE and abs(last.get("shuffle_gap", 0.0)) < COLLAPSE_GAP
+def collapsed(history: Sequence[dict[str, float]], worth: float) -> bool:
+    """Whether the codec ignores its message: a wrong one is as good as the right one, in nats a value.
+
+    Prefixes need not be alike for that, only alike to the receiver.
+
+    Args:
+        history: Logged steps; the last few are averaged.
+        worth: What the message as text is worth to the receiver over none.
+    """
+    gaps = [entry["shuffle_gap"] for entry in history[-COLLAPSE_STEPS:]]
+    return abs(sum(gaps) / len(gaps)) < COLLAPSE_SHARE * worth
 
 
 def check_receiver_seeds(config: TrialConfig, receiver: Receiver) -> None:

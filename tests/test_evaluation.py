@@ -200,7 +200,7 @@ class TestLikelihood:
         nll = played.groupby("condition").nll.mean()
         assert score["gain_P0"] == pytest.approx(nll["P0"] - nll["normal"], abs=1e-5)
         assert score["gain_shuffle"] == pytest.approx(nll["shuffle"] - nll["normal"], abs=1e-5)
-        assert score["nll"] == pytest.approx(nll["normal"], abs=1e-5)
+        assert score["search_nll"] == pytest.approx(nll["normal"], abs=1e-5)
         np.testing.assert_allclose(score["episode_nll"], played[played.condition == "normal"].nll, atol=1e-4)
 
     def test_a_codec_that_carries_nothing_scores_no_gain_over_shuffle(self, mini):

@@ -12,7 +12,6 @@ from m2ray.codec import Codec, Encoded, last_state
 from m2ray.command import UserError
 from m2ray.conditions import Material
 from m2ray.config import CodecConfig
-from m2ray.losses import Signals
 from m2ray.probes import effective_rank, facts_of, fields_of, probe, read_facts, ridge, similarity_map, stages
 from m2ray.task import episodes, level
 from m2ray.training import diagnose as training_metrics
@@ -157,10 +156,12 @@ def test_too_few_messages_are_refused(parts):
         facts_of(parts[0], parts[1][:10])
 
 
-def test_effective_rank_is_the_one_that_training_logs():
+def test_effective_rank_is_that_of_the_singular_values_and_training_logs_it():
     prefix = normal(64, 3 * 32, 5).reshape(64, 3, 32) * torch.linspace(0.1, 2, 32)
-    signals = Signals(*[None] * len(Signals.__dataclass_fields__))
-    logged = training_metrics(signals, Encoded(prefix, prefix, None, None, None), 1.0)
+    centred = prefix.flatten(1).double() - prefix.flatten(1).double().mean(0)
+    share = torch.linalg.svdvals(centred).square() / centred.square().sum()
+    assert effective_rank(prefix.flatten(1)) == pytest.approx(float(torch.exp(-(share * share.log()).nansum())))
+    logged = training_metrics(Encoded(prefix, prefix, None, None, None), 1.0)
     assert effective_rank(prefix.flatten(1)) == pytest.approx(float(logged["effective_rank"]), rel=1e-4)
     found = similarity_map(prefix.flatten(1), torch.zeros(64, 64))
     assert found.cosine == pytest.approx(float(logged["prefix_cosine"]), abs=1e-5)

@@ -16,7 +16,15 @@ from m2ray.config import TrialConfig, parse_seeds, validate
 from m2ray.losses import LOSSES
 from m2ray.receiver import load_receiver
 from m2ray.source import Source
-from m2ray.training import Annealer, TrainingFailed, check_receiver_seeds, draw_batch, learning_rate, train
+from m2ray.training import (
+    Annealer,
+    TrainingFailed,
+    check_receiver_seeds,
+    collapsed,
+    draw_batch,
+    learning_rate,
+    train,
+)
 
 
 def config(receiver, **changes) -> TrialConfig:
@@ -210,3 +218,35 @@ def test_checkpoints_load_without_the_training_code(tiny, tmp_path, encoder):
     reports = run(config(tiny, codec={"encoder": encoder, "k": 3, "width": 32}), tiny, tmp_path)
     for _, folder in reports:
         assert isinstance(load_codec(folder, tiny), Codec)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "cosine", "expected"),
+    [
+        ([0.0] * 5, 0.92, True),  # prefixes differ, but not to the receiver
+        ([0.0] * 5, 1.0, True),
+        ([0.04, -0.04, 0.03, -0.02, 0.01], 0.92, True),  # noise that averages out
+        ([1.0] + [0.0] * 5, 0.92, True),  # only the last count
+        ([0.1] * 5, 0.99, False),  # alike, and told apart all the same
+        ([-0.1] * 5, 0.92, False),  # backwards is not ignored
+        ([0.016], 0.5, False),
+    ],
+)
+def test_a_codec_whose_wrong_message_costs_nothing_has_collapsed(gaps, cosine, expected):
+    history = [{"shuffle_gap": gap, "prefix_cosine": cosine} for gap in gaps]
+    assert collapsed(history, worth=0.3) is expected
+
+
+def test_logged_gaps_are_nats_a_value_whatever_values_weigh(tiny, tmp_path):
+    first = []
+    for name, weight in (("a", 1.0), ("b", 100.0)):
+        run(config(tiny, losses={"ce": {"value_weight": weight}}), tiny, tmp_path / name)
+        entry = json.loads((tmp_path / name / "history.json").read_text())[0]
+        first.append((entry["shuffle_gap"], entry["null_gap"]))
+    assert first[0] == pytest.approx(first[1], abs=1e-6)
+
+
+def test_reports_keep_the_batchs_nll_apart_from_that_on_search(tiny, tmp_path):
+    metrics, _ = run(config(tiny), tiny, tmp_path)[-1]
+    assert metrics["nll"] == json.loads((tmp_path / "history.json").read_text())[-1]["nll"]
+    assert metrics["search_nll"] != metrics["nll"]
