@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -232,11 +232,21 @@ def outcomes(rows: pd.DataFrame, names: Sequence[str], column: str = "success") 
 
 
 def paired_gain(rows: pd.DataFrame) -> float:
-    """The search objective: nats per answer value that the right message is worth, beyond the better rival.
+    """The search objective, `gain`, of one checkpoint's rows on one split."""
+    return gain(*outcomes(rows, ["normal", "shuffle", "P0"], "nll"))
+
+
+def gain(normal_E: np.ndarray, shuffle_E: np.ndarray, p0_E: np.ndarray) -> float:
+    """Nats per answer value that the right message is worth, beyond the better rival.
 
     min(mean(NLL_P0 - NLL_normal), mean(NLL_shuffle - NLL_normal)) over the same episodes. A gain over P0 alone
     would reward priming, a gain over shuffle alone would reward making wrong messages worse; the smaller of the
     two rewards neither.
     """
-    normal, shuffle, p0 = outcomes(rows, ["normal", "shuffle", "P0"], "nll")
-    return float(min((p0 - normal).mean(), (shuffle - normal).mean()))
+    return float(min((p0_E - normal_E).mean(), (shuffle_E - normal_E).mean()))
+
+
+def best(gains: Mapping[str, Sequence[float]], count: int) -> list[str]:
+    """The configurations of the highest mean gain over their training seeds, best first; ties by name."""
+    ranked = sorted(gains, key=lambda name: (-sum(gains[name]) / len(gains[name]), name))
+    return ranked[:count]

@@ -13,6 +13,7 @@ from m2ray.evaluation import condition_names
 from m2ray.gate import load_gate
 from m2ray.receiver import load_receiver
 from m2ray.space import Axis, fetch, load_plan, name_of
+from m2ray.sweep import main
 from m2ray.training import train
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
@@ -26,7 +27,7 @@ def configs(plan):
 
 
 def test_the_spaces_are_those_of_the_documentation():
-    assert NAMES == ["attempt-02", "attempt-03", "gate1", "gate2", "quickstart", "scale"]
+    assert NAMES == ["attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart", "scale"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -86,7 +87,7 @@ def test_every_other_space_judges_attempt_02s_recipe_beside_its_own(name):
         assert (config.losses, config.training) == (recipe.losses, recipe.training)
 
 
-@pytest.mark.parametrize("name", ["attempt-03", "gate1", "gate2", "scale"])
+@pytest.mark.parametrize("name", ["attempt-03", "constants", "gate1", "gate2", "scale"])
 def test_a_space_that_takes_its_time_judges_on_a_thousand_episodes_or_more(name):
     assert len(PLANS[name].example.splits.seeds("confirm")) >= 1000
 
@@ -140,12 +141,22 @@ def test_the_scale_space_is_the_attempts_receiver_and_slots_on_a_cluster_of_gpus
     assert resources.gpus_per_evaluator > 0
 
 
+def test_the_constants_are_many_see_no_message_and_are_small(capsys):
+    plan = PLANS["constants"]
+    assert not plan.points
+    assert plan.space.search.trials >= 12
+    assert {config.codec.encoder for config in configs(plan)} == {"constant"}
+    assert {config.codec.k for config in configs(plan)} == {4, 8, 16}  # both gates
+    assert main([str(FOLDER / "constants.yaml"), "--dry-run"]) == 0
+    assert "x 1 seeds, 20,480 samples, 16 checkpoints" in capsys.readouterr().out
+
+
 def test_what_a_searching_space_judges_on_no_other_space_looks_at():
     seen = {
         name: [plan.example.splits.seeds(split) for split in ("search", "select", "confirm")]
         for name, plan in PLANS.items()
     }
-    for one, other in itertools.permutations(("gate1", "gate2", "scale", "quickstart"), 2):
+    for one, other in itertools.permutations(("constants", "gate1", "gate2", "scale", "quickstart"), 2):
         confirm = seen[one][-1]
         assert not any(set(confirm) & set(seeds) for seeds in seen[other]), (one, other)
 
