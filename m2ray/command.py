@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 judged and not passed; 2 bad input; 3 done, but some cells
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -25,15 +26,38 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
 
+LONGEST = 600  # characters of a line for people
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def one_line(text: str) -> str:
+    """A message as one line that a terminal can show: no control characters, and nothing endless in its middle."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
+    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+
+
+def fault_of(error: OSError) -> str:
+    """A file that cannot be read or written, or a full disk, as a user error."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in FULL:
+        return f"{where}{error.strerror}; free some and run the same command again, a sweep with --resume"
+    return f"{where}{error.strerror}; check the path, and who may read and write there"
+
+
 def run(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command and exit with its code; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run a command and exit with its code; bad input becomes one line on stderr and exit code 2."""
     try:
         code = main(sys.argv[1:])
     except UserError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         code = BAD_INPUT
     except BrokenPipeError:
         # The reader (`| head`) went away: not an error, and nothing more can be printed.
         sys.stderr.close()
         code = DONE
+    except OSError as error:
+        if error.filename is None and error.errno not in FULL:
+            raise  # of no file: a bug, or a network's
+        print(f"error: {one_line(fault_of(error))}", file=sys.stderr)
+        code = BAD_INPUT
     sys.exit(code)

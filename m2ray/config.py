@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -82,14 +83,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     if path.stat().st_size > MAX_YAML_BYTES:
-        raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; a configuration is a few kilobytes")
+        raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; give a configuration, of a few kilobytes")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # ValueError: bytes that are no UTF-8, and what only looks like a date or a number (2020-13-45).
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}); mend the syntax") from None
+        why = textwrap.shorten(str(error), 300, placeholder=" ...")
+        raise UserError(f"{path}: not valid YAML ({why}); mend the syntax") from None
     if not isinstance(data, dict):
-        raise UserError(f"{path}: expected a mapping of keys at the top level, found {type(data).__name__}")
+        found = "nothing" if data is None else f"a {type(data).__name__}"
+        raise UserError(
+            f"{path}: expected a mapping of keys at the top level, found {found}; write `key: value` lines"
+        )
     return data
 
 
@@ -102,24 +107,55 @@ def _known_keys(model: Any) -> Iterator[str]:
         yield from _known_keys(argument)
 
 
-def validate(model: type[Model], data: Any, source: str) -> Model:
-    """Check `data` against `model`; the first fault becomes a `UserError` naming source, key and mend."""
+# What pydantic finds, in words that say what to write.
+_FAULTS = {
+    "missing": "missing; add it",
+    "greater_than": "{given} is not above {gt:g}; write more",
+    "greater_than_equal": "{given} is below {ge:g}; write {ge:g} or more",
+    "less_than": "{given} is not below {lt:g}; write less",
+    "less_than_equal": "{given} is above {le:g}; write {le:g} or less",
+    "multiple_of": "{given} is no multiple of {multiple_of}; write one",
+    "finite_number": "{given} is not finite; write a number that is",
+    "int_type": "{given} is no whole number; write one",
+    "int_from_float": "{given} is no whole number; write one",
+    "int_parsing": "{given} is no whole number; write one",
+    "float_type": "{given} is no number; write one such as 0.001",
+    "float_parsing": "{given} is no number; write one such as 0.001",
+    "string_type": "{given} is no text; write text, in quotes where it looks like something else",
+    "list_type": "{given} is no list; write one such as [a, b]",
+    "tuple_type": "{given} is no list; write one such as [1, 2]",
+    "dict_type": "expected a mapping of keys, not {given}; write `key: value` lines",
+    "model_type": "expected a mapping of keys, not {given}; write `key: value` lines",
+    "literal_error": "{given} does not exist; use {expected}",
+    "too_short": "{given} is too short; write at least {min_length}",
+    "too_long": "{given} is too long; write at most {max_length}",
+    "string_pattern_mismatch": "{given} is no plain name; use letters, digits, ., - and _, 64 at most",
+}
+
+
+def validate(model: type[Model], data: Any, source: str | Callable[[str], str]) -> Model:
+    """Check `data` against `model`; the first fault becomes a `UserError` naming source, key and mend.
+
+    Args:
+        model: What it should be.
+        data: What it is.
+        source: Where it comes from, or a function that says so of a dotted key.
+    """
     try:
         return model.model_validate(data)
     except ValidationError as error:
         fault = error.errors()[0]
-        key = ".".join(str(part) for part in fault["loc"])
-        mend = fault["msg"].removeprefix("Value error, ")
-        if fault["type"] == "extra_forbidden":
+        key = ".".join(f"{part!s:.60}" for part in fault["loc"] if part != "[key]")
+        if fault["type"] == "value_error":
+            mend = str(fault["ctx"]["error"])
+        elif fault["type"] == "extra_forbidden":
             close = difflib.get_close_matches(str(fault["loc"][-1]), sorted(set(_known_keys(model))), n=1)
             mend = "unknown key; " + (f"did you mean `{close[0]}`?" if close else "remove it")
-        elif fault["type"] == "missing":
-            mend = "missing; add it"
-        elif fault["type"] == "model_type":
-            mend = f"expected a mapping of keys, not {fault['input']!r:.60}"
-        elif fault["type"] != "value_error" and ", not " not in mend:
-            mend += f", not {fault['input']!r:.60}"
-        raise UserError(": ".join(part for part in (source, key, mend) if part)) from None
+        else:
+            form = _FAULTS.get(fault["type"], fault["msg"].replace("{", "(") + ", not {given}; mend it")
+            mend = form.format(given=f"{fault['input']!r:.60}", **fault.get("ctx", {}))
+        where = source if isinstance(source, str) else source(key)
+        raise UserError(": ".join(part for part in (where, key, mend) if part)) from None
 
 
 def load(model: type[Model], path: Path) -> Model:

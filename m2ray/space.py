@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -260,9 +260,8 @@ class Plan:
                 tree.pop(section, None)
                 if section in other.trial:
                     tree[section] = other.trial[section]
-        return validate(
-            TrialConfig, merged(self._with(tree, point.set, where), self._overrides), f"{self.file}: {where}"
-        )
+        tree = merged(self._with(tree, point.set, where), self._overrides)
+        return validate(TrialConfig, tree, lambda key: self._blamed(key, where, point.set, point.use is not None))
 
     def _with(self, base: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
         tree = merged(base, {})
@@ -289,7 +288,13 @@ class Plan:
     def config(self, chosen: Mapping[str, Scalar]) -> TrialConfig:
         """The configuration that suggested values make."""
         where = "axes " + ", ".join(f"{key} = {value}" for key, value in chosen.items())
-        return validate(TrialConfig, self._with(self.base, chosen, where), f"{self.file}: {where}")
+        tree = self._with(self.base, chosen, where)
+        return validate(TrialConfig, tree, lambda key: self._blamed(key, where, chosen))
+
+    def _blamed(self, key: str, where: str, chosen: Iterable[str], all_of_it: bool = False) -> str:
+        """Whose a faulty key is: of `where`, which sets the chosen keys, or of `trial`, which sets the others."""
+        own = any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in chosen)
+        return f"{self.file}: {where if own or all_of_it or not key else 'trial'}"
 
     def distributions(self, chosen: Mapping[str, Scalar]) -> dict[str, optuna.distributions.BaseDistribution]:
         """Optuna's distributions of the keys of a past suggestion, to tell a fresh study about it."""
@@ -317,7 +322,17 @@ def load_plan(
     Raises:
         UserError: names file, key and mend.
     """
-    data = read_yaml(file)
+    data, search = read_yaml(file), search or {}
+    if "name" not in data and (stray := sorted(set(data) & set(TrialConfig.model_fields))):
+        raise UserError(
+            f"{file}: {stray[0]}: a key of one configuration, not of a space; run `python -m m2ray.train {file}`, "
+            "or move all such keys below `trial`"
+        )
     if search:
         data = merged(data, {"search": search})
-    return Plan(validate(Space, data, str(file)), file, overrides)
+
+    def source(key: str) -> str:
+        option = key.split(".")[1] if key.startswith("search.") else ""
+        return f"--{option}" if option in search else str(file)
+
+    return Plan(validate(Space, data, source), file, overrides)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ray.command import DONE, Parser, UserError, run
-from m2ray.config import TrialConfig, load
+from m2ray.config import TrialConfig, read_yaml, validate
 
 
 def main(argv: Sequence[str]) -> int:
@@ -18,7 +18,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder; default: results/train/<name of the file>")
     parser.add_argument("--resume", action="store_true", help="go on from the last epoch in the folder")
     args = parser.parse_args(argv)
-    config = load(TrialConfig, args.config)
+    data = read_yaml(args.config)
+    if {"name", "trial", "points", "axes"} & set(data):
+        raise UserError(
+            f"{args.config}: a search space, not one configuration; run `python -m m2ray.sweep {args.config}`, or "
+            "put the keys below its `trial` into a file of their own"
+        )
+    config = validate(TrialConfig, data, str(args.config))
     name = args.config.stem
     folder = (args.out or Path("results/train") / name).resolve() / f"seed-{args.seed}"
     if not 0 <= args.seed < 2**32:
