@@ -15,7 +15,7 @@ from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.conditions import Injection, Material, condition, derangement
 from m2ray.config import EvaluationConfig
-from m2ray.losses import answer_nll
+from m2ray.losses import values_nll
 from m2ray.receiver import Receiver
 from m2ray.task import Episode, verify
 
@@ -126,12 +126,12 @@ def play(
                 prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
             elif injection.texts is not None:
                 texts = [injection.texts[i] for i in picked]
-            decoded, logits_BAW = receiver.play(
+            decoded, logits_BVW = receiver.play(
                 batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
             )
             for i, text in zip(picked, decoded, strict=True):
                 answers[i] = text
-            nll_E[picked] = nll_of_values(receiver, batch, logits_BAW).cpu()
+            nll_E[picked] = nll_of_values(receiver, batch, logits_BVW).cpu()
     return answers, nll_E
 
 
@@ -140,16 +140,14 @@ def value_nll(
     receiver: Receiver, batch: Sequence[Episode], texts: Sequence[str] | int, prefix_BKD: Tensor | None, place: Any
 ) -> Tensor:
     """Mean cross-entropy per answer value against a perfect reasoner's distribution, [B], in nats."""
-    answer_len = len(receiver.frame(batch[0].level).ids_A)
-    logits_BAW = receiver.logits(receiver.layout(batch, texts, place), prefix_BKD, answer_len)
-    return nll_of_values(receiver, batch, logits_BAW)
-
-
-def nll_of_values(receiver: Receiver, batch: Sequence[Episode], logits_BAW: Tensor) -> Tensor:
-    """`value_nll`, of logits that predict the reference answers."""
     frame = receiver.frame(batch[0].level)
-    nll_BA = answer_nll(logits_BAW, frame, receiver.targets(batch))
-    return nll_BA[:, frame.places_V.to(nll_BA.device)].mean(dim=1)
+    logits_BAW = receiver.logits(receiver.layout(batch, texts, place), prefix_BKD, len(frame.ids_A))
+    return nll_of_values(receiver, batch, logits_BAW[:, frame.places_V.to(logits_BAW.device)])
+
+
+def nll_of_values(receiver: Receiver, batch: Sequence[Episode], logits_BVW: Tensor) -> Tensor:
+    """`value_nll`, of logits that predict the reference answers' values."""
+    return values_nll(logits_BVW, receiver.frame(batch[0].level), receiver.targets(batch)).mean(dim=1)
 
 
 @torch.no_grad()

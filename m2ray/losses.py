@@ -26,10 +26,15 @@ def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> T
     log_probs_BAW = F.log_softmax(logits_BAW.float(), dim=-1)
     ids_A1 = frame.ids_A.to(logits_BAW.device)[:, None]
     nll_BA = -log_probs_BAW.gather(2, ids_A1.expand(len(logits_BAW), -1, -1))[..., 0]
-    values_VN = frame.values_VN.to(logits_BAW.device)
     places_V = frame.places_V.to(logits_BAW.device)
-    values_BVN = log_probs_BAW[:, places_V].gather(2, values_VN.expand(len(logits_BAW), -1, -1))
-    return nll_BA.index_copy(1, places_V, -(targets_BVN * values_BVN).sum(-1))
+    return nll_BA.index_copy(1, places_V, values_nll(logits_BAW[:, places_V], frame, targets_BVN))
+
+
+def values_nll(logits_BVW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> Tensor:
+    """Cross-entropy of the answer's values against their distributions, [B, V], in nats."""
+    log_probs_BVW = F.log_softmax(logits_BVW.float(), dim=-1)
+    values_VN = frame.values_VN.to(logits_BVW.device)
+    return -(targets_BVN * log_probs_BVW.gather(2, values_VN.expand(len(logits_BVW), -1, -1))).sum(-1)
 
 
 def row_nll(nll_BA: Tensor, frame: AnswerFrame, value_weight: float) -> Tensor:

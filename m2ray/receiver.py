@@ -5,7 +5,7 @@ tokens, made once and never merged across their borders: `before` + the message'
 conditions the slots hold the message's tokens, in the latent conditions k vectors, in P0 nothing: everything
 else B sees is the same, token for token, whatever the message says.
 
-Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain, D width,
+Shapes: B rows, T positions, P of them shared by all rows, K slots, A answer tokens, V variables of an answer, N values of a domain, D width,
 L layers, S tokens behind the slots, W words of the vocabulary.
 """
 
@@ -33,6 +33,8 @@ from m2ray.task import AnswerForm, Episode, Level, value_probabilities, write_an
 
 Place = Literal["message", "before"]
 
+WORTH_SHARING = 16  # tokens; a copied cache of fewer costs more than reading them again
+
 EMBEDDED = Path(__file__).parent / "receivers"
 CARD = "m2ray.json"
 
@@ -51,16 +53,16 @@ class Style:
 
 STYLES = {
     "compact": Style(user="A {message} B {context} ?", answer="values"),
-    # Measured on qwen2.5-coder-0.5b, lookup, n = 48: an example answer with the puzzle's own keys is copied, value
-    # by value (P1 0); "each from 0 to {top}" draws zeros (40); this wording gets 48.
+    # An example answer with the puzzle's own keys is copied, value by value; "each from 0 to {top}" draws zeros.
+    # The constraints come last, so that what every prompt starts with is read once (`WORTH_SHARING`).
     "chat": Style(
         chat=True,
         answer="json",
         system="You solve small constraint puzzles and answer with one line of JSON such as "
         '{"a": 1, "b": 2} and nothing else.',
-        user="Find whole numbers for {names}, none above {top}, that satisfy every constraint:\n"
-        "{message}; {context}\n"
-        "Answer with one JSON object on one line and nothing else, with the keys {names}.",
+        user="Find whole numbers for {names}, none above {top}, that satisfy every constraint. "
+        "Answer with one JSON object on one line and nothing else, with the keys {names}.\n"
+        "Constraints: {message}; {context}",
     ),
     "plain": Style(
         answer="json",
@@ -87,6 +89,14 @@ class Layout(NamedTuple):
     slots_BK: Tensor
     answer_B: Tensor  # position of the first answer token
     behind_B: Tensor  # tokens of B's prompt behind the message's place
+    shared_P: Tensor  # ids that every row starts with, read once and for all; none where that would not pay
+
+    def repeat(self, times: int) -> Layout:
+        """The same rows so many times over."""
+        ids_BT, slots_BK, answer_B, behind_B = (
+            field.repeat(times, *[1] * (field.ndim - 1)) for field in self[:4]
+        )
+        return Layout(ids_BT, slots_BK, answer_B, behind_B, self.shared_P)
 
 
 class Heard(NamedTuple):
@@ -109,6 +119,12 @@ class Primed(NamedTuple):
     logits_BW: Tensor  # that predict the first answer token
     mask_BT: Tensor
     lengths_B: Tensor
+
+    def rows(self, picked: list[int]) -> Primed:
+        """Some of the rows; their cache is no longer that of all."""
+        if len(picked) < len(self.lengths_B):
+            self.cache.batch_select_indices(torch.tensor(picked, device=self.lengths_B.device))
+        return Primed(self.cache, self.logits_BW[picked], self.mask_BT[picked], self.lengths_B[picked])
 
 
 class Reading(NamedTuple):
@@ -153,6 +169,7 @@ class Receiver:
             )
         self._half = lru_cache(maxsize=20_000)(self._render)
         self._frames: dict[Level, AnswerFrame] = {}
+        self._starts: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
 
     # --- what it is ---
 
@@ -288,9 +305,10 @@ class Receiver:
         ids_BT = pad(rows, filler)
         self._check_context(ids_BT.shape[1])
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
-        return Layout(
-            *(field.to(self.device) for field in (ids_BT, slots_BK, torch.tensor(starts), torch.tensor(behind)))
-        )
+        # What stands before the message's place never depends on the episode.
+        shared = before if len(before) >= WORTH_SHARING and (place == "message" or not slots[0]) else []
+        fields = (ids_BT, slots_BK, torch.tensor(starts), torch.tensor(behind), torch.tensor(shared).long())
+        return Layout(*(field.to(self.device) for field in fields))
 
     def _check_context(self, tokens: int) -> None:
         if tokens > self.max_positions:
@@ -309,6 +327,19 @@ class Receiver:
         rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
         return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
 
+    @torch.no_grad()
+    def _started(self, shared_P: Tensor, rows: int) -> Any:
+        """A KV cache that holds what every row starts with: as after a forward pass over it."""
+        from transformers.cache_utils import DynamicCache
+
+        ids = tuple(shared_P.tolist())
+        if ids not in self._starts:
+            out = self.model.get_decoder()(input_ids=shared_P[None], use_cache=True)
+            self._starts[ids] = [(layer.keys, layer.values) for layer in out[self._past].layers]
+        return DynamicCache(
+            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self._starts[ids]]
+        )
+
     def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
         """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer."""
         return self.hear(layout, prefix_BKD, answer_len, states=False).logits_BAW
@@ -320,17 +351,20 @@ class Receiver:
         tokens of a row are the same whatever stands in the message's place, so states of two layouts of the same
         episodes lie side by side.
         """
+        embeds_BTD, skipped = self.embed(layout, prefix_BKD), len(layout.shared_P)
+        past = {self._past: self._started(layout.shared_P, len(embeds_BTD))} if skipped else {}
         out = self.model.get_decoder()(
-            inputs_embeds=self.embed(layout, prefix_BKD), use_cache=False, output_hidden_states=states
+            inputs_embeds=embeds_BTD[:, skipped:], use_cache=bool(skipped), output_hidden_states=states, **past
         )
         rows_B1 = torch.arange(len(layout.ids_BT), device=self.device)[:, None]
-        predict_BA = layout.answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
+        answer_B = layout.answer_B - skipped
+        predict_BA = answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
         logits_BAW = self.model.get_output_embeddings()(out[0][rows_B1, predict_BA])
         if not states:
             return Heard(logits_BAW, None, None)
         tail_B = layout.behind_B + answer_len
         back_S = torch.arange(int(tail_B.max()), 0, -1, device=self.device)
-        at_BS = (layout.answer_B[:, None] + answer_len - back_S).clamp(min=0)
+        at_BS = (answer_B[:, None] + answer_len - back_S).clamp(min=0)
         states_BLSD = torch.stack([layer_BTD[rows_B1, at_BS] for layer_BTD in out.hidden_states[1:]], dim=1)
         return Heard(logits_BAW, states_BLSD, back_S <= tail_B[:, None])
 
@@ -387,9 +421,10 @@ class Receiver:
         max_new_tokens: int = 128,
         seed: int = 0,
     ) -> tuple[list[str], Tensor]:
-        """B's answers as text, and the logits [B, A, vocabulary] that predict the reference answers.
+        """B's answers as text, and the logits [B, V, vocabulary] that predict the reference answers' values.
 
-        The prompt is read once for both.
+        The prompt is read once for both. Where greedy decoding would write the reference answer, which its
+        scoring shows, it is not decoded again.
 
         Args:
             episodes: B rows of one level.
@@ -402,11 +437,19 @@ class Receiver:
             seed: Of the sampling noise.
         """
         layout = self.layout(episodes, texts, place)
-        primed = self._prime(self.embed(layout, prefix_BKD), layout.answer_B)
-        answer_ids_BA = self.answers(episodes[0].level, torch.tensor([e.solution for e in episodes]))
-        logits_BAW = self._score(primed, answer_ids_BA.to(self.device))
-        seeds = [seed * 1_000_003 + episode.seed for episode in episodes]
-        return self._continue(primed, seeds, temperature, max_new_tokens), logits_BAW
+        primed = self._prime(self.embed(layout, prefix_BKD), layout.answer_B, layout.shared_P)
+        level = episodes[0].level
+        ids_BA = self.answers(level, torch.tensor([e.solution for e in episodes])).to(self.device)
+        logits_BVW, follows_B = self._score(primed, ids_BA, self.frame(level).places_V)
+        texts_out = [self._text(row) for row in ids_BA.tolist()]
+        known = temperature == 0 and ids_BA.shape[1] <= max_new_tokens
+        rest = [i for i, follows in enumerate(follows_B.tolist()) if not (known and follows)]
+        if rest:
+            seeds = [seed * 1_000_003 + episodes[i].seed for i in rest]
+            decoded = self._continue(primed.rows(rest), seeds, temperature, max_new_tokens)
+            for i, text in zip(rest, decoded, strict=True):
+                texts_out[i] = text
+        return texts_out, logits_BVW
 
     @torch.no_grad()
     def generate(
@@ -418,41 +461,57 @@ class Receiver:
         max_new_tokens: int = 128,
     ) -> list[str]:
         """Continue rows of input embeddings, padded on the right, each of its own length; see `play`."""
-        return self._continue(self._prime(embeds_BTD, lengths_B), seeds, temperature, max_new_tokens)
+        nothing = lengths_B.new_zeros(0)
+        return self._continue(self._prime(embeds_BTD, lengths_B, nothing), seeds, temperature, max_new_tokens)
 
-    def _prime(self, embeds_BTD: Tensor, lengths_B: Tensor) -> Primed:
-        longest = int(lengths_B.max())
+    def _prime(self, embeds_BTD: Tensor, lengths_B: Tensor, shared_P: Tensor) -> Primed:
+        longest, skipped = int(lengths_B.max()), len(shared_P)
         self._check_context(longest + 1)
         # Move the padding from right to left, so that all rows end, and go on, in the same column.
-        shift_BT = torch.arange(longest, device=self.device) - (longest - lengths_B)[:, None]
-        source_BT = shift_BT.clamp(min=0)
+        shift_BT = torch.arange(longest - skipped, device=self.device) - (longest - lengths_B)[:, None]
+        source_BT = skipped + shift_BT.clamp(min=0)
+        mask_BT = F.pad(shift_BT >= 0, (skipped, 0), value=True)
         embeds_BTD = embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, embeds_BTD.shape[2]))
+        past = {self._past: self._started(shared_P, len(embeds_BTD))} if skipped else {}
         out = self.model(
             inputs_embeds=embeds_BTD,
             position_ids=source_BT,
-            attention_mask=shift_BT >= 0,
+            attention_mask=mask_BT,
             use_cache=True,
             logits_to_keep=1,
+            **past,
         )
-        return Primed(out[self._past], out.logits[:, -1], shift_BT >= 0, lengths_B)
+        return Primed(out[self._past], out.logits[:, -1], mask_BT, lengths_B)
 
     @cached_property
     def _past(self) -> str:
         """The cache as argument and output: transformers renames it on its way through version 5."""
         return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
 
-    def _score(self, primed: Primed, ids_BA: Tensor) -> Tensor:
-        """Logits [B, A, W] that predict the ids, teacher-forced behind a prompt; leaves its cache as it is."""
+    def _score(self, primed: Primed, ids_BA: Tensor, places_V: Tensor) -> tuple[Tensor, Tensor]:
+        """What predicts the ids, teacher-forced behind a prompt; leaves its cache as it is.
+
+        Returns:
+            Logits [B, V, W] at some places of the ids, and [B], whether each id is the most likely at its place.
+        """
         rest = ids_BA.shape[1] - 1
-        mask_BT = F.pad(primed.mask_BT, (0, rest), value=True)
-        out = self.model(
+        out = self.model.get_decoder()(
             input_ids=ids_BA[:, :rest],
             position_ids=primed.lengths_B[:, None] + torch.arange(rest, device=self.device),
-            attention_mask=mask_BT,
+            attention_mask=F.pad(primed.mask_BT, (0, rest), value=True),
             use_cache=True,
             **{self._past: copy.deepcopy(primed.cache)},
         )
-        return torch.cat([primed.logits_BW[:, None], out.logits], dim=1)
+        head, places = self.model.get_output_embeddings(), set(places_V.tolist())
+        logits_BW, kept = primed.logits_BW, []
+        follows_B = torch.ones(len(ids_BA), dtype=torch.bool, device=self.device)
+        for place in range(rest + 1):  # one by one: logits over a whole vocabulary at every place are gigabytes
+            if place:
+                logits_BW = head(out[0][:, place - 1])
+            follows_B &= logits_BW.argmax(dim=1) == ids_BA[:, place]
+            if place in places:
+                kept.append(logits_BW)
+        return torch.stack(kept, dim=1), follows_B
 
     def _continue(
         self, primed: Primed, seeds: Sequence[int], temperature: float, max_new_tokens: int

@@ -102,9 +102,9 @@ def test_the_chat_prompt_is_the_tokenizers_own_template_around_the_task(tiny):
         {"role": "system", "content": tiny.style.system},
         {
             "role": "user",
-            "content": "Find whole numbers for x1, x2, x3, x4, none above 2, that satisfy every constraint:\n"
-            f"{MESSAGES[0]}; {PLAYED[0].context}\n"
-            "Answer with one JSON object on one line and nothing else, with the keys x1, x2, x3, x4.",
+            "content": "Find whole numbers for x1, x2, x3, x4, none above 2, that satisfy every constraint. "
+            "Answer with one JSON object on one line and nothing else, with the keys x1, x2, x3, x4.\n"
+            f"Constraints: {MESSAGES[0]}; {PLAYED[0].context}",
         },
     ]
     text = tiny.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -295,10 +295,11 @@ def test_reading_a_message_does_not_depend_on_its_batch(receiver):
 
 def test_one_reading_of_the_prompt_gives_the_answer_and_the_likelihood_of_the_reference(receiver):
     """The same as two readings; scoring leaves nothing behind that the answer would see."""
-    texts, logits_BAW = receiver.play(PLAYED[:16], MESSAGES[:16], max_new_tokens=12)
+    texts, logits_BVW = receiver.play(PLAYED[:16], MESSAGES[:16], max_new_tokens=12)
     layout = receiver.layout(PLAYED[:16], MESSAGES[:16])
     expected_BAW = receiver.logits(layout, None, answer_len(receiver))
-    torch.testing.assert_close(logits_BAW, expected_BAW, atol=1e-4, rtol=1e-4)
+    expected_BVW = expected_BAW[:, receiver.frame(EASY).places_V]
+    torch.testing.assert_close(logits_BVW, expected_BVW, atol=1e-4, rtol=1e-4)
     embeds_BTD = receiver.embed(layout, None)
     assert texts == receiver.generate(embeds_BTD, layout.answer_B, range(16), max_new_tokens=12)
 
