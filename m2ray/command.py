@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 DONE, NOT_PASSED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
@@ -24,6 +26,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Exit 2 with one line instead of the usage block."""
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+def check_place(option: str, folder: Path) -> None:
+    """Refuse, before any work, a folder that cannot be made or written; nothing is left in it.
+
+    Raises:
+        UserError: names the option and the cause.
+    """
+    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    if not there.is_dir():
+        raise UserError(f"{option}: {there} is a file; choose another folder")
+    try:
+        tempfile.TemporaryDirectory(dir=there).cleanup()
+    except OSError as error:
+        raise UserError(f"{option}: {there}: {error.strerror}; choose another folder") from None
 
 
 LONGEST = 600  # characters of a line for people

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2ray.command import DONE, Parser, UserError, run
+from m2ray.command import DONE, Parser, UserError, check_place, run
 from m2ray.config import TrialConfig
 
 
@@ -80,8 +80,7 @@ def check_out(path: Path) -> None:
         raise UserError(f"--out {path}: rows are Parquet; name it something.parquet")
     if path.is_dir():
         raise UserError(f"--out {path}: is a folder; name a file")
-    if blocked := next((parent for parent in path.parents if parent.is_file()), None):
-        raise UserError(f"--out {path}: {blocked} is a file; choose another folder")
+    check_place(f"--out {path}", path.parent)
 
 
 def confirm_ledger(checkpoint: Path) -> Path:

@@ -44,7 +44,7 @@ class Criterion(Strict):
     @model_validator(mode="after")
     def _complete(self) -> Criterion:
         if (self.kind == "lower_bound") == (self.against is not None):
-            raise ValueError("lower_bound takes at_least, above or share_of; every other kind takes against")
+            raise ValueError("give lower_bound at_least, above or share_of, and every other kind against")
         bars = bool(self.above or self.share_of or self.at_least > 0)
         if bars != (self.kind == "lower_bound"):
             raise ValueError("lower_bound, and no other kind, needs at_least above 0, above or share_of")
@@ -506,7 +506,7 @@ def judge_file(path: Path, gate: GateConfig, config: str | None, seed: int | Non
     wanted = [cell for cell in cells if config in (None, cell[0]) and seed in (None, cell[1])]
     if not wanted:
         known = ", ".join(f"{name}/{number}/{where}" for name, number, where in cells[:5]) or "none"
-        raise UserError(f"{path}: no rows of that --config, --seed and --split; there are: {known}")
+        raise UserError(f"{path}: no rows of that --config, --seed and --split; choose from {known}")
     passed = []
     for where in dict.fromkeys(cell[2] for cell in wanted):
         family = [cell for cell in cells if cell[2] == where]

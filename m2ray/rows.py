@@ -64,7 +64,7 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
         raise UserError(f"{source}: {' '.join(str(error).split())[:200]}; mend the column's type") from None
     for name in SCHEMA.names:
         if name != "nll" and table[name].null_count:
-            raise UserError(f"{source}: column {name}: holds empty cells; only nll may be unknown")
+            raise UserError(f"{source}: column {name}: holds empty cells; fill them, only nll may be unknown")
     # Without what pandas writes about itself, which would give columns back the types they came with.
     return table.replace_schema_metadata(None)
 

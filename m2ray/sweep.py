@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2ray import manifest
 from m2ray.board import Board
-from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, UserError, run
+from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, UserError, check_place, run
 from m2ray.config import TrialConfig
 from m2ray.gate import PASS
 from m2ray.rows import FAILED, RowStore, write_rows
@@ -213,7 +213,10 @@ def main(argv: Sequence[str]) -> int:
 
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     plan = load_plan(args.space, overrides, search_overrides(args.trials, args.seeds))
-    root = (args.results / (args.name or plan.space.name)).resolve()
+    root = args.results / (args.name or plan.space.name)
+    if root.is_symlink():
+        raise UserError(f"{root}: a link to {root.resolve()}; give that folder by --results and --name")
+    root = root.resolve()
     check_folder(root, args.resume, args.name, args.dry_run)
 
     from m2ray import preflight
@@ -254,6 +257,7 @@ def check_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
     """
     if name is not None and (not name or name in (".", "..") or Path(name).name != name):
         raise UserError(f"--name: {name!r} is no plain folder name; use letters, digits, - and _")
+    check_place("--results", root)
     there = manifest.file_of(root).is_file()
     if there and not resume and not dry:
         raise UserError(f"{root}: already holds a sweep; go on with --resume, or choose another --name")

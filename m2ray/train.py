@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from m2ray.command import DONE, Parser, UserError, run
+from m2ray.command import DONE, Parser, UserError, check_place, run
 from m2ray.config import TrialConfig, read_yaml, validate
 
 
@@ -29,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
     folder = (args.out or Path("results/train") / name).resolve() / f"seed-{args.seed}"
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: out of range; use 0 to {2**32 - 1}")
-    if blocked := next((parent for parent in folder.parents if parent.is_file()), None):
-        raise UserError(f"--out: {blocked} is a file; choose another folder")
+    check_place("--out", folder)
     if folder.exists() and not args.resume:
         raise UserError(f"{folder}: already there; go on with --resume, or choose another --out")
 

@@ -22,8 +22,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from fuzz_bench import make_bench
-from fuzz_cases import POOL, Case, cases
+from fuzz_bench import Case, make_bench
+from fuzz_cases import POOL, cases
 from tabulate import tabulate
 
 from m2ray import command, diagnose, evaluate, figures, gate, report, sweep, train
@@ -40,8 +40,8 @@ COMMANDS = {
 LIMIT_S, LONGEST = 60.0, 700
 # What a user can do about it, somewhere behind what is wrong.
 MEND = re.compile(
-    r"did you mean|[;,] (or )?(then )?(use|write|give|add|remove|keep|set|mend|remake|restore|check|choose|start|"
-    r"lower|raise|shorten|move|fetch|see|evaluate|run|install|name|put|go on|make|free|save|leave|change)\b"
+    r"did you mean|[;,:] (or )?(then )?(use|write|give|add|remove|keep|set|mend|remake|restore|check|choose|start|"
+    r"lower|raise|shorten|move|fetch|see|evaluate|run|install|name|put|go on|make|fill|free|save|leave|change)\b"
 )
 # Words of a library or of the interpreter, not of a message that was meant for people.
 RAW = re.compile(

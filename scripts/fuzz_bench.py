@@ -8,7 +8,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -48,6 +48,19 @@ SPACE: dict[str, Any] = {
     "judge": {"select": 1, "confirm": 1},
     "resources": {"evaluators": 1, "retries": 1},
 }
+
+
+SWEEP, RESUME = ("sweep", "space.yaml"), ("sweep", "space.yaml", "--name", "begun", "--resume")
+TRAIN, GATE, REPORT = ("train", "trial.yaml"), ("gate", "rows.parquet"), ("report", "results/done")
+EVALUATE, DIAGNOSE = ("evaluate", "checkpoint"), ("diagnose", "checkpoint")
+
+
+class Case(NamedTuple):
+    """A command on a bench that something was done to; its arguments are relative to the bench."""
+
+    name: str
+    argv: tuple[str, ...]
+    plant: Plant
 
 
 def make_bench(folder: Path) -> None:

@@ -413,7 +413,7 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
         ({"at_last": 0.3}, "did you mean `at_least`"),
         ({"at_least": 0.0}, "needs at_least above 0"),
         ({"at_least": 30.0}, "criteria.0.at_least"),
-        ({"against": "P0"}, "every other kind takes against"),
+        ({"against": "P0"}, "every other kind against"),
         ({"kind": "overlap", "against": "P0"}, "no other kind"),
         ({"min_k": 8, "max_k": 4}, "would never apply"),
     ],

@@ -114,7 +114,7 @@ def test_a_missing_column_is_named_in_one_line(tmp_path, name):
         ("nll", ["low", "high"], "nll with type"),
         ("config", [1, 2], "config with type"),
         ("answer", [b"\xff", b"\xfe"], "answer with type"),
-        ("success", [True, None], "column success: holds empty cells; only nll may be unknown"),
+        ("success", [True, None], "column success: holds empty cells; fill them, only nll may be unknown"),
         ("seed", [0, None], "column seed: holds empty cells"),
         ("condition", ["normal", None], "column condition: holds empty cells"),
         ("partial", [1.0, float("nan")], "column partial: holds empty cells"),
