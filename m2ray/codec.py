@@ -27,6 +27,8 @@ from m2ray.state import load_tensors, save_tensors
 
 Gather = Callable[[Tensor], Tensor]
 
+CLAUSE_ENDS = (";", ".", "!", "?", "\n", "Ċ")  # the last is a byte-level tokenizer's line break
+
 
 class Encoded(NamedTuple):
     """What a forward pass yields; code fields are None without a VQ bottleneck."""
@@ -112,13 +114,20 @@ class Resampler(nn.Module):
 class Segments(nn.Module):
     """Starts on the embedding manifold: slot j is the sum of the token embeddings of the j-th k-th of the
     message, plus a learned change that starts at zero. The same weights serve any k: with k at the number of
-    tokens it is the identity, from where training can anneal k.
+    tokens it is the identity, from where training can anneal k. With `cut: clauses` each clause of the message
+    gets the same share of the slots, so that a slot that holds a clause holds all of it, whatever its length.
     """
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
         width = config.width
         self.unit = receiver.embedding_norm
+        ends_N = torch.zeros(len(receiver.embedding_ND), dtype=torch.bool)
+        if config.cut == "clauses":
+            vocabulary = receiver.tokenizer.get_vocab().items()
+            ends_N[[token for text, token in vocabulary if text.endswith(CLAUSE_ENDS)]] = True
+        self.register_buffer("ends_N", ends_N, persistent=False)
+        self.ends_N: Tensor
         self.features = TokenFeatures(config, receiver)
         layer = nn.TransformerEncoderLayer(
             width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -129,9 +138,16 @@ class Segments(nn.Module):
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.change.bias)
 
+    def stands_for(self, reading: Reading, k: int) -> Tensor:
+        """[B, K], the place in the message of each slot's last word that ends no clause; -1 where it has none."""
+        ends_BT = self.ends_N[reading.ids_BT]
+        words_BKT = segment_shares(reading.mask_BT, ends_BT, k).bool() & ~ends_BT[:, None]
+        places_T = torch.arange(words_BKT.shape[2], device=words_BKT.device)
+        return torch.where(words_BKT, places_T, -1).amax(2)
+
     def forward(self, reading: Reading, k: int) -> Tensor:
         """See the section's head."""
-        share_BKT = segment_shares(reading.mask_BT, k)
+        share_BKT = segment_shares(reading.mask_BT, self.ends_N[reading.ids_BT], k)
         tokens_BTW = self.layers(self.features(reading), src_key_padding_mask=~reading.mask_BT)
         raw_BKD = share_BKT @ reading.embeds_BTD.float()
         mean_BKT = share_BKT / share_BKT.sum(dim=2, keepdim=True).clamp(min=1)
@@ -142,10 +158,29 @@ class Segments(nn.Module):
         return raw_BKD + unit * cast(Tensor, self.change(self.mix(pooled_BKW)))
 
 
-def segment_shares(mask_BT: Tensor, k: int) -> Tensor:
-    """[B, K, T], 1 where token t of the message lies in the k-th segment j: floor(t * k / length) = j."""
-    lengths_B1 = mask_BT.sum(dim=1, keepdim=True)
-    segment_BT = torch.arange(mask_BT.shape[1], device=mask_BT.device) * k // lengths_B1.clamp(min=1)
+def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
+    """Which tokens each of k segments of a message holds.
+
+    Args:
+        mask_BT: True at tokens of the message, False at padding.
+        ends_BT: True at a clause's last token; a message without any is one clause.
+        k: Segments.
+
+    Returns:
+        [B, K, T], 1 where a token lies in a segment. Clause c of C has the segments from floor(c k / C) to before
+        floor((c + 1) k / C), and its i-th of l tokens lies in the floor(i / l)-th part of them; with fewer
+        segments than clauses, neighbouring clauses share one.
+    """
+    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    ends_BT = ends_BT & mask_BT
+    clause_BT = ends_BT.long().cumsum(1) - ends_BT.long()
+    same_BTT = (clause_BT[:, :, None] == clause_BT[:, None]) & mask_BT[:, None]
+    length_BT = same_BTT.sum(-1).clamp(min=1)
+    within_BT = (same_BTT & (places_T[:, None] > places_T)).sum(-1)
+    clauses_B1 = clause_BT.masked_fill(~mask_BT, 0).amax(1, keepdim=True) + 1
+    first_BT = k * clause_BT // clauses_B1
+    count_BT = k * (clause_BT + 1) // clauses_B1 - first_BT
+    segment_BT = first_BT + within_BT * count_BT // length_BT
     slots_K1 = torch.arange(k, device=mask_BT.device)[:, None]
     return ((segment_BT[:, None] == slots_K1) & mask_BT[:, None]).float()
 

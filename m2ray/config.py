@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator
@@ -237,6 +238,9 @@ class CodecConfig(Strict):
         int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, over 4 heads")
     ] = 256
     layers: Annotated[int, Field(ge=1, le=32, description="resampler, segments: depth")] = 2
+    cut: Annotated[
+        Literal["tokens", "clauses"], Field(description="segments: what gets an equal share of the slots")
+    ] = "tokens"
     lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
     calibration: Annotated[
         Literal["layernorm", "norm"],
@@ -251,17 +255,21 @@ class CodecConfig(Strict):
 
 
 class LossTerm(Strict):
-    """One objective: its weight, the steps over which the weight rises from 0, and when it is back there."""
+    """One objective: its weight, from when it counts, how fast the weight rises from 0, and when it is back there."""
 
     weight: NonNegative = 1.0
-    warmup: Annotated[int, Field(ge=0)] = 0
+    start: Annotated[Share, Field(description="share of all steps before which it does not count")] = 0.0
+    warmup: Annotated[int, Field(ge=0, description="steps over which its weight then rises")] = 0
     fade: Annotated[
         Share | None, Field(description="share of all steps over which the weight falls to 0; not set, it stays")
     ] = None
 
     def weight_at(self, step: int, steps: int) -> float:
         """The weight at a step, counted from 0, of so many."""
-        rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        since = step - math.ceil(self.start * steps)
+        if since < 0:
+            return 0.0
+        rise = min(1.0, (since + 1) / self.warmup) if self.warmup else 1.0
         return self.weight * rise * (1.0 if self.fade is None else max(0.0, 1 - step / max(1, self.fade * steps)))
 
 
@@ -290,6 +298,7 @@ class Losses(Strict):
     ce: CrossEntropyTerm | None = None
     kl: LossTerm | None = None
     states: LossTerm | None = None
+    slots: LossTerm | None = None
     help: MarginTerm | None = None
     contrast: MarginTerm | None = None
     infonce: NegativesTerm | None = None
@@ -421,6 +430,8 @@ class TrialConfig(Strict):
             for name in ("commitment", "code_information"):
                 if getattr(losses, name) is not None:
                     raise ValueError(f"losses.{name}: needs codec.bottleneck: vq; set that or remove the loss")
+        if losses.slots and codec.encoder != "segments":
+            raise ValueError("losses.slots: only slots of the encoder segments stand for words; remove it")
         if training.anneal and codec.encoder != "segments":
             raise ValueError("training.anneal: only the encoder segments serves any k; remove it")
         if training.anneal and training.anneal.start < codec.k:

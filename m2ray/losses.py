@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,23 +45,32 @@ def row_nll(nll_BA: Tensor, frame: AnswerFrame, value_weight: float) -> Tensor:
     return nll_BA @ (weight_A / weight_A.sum())
 
 
+class Slots(NamedTuple):
+    """Hidden states behind each layer but the last, at the prefix and at the message's words it stands for."""
+
+    ours_BLKD: Tensor
+    theirs_BLKD: Tensor  # no gradient
+    mask_BK: Tensor  # False at slots that stand for no word
+
+
 @dataclass
 class Signals:
     """What the objectives look at. A field is None where no objective in use needs it."""
 
     frame: AnswerFrame
-    heard: Heard  # under the right message
-    nll_BA: Tensor
-    nll_B: Tensor  # row_nll under the right message
-    shuffled_B: Tensor | None  # under another episode's message
-    null_B: Tensor | None  # under zeros; no gradient
-    negatives_MBA: Tensor | None  # under M other messages of the batch
-    told: Heard | None  # of the receiver that sees the text; no gradient
     encoded: Encoded  # of the whole batch, H rows
     inputs_HD: Tensor  # pooled message states of the whole batch
     message_ids_HT: Tensor
     message_mask_HT: Tensor
     heads: Heads
+    heard: Heard | None = None  # under the right message
+    nll_BA: Tensor | None = None
+    nll_B: Tensor | None = None  # row_nll under the right message
+    shuffled_B: Tensor | None = None  # under another episode's message
+    null_B: Tensor | None = None  # under zeros; no gradient
+    negatives_MBA: Tensor | None = None  # under M other messages of the batch
+    told: Heard | None = None  # of the receiver that sees the text; no gradient
+    slots: Slots | None = None
 
 
 class Heads(nn.Module):
@@ -95,6 +105,7 @@ class Heads(nn.Module):
 
 def ce(signals: Signals, term: LossTerm) -> Tensor:
     """Cross-entropy of the answer, weighted mean per token."""
+    assert signals.nll_B is not None
     return signals.nll_B.mean()
 
 
@@ -104,6 +115,7 @@ def kl(signals: Signals, term: LossTerm) -> Tensor:
     Distillation of the context into the prefix (Askell et al. 2021; Ge et al. 2023).
     """
     assert signals.told is not None
+    assert signals.heard is not None
     teacher = F.log_softmax(signals.told.logits_BAW.float(), dim=-1)
     student = F.log_softmax(signals.heard.logits_BAW.float(), dim=-1)
     return (teacher.exp() * (teacher - student)).sum(-1).mean()
@@ -117,6 +129,7 @@ def states(signals: Signals, term: LossTerm) -> Tensor:
     alone can be had by ignoring the message; these states cannot, so this keeps a codec from collapsing.
     """
     assert signals.told is not None
+    assert signals.heard is not None
     ours, theirs, mask_BS = signals.heard.states_BLSD, signals.told.states_BLSD, signals.told.mask_BS
     assert ours is not None
     assert theirs is not None
@@ -126,8 +139,22 @@ def states(signals: Signals, term: LossTerm) -> Tensor:
     return torch.einsum("bls,bs->bl", apart_BLS, weight_BS).mean()
 
 
+def slots(signals: Signals, term: LossTerm) -> Tensor:
+    """1 - cosine between the receiver's hidden states at a slot and those at the word of the message that the slot
+    stands for (`Segments.stands_for`), mean over slots and over layers but the last.
+
+    What later tokens read of a message is what its words hold behind each layer; a vector in whose place the
+    receiver holds the same is read the same. It needs no answer, so it also serves as a cheap warm-up.
+    """
+    assert signals.slots is not None
+    ours_BLKD, theirs_BLKD, mask_BK = signals.slots
+    apart_BLK = 1 - F.cosine_similarity(ours_BLKD.float(), theirs_BLKD.float(), dim=-1)
+    return (apart_BLK.mean(1) * mask_BK).sum() / mask_BK.sum()
+
+
 def help(signals: Signals, term: LossTerm) -> Tensor:
     """The attempt's L_help: max(0, NLL_correct - NLL_null + margin). Rewards any prefix that beats zeros."""
+    assert signals.nll_B is not None
     assert signals.null_B is not None
     assert isinstance(term, MarginTerm)
     return F.relu(signals.nll_B - signals.null_B + term.margin).mean()
@@ -135,6 +162,7 @@ def help(signals: Signals, term: LossTerm) -> Tensor:
 
 def contrast(signals: Signals, term: LossTerm) -> Tensor:
     """max(0, margin - (NLL_shuffled - NLL_correct)). Rewards being different; alone, not being right."""
+    assert signals.nll_B is not None
     assert signals.shuffled_B is not None
     assert isinstance(term, MarginTerm)
     return F.relu(term.margin - (signals.shuffled_B - signals.nll_B)).mean()
@@ -142,6 +170,7 @@ def contrast(signals: Signals, term: LossTerm) -> Tensor:
 
 def infonce(signals: Signals, term: LossTerm) -> Tensor:
     """InfoNCE (van den Oord et al. 2018) with the receiver's log-likelihood of the answer as the score."""
+    assert signals.nll_BA is not None
     assert signals.negatives_MBA is not None
     assert isinstance(term, NegativesTerm)
     wrong_BM = -signals.negatives_MBA.sum(-1).T
@@ -218,6 +247,7 @@ LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
     "ce": ce,
     "kl": kl,
     "states": states,
+    "slots": slots,
     "help": help,
     "contrast": contrast,
     "infonce": infonce,
@@ -231,10 +261,16 @@ LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
 }
 
 
+# For these the receiver must read the prefix and the answer; the others look at the codec alone.
+NEED_ANSWER = ("ce", "kl", "states", "help", "contrast", "infonce")
+
+
 def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
-    values, total = {}, torch.zeros((), device=signals.nll_B.device)
+    values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
     for name, term in losses.terms().items():
+        if not term.weight_at(step, steps) and name in NEED_ANSWER and signals.heard is None:
+            continue
         values[name] = LOSSES[name](signals, term)
         total = total + term.weight_at(step, steps) * values[name]
     return total, values

@@ -93,9 +93,7 @@ class Layout(NamedTuple):
 
     def repeat(self, times: int) -> Layout:
         """The same rows so many times over."""
-        ids_BT, slots_BK, answer_B, behind_B = (
-            field.repeat(times, *[1] * (field.ndim - 1)) for field in self[:4]
-        )
+        ids_BT, slots_BK, answer_B, behind_B = (field.repeat(times, *[1] * (field.ndim - 1)) for field in self[:4])
         return Layout(ids_BT, slots_BK, answer_B, behind_B, self.shared_P)
 
 
@@ -337,7 +335,10 @@ class Receiver:
             out = self.model.get_decoder()(input_ids=shared_P[None], use_cache=True)
             self._starts[ids] = [(layer.keys, layer.values) for layer in out[self._past].layers]
         return DynamicCache(
-            [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in self._starts[ids]]
+            [
+                (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+                for keys, values in self._starts[ids]
+            ]
         )
 
     def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
@@ -367,6 +368,19 @@ class Receiver:
         at_BS = (answer_B[:, None] + answer_len - back_S).clamp(min=0)
         states_BLSD = torch.stack([layer_BTD[rows_B1, at_BS] for layer_BTD in out.hidden_states[1:]], dim=1)
         return Heard(logits_BAW, states_BLSD, back_S <= tail_B[:, None])
+
+    def states_of(self, level: Level, embeds_BTD: Tensor, place: Place) -> Tensor:
+        """Hidden states [B, L - 1, T, D] at vectors that stand in the message's place or before the prompt.
+
+        Behind each layer but the last, whose states at these places nothing reads.
+        """
+        before = torch.tensor(self._half(level, "")[0] if place == "message" else [], dtype=torch.long)
+        rows, skipped = len(embeds_BTD), len(before)
+        past = {self._past: self._started(before.to(self.device), rows)} if skipped else {}
+        out = self.model.get_decoder()(
+            inputs_embeds=embeds_BTD.to(self.dtype), use_cache=bool(skipped), output_hidden_states=True, **past
+        )
+        return torch.stack(out.hidden_states[1:-1], dim=1)
 
     def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
         """What a perfect reasoner writes, who holds the message or B's half only.

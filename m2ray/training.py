@@ -19,17 +19,27 @@ import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from m2ray.codec import Codec, Encoded, mean_state
+from m2ray.codec import Codec, Encoded, Segments, mean_state
 from m2ray.command import UserError
 from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
 from m2ray.files import write_json
-from m2ray.losses import Heads, Signals, answer_nll, mean_cosine, row_nll, value_weight, weighted_sum
+from m2ray.losses import (
+    NEED_ANSWER,
+    Heads,
+    Signals,
+    Slots,
+    answer_nll,
+    mean_cosine,
+    row_nll,
+    value_weight,
+    weighted_sum,
+)
 from m2ray.probes import effective_rank
-from m2ray.receiver import Layout, Receiver
+from m2ray.receiver import Reading, Receiver
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
-from m2ray.task import Episode
+from m2ray.task import Episode, Level
 from m2ray.trackers import check, tracking
 
 Report = Callable[[dict[str, Any], Path], None]
@@ -72,48 +82,16 @@ class Trainee(nn.Module):
 
     def forward(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and each objective, on the rows of a global batch that are this worker's."""
-        (receiver,), losses, place = self._receiver, self.config.losses, self.config.codec.place
+        (receiver,), losses = self._receiver, self.config.losses
         rank, workers = world()
         share = len(batch) // workers
         mine = slice(rank * share, (rank + 1) * share)
-        rows = batch[mine]
-        frame = receiver.frame(rows[0].level)
-        targets_BVN, answer_len = receiver.targets(rows), len(frame.ids_A)
-        weight = value_weight(losses)
-
         message_ids = [receiver.tokens(episode.message) for episode in batch]
         reading = receiver.read_ids(message_ids[mine])
         encoded = self.codec(reading, k, gather)
         whole = gather_encoded(encoded)
-        offsets = self._negatives(batch, log)
-        wrong = [whole.prefix_BKD[self._partners(batch, by)[mine]] for by in offsets]
-        layout = receiver.layout(rows, k, place)
-
-        prefixes = torch.cat([encoded.prefix_BKD, *wrong])
-        stacked = Layout(*(field.repeat(1 + len(wrong), *[1] * (field.ndim - 1)) for field in layout))
-        heard = receiver.hear(stacked, prefixes, answer_len, states=losses.states is not None)
-        every_BA = answer_nll(heard.logits_BAW, frame, targets_BVN.repeat(1 + len(wrong), 1, 1))
-        nll_BA, *wrong_BA = torch.split(every_BA, share)
-
-        null_B = told = None
-        with torch.no_grad():
-            if losses.help or log:
-                null_BA = answer_nll(
-                    receiver.logits(layout, torch.zeros_like(encoded.prefix_BKD), answer_len), frame, targets_BVN
-                )
-                null_B = row_nll(null_BA, frame, weight)
-            if losses.kl or losses.states:
-                text = receiver.layout(rows, [episode.message for episode in rows])
-                told = receiver.hear(text, None, answer_len, states=losses.states is not None)
         signals = Signals(
-            frame=frame,
-            heard=heard.first(share),
-            nll_BA=nll_BA,
-            nll_B=row_nll(nll_BA, frame, weight),
-            shuffled_B=row_nll(wrong_BA[0], frame, weight) if wrong_BA else None,
-            null_B=null_B,
-            negatives_MBA=torch.stack(wrong_BA) if losses.infonce else None,
-            told=told,
+            frame=receiver.frame(batch[0].level),
             encoded=whole,
             inputs_HD=gather(mean_state(reading)),
             message_ids_HT=reading.ids_BT,
@@ -123,14 +101,69 @@ class Trainee(nn.Module):
         if losses.reconstruction_tokens and workers > 1:
             whole_reading = receiver.read_ids(message_ids)
             signals.message_ids_HT, signals.message_mask_HT = whole_reading.ids_BT, whole_reading.mask_BT
-        total, metrics = weighted_sum(signals, losses, step, self.config.training.steps)
-        metrics["nll"] = nll_BA[:, frame.places_V.to(nll_BA.device)].mean()
+        if losses.slots:
+            signals.slots = self._slots(batch[0].level, reading, encoded)
+        steps = self.config.training.steps
+        if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if name in NEED_ANSWER):
+            gaps = self._listen(signals, batch, mine, encoded, log)
+        else:
+            gaps = {}
+        total, metrics = weighted_sum(signals, losses, step, steps)
+        metrics |= gaps
         if log:
             metrics |= diagnose(whole, receiver.embedding_norm)
-            places_V = frame.places_V.to(nll_BA.device)
-            for name, rival_BA in (("null_gap", null_BA), ("shuffle_gap", wrong_BA[0])):
-                metrics[name] = (rival_BA - nll_BA)[:, places_V].mean()
         return total, {name: value.detach() for name, value in metrics.items()}
+
+    def _slots(self, level: Level, reading: Reading, encoded: Encoded) -> Slots:
+        """What the receiver holds at the prefix, and at the words that its slots stand for."""
+        (receiver,), place = self._receiver, self.config.codec.place
+        encoder = self.codec.encoder
+        assert isinstance(encoder, Segments)
+        words_BK = encoder.stands_for(reading, encoded.prefix_BKD.shape[1])
+        with torch.no_grad():
+            told_BLTD = receiver.states_of(level, reading.embeds_BTD, "message")
+        rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
+        theirs_BLKD = told_BLTD.transpose(1, 2)[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
+        return Slots(receiver.states_of(level, encoded.prefix_BKD, place), theirs_BLKD, words_BK >= 0)
+
+    def _listen(
+        self, signals: Signals, batch: Sequence[Episode], mine: slice, encoded: Encoded, log: bool
+    ) -> dict[str, Tensor]:
+        """Let the receiver read prefix and answer, and whatever else the objectives compare that with.
+
+        Returns:
+            Nats per answer value: nll under the right message; what null and a wrong one cost more, for the log.
+        """
+        (receiver,), losses, place = self._receiver, self.config.losses, self.config.codec.place
+        rows, frame, weight = batch[mine], signals.frame, value_weight(losses)
+        share, k = encoded.prefix_BKD.shape[:2]
+        targets_BVN, answer_len = receiver.targets(rows), len(frame.ids_A)
+        wrong = [signals.encoded.prefix_BKD[self._partners(batch, by)[mine]] for by in self._negatives(batch, log)]
+        layout, hidden = receiver.layout(rows, k, place), losses.states is not None
+        prefixes = torch.cat([encoded.prefix_BKD, *wrong])
+        heard = receiver.hear(layout.repeat(1 + len(wrong)), prefixes, answer_len, states=hidden)
+        every_BA = answer_nll(heard.logits_BAW, frame, targets_BVN.repeat(1 + len(wrong), 1, 1))
+        nll_BA, *wrong_BA = torch.split(every_BA, share)
+        signals.heard, signals.nll_BA = heard.first(share), nll_BA
+        signals.nll_B = row_nll(nll_BA, frame, weight)
+        if wrong_BA:
+            signals.shuffled_B = row_nll(wrong_BA[0], frame, weight)
+        if losses.infonce:
+            signals.negatives_MBA = torch.stack(wrong_BA)
+        places_V = frame.places_V.to(nll_BA.device)
+        values = {"nll": nll_BA[:, places_V].mean()}
+        with torch.no_grad():
+            if losses.help or log:
+                null_BAW = receiver.logits(layout, torch.zeros_like(encoded.prefix_BKD), answer_len)
+                null_BA = answer_nll(null_BAW, frame, targets_BVN)
+                signals.null_B = row_nll(null_BA, frame, weight)
+                values["null_gap"] = (null_BA - nll_BA)[:, places_V].mean()
+            if wrong_BA:
+                values["shuffle_gap"] = (wrong_BA[0] - nll_BA)[:, places_V].mean()
+            if losses.kl or losses.states:
+                text = receiver.layout(rows, [episode.message for episode in rows])
+                signals.told = receiver.hear(text, None, answer_len, states=hidden)
+        return values
 
     def _negatives(self, batch: Sequence[Episode], log: bool) -> range:
         losses = self.config.losses
@@ -251,7 +284,7 @@ def train(
     seeds = config.splits.seeds("train")
     search = source.get(config.splits.seeds("search"), "search")
 
-    probe = draw_batch(source, seeds, range(256), training_seed)
+    probe = draw_batch(source, seeds, range(64), training_seed)
     worth = [
         float(value_nll(receiver, probe, texts, None, "message").mean())
         for texts in ([""] * len(probe), [episode.message for episode in probe])
@@ -295,7 +328,8 @@ def train(
                     f"loss {values['loss']} and gradient norm {float(norm)} at step {step}; lower lr"
                 )
             optimizer.step()
-            annealer.update(step, values["nll"])
+            if "nll" in values:
+                annealer.update(step, values["nll"])
             if log:
                 now = {
                     "step": step + 1,

@@ -5,6 +5,9 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from m2ray.codec import ENCODERS, Codec, Quantiser, load_codec, segment_shares
 from m2ray.command import UserError
@@ -74,13 +77,40 @@ def test_a_quantiser_works_under_autocast(tiny):
     assert all(torch.isfinite(p.grad).all() for p in codec.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("k", [1, 3, 7, 30])
-def test_every_token_is_in_exactly_one_segment(k):
-    mask = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
-    shares = segment_shares(mask, k)
+@given(
+    lengths=st.lists(st.integers(1, 7), min_size=1, max_size=6),
+    k=st.integers(1, 30),
+    padding=st.integers(0, 3),
+)
+def test_every_token_is_in_one_segment_in_order_and_clauses_share_none_where_there_are_enough(lengths, k, padding):
+    clause = [i for i, length in enumerate(lengths) for _ in range(length)]
+    mask = torch.tensor([[True] * len(clause) + [False] * padding])
+    ends = torch.tensor([[i + 1 < len(clause) and clause[i] != clause[i + 1] for i in range(len(clause))]])
+    shares = segment_shares(mask, F.pad(ends, (0, padding)), k)
     assert torch.equal(shares.sum(1), mask.float())
-    order = shares[0].argmax(0)
-    assert (order[1:] >= order[:-1]).all()
+    segment = shares[0].argmax(0)[: len(clause)].tolist()
+    assert segment == sorted(segment)
+    if k >= len(lengths):
+        holders = [{c for c, s in zip(clause, segment, strict=True) if s == j} for j in set(segment)]
+        assert all(len(held) == 1 for held in holders)
+
+
+def test_without_clauses_segments_are_equal_shares_of_the_tokens():
+    shares = segment_shares(torch.ones(1, 12, dtype=torch.bool), torch.zeros(1, 12, dtype=torch.bool), 4)
+    assert shares[0].argmax(0).tolist() == [i // 3 for i in range(12)]
+
+
+def test_a_slot_stands_for_the_last_word_of_its_clause(tiny):
+    encoder = make(tiny, cut="clauses", k=4).encoder
+    reading = tiny.read(MESSAGES)
+    places = encoder.stands_for(reading, 4)
+    for message, ids, row in zip(MESSAGES, reading.ids_BT.tolist(), places.tolist(), strict=True):
+        for clause, place in zip(message.split("; "), row, strict=True):
+            before = tiny.tokenizer.decode(ids[: place + 1])
+            assert before.endswith(clause)
+    many = encoder.stands_for(reading, 40)
+    assert (many == -1).any()
+    assert (many < reading.mask_BT.sum(1, keepdim=True)).all()
 
 
 def test_the_attempts_calibration_has_its_norm_and_gate(tiny):

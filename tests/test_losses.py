@@ -16,7 +16,17 @@ from torch.nn import functional as F
 from m2ray import losses
 from m2ray.codec import Encoded
 from m2ray.config import CodecConfig, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
-from m2ray.losses import LOSSES, Heads, Signals, answer_nll, mean_cosine, row_nll, value_weight, weighted_sum
+from m2ray.losses import (
+    LOSSES,
+    Heads,
+    Signals,
+    Slots,
+    answer_nll,
+    mean_cosine,
+    row_nll,
+    value_weight,
+    weighted_sum,
+)
 from m2ray.receiver import AnswerFrame, Heard
 from m2ray.task import episodes, level
 
@@ -51,6 +61,7 @@ def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
         message_ids_HT=torch.randint(20, (rows, 6), generator=dice),
         message_mask_HT=torch.arange(6) < torch.tensor([[6], [2], [4], [6]])[:rows],
         heads=None,
+        slots=Slots(normal(rows, 2, 3, 8), normal(rows, 2, 3, 8), torch.arange(rows * 3).reshape(rows, 3) % 5 > 0),
     )
 
 
@@ -371,3 +382,32 @@ class TestWeights:
     def test_heads_hold_only_what_the_objectives_need(self, tiny, heads):
         assert not list(Heads(TrialConfig(), tiny).parameters())
         assert {name.split(".")[0] for name, _ in heads.named_parameters()} == {"rebuild", "tokens", "critic"}
+
+
+def test_slots_is_the_mean_cosine_distance_over_layers_of_slots_that_stand_for_a_word():
+    signals = random_signals()
+    ours, theirs, mask = signals.slots
+    apart = [
+        np.mean([cosine(ours[b, layer, k], theirs[b, layer, k]) for layer in range(2)])
+        for b, k in mask.nonzero().tolist()
+    ]
+    assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(np.mean(apart), rel=1e-5)
+
+
+def test_slots_is_zero_for_a_prefix_of_the_messages_own_embeddings(tiny):
+    """Slot j stands for token j, and the receiver holds the same at both."""
+    played = episodes(level("easy"), range(4), "search")
+    reading = tiny.read([episode.message for episode in played])
+    states = [tiny.states_of(played[0].level, reading.embeds_BTD, "message") for _ in range(2)]
+    mask = reading.mask_BT
+    signals = random_signals()
+    signals.slots = Slots(*states, mask)
+    assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(0, abs=1e-6)
+    elsewhere = tiny.states_of(played[0].level, reading.embeds_BTD, "before")
+    signals.slots = Slots(elsewhere, states[1], mask)
+    assert float(LOSSES["slots"](signals, PLAIN)) > 1e-4
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 0.0), (49, 0.0), (50, 0.5), (51, 1.0), (59, 2.0), (99, 2.0)])
+def test_a_term_counts_from_its_start_and_then_warms_up(step, weight):
+    assert LossTerm(weight=2.0, start=0.5, warmup=4).weight_at(step, 100) == pytest.approx(weight)
