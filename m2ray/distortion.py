@@ -1,0 +1,261 @@
+"""`python -m m2ray.distortion CHECKPOINT...`: success against bits per message, codecs beside text.
+
+Codecs send their prefixes in the ways of `m2ray.quantisers`, fitted on messages that they were trained on, never
+on those that are played. Their rivals have the same bits: the message as text, cut to whole bytes; and the first
+of A's facts in a fixed code that both sides know, log2(number of possible facts) bits each, read by B as text.
+
+Shapes: E episodes, K slots, D width.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from m2ray import stats
+from m2ray.codec import load_codec
+from m2ray.command import DONE, Parser, UserError, run
+from m2ray.conditions import Injection, Material
+from m2ray.config import TrialConfig
+from m2ray.diagnose import decoded, held_out, trained_messages
+from m2ray.figures import COLOURS, both, quiet, save
+from m2ray.files import write_atomic
+from m2ray.gate import Table, percent
+from m2ray.jobs import subject_of, trial_of
+from m2ray.quantisers import AS_IT_IS, quantisers
+from m2ray.receiver import Receiver, load_receiver
+from m2ray.report import markdown
+from m2ray.task import Ceilings, Episode, Level, ceilings, write_constraints
+
+MESSAGES = 8192  # that fit ranges and codebooks, at most
+TEXT, FACTS = "text", "facts"
+MARKERS = {"whole prefix": "v", "slot": "o", "quarter slot": "s", "16th of a slot": "D", "entry": "P", "VQ": "*"}
+
+
+class Played(NamedTuple):
+    """What was sent, and which episodes it solved."""
+
+    sender: str  # a codec, TEXT or FACTS
+    scheme: str
+    setting: str
+    bits: float
+    solved_E: list[bool]
+
+
+def possible_facts(level: Level) -> int:
+    """How many different facts a constraint of a level can state."""
+    about_one = level.variables * level.domain
+    about_two = math.comb(level.variables, 2) * (2 * level.domain - 1)
+    return sum(about_one if kind in ("=", "!=") else about_two for kind in level.kinds)
+
+
+def name_of(checkpoint: Path) -> str:
+    """A codec as table and picture call it."""
+    subject = subject_of(checkpoint)
+    return f"{subject.config}, seed {subject.seed}, step {subject.step}"
+
+
+# --- playing -------------------------------------------------------------------------------------------------
+
+
+def play_codec(
+    receiver: Receiver, trial: TrialConfig, folder: Path, episodes: Sequence[Episode], messages: int
+) -> Iterator[Played]:
+    """A checkpoint, sent in every way."""
+    codec = load_codec(folder, receiver)
+    fit_MKD, prefix_EKD = (
+        Material(receiver, part, codec, None, trial.evaluation.batch_size).prefixes_EKD.float()
+        for part in (trained_messages(trial, subject_of(folder).seed, messages), episodes)
+    )
+    for way in quantisers(codec, fit_MKD):
+        sent = Injection(None, list(way.restore(prefix_EKD)), codec.config.place)
+        solved_E, _ = decoded(receiver, trial, episodes, sent)
+        yield Played(name_of(folder), way.scheme, way.setting, way.bits, solved_E)
+
+
+def play_text(
+    receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], limits: Sequence[float]
+) -> Iterator[Played]:
+    """The rivals: text cut to the whole bytes in so many bits, none of it and all of it; and A's first facts."""
+    longest = max(len(episode.message.encode()) for episode in episodes)
+    for size in sorted({0, longest, *(min(longest, int(bits / 8)) for bits in limits)}):
+        texts = [episode.message.encode()[:size].decode(errors="ignore") for episode in episodes]
+        solved_E, _ = decoded(receiver, trial, episodes, Injection(texts, None, "message"))
+        yield Played(TEXT, "cut", f"{size} bytes" + " (all)" * (size == longest), 8 * size, solved_E)
+    fact_bits = math.log2(possible_facts(episodes[0].level))
+    for count in range(1, max(len(episode.sender) for episode in episodes) + 1):
+        texts = [write_constraints(episode.sender[:count]) for episode in episodes]
+        solved_E, _ = decoded(receiver, trial, episodes, Injection(texts, None, "message"))
+        yield Played(FACTS, "fixed code", f"first {count}", count * fact_bits, solved_E)
+
+
+# --- what it shows -------------------------------------------------------------------------------------------
+
+
+def summary(played: Sequence[Played]) -> pd.DataFrame:
+    """One line each: bits, success with its Wilson interval, and a codec's lead over text of as many bits."""
+    texts = sorted((one for one in played if one.sender == TEXT), key=lambda one: one.bits)
+    lines = []
+    for one in played:
+        n, solved = len(one.solved_E), sum(one.solved_E)
+        line: dict[str, Any] = {**one._asdict(), "n": n, "solved": solved, "success": solved / n}
+        line["ci_low"], line["ci_high"] = stats.wilson(solved, n)
+        if one.sender not in (TEXT, FACTS):
+            rival = [text for text in texts if text.bits <= one.bits][-1]
+            lead = stats.paired_difference(one.solved_E, rival.solved_E)
+            line |= {"text": rival.setting, "lead": lead.value, "lead_low": lead.low, "lead_high": lead.high}
+        lines.append(line)
+    return pd.DataFrame(lines).drop(columns="solved_E")
+
+
+def codecs_of(table: pd.DataFrame) -> list[str]:
+    """Senders that are neither rival."""
+    return [str(name) for name in table.sender.unique() if name not in (TEXT, FACTS)]
+
+
+def sentence(table: pd.DataFrame, codec: str) -> str:
+    """Where a codec beats text and where it does not, of each number of bits the way that solves most."""
+    own = table[(table.sender == codec) & (table.scheme != AS_IT_IS)]
+    best = own.sort_values("success").drop_duplicates("bits", keep="last").sort_values("bits").to_dict("records")
+
+    def standing(line: dict[Any, Any]) -> str:
+        return "beats" if line["lead_low"] > 0 else "loses to" if line["lead_high"] < 0 else "cannot be told from"
+
+    clauses = []
+    for verdict, run_of_lines in itertools.groupby(best, standing):
+        part = list(run_of_lines)
+        low, high = (f"{pick(100 * line['lead'] for line in part):+.0f}" for pick in (min, max))
+        first, last = (
+            f"{part[i]['bits']:,.4g}" if part[i]["bits"] < 1e4 else f"{part[i]['bits']:,.0f}" for i in (0, -1)
+        )
+        span = f"{first} to {last}" if len(part) > 1 else first
+        clauses.append(f"at {span} bits it {verdict} text ({low}{f' to {high}' if high != low else ''} points)")
+    facts = table[table.sender == FACTS].iloc[-1]
+    within = own[own.bits <= facts.bits]
+    most = f"it at most {percent(within.success.max())}" if len(within) else "it cannot send so few"
+    clauses.append(f"A's facts in a fixed code of {facts.bits:.1f} bits solve {percent(facts.success)}, {most}")
+    return f"{codec}: {'; '.join(clauses)}."
+
+
+def draw(table: pd.DataFrame, content: Ceilings) -> Any:
+    """Success against bits: a colour for each sender, a marker for each way of sending."""
+    import matplotlib.pyplot as plt
+
+    palette = [COLOURS[name] for name in ("normal", "shuffle", "constant", "matched", "random")]
+    colours = {name: palette[i % len(palette)] for i, name in enumerate(codecs_of(table))}
+    colours |= {TEXT: COLOURS["P0"], FACTS: COLOURS["P1"]}
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+    sent = table[(table.bits > 0) & (table.scheme != AS_IT_IS)]
+    for (sender, scheme), part in sent.groupby(["sender", "scheme"], sort=False):
+        at = part.sort_values("bits")
+        spans = 100 * np.stack([at.success - at.ci_low, at.ci_high - at.success])
+        marker, colour = MARKERS.get(str(scheme), "^"), colours[str(sender)]
+        label = f"{sender}: {scheme}"
+        axes.errorbar(at.bits, 100 * at.success, spans, fmt=f"{marker}-", color=colour, ms=6, lw=1, label=label)
+    for line in table[table.scheme == AS_IT_IS].to_dict("records"):
+        label = f"{line['sender']}: {AS_IT_IS}"
+        axes.axhline(100 * line["success"], color=colours[line["sender"]], lw=1, ls=":", label=label)
+    nothing = table[(table.sender == TEXT) & (table.bits == 0)].iloc[0]
+    axes.axhline(100 * nothing.success, color=COLOURS["null"], lw=1, ls="--", label="no message")
+    axes.axvline(content.message_bits, color=COLOURS["null"], lw=1, ls="-.")
+    note = f"{content.message_bits:.1f} bits: what a\nmessage tells about\nthe solution"
+    axes.annotate(note, (content.message_bits, 98), (4, 0), textcoords="offset points", va="top", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(ylim=(0, 100), xlabel="bits per message", ylabel="episodes solved (%), 95 % Wilson interval")
+    axes.set_title(f"Success against bits per message, n = {int(table.n.iloc[0])}")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def cells(table: pd.DataFrame) -> Table:
+    """The table for people."""
+    out = [["Sender", "Sent", "Setting", "Bits", "Solved", "95 % CI", "Text in these bits", "Lead (points)"]]
+    for line in table.to_dict("records"):
+        cell = [line["sender"], line["scheme"], line["setting"], f"{line['bits']:,.1f}", percent(line["success"])]
+        cell.append(f"[{percent(line['ci_low'])}, {percent(line['ci_high'])}]")
+        if math.isnan(line["lead"]):
+            cell += ["", ""]
+        else:
+            low, high = 100 * line["lead_low"], 100 * line["lead_high"]
+            cell += [line["text"], f"{100 * line['lead']:+.1f} [{low:+.1f}, {high:+.1f}]"]
+        out.append(cell)
+    return out
+
+
+def write(folder: Path, played: Sequence[Played], episodes: Sequence[Episode], receiver: Receiver) -> str:
+    """Write distortion.md, .csv, .png and .svg, and outcomes.parquet with every episode; returns the text."""
+    table, content = summary(played), ceilings(episodes)
+    about = (
+        f"Receiver {receiver.name} ({receiver.digest}), level {episodes[0].level.name}, n = {len(episodes)} "
+        f"fresh messages that no training saw, seeds {episodes[0].seed}:{episodes[-1].seed + 1}. A message tells "
+        f"{content.message_bits:.1f} bits about the solution, {content.news_bits:.1f} of them news to B. The lead "
+        "is over text in at most as many bits, on the same episodes, with a 95 % bootstrap interval."
+    )
+    sentences = "\n".join(f"- {sentence(table, name)}" for name in codecs_of(table))
+    text = f"{about}\n\n{sentences}\n\n{markdown(cells(table))}"
+    picture = "![Success against bits per message](distortion.png)"
+    outcomes = [
+        pd.DataFrame({**dict(zip(Played._fields[:4], one, strict=False)), "success": one.solved_E}).assign(
+            episode=[episode.seed for episode in episodes]
+        )
+        for one in played
+    ]
+    parquet = io.BytesIO()
+    pd.concat(outcomes, ignore_index=True).to_parquet(parquet, index=False)
+    write_atomic(folder / "outcomes.parquet", parquet.getvalue())
+    write_atomic(folder / "distortion.csv", table.to_csv(index=False).encode())
+    write_atomic(folder / "distortion.md", f"# Rate and distortion\n\n{text}\n\n{picture}\n".encode())
+    quiet()
+    save(draw(table, content), *both(folder / "distortion"))
+    return text
+
+
+# --- command -------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str]) -> int:
+    """Play checkpoints and text in many numbers of bits; write and print what they solve."""
+    parser = Parser(prog="python -m m2ray.distortion", description="Success against bits per message.")
+    parser.add_argument("checkpoints", nargs="+", type=Path, help="folders with codec.safetensors and config.json")
+    parser.add_argument(
+        "--seeds", help="episode seeds A:B of messages never seen in training; default: fresh ones"
+    )
+    parser.add_argument("--messages", type=int, default=MESSAGES, help=f"that fit quantisers; default: {MESSAGES}")
+    parser.add_argument("--receiver", help="where the receiver is now, if it moved")
+    parser.add_argument("--out", type=Path, required=True, help="folder for table, picture and outcomes")
+    args = parser.parse_args(argv)
+    if args.messages < 4:
+        raise UserError(f"--messages {args.messages}: too few to fit anything; give 4 or more")
+    if blocked := next((p for p in [args.out, *args.out.parents] if p.is_file()), None):
+        raise UserError(f"--out {args.out}: {blocked} is a file; choose a folder")
+    trials = {folder: trial_of(folder) for folder in args.checkpoints}
+    if args.receiver:
+        trials = {folder: t.model_copy(update={"receiver": args.receiver}) for folder, t in trials.items()}
+    one, first = next(iter(trials.items()))
+    for folder, trial in trials.items():
+        if any(getattr(trial, part) != getattr(first, part) for part in ("receiver", "task", "evaluation")):
+            raise UserError(f"{folder}: of another receiver, task or evaluation than {one}; play them apart")
+    if len({name_of(folder) for folder in trials}) < len(trials):
+        raise UserError("CHECKPOINT: two are of the same configuration, seed and step; keep one")
+    receiver = load_receiver(first.receiver)
+    episodes = held_out(first, receiver, None, args.seeds)
+    played: list[Played] = []
+    for folder, trial in trials.items():
+        played += play_codec(receiver, trial, folder, episodes, args.messages)
+    played += play_text(receiver, first, episodes, [sent.bits for sent in played])
+    print(write(args.out, played, episodes, receiver))
+    print(f"\nwritten: {args.out}/distortion.md, .csv, .png, .svg, outcomes.parquet")
+    return DONE
+
+
+if __name__ == "__main__":
+    run(main)
