@@ -21,7 +21,7 @@ import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from m2ray.codec import read_record
-from m2ray.command import UserError
+from m2ray.command import UserError, why
 from m2ray.config import TrialConfig, validate
 from m2ray.jobs import run_folder, trial_of
 from m2ray.pool import last_line
@@ -107,7 +107,7 @@ def _probe(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
-        raise UserError(f"--address {address}: {NOBODY.format(error=error)}") from None
+        raise UserError(f"--address {address}: {NOBODY.format(error=why(error))}") from None
 
 
 def stop() -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2ray.command import UserError
+from m2ray.command import UserError, why
 from m2ray.config import CodecConfig, validate
 from m2ray.files import write_json
 from m2ray.receiver import Reading, Receiver
@@ -436,8 +436,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: no config.json; give a checkpoint folder that m2ray.train wrote")
     try:
         record = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: not JSON ({error}); remake the checkpoint") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({why(error)}); remake the checkpoint") from None
     if not isinstance(record, dict) or not {"codec", "receiver_digest", "digest"} <= set(record):
         raise UserError(f"{file}: not the record of a codec; give a checkpoint folder that m2ray.train wrote")
     return record

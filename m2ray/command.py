@@ -9,6 +9,7 @@ import argparse
 import errno
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +42,12 @@ def check_place(option: str, folder: Path) -> None:
         tempfile.TemporaryDirectory(dir=there).cleanup()
     except OSError as error:
         raise UserError(f"{option}: {there}: {error.strerror}; choose another folder") from None
+
+
+def why(error: BaseException) -> str:
+    """What an exception says, in a part of a line."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return textwrap.shorten(str(said), 300, placeholder=" ...")
 
 
 LONGEST = 600  # characters of a line for people

@@ -6,7 +6,6 @@ import difflib
 import itertools
 import math
 import re
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from m2ray.command import UserError
+from m2ray.command import UserError, why
 from m2ray.task import level as task_level
 
 MAX_YAML_BYTES = 1_000_000
@@ -87,10 +86,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: larger than {MAX_YAML_BYTES} bytes; give a configuration, of a few kilobytes")
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({why(error)}); check the file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # ValueError: bytes that are no UTF-8, and what only looks like a date or a number (2020-13-45).
-        why = textwrap.shorten(str(error), 300, placeholder=" ...")
-        raise UserError(f"{path}: not valid YAML ({why}); mend the syntax") from None
+        raise UserError(f"{path}: not valid YAML ({why(error)}); mend the syntax") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise UserError(

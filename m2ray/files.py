@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never half of it."""
+    put_in_place(path, lambda temporary: temporary.write_bytes(data))
+
+
+def put_in_place(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place and move it there; when this returns it outlasts a loss of power.
+
+    Raises:
+        OSError: it cannot be written, on a full disk say; what there was of it is gone, and the old file is there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)  # else the move itself might be lost
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, data: Any) -> None:

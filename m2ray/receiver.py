@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from m2ray.command import UserError
+from m2ray.command import UserError, why
 from m2ray.task import AnswerForm, Episode, Level, value_probabilities, write_answer
 
 Place = Literal["message", "before"]
@@ -37,6 +37,7 @@ WORTH_SHARING = 16  # tokens; a copied cache of fewer costs more than reading th
 
 EMBEDDED = Path(__file__).parent / "receivers"
 CARD = "m2ray.json"
+OWN_CODE = "comes with code of its own, which is never run; use a model that transformers itself knows"
 
 
 @dataclass(frozen=True)
@@ -611,6 +612,9 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     from safetensors import SafetensorError
 
     path = resolve(name)
+    for file in ("config.json", "tokenizer_config.json"):
+        if "auto_map" in _read_object(Path(path) / file):
+            raise UserError(f"receiver {name}: {file}: auto_map: {OWN_CODE}")
     target = torch.device(device) if device else default_device()
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
     tokenizer_class = _tokenizer_class(path)
@@ -626,13 +630,21 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
             dtype=kind,
             trust_remote_code=False,
             attn_implementation="sdpa",
+            use_safetensors=True,  # never a pickle
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        why = " ".join(str(error).split())
+        said = why(error)
+        if "trust_remote_code" in said:
+            raise UserError(f"receiver {name}: {OWN_CODE}") from None
+        if "connect to" in said:
+            raise UserError(
+                f"receiver {name}: the model hub does not answer, and the cache has no such model; check the "
+                "network and the name, or give a folder"
+            ) from None
         raise UserError(
-            f"receiver {name}: not loadable as a causal LM ({why[:300]}); check the folder or hub name"
+            f"receiver {name}: not loadable as a causal LM ({said}); check the folder or hub name"
         ) from None
     declared = model.config.architectures or [type(model).__name__]
     if type(model).__name__ not in declared:

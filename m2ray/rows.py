@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from m2ray.command import UserError
+from m2ray.command import UserError, why
 from m2ray.files import write_atomic
 
 SCHEMA = pa.schema(
@@ -51,6 +51,7 @@ KEY = [
     "condition",
     "episode",
 ]
+CHECKSUM = b"m2ray.sha256"  # of the rows, in a file's metadata
 FAILED = "failed"  # the condition of the one row that says why a configuration has no others
 
 
@@ -61,7 +62,7 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
     try:
         table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     except (pa.ArrowException, OverflowError) as error:
-        raise UserError(f"{source}: {' '.join(str(error).split())[:200]}; mend the column's type") from None
+        raise UserError(f"{source}: {why(error)}; mend the column's type") from None
     for name in SCHEMA.names:
         if name != "nll" and table[name].null_count:
             raise UserError(f"{source}: column {name}: holds empty cells; fill them, only nll may be unknown")
@@ -74,9 +75,20 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
 
 
+def _checksum(table: pa.Table) -> bytes:
+    """SHA-256 of what the rows say, whatever the file's layout: damage anywhere that changes a value shows."""
+    sha = hashlib.sha256()
+    for name in SCHEMA.names:
+        values = table[name].to_numpy()
+        text = pa.types.is_string(SCHEMA.field(name).type)
+        sha.update("\x00".join(values).encode() if text else np.ascontiguousarray(values).tobytes())
+    return sha.hexdigest().encode()
+
+
 def _bytes(table: pa.Table) -> bytes:
     out = io.BytesIO()
-    pq.write_table(table, out, compression="zstd")
+    about = {CHECKSUM: _checksum(table)}
+    pq.write_table(table.replace_schema_metadata(about), out, compression="zstd")
     return out.getvalue()
 
 
@@ -96,10 +108,15 @@ def read_rows(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a rows file or a results folder")
     try:
-        rows = pq.read_table(path).to_pandas()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file ({' '.join(str(error).split())[:120]}); remake it") from None
-    frame: pd.DataFrame = _checked(rows, str(path)).to_pandas()
+        table = pq.read_table(path)
+        rows = table.to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{path}: not a sound Parquet file ({why(error)}); remake it") from None
+    checked = _checked(rows, str(path))
+    said = (table.schema.metadata or {}).get(CHECKSUM)
+    if said is not None and said != _checksum(checked):
+        raise UserError(f"{path}: damaged (its rows are not those of its checksum); remake it")
+    frame: pd.DataFrame = checked.to_pandas()
     return frame
 
 
@@ -133,18 +150,42 @@ class RowStore:
         frames = []
         for file in self._part_files():
             try:
-                data = file.read_bytes()
+                frames.append(self._part(file))
             except FileNotFoundError:
                 continue  # merged since into the whole, which is read below
-            if hashlib.sha256(data).hexdigest()[:32] != file.stem:
-                raise UserError(f"{file}: damaged (its checksum is not its name); remove it and run with --resume")
-            frames.append(pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pandas())
         if self.whole.is_file():
             frames.insert(0, read_rows(self.whole))
         if not frames:
             empty: pd.DataFrame = SCHEMA.empty_table().to_pandas()
             return empty
         return _ordered(pd.concat(frames, ignore_index=True))
+
+    @staticmethod
+    def _part(file: Path) -> pd.DataFrame:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:32] != file.stem:
+            raise UserError(
+                f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which plays its "
+                "episodes again"
+            )
+        frame: pd.DataFrame = pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pandas()
+        return frame
+
+    def set_aside(self) -> list[str]:
+        """Take damaged files out of the store, so that what they held counts as missing and is played again.
+
+        Returns:
+            What was found, a line a file. It keeps its content, under a name that ends in `.damaged`.
+        """
+        found = []
+        for file in [*self._part_files(), *([self.whole] if self.whole.is_file() else [])]:
+            try:
+                read_rows(file) if file == self.whole else self._part(file)
+            except UserError as error:
+                aside = file.with_name(f"{file.name}.damaged")
+                file.rename(aside)
+                found.append(f"{str(error).partition(';')[0]}; it is now {aside.name}")
+        return found
 
     def compact(self) -> None:
         """Merge the parts into `rows.parquet`. A crash in between loses nothing: a part read twice counts once."""

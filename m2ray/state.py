@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from m2ray.command import UserError
+from m2ray.command import UserError, why
+from m2ray.files import put_in_place
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Save tensors with a JSON header, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Tied weights share memory, which safetensors refuses: a copy each.
     whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, temporary, metadata={"m2ray": json.dumps(meta)})
-    os.replace(temporary, path)
+    about = {"m2ray": json.dumps(meta)}
+    put_in_place(path, lambda temporary: temporary.write_bytes(save(whole, metadata=about)))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -38,7 +36,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = json.loads((file.metadata() or {})["m2ray"])
             return {name: file.get_tensor(name) for name in file.keys()}, meta  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: truncated or not a checkpoint of m2ray ({error}); remake it") from None
+        raise UserError(f"{path}: truncated or not a checkpoint of m2ray ({why(error)}); remake it") from None
 
 
 def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ GATE_VALUES: list[tuple[str, Any]] = [
 ]
 RECORD_VALUES: list[tuple[str, Any]] = [
     ("codec/k", 10**9),
-    ("codec/width", 8192),
+    ("codec/width", 64),
     ("codec/encoder", "memory"),
     ("receiver_digest", "0" * 16),
     ("digest", "0" * 16),
@@ -319,7 +319,8 @@ def rows_by_hand() -> Iterator[Case]:
     yield Case("rows: a damaged part", REPORT, damaged_part)
     for key, value in (("receiver", 5), ("gate", {"name": 5}), ("gate", []), ("space", 5)):
         plant = value_at("results/done/sweep.yaml", key, value)
-        yield Case(f"sweep.yaml: {key} = {value}", REPORT, plant)
+        if key != "space":  # a report needs none
+            yield Case(f"sweep.yaml: {key} = {value}", REPORT, plant)
         yield Case(f"sweep.yaml: {key} = {value}", RESUME, value_at("results/begun/sweep.yaml", key, value))
 
 

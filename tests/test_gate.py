@@ -396,7 +396,7 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
     rows = make_rows()
     write_rows(unpaired, rows[(rows.condition != "random") | (rows.episode < 2010)])
     for argv, says in (
-        ([damaged], "damaged.parquet: not a Parquet file"),
+        ([damaged], "damaged.parquet: not a sound Parquet file"),
         ([short], "column success: missing"),
         ([rows_file, "--config", "nobody"], "good/0/confirm"),
         ([rows_file, "--split", "select"], "no rows"),

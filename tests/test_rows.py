@@ -1,11 +1,6 @@
 """The row store: nothing torn, lost or counted twice; rows are paired as a hand calculation pairs them."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -18,7 +13,6 @@ from hypothesis import strategies as st
 from m2ray.command import UserError
 from m2ray.rows import (
     FAILED,
-    KEY,
     SCHEMA,
     RowStore,
     failure_row,
@@ -143,7 +137,7 @@ def test_a_file_that_is_no_parquet_or_was_cut_short_is_refused(tmp_path, content
         write_rows(path, played(50))
         content = path.read_bytes()[:-20]
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a Parquet file") as raised:
+    with pytest.raises(UserError, match="not a sound Parquet file") as raised:
         read_rows(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert str(raised.value).endswith("; remake it")
@@ -209,7 +203,7 @@ def test_foreign_files_beside_the_parts_are_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "renamed"])
-def test_a_damaged_part_is_named(tmp_path, damage):
+def test_a_damaged_part_is_named_and_never_read(tmp_path, damage):
     store = RowStore(tmp_path)
     store.append(played(5))
     (file,) = store.parts.iterdir()
@@ -218,71 +212,52 @@ def test_a_damaged_part_is_named(tmp_path, damage):
         file = file.rename(file.with_name("backup.parquet"))
     else:
         file.write_bytes({"cut": data[:-9], "changed": data[:60] + b"?" + data[61:], "empty": b""}[damage])
-    line = f"{file}: damaged (its checksum is not its name); remove it and run with --resume"
     for act in (store.read, store.compact):
         with pytest.raises(UserError) as raised:
             act()
-        assert str(raised.value) == line
+        assert str(raised.value) == (
+            f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which plays its "
+            "episodes again"
+        )
     assert file.is_file(), "nothing is removed behind the user's back"
 
 
-WRITER = """
-import sys
-import pandas as pd
-from pathlib import Path
-from m2ray.rows import RowStore
-folder, number, one = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
-store, part = RowStore(folder), 0
-print("ready", flush=True)
-while part != int(sys.argv[4]):
-    rows = [{**one, "episode": i, "seed": part, "condition": str(number)} for i in range(50)]
-    shared = [{**one, "episode": i, "condition": "shared"} for i in range(50)]
-    store.append(pd.DataFrame(rows))
-    store.append(pd.DataFrame(shared))
-    part += 1
-    if len(sys.argv) > 5 and part % int(sys.argv[5]) == 0:
-        store.compact()
-"""
-
-
-def start_writer(folder, number, parts, *compact_every):
-    arguments = [str(part) for part in (folder, number, ONE, parts, *compact_every)]
-    return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE)
-
-
-def test_many_processes_write_at_once_and_every_row_counts_once(tmp_path):
-    writers = [start_writer(tmp_path, number, 5) for number in range(3)]
-    assert [writer.wait() for writer in writers] == [0] * 3
-    rows = RowStore(tmp_path).read()
-    assert len(rows) == 3 * 5 * 50 + 50
-    assert not rows.duplicated(KEY).any()
-    assert not list(RowStore(tmp_path).parts.glob(".*"))
-
-
-def test_a_reader_never_misses_a_row_while_a_writer_appends_and_compacts(tmp_path):
-    writer = start_writer(tmp_path, 0, 20, 1)
-    counts = []
-    while writer.poll() is None:
-        counts.append(len(RowStore(tmp_path).read()))
-    assert writer.returncode == 0
-    assert counts == sorted(counts), "rows that were there once are always there"
-    assert len(RowStore(tmp_path).read()) == 20 * 50 + 50
-
-
-def test_a_killed_writer_leaves_whole_parts_only(tmp_path):
-    writer = start_writer(tmp_path, 0, -1)
-    assert writer.stdout.readline() == b"ready\n"
-    while len(list(RowStore(tmp_path).parts.glob("*.parquet"))) < 8:
-        time.sleep(0.01)
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.wait()
+@pytest.mark.parametrize("compacted", [False, True])
+def test_damaged_rows_are_set_aside_and_count_as_missing(tmp_path, compacted):
     store = RowStore(tmp_path)
-    rows = store.read()
-    assert len(rows) % 50 == 0
-    assert len(rows) >= 50 * 8
-    store.append(played(3, condition="after"))
+    store.append(played(5))
+    if compacted:
+        store.compact()
+    store.append(played(3, condition="null"))
+    (file,) = [store.whole] if compacted else [f for f in store.parts.iterdir() if len(read_rows(f)) == 5]
+    data = bytearray(file.read_bytes())
+    place = pq.ParquetFile(file).metadata.row_group(0).column(SCHEMA.names.index("nll"))
+    data[place.data_page_offset + place.total_compressed_size - 9] ^= 1
+    file.write_bytes(data)
+    (line,) = store.set_aside()
+    assert line.startswith(f"{file}: ")
+    assert line.endswith(f"; it is now {file.name}.damaged")
+    assert len(store.read()) == 3
+    assert store.set_aside() == []
+    store.append(played(5))
     store.compact()
-    assert len(store.read()) == len(rows) + 3
+    assert len(store.read()) == 8
+    assert file.with_name(f"{file.name}.damaged").read_bytes() == bytes(data)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(0, 7))
+def test_no_changed_bit_of_a_rows_file_changes_what_is_read(tmp_path_factory, at, bit):
+    path = tmp_path_factory.getbasetemp() / "bits.parquet"
+    rows = played(20, answer="0 1 2 0")
+    write_rows(path, rows)
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        same(read_rows(path), rows)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")  # noqa: PT017
 
 
 def test_a_failure_is_a_row_that_can_be_stored_and_read(tmp_path):
