@@ -407,7 +407,13 @@ class Codec(nn.Module):
     @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of configuration, receiver and weights."""
-        sha = hashlib.sha256((self.config.model_dump_json() + self.receiver_digest).encode())
+        return self.digest_with(self.config.model_dump())
+
+    def digest_with(self, settings: dict[str, Any]) -> str:
+        """`digest` of a codec whose record holds these settings: an older one lacks keys that came later."""
+        order = [key for key in CodecConfig.model_fields if key in settings]
+        text = json.dumps({key: settings[key] for key in order}, separators=(",", ":"))
+        sha = hashlib.sha256((text + self.receiver_digest).encode())
         for name, tensor in sorted(self.state_dict().items()):
             sha.update(name.encode())
             sha.update(tensor.detach().cpu().contiguous().numpy())
@@ -465,6 +471,6 @@ def load_codec(folder: Path, receiver: Receiver) -> Codec:
             f"{folder}/codec.safetensors: does not fit config.json ({' '.join(str(error).split())[:200]}); "
             "restore the k and encoder it was trained with"
         ) from None
-    if codec.digest != record["digest"]:
+    if codec.digest_with(record["codec"]) != record["digest"]:
         raise UserError(f"{folder}: digest: weights or settings were changed since training; remake it")
     return codec.to(receiver.device).eval()

@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     if args.out is not None:
         check_out(args.out)
 
+    from m2ray.codec import read_record
     from m2ray.conditions import condition
     from m2ray.evaluation import condition_names
     from m2ray.jobs import Job, run_job, seeds_of, trial_of
@@ -46,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
         seeds, confirm = seeds_of(trial, split), trial.splits.seeds("confirm")
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
-    looks = seeds.start < confirm.stop and confirm.start < seeds.stop
+    # A published codec has been judged: whoever plays it again chooses nothing by it.
+    published = "published" in read_record(args.checkpoint)
+    looks = seeds.start < confirm.stop and confirm.start < seeds.stop and not published
     ledger = confirm_ledger(args.checkpoint)
     if looks and not args.unlock:
         check_first_look(ledger, split)
@@ -57,7 +60,11 @@ def main(argv: Sequence[str]) -> int:
             load_receiver(trial.receiver)
         except UserError as error:
             raise UserError(f"{args.checkpoint}: {error}; --receiver says where it is now") from None
-    rows = run_job(Job(trial, split, tuple(dict.fromkeys(names)), args.checkpoint, cache_root() / "constants"))
+    sweep = sweep_of(args.checkpoint)
+    constants = sweep / "checkpoints" / "constants" if sweep else cache_root() / "constants"
+    if "constant" in names and not list(constants.glob("*/epoch-01/config.json")):
+        print(f"training the constant prefix of condition constant, once, into {constants}", flush=True)
+    rows = run_job(Job(trial, split, tuple(dict.fromkeys(names)), args.checkpoint, constants))
     if looks:
         with ledger.open("a", encoding="utf-8") as out:
             out.write(
@@ -86,10 +93,15 @@ def check_out(path: Path) -> None:
 def confirm_ledger(checkpoint: Path) -> Path:
     """Where looks at the confirm split are noted: one file for all checkpoints of a sweep, or of a training."""
     whole = checkpoint.resolve()
-    folder = next((parent for parent in whole.parents if (parent / "sweep.yaml").is_file()), None)
+    folder = sweep_of(whole)
     if folder is None:
         folder = whole.parent if whole.name.startswith("epoch-") else whole
     return folder / "confirm-looks.log"
+
+
+def sweep_of(checkpoint: Path) -> Path | None:
+    """The sweep's folder that a checkpoint lies in."""
+    return next((parent for parent in checkpoint.resolve().parents if (parent / "sweep.yaml").is_file()), None)
 
 
 def check_first_look(ledger: Path, split: str) -> None:

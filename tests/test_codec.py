@@ -226,3 +226,17 @@ def test_gate_starts_where_it_is_told(tiny):
     for calibration in ("norm", "layernorm"):
         gate = make(tiny, calibration=calibration, scale_gate=0.7).scale_gate
         assert math.isclose(float(gate.detach()), 0.7, rel_tol=1e-5)
+
+
+def test_a_checkpoint_from_before_a_setting_existed_still_loads(tiny, tmp_path):
+    codec = make(tiny)
+    older = {key: value for key, value in codec.config.model_dump().items() if key != "cut"}
+    codec.save(tmp_path, {})
+    record = json.loads((tmp_path / "config.json").read_text())
+    record |= {"codec": older, "digest": codec.digest_with(older)}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert load_codec(tmp_path, tiny).config == codec.config
+    record["codec"]["width"] = 36
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError):
+        load_codec(tmp_path, tiny)
