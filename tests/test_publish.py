@@ -4,41 +4,64 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import yaml
 
 from m2ray import evaluate, publish
 from m2ray.command import UserError
-from m2ray.config import TrialConfig, load
-from m2ray.jobs import trial_of
+from m2ray.config import TrialConfig, load, validate
+from m2ray.jobs import Job, run_job, trial_of
+from m2ray.receiver import load_receiver
+from m2ray.rows import RowStore
+from m2ray.training import train
 
-MADE = Path(__file__).parent.parent / "results" / "quickstart-2026-11-24"
-CONFIG = "segments-k16-fff3b16e"
+CONFIG = "k8"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished sweep of one configuration leaves, judged on eight episodes."""
+    root = tmp_path_factory.mktemp("made") / "sweep"
+    settings = {
+        "splits": {"confirm": "2000:2008", "search": "1000:1004"},
+        "codec": {"k": 8, "width": 32, "layers": 1},
+        "training": {"epochs": 1, "epoch_samples": 64, "batch_size": 32},
+    }
+    trial = validate(TrialConfig, settings, "test")
+    folder = root / "checkpoints" / CONFIG / "seed-0"
+    checkpoint = train(trial, 0, load_receiver("mini"), folder, lambda metrics, at: None, {"config": CONFIG})
+    RowStore(root).append(run_job(Job(trial, "confirm", ("normal", "P0"), checkpoint, root)))
+    line = {"config": CONFIG, "seed": 0, "verdict": "PASS", "split": "confirm", "n": 8, "normal": 0.83}
+    pd.DataFrame([line]).to_csv(root / "leaderboard.csv", index=False)
+    (root / "sweep.yaml").write_text(yaml.safe_dump({"command": "python -m m2ray.sweep"}))
+    return root
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Path:
-    """A finished sweep."""
-    shutil.copytree(MADE, tmp_path / "sweep")
+def sweep(made: Path, tmp_path: Path) -> Path:
+    """A copy to write into."""
+    shutil.copytree(made, tmp_path / "sweep")
     return tmp_path / "sweep"
 
 
 def test_a_published_codec_plays_on_any_seeds_even_the_judged_ones(sweep, capsys):
-    assert publish.main([str(sweep), CONFIG, "--as", "best-k16"]) == 0
-    best = sweep / "best-k16"
+    assert publish.main([str(sweep), CONFIG, "--as", "best-k8"]) == 0
+    best = sweep / "best-k8"
     conditions = "normal,shuffle,P0"
     for seeds in ("2000:2008", "7000000:7000008"):
         assert evaluate.main([str(best), "--seeds", seeds, "--conditions", conditions]) == 0
         assert "Normal" in capsys.readouterr().out
     judged = sweep / "checkpoints" / CONFIG / "seed-0"
     with pytest.raises(UserError, match="looked at"):
-        evaluate.main([str(judged / "epoch-02"), "--seeds", "2000:2008", "--conditions", conditions])
+        evaluate.main([str(judged / "epoch-01"), "--seeds", "2000:2008", "--conditions", conditions])
 
 
 def test_its_folder_says_what_was_judged_and_how_to_train_it_again(sweep):
-    best = publish.publish(sweep, CONFIG, 0, "best-k16")
+    best = publish.publish(sweep, CONFIG, 0, "best-k8")
     assert load(TrialConfig, best / "trial.yaml") == trial_of(best)
     told = (best / "README.md").read_text()
-    assert "PASS on confirm, n = 500: normal 83.0 %" in told
+    assert "PASS on confirm, n = 8: normal 83.0 %" in told
     assert "python -m m2ray.train" in told
     assert json.loads((best / "config.json").read_text())["published"]["verdict"].startswith("PASS")
 
