@@ -255,7 +255,7 @@ class CodecConfig(Strict):
 
 
 class LossTerm(Strict):
-    """One objective: its weight, from when it counts, how fast the weight rises from 0, and when it is back there."""
+    """One objective: its weight, from when it counts, over how many steps that rises, and when it is back at 0."""
 
     weight: NonNegative = 1.0
     start: Annotated[Share, Field(description="share of all steps before which it does not count")] = 0.0
@@ -347,6 +347,14 @@ class TrainingConfig(Strict):
     grad_clip: Positive = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     anneal: Anneal | None = None
+    restarts: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="times that training starts afresh, from other weights and at half the learning rate, "
+            "where half of it shows that the codec ignores its message",
+        ),
+    ] = 0
     log_every: Count = 20
 
     @property

@@ -5,8 +5,8 @@ tokens, made once and never merged across their borders: `before` + the message'
 conditions the slots hold the message's tokens, in the latent conditions k vectors, in P0 nothing: everything
 else B sees is the same, token for token, whatever the message says.
 
-Shapes: B rows, T positions, P of them shared by all rows, K slots, A answer tokens, V variables of an answer, N values of a domain, D width,
-L layers, S tokens behind the slots, W words of the vocabulary.
+Shapes: B rows, T positions, P of them shared by all rows, K slots, A answer tokens, V variables of an answer,
+N values of a domain, D width, L layers, S tokens behind the slots, W words of the vocabulary.
 """
 
 from __future__ import annotations

@@ -270,11 +270,31 @@ def train(
         UserError: the state in `folder` is of other settings, or a tracker is not installed or does not start.
     """
     check(config.trackers)
+    Source(config.task).check_disjoint(config.splits)
+    check_receiver_seeds(config, receiver)
+    for restart in range(config.training.restarts + 1):
+        checkpoint = _train_once(config, training_seed, restart, receiver, folder, report, about)
+        if checkpoint is not None:
+            break
+    assert checkpoint is not None
+    return checkpoint
+
+
+def _train_once(
+    config: TrialConfig,
+    training_seed: int,
+    restart: int,
+    receiver: Receiver,
+    folder: Path,
+    report: Report,
+    about: dict[str, Any],
+) -> Path | None:
+    """`train`, from one initialisation; None where half of it shows that the codec ignores its message, and
+    another restart is allowed.
+    """
     rank, workers = world()
     training, source = config.training, Source(config.task)
-    source.check_disjoint(config.splits)
-    check_receiver_seeds(config, receiver)
-    torch.manual_seed(training_seed)
+    torch.manual_seed(training_seed + 1_000_003 * restart)
     codec = Codec(config.codec, receiver).to(receiver.device)
     heads = Heads(config, receiver).to(receiver.device)
     trainee = Trainee(config, codec, heads, receiver)
@@ -298,9 +318,12 @@ def train(
         tensors, meta = load_tensors(state_file)
         if meta["settings"] != settings:
             raise UserError(f"{state_file}: made with other settings; choose another name or remove the folder")
-        restore_training(tensors, trainee, optimizer)
-        first, history = meta["step"], meta["history"]
-        annealer.k, annealer.held, annealer.nll = meta["anneal"]
+        if meta["restart"] > restart:
+            return None
+        if meta["restart"] == restart and meta["step"]:
+            restore_training(tensors, trainee, optimizer)
+            first, history = meta["step"], meta["history"]
+            annealer.k, annealer.held, annealer.nll = meta["anneal"]
 
     checkpoint = folder / f"epoch-{first // per_epoch:02d}"
     started = time.perf_counter()
@@ -315,7 +338,8 @@ def train(
             samples = range(step * training.batch_size, (step + 1) * training.batch_size)
             batch = draw_batch(source, seeds, samples, training_seed)
             log = step % training.log_every == 0 or (step + 1) % per_epoch == 0
-            optimizer.param_groups[0]["lr"] = learning_rate(config, step, steps, per_epoch)
+            lr = learning_rate(config, step, steps, per_epoch) * 0.5**restart
+            optimizer.param_groups[0]["lr"] = lr
             with autocast:
                 loss, parts = wrapped(batch, annealer.k, step, log)
             optimizer.zero_grad(set_to_none=True)
@@ -335,7 +359,7 @@ def train(
                     "step": step + 1,
                     "k": annealer.k,
                     "grad_norm": float(norm),
-                    "lr": optimizer.param_groups[0]["lr"],
+                    "lr": lr,
                 }
                 history.append({**now, **values})
                 if (step + 1) % per_epoch:
@@ -348,10 +372,13 @@ def train(
                     **search_score(receiver, codec, search, config.evaluation.batch_size),
                     "recovered": annealer.recovered(),
                     "collapsed": collapsed(history, annealer.nll_without - annealer.nll_text),
+                    "restart": restart,
                     "epoch": (step + 1) // per_epoch,
                     "seconds": time.perf_counter() - started,
                 }
                 track(metrics)
+                at_half = metrics["epoch"] == math.ceil(training.epochs / 2) < training.epochs
+                gives_up = at_half and metrics["collapsed"] and restart < training.restarts
                 if rank == 0:
                     record = {**about, "seed": training_seed, "step": step + 1, "trial": config.model_dump()}
                     brief = {name: value for name, value in metrics.items() if name != "episode_nll"}
@@ -359,12 +386,15 @@ def train(
                     write_json(folder / "history.json", history)
                     meta = {
                         "settings": settings,
-                        "step": step + 1,
+                        "step": 0 if gives_up else step + 1,
                         "history": history,
+                        "restart": restart + gives_up,
                         "anneal": [annealer.k, annealer.held, annealer.nll],
                     }
                     save_tensors(state_file, training_tensors(trainee, optimizer), meta)
                 report(metrics, checkpoint)
+                if gives_up:
+                    return None
     return checkpoint
 
 

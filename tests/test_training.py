@@ -59,7 +59,7 @@ def test_every_loss_is_finite_reported_and_reaches_the_codec(tiny, tmp_path):
     conf = config(
         tiny,
         losses=everything,
-        codec={"encoder": "resampler", "k": 3, "width": 32, "bottleneck": "vq", "codebook": 8},
+        codec={"encoder": "segments", "k": 3, "width": 32, "bottleneck": "vq", "codebook": 8},
     )
     reports = run(conf, tiny, tmp_path)
     metrics = reports[-1][0]
@@ -108,6 +108,43 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tiny, tmp_path):
     assert ends[0] == ends[1]
 
 
+def test_a_collapsed_training_starts_afresh_and_resumes_there(tiny, tmp_path):
+    """A constant prefix ignores its message whatever happens."""
+    conf = config(tiny, codec__encoder="constant", training__restarts=1, training__epochs=4)
+    reports = run(conf, tiny, tmp_path / "whole")
+    told = [(metrics["restart"], metrics["epoch"]) for metrics, _ in reports]
+    assert told == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (1, 4)]
+    assert reports[2][0]["lr"] == pytest.approx(reports[0][0]["lr"] / 2)
+    for stop in (2, 3):  # killed right after it gave up, and an epoch later
+
+        class Killed(Exception):
+            pass
+
+        seen = []
+
+        def report(metrics, at, stop=stop, seen=seen):
+            seen.append(metrics["epoch"])
+            if len(seen) == stop:
+                raise Killed
+
+        folder = tmp_path / f"killed-{stop}"
+        with pytest.raises(Killed):
+            train(conf, 0, tiny, folder, report, {"config": "test"})
+        rest = [(metrics["restart"], metrics["epoch"]) for metrics, _ in run(conf, tiny, folder)]
+        assert rest == told[stop:]
+        assert curve(folder) == pytest.approx(curve(tmp_path / "whole"))
+
+
+def test_before_its_start_an_answer_objective_costs_nothing_and_says_nothing(tiny, tmp_path):
+    losses = {"ce": {"start": 0.5}, "slots": {"weight": 5.0}}
+    run(config(tiny, losses=losses, training__log_every=100), tiny, tmp_path)
+    history = json.loads((tmp_path / "history.json").read_text())
+    assert [entry["step"] for entry in history] == [1, 4, 8]
+    # Logged steps always tell what the receiver makes of the answer; the total counts it from the start on.
+    assert history[1]["loss"] == pytest.approx(5 * history[1]["slots"])
+    assert history[2]["loss"] == pytest.approx(5 * history[2]["slots"] + history[2]["ce"])
+
+
 def test_a_state_of_other_settings_is_refused(tiny, tmp_path):
     run(config(tiny), tiny, tmp_path)
     with pytest.raises(UserError, match="made with other settings"):
@@ -142,7 +179,7 @@ def _worker(rank: int, path: str, tree: str, folder: str, port: int) -> None:
     ids=["default", "all"],
 )
 def test_two_workers_on_the_same_global_batch_give_the_curve_of_one(tiny, tmp_path, losses):
-    codec = {"encoder": "resampler", "k": 3, "width": 32, "layers": 1}
+    codec = {"encoder": "segments", "cut": "clauses", "k": 3, "width": 32, "layers": 1}
     if "commitment" in losses:
         codec |= {"bottleneck": "vq", "codebook": 8}
     conf = config(tiny, losses=losses, codec=codec)
