@@ -14,6 +14,11 @@ from rich.table import Table
 COLUMNS = ("configuration", "state", "epoch", "k", "score (nats)", "shuffle gap", "prefix cosine")
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 class Board:
     """State of every configuration, the share of the work that is done, and when the rest will be."""
 

@@ -22,22 +22,24 @@ from m2ray.codec import Codec, load_codec
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.conditions import Injection, Material, condition
 from m2ray.config import Splits, TrialConfig, parse_seeds
-from m2ray.diagnosis_figures import Shown, draw
-from m2ray.evaluation import play
-from m2ray.files import write_atomic, write_json
-from m2ray.findings import Diagnosis, Gap, Norms, Success, tables
-from m2ray.jobs import subject_of, trained_constant, trial_of
+from m2ray.diagnosis_figures import Shown
+from m2ray.diagnosis_text import sections, write
+from m2ray.evaluation import Subject, play
+from m2ray.findings import Diagnosis, Gap, Norms, Success
+from m2ray.jobs import DiagnosisJob, subject_of, trained_constant, trial_of
 from m2ray.losses import answer_nll
 from m2ray.probes import facts_of, fields_of, probe, shared_facts, similarity_map, stages
 from m2ray.receiver import Place, Receiver, load_receiver
-from m2ray.report import markdown
 from m2ray.source import Source, cache_root
 from m2ray.task import Episode, verify
 from m2ray.training import draw_batch
 
 EPISODES = 1000  # held-out messages, where no seeds are named
-PROBE_MESSAGES = 2000  # of the training part, that fit the probes
-FREE_EPISODES, FREE_STEPS = 32, 60
+PROBE_MESSAGES, PROBE_TIMES = (
+    2000,
+    4,
+)  # of the training part, that fit the probes: at most; times the held-out ones
+FREE_EPISODES, FREE_STEPS, FREE_SHARE = 32, 60, 20  # at most; steps; of a sweep's episodes, one in so many
 
 
 class AnswerNll(NamedTuple):
@@ -100,12 +102,21 @@ def fresh(trial: TrialConfig, receiver: Receiver) -> int:
     return max(seeds.stop for seeds in ranges)
 
 
-def probe_messages(trial: TrialConfig, receiver: Receiver) -> list[Episode]:
+def unseen(trial: TrialConfig, receiver: Receiver, count: int) -> list[Episode]:
+    """Fresh episodes of the search part; of a file, lines of the search split."""
+    start = fresh(trial, receiver)
+    seeds = range(start, start + count)
+    if trial.task.file is not None:
+        seeds = trial.splits.seeds("search")[:count]
+    return Source(trial.task).get(seeds, "search")
+
+
+def probe_messages(trial: TrialConfig, receiver: Receiver, count: int) -> list[Episode]:
     """Episodes of the training part that fit the probes, each message once; of a file, its training lines."""
     start = fresh(trial, receiver)
-    seeds = range(start, start + PROBE_MESSAGES)
+    seeds = range(start, start + count)
     if trial.task.file is not None:
-        seeds = trial.splits.seeds("train")[:PROBE_MESSAGES]
+        seeds = trial.splits.seeds("train")[:count]
     drawn = Source(trial.task).get(seeds, "train")
     return list({episode.content: episode for episode in drawn}.values())
 
@@ -122,7 +133,7 @@ def diagnose(
     codec: Codec,
     trial: TrialConfig,
     episodes: Sequence[Episode],
-    training_seed: int,
+    subject: Subject,
     constants: Path,
     free_episodes: int = FREE_EPISODES,
 ) -> tuple[Diagnosis, Shown]:
@@ -133,7 +144,7 @@ def diagnose(
         codec: The codec, trained for that receiver.
         trial: Its configuration.
         episodes: Held-out ones, of the part search or select.
-        training_seed: Of the codec: which episodes it was trained on.
+        subject: Whose checkpoint it is; its training seed says which episodes it was trained on.
         constants: Where trained content-free prefixes are kept; see `m2ray.jobs.trained_constant`.
         free_episodes: On how many episodes free vectors are fitted; 0 leaves all ceilings out.
 
@@ -145,9 +156,8 @@ def diagnose(
     """
     size, slots = trial.evaluation.batch_size, codec.config
     constant = trained_constant(receiver, trial, slots, constants) if free_episodes else None
-    held, fit = (
-        Material(receiver, part, codec, constant, size) for part in (episodes, probe_messages(trial, receiver))
-    )
+    fitting = probe_messages(trial, receiver, min(PROBE_MESSAGES, PROBE_TIMES * len(episodes)))
+    held, fit = (Material(receiver, part, codec, constant, size) for part in (episodes, fitting))
     facts = facts_of(fit.episodes, held.episodes)
     shown = Shown(stages(held), shared_facts(episodes))
     fit_features, known, wanted = stages(fit), fields_of(fit.episodes, facts), fields_of(episodes, facts)
@@ -155,15 +165,14 @@ def diagnose(
     names = ["normal", "shuffle", "null", "P0", "P1", *(["constant"] if constant else [])]
     injections = {name: condition(name).inject(held) for name in names}
     nll = {name: answer_parts(receiver, episodes, injections[name], size) for name in names}
-    seen = Material(receiver, trained_messages(trial, training_seed, len(episodes)), codec, None, size)
+    seen = Material(receiver, trained_messages(trial, subject.seed, len(episodes)), codec, None, size)
     seen_nll = {
         name: answer_parts(receiver, seen.episodes, condition(name).inject(seen), size).digits_E
         for name in ("normal", "shuffle", "P0")
     }
     solved, success = {}, {}
     for name in names:
-        if name != "null":
-            solved[name], success[name] = decoded(receiver, trial, episodes, injections[name])
+        solved[name], success[name] = decoded(receiver, trial, episodes, injections[name])
     if free_episodes:
         few = episodes[:free_episodes]
         vectors = free_vectors(receiver, few, slots.k, slots.place, FREE_STEPS)
@@ -178,6 +187,8 @@ def diagnose(
     )
     diagnosis = Diagnosis(
         about={
+            "config": subject.config,
+            "seed": subject.seed,
             "checkpoint": codec.digest,
             "receiver": f"{receiver.name} ({receiver.digest})",
             "level": trial.task.level,
@@ -220,6 +231,30 @@ def decoded(
     return solved, Success(sum(solved), len(solved), float(nll_E.mean()))
 
 
+def check(trial: TrialConfig, receiver: Receiver, count: int) -> None:
+    """Refuse a number of episodes on which no diagnosis can be made, before anything is trained.
+
+    Raises:
+        UserError: too few.
+    """
+    facts_of(
+        probe_messages(trial, receiver, min(PROBE_MESSAGES, PROBE_TIMES * count)), unseen(trial, receiver, count)
+    )
+
+
+def run_diagnosis(job: DiagnosisJob) -> None:
+    """Diagnose a checkpoint of a sweep on fresh episodes and write what was found into the job's folder.
+
+    Raises:
+        UserError: the receiver or the checkpoint is not there, or they do not fit each other.
+    """
+    receiver = load_receiver(job.trial.receiver)
+    codec, episodes = load_codec(job.folder, receiver), unseen(job.trial, receiver, job.episodes)
+    ceilings = min(FREE_EPISODES, job.episodes // FREE_SHARE)
+    found = diagnose(receiver, codec, job.trial, episodes, subject_of(job.folder), job.constants, ceilings)
+    write(job.out, *found)
+
+
 def main(argv: Sequence[str]) -> int:
     """Diagnose, print figures and findings, write them where asked."""
     parser = Parser(
@@ -243,26 +278,19 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--ceilings {args.ceilings}: give a number of episodes, or 0 for none")
     if args.out is not None and (blocked := next((p for p in [args.out, *args.out.parents] if p.is_file()), None)):
         raise UserError(f"--out {args.out}: {blocked} is a file; choose a folder")
-    trial, training_seed = trial_of(args.checkpoint), subject_of(args.checkpoint).seed
+    trial, subject = trial_of(args.checkpoint), subject_of(args.checkpoint)
     if args.receiver:
         trial = trial.model_copy(update={"receiver": args.receiver})
     receiver = load_receiver(trial.receiver)
     codec = load_codec(args.checkpoint, receiver)
     episodes = held_out(trial, receiver, args.split, args.seeds)
     diagnosis, shown = diagnose(
-        receiver, codec, trial, episodes, training_seed, cache_root() / "constants", args.ceilings
+        receiver, codec, trial, episodes, subject, cache_root() / "constants", args.ceilings
     )
-    text = [f"## {title}\n\n{markdown(table)}" for title, table in tables(diagnosis).items()]
-    text.append("## Findings\n\n" + "\n".join(f"- {name}: {sentence}" for name, sentence in diagnosis.findings))
-    print("\n\n".join(text))
+    print("\n\n".join(sections(diagnosis)))
     if args.out is not None:
-        about = ", ".join(f"{key} {value}" for key, value in diagnosis.about.items())
-        pictures = "![maps](maps.png)\n\n![stages](stages.png)"
-        whole = [f"# Diagnosis of {args.checkpoint.name}", about, *text, pictures]
-        write_json(args.out / "diagnosis.json", diagnosis.json())
-        write_atomic(args.out / "diagnosis.md", ("\n\n".join(whole) + "\n").encode())
-        draw(args.out, diagnosis, shown)
-        print(f"\nwritten: {args.out}/diagnosis.json, diagnosis.md, maps.png, stages.png (and .svg)")
+        write(args.out, diagnosis, shown)
+        print(f"\nwritten: {args.out}/diagnosis.json, diagnosis.md, maps.png, stages.png")
     return DONE
 
 
@@ -272,11 +300,9 @@ def held_out(trial: TrialConfig, receiver: Receiver, split: str | None, seeds: s
     Raises:
         UserError: not a range of seeds, or lines of a file that are in training or on confirm.
     """
-    source, start = Source(trial.task), fresh(trial, receiver)
+    source = Source(trial.task)
     if seeds is None:
-        if split is None and trial.task.file is None:
-            return source.get(range(start, start + EPISODES), "search")
-        return source.get(trial.splits.seeds(split or "search"), split or "search")
+        return source.get(trial.splits.seeds(split), split) if split else unseen(trial, receiver, EPISODES)
     try:
         named = parse_seeds(seeds)
     except ValueError as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from m2ray import stats
-from m2ray.figures import COLOURS, _save
+from m2ray.figures import COLOURS, save
 from m2ray.findings import STAGE, Diagnosis
 from m2ray.probes import centred, cosines
 from m2ray.stats import Estimate
@@ -30,14 +30,13 @@ class Shown(NamedTuple):
 
 
 def draw(folder: Path, diagnosis: Diagnosis, shown: Shown) -> None:
-    """Write maps.png, stages.png and the same as SVG."""
+    """Write maps.png and stages.png. Not as SVG: a sweep has many of them, and maps are pixels anyway."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "m2ray"
     folder.mkdir(parents=True, exist_ok=True)
-    _save(draw_maps(diagnosis, shown), folder / "maps")
-    _save(draw_stages(diagnosis), folder / "stages")
+    save(draw_maps(diagnosis, shown), folder / "maps.png")
+    save(draw_stages(diagnosis), folder / "stages.png")
 
 
 def draw_maps(d: Diagnosis, shown: Shown) -> Any:

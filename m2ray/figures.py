@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from m2ray import stats
+from m2ray.board import counted
 from m2ray.gate import counts_of, share
 from m2ray.rows import outcomes
 
@@ -30,13 +31,17 @@ COLOURS = {
 }
 
 
-def draw_all(folder: Path, attempts: Sequence[Attempt], board: pd.DataFrame) -> None:
-    """Draw every picture that the rows allow, as PNG and SVG, in the board's order."""
+def quiet() -> None:
+    """Draw into files only, the same bytes from the same figures."""
     import matplotlib
 
     matplotlib.use("Agg")
-    # Without these, the same rows would give different files at every run.
     matplotlib.rcParams["svg.hashsalt"] = "m2ray"
+
+
+def draw_all(folder: Path, attempts: Sequence[Attempt], board: pd.DataFrame) -> None:
+    """Draw every picture that the rows allow, as PNG and SVG, in the board's order."""
+    quiet()
     ranked = list(zip(board.config, board.seed, strict=True))
     known = [a for a in attempts if a.verdict is not None]
     told = [a for a in known if a.split == "confirm"] or [a for a in known if a.split == known[0].split]
@@ -44,20 +49,28 @@ def draw_all(folder: Path, attempts: Sequence[Attempt], board: pd.DataFrame) -> 
     if not told:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _save(forest(told), folder / "conditions")
+    save(forest(told), *both(folder / "conditions"))
     if board.score.notna().any():
-        _save(scores(board), folder / "scores")
+        save(scores(board), *both(folder / "scores"))
     if any("scale_gate=" in name for attempt in told for name in attempt.rows.condition.unique()):
-        _save(gate_curves(told), folder / "scale_gate")
-    _save(outcome_grid(told[0]), folder / "outcomes")
+        save(gate_curves(told), *both(folder / "scale_gate"))
+    save(outcome_grid(told[0]), *both(folder / "outcomes"))
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, *paths: Path) -> None:
+    """Write a picture in the formats that the paths name, and close it."""
     import matplotlib.pyplot as plt
 
-    figure.savefig(path.with_suffix(".png"), dpi=130, bbox_inches="tight", metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), bbox_inches="tight", metadata={"Date": None})
+    for path in paths:
+        # Dates and versions would make the same figures other files at every run.
+        stamp = "Software" if path.suffix == ".png" else "Date"
+        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={stamp: None})
     plt.close(figure)
+
+
+def both(path: Path) -> tuple[Path, Path]:
+    """A picture's name as PNG and as SVG."""
+    return path.with_suffix(".png"), path.with_suffix(".svg")
 
 
 def label(attempt: Attempt) -> str:
@@ -94,25 +107,30 @@ def forest(attempts: Sequence[Attempt]) -> Any:
 
 
 def scores(board: pd.DataFrame) -> Any:
-    """The searcher's score of every configuration against its k."""
+    """The searcher's score of every configuration by its k; those of one k stand side by side, best first."""
     import matplotlib.pyplot as plt
 
     shown = board[board.score.notna() & board.verdict.isin(["PASS", "FAIL", "not confirmed"])].astype({"k": int})
+    sizes = sorted(shown.k.unique())
+    turn = shown.groupby("k").score.rank(method="first", ascending=False)
+    crowd = shown.groupby("k").score.transform("size")
+    at = shown.k.map(sizes.index) + (turn - (crowd + 1) / 2) / np.maximum(crowd + 1, 6)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for verdict, marker, colour in (
         ("PASS", "o", "#009E73"),
         ("FAIL", "X", "#D55E00"),
         ("not confirmed", "o", "#bbbbbb"),
     ):
-        part = shown[shown.verdict == verdict]
-        if len(part):
-            axes.scatter(part.k, part.score, marker=marker, s=60, color=colour, label=verdict, zorder=3)
+        part = shown.verdict == verdict
+        if part.any():
+            axes.scatter(at[part], shown.score[part], marker=marker, s=60, color=colour, label=verdict, zorder=3)
     axes.axhline(0, color="#000000", lw=0.8)
     axes.set_xlabel("k, prefix vectors")
     axes.set_ylabel("score on the search split (nats per answer value)")
-    axes.set_title(f"What the right message is worth, {len(shown)} trainings")
-    axes.set_xticks(sorted(shown.k.unique()))
-    axes.legend(frameon=False)
+    axes.set_title(f"What the right message is worth, {counted(len(shown), 'training')}")
+    axes.set_xticks(range(len(sizes)), sizes)
+    axes.set_xlim(-0.6, len(sizes) - 0.4)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -1,4 +1,4 @@
-"""What a diagnosis found: its figures, the sentences that follow from them, and both as tables and JSON.
+"""What a diagnosis found: its figures, the sentences that follow from them, and both as JSON.
 
 Each sentence has a rule with a threshold that stands below. A gap is NLL(condition) - NLL(right message) in nats a
 digit: above 0 the right message is worth something. What the receiver can make of a message at all, `worth`, is
@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from m2ray import stats
-from m2ray.gate import Table, percent, rate
+from m2ray.gate import percent, rate
 from m2ray.probes import Probe, SimilarityMap
 from m2ray.stats import Estimate
 
@@ -287,42 +286,3 @@ def capacity(d: Diagnosis) -> Iterator[Finding]:
         )
     else:
         yield Finding("capacity_limits", f"Capacity may be the limit: {figures}, the text {text}; try a larger k.")
-
-
-# --- tables --------------------------------------------------------------------------------------------------
-
-
-def _share(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def tables(d: Diagnosis) -> dict[str, Table]:
-    """The figures, by title."""
-    stages = [
-        ["stage", "facts %", "values left %", "majority %", "cosine", "centred", "rank", "spread %", "follows"]
-    ]
-    for name, probe in d.probes.items():
-        seen = d.maps[name]
-        row = [name if name in d.path else f"({name})", _share(probe.facts), _share(probe.values)]
-        row += [f"{100 * probe.majority:.1f}", f"{seen.cosine:.3f}", f"{seen.cosine_centred:.3f}"]
-        row += [f"{seen.effective_rank:.1f}", f"{100 * seen.spread:.0f}", f"{seen.follows:.2f}"]
-        stages.append(row)
-    nll = [["condition", "nats a digit", "gap", "nats a format token", "gap"]]
-    for name, (digits, other) in d.nll.items():
-        gap = d.gaps.get(name)
-        shown = ["", ""] if gap is None else [nats(gap.digits), nats(gap.format)]
-        nll.append([name, f"{digits:.3f}", shown[0], f"{other:.3f}", shown[1]])
-    for name, seen_gap in d.seen.items():
-        nll.append([f"{name}, training messages", "", nats(seen_gap), "", ""])
-    board = [["prefix", "solved", "95 % CI", "nats a digit"]]
-    for name, found in d.success.items():
-        low, high = stats.wilson(found.successes, found.n)
-        board.append([name, str(found), f"[{percent(low)}, {percent(high)}]", f"{found.digits:.3f}"])
-    scale = [["norm of a prefix vector, 1 = a token embedding's", "5 % quantile", "95 % quantile", "scale_gate"]]
-    scale.append([f"{figure:.2f}" for figure in d.norms])
-    return {
-        "Stages: what linear probes read, how alike messages are": stages,
-        "Nats by condition": nll,
-        "Success by decoding": board,
-        "Scale": scale,
-    }

@@ -40,7 +40,24 @@ class Job:
     @property
     def label(self) -> str:
         """For people."""
-        return f"{'/'.join(self.folder.parts[-3:]) if self.folder else self.trial.receiver} on {self.split}"
+        subject = "/".join(self.folder.parts[-3:]) if self.folder else self.trial.receiver
+        return f"{subject} on {self.split}: {len(self.names)} conditions"
+
+
+@dataclass(frozen=True)
+class DiagnosisJob:
+    """A diagnosis of one checkpoint on fresh episodes of the search part, written into the folder `out`."""
+
+    trial: TrialConfig
+    folder: Path
+    constants: Path
+    episodes: int
+    out: Path
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{'/'.join(self.folder.parts[-3:])}: diagnosis on {self.episodes} messages"
 
 
 def jobs_of(trial: TrialConfig, split: str, folder: Path, constants: Path) -> Iterator[Job]:
@@ -55,6 +72,16 @@ def jobs_of(trial: TrialConfig, split: str, folder: Path, constants: Path) -> It
 def seeds_of(trial: TrialConfig, split: str) -> range:
     """A split's seeds, by its name or as A:B."""
     return trial.splits.seeds(split) if split in SPLITS else parse_seeds(split)
+
+
+def run_any(job: Job | DiagnosisJob) -> pd.DataFrame | None:
+    """Do a job of either kind: what evaluators run. A diagnosis writes files and has no rows."""
+    if isinstance(job, Job):
+        return run_job(job)
+    from m2ray.diagnose import run_diagnosis  # which needs this module
+
+    run_diagnosis(job)
+    return None
 
 
 def run_job(job: Job) -> pd.DataFrame:
@@ -100,7 +127,11 @@ def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig,
     """The best content-free prefix that a short training finds, of a codec's k and place; trained once."""
     codec = CodecConfig(encoder="constant", k=slots.k, place=slots.place, calibration="norm", scale_gate=1.0)
     training = TrainingConfig(
-        epochs=1, epoch_samples=trial.evaluation.constant_samples, batch_size=64, lr=2e-2, weight_decay=0.0
+        epochs=1,
+        epoch_samples=trial.evaluation.constant_samples,
+        batch_size=min(64, trial.evaluation.batch_size),
+        lr=2e-2,
+        weight_decay=0.0,
     )
     plain = trial.model_copy(
         update={

@@ -12,9 +12,11 @@ import pandas as pd
 import ray
 
 if TYPE_CHECKING:
-    from m2ray.jobs import Job
+    from m2ray.jobs import DiagnosisJob
+    from m2ray.jobs import Job as EvaluationJob
 
-    Work = Callable[[Job], pd.DataFrame]
+    Job = EvaluationJob | DiagnosisJob
+    Work = Callable[[Job], pd.DataFrame | None]
 
 
 class Evaluator:
@@ -23,14 +25,14 @@ class Evaluator:
     def __init__(self, work: Work) -> None:
         self._work = work
 
-    def run(self, job: Job) -> pd.DataFrame:
+    def run(self, job: Job) -> pd.DataFrame | None:
         """Do one job."""
         return self._work(job)
 
 
 @dataclass
 class Done:
-    """A job that ended: its rows, or the cause of its failure."""
+    """A job that ended: its rows, if it is one that has any, or the cause of its failure."""
 
     job: Job
     rows: pd.DataFrame | None

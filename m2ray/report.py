@@ -1,4 +1,4 @@
-"""Leaderboard, attempt reports and pictures, from rows and nothing else.
+"""Leaderboard, attempt reports and pictures, from rows, and from the diagnoses where a sweep made any.
 
 `python -m m2ray.report results/NAME` rebuilds all of them.
 """
@@ -209,11 +209,12 @@ def provenance(about: dict[str, Any]) -> list[str]:
     """Where the rows came from, as lines."""
     if not about:
         return []
-    receiver = about.get("receiver", {})
+    receiver, changes = about.get("receiver", {}), about.get("changes", [])
     return [
         f"Command: `{about.get('command')}`",
         f"Date: {about.get('date')}; machine: {about.get('machine')}; commit: {about.get('git')}",
         f"Receiver: {receiver.get('name')} (digest {receiver.get('digest')})",
+        *(f"Resumed with a change on {c['date']}: {c['key']}: {c['before']} to {c['now']}" for c in changes),
     ]
 
 
@@ -280,12 +281,12 @@ def gate_of(folder: Path, path: Path | None) -> GateConfig:
 
 
 def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
-    """Write leaderboard, attempt reports and pictures of a results folder; returns the leaderboard.
+    """Write leaderboard, attempt reports, pictures and the table of diagnoses; returns the leaderboard.
 
     Raises:
         UserError: no rows there, or none that can be judged.
     """
-    from m2ray import figures
+    from m2ray import diagnoses, figures
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
@@ -315,8 +316,10 @@ def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
         for attempt in mine:
             line = board[(board.config == config) & (board.seed == attempt.seed)].iloc[0]
             report.append(attempt_report(attempt, gate, f"{line.verdict}: {line.reason}"))
+            report += diagnoses.section(folder, config, attempt.seed)
         write_atomic(folder / "attempts" / f"{config}.md", ("\n\n".join(report) + "\n").encode())
     figures.draw_all(folder / "figures", attempts, board)
+    diagnoses.build(folder)
     return board
 
 

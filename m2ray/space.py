@@ -110,6 +110,12 @@ class Judge(Strict):
     select: Annotated[int, Field(ge=0, description="sampled configurations that go to the select split")] = 4
     confirm: Annotated[int, Field(ge=0, description="of those, judged once on the confirm split")] = 2
     gate: Annotated[str | None, Field(description="gate YAML beside this file; default: the reference's")] = None
+    diagnose: Annotated[
+        int, Field(ge=0, description="held-out messages on which each judged codec is diagnosed; 0: on none")
+    ] = 200
+    diagnose_seeds: Annotated[
+        Literal["first", "all"], Field(description="training seeds of each configuration that are diagnosed")
+    ] = "first"
 
 
 class Resources(Strict):

@@ -2,7 +2,7 @@
 
 The flow: points and sampled configurations are trained while evaluators play every reported checkpoint under all
 conditions on the search split; the best go to select, the best of those, with all points, are judged once on
-confirm. Everything reported is computed from rows.
+confirm. Those that were judged are diagnosed. Everything reported is computed from rows and diagnoses.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2ray import manifest
-from m2ray.board import Board
+from m2ray import diagnoses, manifest
+from m2ray.board import Board, counted
 from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, UserError, check_place, run
 from m2ray.config import TrialConfig
 from m2ray.gate import PASS
@@ -24,7 +24,7 @@ from m2ray.space import Plan, load_plan
 if TYPE_CHECKING:
     import pandas as pd
 
-    from m2ray.jobs import Job
+    from m2ray.jobs import DiagnosisJob, Job
     from m2ray.pool import Done, Pool
     from m2ray.proposer import OptunaProposer
 
@@ -39,6 +39,7 @@ class Sweep:
         self.plan, self.root, self.proposer, self.board = plan, root, proposer, board
         self.store = RowStore(root)
         self.constants = root / "checkpoints" / "constants"
+        self.undiagnosed: dict[str, str] = {}
         self._pool: Pool | None = None
         self._have: set[tuple[str, int, str, str, str, int, str]] = set()
 
@@ -83,6 +84,8 @@ class Sweep:
 
     def recall(self) -> None:
         """Learn from the rows on disk what need not be played again, and forget what failed."""
+        for line in self.store.set_aside():
+            print(f"{line}; played again", file=sys.stderr)
         rows = self.store.read()
         if len(rows):
             self.store.compact()
@@ -93,12 +96,42 @@ class Sweep:
         self.board.recalled(len(self.proposer.ended), len(self._have))
 
     def _take(self, done: Done) -> None:
-        self.board.evaluated(f"{done.job.label}: {len(done.job.names)} conditions", done.cause)
-        if done.rows is None:
+        from m2ray.jobs import Job
+
+        self.board.evaluated(done.job.label, done.cause)
+        if done.rows is not None:
+            self.store.append(done.rows)
+        elif isinstance(done.job, Job):
             name = done.job.folder.parts[-3] if done.job.folder else "receiver"
             self.proposer.failures[name] = f"evaluation on {done.job.split}: {done.cause}"
-        else:
-            self.store.append(done.rows)
+        elif done.cause:
+            self._undiagnosed(done.job, done.cause)
+
+    def _undiagnosed(self, job: DiagnosisJob, cause: str) -> None:
+        """A diagnosis that failed is said, but takes no verdict away."""
+        from m2ray.jobs import subject_of
+
+        subject = subject_of(job.folder)
+        self.undiagnosed[f"{subject.config}, seed {subject.seed}"] = f"diagnosis: {cause}"
+        diagnoses.record_failure(job.out, subject.config, subject.seed, cause)
+
+    def diagnose(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
+        """Diagnose what was judged, less what has its diagnosis."""
+        from m2ray.codec import read_record
+        from m2ray.jobs import DiagnosisJob
+
+        assert self._pool is not None
+        judge, seeds = self.plan.space.judge, diagnosed_seeds(self.plan)
+        wanted = [key for key in sorted(latest) if key[0] in judged and key[1] in seeds]
+        if not judge.diagnose or not wanted:
+            return
+        self.board.phase(f"diagnose: {counted(len(wanted), 'codec')} on {judge.diagnose} messages")
+        for name, seed in wanted:
+            folder, out = latest[name, seed], diagnoses.folder_of(self.root, name, seed)
+            if diagnoses.read(out).get("about", {}).get("checkpoint") != read_record(folder)["digest"]:
+                trial = self.proposer.configs[name]
+                self._pool.submit(DiagnosisJob(trial, folder, self.constants, judge.diagnose, out))
+        self.finish_evaluation()
 
     def finish_evaluation(self) -> None:
         """Wait for all queued jobs."""
@@ -110,15 +143,16 @@ class Sweep:
 
     def run(self) -> None:
         """Search, select, confirm, on a cluster that is up; what an earlier run left is not done again."""
-        from m2ray.jobs import checkpoints, last_checkpoints, run_job, trial_of
+        from m2ray.jobs import checkpoints, last_checkpoints, run_any, trial_of
         from m2ray.pool import Pool
         from m2ray.search import search
 
         space = self.plan.space
         self.recall()
-        self._pool = Pool(run_job, space.resources.evaluators, space.resources.gpus_per_evaluator)
+        self._pool = Pool(run_any, space.resources.evaluators, space.resources.gpus_per_evaluator)
         try:
-            self.board.phase(f"search: {self.proposer.total} configurations x {len(space.search.seeds)} seeds")
+            configs = counted(self.proposer.total, "configuration")
+            self.board.phase(f"search: {configs} x {counted(len(space.search.seeds), 'seed')}")
             trained = self.root / "checkpoints"
             for folder in checkpoints(trained):
                 self.evaluate(trial_of(folder), "search", folder)
@@ -126,13 +160,14 @@ class Sweep:
             self.finish_evaluation()
             latest = last_checkpoints(trained)
             chosen = self.best(latest, "search", space.judge.select)
-            self.board.phase(f"select: {len(chosen)} configurations")
+            self.board.phase(f"select: {counted(len(chosen), 'configuration')}")
             self._play(latest, chosen, "select")
             winners = self.best(latest, "select", space.judge.confirm)
             judged = [name for name in [*self.plan.points, *winners] if name not in self.proposer.failures]
-            self.board.phase(f"confirm: {len(judged)} configurations, looked at once")
+            self.board.phase(f"confirm: {counted(len(judged), 'configuration')}, looked at once")
             self._play(latest, judged, "confirm")
             self._record_failures()
+            self.diagnose(latest, [name for name in judged if name not in self.proposer.failures])
         finally:
             self._pool.close()
         self.store.compact()
@@ -182,6 +217,12 @@ class Sweep:
             self.store.append(failure_row(name, config.codec.k, config.task.level, cause))
 
 
+def diagnosed_seeds(plan: Plan) -> list[int]:
+    """The training seeds of each judged configuration that are diagnosed."""
+    seeds = plan.space.search.seeds
+    return seeds if plan.space.judge.diagnose_seeds == "all" else seeds[:1]
+
+
 def most_epochs(plan: Plan) -> int:
     """Epochs of the longest configuration, its training seeds together."""
     configs = [*plan.points.values(), *plan.checked]
@@ -207,10 +248,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--address", help="of a running Ray cluster, or auto; default: a local one")
     parser.add_argument("--resume", action="store_true", help="go on with a sweep that was stopped")
+    parser.add_argument("--accept-changes", action="store_true", help="with --resume: settings that differ")
     parser.add_argument("--dry-run", action="store_true", help="print cells, cost and checks, train nothing")
     parser.add_argument("--require-pass", action="store_true", help="exit 1 if nothing passes its gate")
     args = parser.parse_args(argv)
 
+    if args.accept_changes and not args.resume:
+        raise UserError("--accept-changes: goes with --resume; add that or leave it out")
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     plan = load_plan(args.space, overrides, search_overrides(args.trials, args.seeds))
     root = args.results / (args.name or plan.space.name)
@@ -228,7 +272,7 @@ def main(argv: Sequence[str]) -> int:
         return DONE
     about = manifest.describe(plan, gate, argv)
     if args.resume:
-        manifest.check_same(root, about)
+        manifest.settle(root, about, args.accept_changes)
     try:
         return execute(plan, root, about, args)
     except KeyboardInterrupt:
@@ -280,17 +324,19 @@ def execute(plan: Plan, root: Path, about: Mapping[str, Any], args: Any) -> int:
             manifest.write(root, about)
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"))
         with Board(root.name, proposer.total, work_of(plan).jobs) as board:
-            Sweep(plan, root, proposer, board).run()
+            sweep = Sweep(plan, root, proposer, board)
+            sweep.run()
     finally:
         cluster.stop()
     leaderboard = build(root)
     print_board(leaderboard)
     print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
-    for name, cause in proposer.failures.items():
+    failures = {**proposer.failures, **sweep.undiagnosed}
+    for name, cause in failures.items():
         print(f"failed: {name}: {cause}", file=sys.stderr)
     if args.require_pass and not (leaderboard.verdict == PASS).any():
         return NOT_PASSED
-    return SOME_FAILED if proposer.failures else DONE
+    return SOME_FAILED if failures else DONE
 
 
 if __name__ == "__main__":

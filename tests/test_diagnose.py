@@ -15,6 +15,7 @@ from m2ray.conditions import Injection, Material, condition
 from m2ray.config import TrialConfig, parse_seeds, validate
 from m2ray.diagnose import (
     answer_parts,
+    check,
     diagnose,
     free_vectors,
     fresh,
@@ -23,13 +24,14 @@ from m2ray.diagnose import (
     probe_messages,
     trained_messages,
 )
-from m2ray.evaluation import evaluate, play, value_nll
+from m2ray.evaluation import Subject, evaluate, play, value_nll
 from m2ray.losses import answer_nll
 from m2ray.receiver import load_receiver
 from m2ray.task import episodes, level, part_of, verify
 from m2ray.training import train
 
 EASY = level("easy")
+SUBJECT = Subject("test", 0, "", 2, "{}")
 
 
 def config(receiver, **changes) -> TrialConfig:
@@ -83,8 +85,8 @@ def test_gaps_and_success_are_those_of_the_rows(tiny, small, tmp_path):
     torch.manual_seed(0)
     conf, part = config(tiny), episodes(EASY, range(120), "search")
     codec = Codec(conf.codec, tiny).eval()
-    found, shown = diagnose(tiny, codec, conf, part, 0, tmp_path, free_episodes=0)
-    again, _ = diagnose(tiny, codec, conf, part, 0, tmp_path, free_episodes=0)
+    found, shown = diagnose(tiny, codec, conf, part, SUBJECT, tmp_path, free_episodes=0)
+    again, _ = diagnose(tiny, codec, conf, part, SUBJECT, tmp_path, free_episodes=0)
     assert again.json() == found.json()
     assert {name: len(rows) for name, rows in shown.features.items()} == dict.fromkeys(found.maps, 120)
     rows = evaluate(tiny, part, "search", ["normal", "shuffle", "null", "P0", "P1"], conf.evaluation, codec=codec)
@@ -96,7 +98,8 @@ def test_gaps_and_success_are_those_of_the_rows(tiny, small, tmp_path):
     for name, success in found.success.items():
         assert (success.successes, success.n) == (int(by[name].success.sum()), 120)
         assert success.digits == pytest.approx(by[name].nll.mean(), abs=1e-5)
-    assert set(found.success) == {"normal", "shuffle", "P0", "P1"}
+    assert set(found.success) == set(by)
+    assert (found.about["config"], found.about["seed"]) == ("test", 0)
     with torch.no_grad():
         prefix = codec(tiny.read([e.message for e in part])).prefix_BKD
     unit = prefix.norm(dim=-1).mean() / tiny.embedding_norm
@@ -158,7 +161,7 @@ def test_default_seeds_lie_past_the_receivers_own_training(tiny, monkeypatch):
 
 def test_probes_are_fitted_on_fresh_messages_of_the_training_part_each_once(tiny, small):
     conf = config(tiny, task={"level": "lookup-4x5"})
-    fit = probe_messages(conf, tiny)
+    fit = probe_messages(conf, tiny, 300)
     assert {part_of(episode.sender) for episode in fit} == {"train"}
     assert len({episode.content for episode in fit}) == len(fit) < 300
     assert min(episode.seed for episode in fit) >= 1300
@@ -189,7 +192,7 @@ def test_lines_of_a_file_that_are_in_training_or_on_confirm_are_refused(tiny, tm
     conf = config(tiny, task={"file": str(file)}, splits=splits)
     assert [e.seed for e in held_out(conf, tiny, None, None)] == list(range(20, 30))
     assert [e.seed for e in held_out(conf, tiny, None, "32:36")] == list(range(32, 36))
-    assert {e.seed for e in probe_messages(conf, tiny)} <= set(range(20))
+    assert {e.seed for e in probe_messages(conf, tiny, 300)} <= set(range(20))
     with pytest.raises(UserError, match="--seeds"):
         held_out(conf, tiny, None, "10:30")
     with pytest.raises(UserError, match="a diagnosis keeps off them"):
@@ -210,13 +213,20 @@ def test_the_command_writes_figures_findings_and_pictures(tiny, checkpoint, smal
     assert set(whole["gaps"]) == {"shuffle", "null", "P0", "P1", "constant"}
     text = (out / "diagnosis.md").read_text()
     assert whole["findings"]
+    assert whole["root_cause"][0] == ["Question", "Measured", "Answer"]
+    assert {path.name for path in out.iterdir()} == {"diagnosis.json", "diagnosis.md", "maps.png", "stages.png"}
     for finding in whole["findings"]:
         assert f"- {finding['name']}: {finding['sentence']}" in printed
         assert finding["sentence"] in text
     for name in ("maps", "stages"):
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-        assert "<svg" in (out / f"{name}.svg").read_text()
         assert f"({name}.png)" in text
+
+
+def test_a_sweep_is_told_before_it_begins_that_its_diagnoses_cannot_be_made(tiny):
+    check(config(tiny), tiny, 120)
+    with pytest.raises(UserError, match="no fact is said by 5 of 6 held-out messages"):
+        check(config(tiny), tiny, 6)
 
 
 @pytest.mark.parametrize(

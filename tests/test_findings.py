@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from m2ray.findings import Diagnosis, Gap, Norms, Success, plain, tables
+from m2ray.diagnosis_text import root_cause, tables
+from m2ray.findings import Diagnosis, Gap, Norms, Success, plain
 from m2ray.probes import Probe, SimilarityMap
 from m2ray.stats import Estimate
 
@@ -147,3 +148,30 @@ def test_every_figure_is_in_the_tables_and_plain_in_json():
     cells = [cell for table in tables(d).values() for row in table for cell in row]
     for cell in ("95.0 [94.0, 96.0]", "+0.500 nats [+0.490, +0.510]", "80.0% (800/1000)", "20.0", "1.50"):
         assert cell in cells
+
+
+def answers(d: Diagnosis) -> dict[str, str]:
+    return {question: answer for question, _, answer in root_cause(d)[1:]}
+
+
+def test_the_root_cause_of_a_codec_that_is_read_is_nowhere():
+    healthy = replace(known(), success=known().success | {"free": Success(32, 32, 0.0)})
+    assert set(answers(healthy).values()) == {"yes"}
+    assert len(answers(healthy)) == 9
+
+
+def test_the_root_cause_is_where_the_message_stops():
+    d = with_gap(idle(known(0.67)), shuffle=about(0.001), null=about(-0.01))
+    late = {name: d.probes[name]._replace(facts=about(0.55)) for name in ("latent", "prefix")}
+    d = replace(d, probes=d.probes | late)
+    found = answers(d)
+    assert found["Does the message as text help B?"] == "yes"
+    assert found["Does the prefix still hold the message?"] == "no: lost at the latent"
+    assert found["Do prefixes of different messages differ?"] == "yes"
+    assert (found["Does B read it?"], found["Does it help B?"]) == ("no", "no")
+    assert found["Is its gain over zeros content rather than form?"] == "no gain"
+    flat = SimilarityMap(0.99, 0.9, 1.3, 0.1, 0.0)
+    alike = replace(d, maps=d.maps | {"prefix": flat}, norms=Norms(12.0, 10.0, 14.0, 12.0))
+    assert answers(alike)["Do prefixes of different messages differ?"] == "no"
+    assert answers(alike)["Is its scale one that B knows?"] == "no"
+    assert answers(with_gap(idle(known()), shuffle=about(-0.05)))["Does B read it?"] == "backwards"

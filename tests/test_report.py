@@ -12,7 +12,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 from test_gate import GOOD, make_rows
 
-from m2ray import report
+from m2ray import figures, report
 from m2ray.command import UserError
 from m2ray.command import run as run_command
 from m2ray.gate import judge, load_gate
@@ -235,6 +235,17 @@ def test_pictures_open_and_show_something(built):
         pixels = matplotlib.image.imread(path)
         assert min(pixels.shape[:2]) > 200
         assert len(np.unique(pixels[::7, ::7, :3])) > 10
+
+
+def test_scores_of_one_k_stand_side_by_side():
+    board = pd.DataFrame(
+        {"k": [4, 4, 4, 8], "score": [0.2, 0.2, 0.1999, 0.2], "verdict": ["PASS", "PASS", "FAIL", "not confirmed"]}
+    )
+    figure = figures.scores(board)
+    places = np.concatenate([points.get_offsets() for points in figure.axes[0].collections])
+    assert len(places) == 4
+    assert len(set(np.round(places[:, 0], 3))) == 4
+    assert sorted(np.round(places[:, 0])) == [0, 0, 0, 1]
 
 
 def test_another_build_from_rows_in_another_order_writes_the_same_bytes(built, tmp_path):

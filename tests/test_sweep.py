@@ -27,7 +27,7 @@ def test_the_sweep_says_what_it_does_and_where_everything_is(swept):
     folder, _, done = swept
     lines = done.stdout.splitlines()
     assert done.stderr == ""
-    assert any("search: 3 configurations x 1 seeds" in line for line in lines)
+    assert any("search: 3 configurations x 1 seed" in line for line in lines)
     assert any("confirm: 2 configurations, looked at once" in line for line in lines)
     assert sum("control: epoch 1/1" in line for line in lines) == 1
     assert sum(": epoch 2/2  k " in line for line in lines) == 2
@@ -122,13 +122,13 @@ sys.exit(code)
 
 
 def test_a_dry_run_counts_and_checks_but_starts_and_writes_nothing(tmp_path):
-    file = write_space(tmp_path)
+    file = write_space(tmp_path, judge={"select": 2, "confirm": 2, "diagnose": 100})
     options = ["--results", tmp_path / "r", "--dry-run", "--trials", 5, "--seeds", "0,1"]
     argv = [sys.executable, "-c", WITHOUT_RAY, file, *options]
     done = subprocess.run(list(map(str, argv)), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     for text in (
-        "configurations   1 points + 5 sampled",
+        "configurations   1 point + 5 sampled",
         "point          control",
         "axis           codec.k: choice [8, 12]",
         # (1 epoch + 5 x 2 epochs) x 2 seeds, of 32 samples
@@ -138,6 +138,9 @@ def test_a_dry_run_counts_and_checks_but_starts_and_writes_nothing(tmp_path):
         # 4 conditions need the checkpoint, 2 its k and place (3 pairs), 4 neither; 22, 4 and 4 checkpoints
         f"at most {20 * (88 + 6 + 4) + (20 + 30) * (16 + 6 + 4):,} answers to decode",
         "splits disjoint by seed and content",
+        "time             about ",
+        # the control and two of the sampled, one of the two seeds
+        "diagnosis        3 codecs on 100 messages each",
     ):
         assert text in done.stdout, text
     assert [path.name for path in tmp_path.iterdir()] == ["space.yaml"]
