@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -21,7 +22,8 @@ from m2ray.gate import GateConfig
 from m2ray.space import Plan
 
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
-DECISIVE = ("space", "points", "gate", "receiver")  # what may not change when a sweep is resumed
+# What may not change unnoticed when a sweep is resumed.
+DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
 
 
 def file_of(folder: Path) -> Path:
@@ -46,6 +48,7 @@ def describe(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {receiver.device.type}",
         "python": platform.python_version(),
+        "code": code_digest(),
         "git": commit.stdout.strip() or "not a git checkout",
         "receiver": {"name": receiver.name, "digest": receiver.digest},
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -56,41 +59,80 @@ def describe(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any
     }
 
 
+def code_digest() -> str:
+    """First 16 hex digits of the SHA-256 of this package's source: its version, committed or not."""
+    sha = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        sha.update(file.name.encode() + file.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+class _Plain(yaml.SafeDumper):
+    """Without anchors, which are not read back."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def write(folder: Path, about: Mapping[str, Any]) -> None:
     """Write it into a results folder."""
-    write_atomic(file_of(folder), yaml.safe_dump(dict(about), sort_keys=False).encode())
+    write_atomic(file_of(folder), yaml.dump(dict(about), Dumper=_Plain, sort_keys=False).encode())
 
 
 def read(folder: Path) -> dict[str, Any]:
     """What a results folder says of its sweep; empty where it says nothing.
 
     Raises:
-        UserError: unreadable.
+        UserError: unreadable, or not what a sweep writes.
     """
     file = file_of(folder)
-    return read_yaml(file) if file.is_file() else {}
+    about = read_yaml(file) if file.is_file() else {}
+    for key, kind in (("receiver", dict), ("gate", dict), ("changes", list)):
+        value = about.get(key, kind())
+        whole = key != "changes" or all(isinstance(c, dict) and {"date", *Change._fields} <= set(c) for c in value)
+        if not isinstance(value, kind) or not whole:
+            raise UserError(f"{file}: {key}: not what a sweep writes there; restore the file, or remove it")
+    return about
 
 
-def check_same(folder: Path, about: Mapping[str, Any]) -> None:
-    """Refuse to resume a sweep under other settings than it began with.
+class Change(NamedTuple):
+    """A setting that differs: its dotted key, what it was, what it is."""
+
+    key: str
+    before: Any
+    now: Any
+
+
+def settle(folder: Path, about: Mapping[str, Any], accept: bool) -> None:
+    """Refuse to resume a sweep under other settings than it began with, or record that it was done on purpose.
+
+    Args:
+        folder: The sweep's.
+        about: What `describe` says now.
+        accept: Whether changes are accepted: `sweep.yaml` has them from then on, under `changes` with the date.
 
     Raises:
-        UserError: names the setting.
+        UserError: names the first setting that differs, what it was and what it is.
     """
     before, now = read(folder), yaml.safe_load(yaml.safe_dump(dict(about)))
-    for key in DECISIVE:
-        if before.get(key) != now[key]:
-            where = first_difference(before.get(key), now[key], key)
-            raise UserError(
-                f"{file_of(folder)}: {where}: differs from what this sweep began with; restore it, or start anew "
-                "under another --name"
-            )
+    changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
+    if changes and not accept:
+        key, was, is_ = changes[0]
+        more = f"; {len(changes) - 1} more" if changes[1:] else ""
+        raise UserError(
+            f"{file_of(folder)}: {key}: differs from what this sweep began with (was {was!r:.60}, is {is_!r:.60}"
+            f"{more}); restore it, start anew under another --name, or go on with --resume --accept-changes"
+        )
+    if changes:
+        noted = [{"date": now["date"], **change._asdict()} for change in changes]
+        decided = {key: now[key] for key in DECISIVE}
+        write(folder, {**before, **decided, "changes": [*before.get("changes", []), *noted]})
 
 
-def first_difference(before: Any, now: Any, key: str) -> str:
-    """The dotted key of the first setting in which two trees differ."""
+def differences(key: str, before: Any, now: Any) -> Iterator[Change]:
+    """The settings in which two trees differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in {**before, **now}:
-            if before.get(name) != now.get(name):
-                return first_difference(before.get(name), now.get(name), f"{key}.{name}")
-    return key
+            yield from differences(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        yield Change(key, before, now)

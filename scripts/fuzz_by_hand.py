@@ -161,7 +161,6 @@ RECORD_VALUES: list[tuple[str, Any]] = [
     ("digest", "0" * 16),
     ("trial/receiver", "./moved"),
     ("trial/task/level", "hard"),
-    ("trial/splits", {}),
 ]
 ROWS = "rows.parquet"
 ARGUMENTS: list[tuple[str, ...]] = [

@@ -122,6 +122,7 @@ def test_a_faulty_space_is_refused(refused, tmp_path, key, value, says):
         (["--name", ".."], "--name: '..' is no plain folder name"),
         (["--name", ""], "--name: '' is no plain folder name"),
         (["--receiver", "./nobody"], "receiver ./nobody: no such folder"),
+        (["--accept-changes"], "--accept-changes: goes with --resume; add that or leave it out"),
         (["--resume"], "no sweep.yaml to resume; check --name and --results, or leave --resume out"),
         (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: no Ray cluster answers"),
         (["--address", "head"], "--address head: write host:port of the head node, or auto"),
@@ -178,7 +179,8 @@ def test_a_folder_with_a_sweep_is_not_overwritten(refused, begun):
 def test_a_changed_space_is_not_resumed(refused, begun, key, value, says):
     begun.write_text(yaml.safe_dump(changed(key, value)))
     line = refused(begun, "--resume")
-    assert f"sweep.yaml: {says}: differs from what this sweep began with; restore it, or start anew" in line
+    assert f"sweep.yaml: {says}: differs from what this sweep began with (was " in line
+    assert "; restore it, start anew under another --name, or go on with --resume --accept-changes" in line
 
 
 def test_a_changed_gate_is_not_resumed(refused, begun, tmp_path, monkeypatch):
