@@ -38,6 +38,7 @@ class Criterion(Strict):
     at_least: Share = 0.0
     above: dict[str, Share] = {}
     share_of: dict[str, Share] = {}
+    floor: Share = 0.0
     min_k: Annotated[int, Field(ge=1)] = 1
     max_k: Annotated[int, Field(ge=1)] = 1_000_000
 
@@ -48,6 +49,8 @@ class Criterion(Strict):
         bars = bool(self.above or self.share_of or self.at_least > 0)
         if bars != (self.kind == "lower_bound"):
             raise ValueError("lower_bound, and no other kind, needs at_least above 0, above or share_of")
+        if self.floor and self.kind != "below":
+            raise ValueError("floor: only below has one; remove it")
         if self.min_k > self.max_k:
             raise ValueError(f"min_k {self.min_k} is above max_k {self.max_k}: it would never apply")
         return self
@@ -202,8 +205,14 @@ def _judge_one(criterion: Criterion, counts: Counts, alpha: float, rows: pd.Data
         )
     elif criterion.kind == "below":
         measured, threshold = share(counts[first]), share(counts[second])
-        passed = measured < threshold
+        grounded = threshold <= criterion.floor
+        passed = measured <= criterion.floor if grounded else measured < threshold
         sentence = f"{first} {percent(measured)} is {'' if passed else 'not '}below {second} {percent(threshold)}"
+        if grounded:
+            sentence = (
+                f"{second} {percent(threshold)} leaves nothing to fall, and {first} {percent(measured)} is "
+                f"{'not ' if passed else ''}above {percent(criterion.floor)}"
+            )
         if rows is not None:
             first_E, second_E = outcomes(rows, [first, second])
             sentence += f" (McNemar p = {stats.mcnemar(second_E, first_E).p_greater:.2g}, for information)"

@@ -215,6 +215,17 @@ def test_each_criterion_fails_on_its_own_fault(shares, name):
     assert f"{first.gate}, {first.name}: {first.sentence}" in verdict.reason
 
 
+@pytest.mark.parametrize(
+    ("p0", "shuffle", "holds"),
+    [(0, 0, True), (0, 2, True), (0, 3, False), (2, 2, True), (3, 2, True), (3, 3, False), (20, 19, True)],
+)
+def test_where_b_alone_solves_nearly_nothing_a_wrong_message_need_not_make_it_worse(p0, shuffle, holds):
+    """The floor is 5 %: of 50, 2."""
+    counts = {"normal": (45, 50), "null": (p0, 50), "random": (p0, 50), "P1": (48, 50)}
+    verdict = judge_counts({**counts, "shuffle": (shuffle, 50), "P0": (p0, 50)}, 4, GATE)
+    assert finding(verdict, "a wrong message misleads").passed == holds
+
+
 def test_plumbing_compares_answers_not_scores():
     rows = make_rows()
     one = rows.index[rows.condition == "identity"][7]
