@@ -237,7 +237,10 @@ def draw(seeds: pd.DataFrame) -> Any:
                 loc="upper center",
                 bbox_to_anchor=(0.5, -0.28 / (0.5 + 0.16 * len(arms))),
             )
-    axes[0, 0].set_xlim(0, 100)
+    for axis, limits in zip(
+        axes.flat, ((0, 100), None, (45, 102), (-0.05, 1.05), (0, None), (0, None)), strict=True
+    ):
+        axis.set_xlim(limits)
     axes[0, 0].set_yticks(range(len(arms)), arms)
     axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
     n, times = int(seeds.n.min()), seeds.groupby("arm").size().max()
