@@ -2,7 +2,8 @@
 
 Codecs send their prefixes in the ways of `m2ray.quantisers`, fitted on messages that they were trained on, never
 on those that are played. Their rivals have the same bits: the message as text, cut to whole bytes; and the first
-of A's facts in a fixed code that both sides know, log2(number of possible facts) bits each, read by B as text.
+of A's facts in a fixed code that both sides know, log2(number of possible facts) bits each, read by B as text. The
+code knows what a message can say; codec and cut do not.
 
 Shapes: E episodes, K slots, D width.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +37,7 @@ from m2ray.report import markdown
 from m2ray.task import Ceilings, Episode, Level, ceilings, write_constraints
 
 MESSAGES = 8192  # that fit ranges and codebooks, at most
+STRIDE = 4  # bytes between cuts of the text
 TEXT, FACTS = "text", "facts"
 MARKERS = {"whole prefix": "v", "slot": "o", "quarter slot": "s", "16th of a slot": "D", "entry": "P", "VQ": "*"}
 
@@ -83,12 +86,12 @@ def play_codec(
 def play_text(
     receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], limits: Sequence[float]
 ) -> Iterator[Played]:
-    """The rivals: text cut to the whole bytes in so many bits, none of it and all of it; and A's first facts."""
+    """The rivals: text cut to the whole bytes in so many bits, and between; and A's first facts."""
     longest = max(len(episode.message.encode()) for episode in episodes)
-    for size in sorted({0, longest, *(min(longest, int(bits / 8)) for bits in limits)}):
+    for size in sorted({*range(0, longest, STRIDE), longest, *(min(longest, int(bits / 8)) for bits in limits)}):
         texts = [episode.message.encode()[:size].decode(errors="ignore") for episode in episodes]
         solved_E, _ = decoded(receiver, trial, episodes, Injection(texts, None, "message"))
-        yield Played(TEXT, "cut", f"{size} bytes" + " (all)" * (size == longest), 8 * size, solved_E)
+        yield Played(TEXT, "cut", "all of it" if size == longest else f"{size} B", 8 * size, solved_E)
     fact_bits = math.log2(possible_facts(episodes[0].level))
     for count in range(1, max(len(episode.sender) for episode in episodes) + 1):
         texts = [write_constraints(episode.sender[:count]) for episode in episodes]
@@ -100,15 +103,16 @@ def play_text(
 
 
 def summary(played: Sequence[Played]) -> pd.DataFrame:
-    """One line each: bits, success with its Wilson interval, and a codec's lead over text of as many bits."""
-    texts = sorted((one for one in played if one.sender == TEXT), key=lambda one: one.bits)
+    """One line each: bits, success with its Wilson interval, a codec's lead over the best text of its bits."""
+    texts = [one for one in played if one.sender == TEXT]
     lines = []
     for one in played:
         n, solved = len(one.solved_E), sum(one.solved_E)
         line: dict[str, Any] = {**one._asdict(), "n": n, "solved": solved, "success": solved / n}
         line["ci_low"], line["ci_high"] = stats.wilson(solved, n)
         if one.sender not in (TEXT, FACTS):
-            rival = [text for text in texts if text.bits <= one.bits][-1]
+            # A cut in the middle of a fact may mislead: the rival is the best that fits.
+            rival = max((t for t in texts if t.bits <= one.bits), key=lambda t: (sum(t.solved_E), t.bits))
             lead = stats.paired_difference(one.solved_E, rival.solved_E)
             line |= {"text": rival.setting, "lead": lead.value, "lead_low": lead.low, "lead_high": lead.high}
         lines.append(line)
@@ -128,15 +132,15 @@ def sentence(table: pd.DataFrame, codec: str) -> str:
     def standing(line: dict[Any, Any]) -> str:
         return "beats" if line["lead_low"] > 0 else "loses to" if line["lead_high"] < 0 else "cannot be told from"
 
+    lead = operator.itemgetter("lead")
     clauses = []
     for verdict, run_of_lines in itertools.groupby(best, standing):
         part = list(run_of_lines)
-        low, high = (f"{pick(100 * line['lead'] for line in part):+.0f}" for pick in (min, max))
-        first, last = (
-            f"{part[i]['bits']:,.4g}" if part[i]["bits"] < 1e4 else f"{part[i]['bits']:,.0f}" for i in (0, -1)
+        points = sorted(
+            {f"{100 * line['lead']:+.0f}" for line in (min(part, key=lead), max(part, key=lead))}, key=int
         )
-        span = f"{first} to {last}" if len(part) > 1 else first
-        clauses.append(f"at {span} bits it {verdict} text ({low}{f' to {high}' if high != low else ''} points)")
+        bits = dict.fromkeys(f"{round(part[i]['bits'], 1):,g}" for i in (0, -1))
+        clauses.append(f"at {' to '.join(bits)} bits it {verdict} text ({' to '.join(points)} points)")
     facts = table[table.sender == FACTS].iloc[-1]
     within = own[own.bits <= facts.bits]
     most = f"it at most {percent(within.success.max())}" if len(within) else "it cannot send so few"
@@ -166,7 +170,7 @@ def draw(table: pd.DataFrame, content: Ceilings) -> Any:
     axes.axhline(100 * nothing.success, color=COLOURS["null"], lw=1, ls="--", label="no message")
     axes.axvline(content.message_bits, color=COLOURS["null"], lw=1, ls="-.")
     note = f"{content.message_bits:.1f} bits: what a\nmessage tells about\nthe solution"
-    axes.annotate(note, (content.message_bits, 98), (4, 0), textcoords="offset points", va="top", fontsize=8)
+    axes.annotate(note, (content.message_bits, 2), (4, 0), textcoords="offset points", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(ylim=(0, 100), xlabel="bits per message", ylabel="episodes solved (%), 95 % Wilson interval")
@@ -178,7 +182,7 @@ def draw(table: pd.DataFrame, content: Ceilings) -> Any:
 
 def cells(table: pd.DataFrame) -> Table:
     """The table for people."""
-    out = [["Sender", "Sent", "Setting", "Bits", "Solved", "95 % CI", "Text in these bits", "Lead (points)"]]
+    out = [["Sender", "Sent", "Setting", "Bits", "Solved", "95 % CI", "Best text", "Lead (points)"]]
     for line in table.to_dict("records"):
         cell = [line["sender"], line["scheme"], line["setting"], f"{line['bits']:,.1f}", percent(line["success"])]
         cell.append(f"[{percent(line['ci_low'])}, {percent(line['ci_high'])}]")
@@ -198,7 +202,8 @@ def write(folder: Path, played: Sequence[Played], episodes: Sequence[Episode], r
         f"Receiver {receiver.name} ({receiver.digest}), level {episodes[0].level.name}, n = {len(episodes)} "
         f"fresh messages that no training saw, seeds {episodes[0].seed}:{episodes[-1].seed + 1}. A message tells "
         f"{content.message_bits:.1f} bits about the solution, {content.news_bits:.1f} of them news to B. The lead "
-        "is over text in at most as many bits, on the same episodes, with a 95 % bootstrap interval."
+        "is over the best cut of the text to at most as many bits, on the same episodes, with a 95 % bootstrap "
+        "interval."
     )
     sentences = "\n".join(f"- {sentence(table, name)}" for name in codecs_of(table))
     text = f"{about}\n\n{sentences}\n\n{markdown(cells(table))}"
