@@ -150,7 +150,7 @@ def arms_of(seeds: pd.DataFrame) -> pd.DataFrame:
 def cells(arms: pd.DataFrame, names: Sequence[str], last: Sequence[str] = ()) -> Table:
     """Some columns for people."""
 
-    def text(line: dict[str, Any], name: str) -> str:
+    def text(line: dict[Any, Any], name: str) -> str:
         scale, form = (
             (100, "{:.1f}") if name in SHARES else (1, "{:.1f}" if name == "effective_rank" else "{:.3f}")
         )
