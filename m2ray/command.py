@@ -1,16 +1,20 @@
 """What every command line shares: exit codes, and user errors printed as one line.
 
-Exit codes: 0 done; 1 judged and not passed; 2 bad input; 3 done, but some cells failed.
+Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a disk that is full; 3 done, but some cells failed;
+130 stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import errno
+import os
+import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +23,36 @@ DONE, NOT_PASSED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 
 class UserError(ValueError):
     """Bad input. The message names the file, the key and the mend, in one line."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C, or the notice of a machine that goes away; `code` is what shells make of it."""
+
+    def __init__(self, signal_: int) -> None:
+        super().__init__(signal_)
+        self.code = 128 + signal_
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it the first SIGINT or SIGTERM raises `Stopped` in the main thread; the second ends the process."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def at_once(number: int, frame: object) -> None:
+        os._exit(128 + number)
+
+    def orderly(number: int, frame: object) -> None:
+        for each in signals:
+            signal.signal(each, at_once)
+        print("\nstopping: what is being evaluated is finished first; once more leaves at once", file=sys.stderr)
+        raise Stopped(number)
+
+    before = {each: signal.signal(each, orderly) for each in signals}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 class Parser(argparse.ArgumentParser):

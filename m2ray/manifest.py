@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from m2ray.command import UserError
+from m2ray.command import UserError, check_place
 from m2ray.config import read_yaml
 from m2ray.files import write_atomic
 from m2ray.gate import GateConfig
@@ -29,6 +29,22 @@ DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
 def file_of(folder: Path) -> Path:
     """Where a results folder keeps it."""
     return folder / "sweep.yaml"
+
+
+def check_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
+    """Refuse to mix two sweeps in one folder.
+
+    Raises:
+        UserError: the folder holds a sweep and `--resume` was not given, or the other way round.
+    """
+    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
+        raise UserError(f"--name: {name!r} is no plain folder name; use letters, digits, - and _")
+    check_place("--results", root)
+    there = file_of(root).is_file()
+    if there and not resume and not dry:
+        raise UserError(f"{root}: already holds a sweep; go on with --resume, or choose another --name")
+    if resume and not there:
+        raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
 
 
 def describe(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any]:

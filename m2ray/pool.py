@@ -117,6 +117,13 @@ class Pool:
         while len(self):
             yield from self.poll(timeout=0.5)
 
+    def finish(self, limit_s: float) -> Iterator[Done]:
+        """What is under way, as it ends, for so many seconds at most; what waits in the queue is dropped."""
+        deadline = time.monotonic() + limit_s
+        while self._busy and time.monotonic() < deadline:
+            self._queue.clear()
+            yield from self.poll(timeout=0.2)
+
     def close(self) -> None:
         """End the evaluators; handles left over would hold their resources."""
         for actor in [*self._idle, *(entry[0] for entry in self._busy.values())]:

@@ -7,6 +7,8 @@ confirm. Those that were judged are diagnosed. Everything reported is computed f
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2ray import diagnoses, manifest
 from m2ray.board import Board, counted
-from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, UserError, check_place, run
+from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, UserError, run, stoppable
 from m2ray.config import TrialConfig
 from m2ray.gate import PASS
 from m2ray.rows import FAILED, RowStore, write_rows
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from m2ray.pool import Done, Pool
     from m2ray.proposer import OptunaProposer
 
-INTERRUPTED = 130  # what shells make of Ctrl-C
+LAST_S = 60.0  # of a stopped sweep, for what is being evaluated; a cloud gives two minutes
 DEFAULT_SPACE = Path("search_spaces/quickstart.yaml")
 
 
@@ -40,6 +42,7 @@ class Sweep:
         self.store = RowStore(root)
         self.constants = root / "checkpoints" / "constants"
         self.undiagnosed: dict[str, str] = {}
+        self._full = ""  # what a trial said whose disk was full
         self._pool: Pool | None = None
         self._have: set[tuple[str, int, str, str, str, int, str]] = set()
 
@@ -53,6 +56,8 @@ class Sweep:
     def tick(self) -> None:
         """Take in what the evaluators finished."""
         assert self._pool is not None
+        if self._full:
+            raise UserError(f"{self.root}: {self._full}; free some and run the same command with --resume")
         for done in self._pool.poll():
             self._take(done)
 
@@ -168,6 +173,10 @@ class Sweep:
             self._play(latest, judged, "confirm")
             self._record_failures()
             self.diagnose(latest, [name for name in judged if name not in self.proposer.failures])
+        except Stopped:
+            for done in self._pool.finish(LAST_S):
+                self._take(done)
+            raise
         finally:
             self._pool.close()
         self.store.compact()
@@ -179,6 +188,9 @@ class Sweep:
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
         """See `m2ray.proposer`."""
+        if os.strerror(errno.ENOSPC) in cause:
+            self._full = cause  # says nothing about the configuration, which begins again with --resume
+            return
         self.proposer.finished(name, score, cause)
         self.board.ended(name, cause)
 
@@ -261,7 +273,7 @@ def main(argv: Sequence[str]) -> int:
     if root.is_symlink():
         raise UserError(f"{root}: a link to {root.resolve()}; give that folder by --results and --name")
     root = root.resolve()
-    check_folder(root, args.resume, args.name, args.dry_run)
+    manifest.check_folder(root, args.resume, args.name, args.dry_run)
 
     from m2ray import preflight
 
@@ -274,10 +286,11 @@ def main(argv: Sequence[str]) -> int:
     if args.resume:
         manifest.settle(root, about, args.accept_changes)
     try:
-        return execute(plan, root, about, args)
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command with --resume goes on with {root}", file=sys.stderr)
-        return INTERRUPTED
+        with stoppable():
+            return execute(plan, root, about, args)
+    except Stopped as stopped:
+        print(f"stopped; the same command with --resume goes on with {root}", file=sys.stderr)
+        return stopped.code
 
 
 def search_overrides(trials: int | None, seeds: str | None) -> dict[str, Any]:
@@ -291,22 +304,6 @@ def search_overrides(trials: int | None, seeds: str | None) -> dict[str, Any]:
         except ValueError:
             raise UserError(f"--seeds: {seeds!r} is no list of whole numbers; write 0,1,2") from None
     return over
-
-
-def check_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
-    """Refuse to mix two sweeps in one folder.
-
-    Raises:
-        UserError: the folder holds a sweep and `--resume` was not given, or the other way round.
-    """
-    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
-        raise UserError(f"--name: {name!r} is no plain folder name; use letters, digits, - and _")
-    check_place("--results", root)
-    there = manifest.file_of(root).is_file()
-    if there and not resume and not dry:
-        raise UserError(f"{root}: already holds a sweep; go on with --resume, or choose another --name")
-    if resume and not there:
-        raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
 
 
 def execute(plan: Plan, root: Path, about: Mapping[str, Any], args: Any) -> int:
