@@ -24,8 +24,8 @@ from m2ray.codec import read_record
 from m2ray.command import UserError, why
 from m2ray.config import TrialConfig, validate
 from m2ray.jobs import run_folder, trial_of
+from m2ray.loading import load_receiver
 from m2ray.pool import last_line
-from m2ray.receiver import load_receiver
 from m2ray.space import Resources
 from m2ray.training import TrainingFailed, train
 

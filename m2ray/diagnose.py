@@ -20,16 +20,17 @@ from torch import Tensor
 from m2ray import stats
 from m2ray.codec import Codec, load_codec
 from m2ray.command import DONE, Parser, UserError, run
-from m2ray.conditions import Injection, Material, condition
+from m2ray.conditions import Injection, Material, condition, derangement
 from m2ray.config import Splits, TrialConfig, parse_seeds
 from m2ray.diagnosis_figures import Shown
 from m2ray.diagnosis_text import sections, write
 from m2ray.evaluation import Subject, play
 from m2ray.findings import Diagnosis, Gap, Norms, Success
 from m2ray.jobs import DiagnosisJob, subject_of, trained_constant, trial_of
+from m2ray.loading import load_receiver
 from m2ray.losses import answer_nll
 from m2ray.probes import facts_of, fields_of, probe, shared_facts, similarity_map, stages
-from m2ray.receiver import Place, Receiver, load_receiver
+from m2ray.receiver import Place, Receiver
 from m2ray.source import Source, cache_root
 from m2ray.task import Episode, verify
 from m2ray.training import draw_batch
@@ -284,6 +285,7 @@ def main(argv: Sequence[str]) -> int:
     receiver = load_receiver(trial.receiver)
     codec = load_codec(args.checkpoint, receiver)
     episodes = held_out(trial, receiver, args.split, args.seeds)
+    derangement(episodes)  # too few messages are refused before anything is measured
     diagnosis, shown = diagnose(
         receiver, codec, trial, episodes, subject, cache_root() / "constants", args.ceilings
     )

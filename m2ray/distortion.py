@@ -31,8 +31,9 @@ from m2ray.figures import COLOURS, both, quiet, save
 from m2ray.files import write_atomic
 from m2ray.gate import Table, percent
 from m2ray.jobs import subject_of, trial_of
+from m2ray.loading import load_receiver
 from m2ray.quantisers import AS_IT_IS, quantisers
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.receiver import Receiver
 from m2ray.report import markdown
 from m2ray.task import Ceilings, Episode, Level, ceilings, write_constraints
 

@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from m2ray.conditions import condition
     from m2ray.evaluation import condition_names
     from m2ray.jobs import Job, run_job, seeds_of, trial_of
-    from m2ray.receiver import load_receiver
+    from m2ray.loading import load_receiver
     from m2ray.report import wilson_table
     from m2ray.rows import write_rows
     from m2ray.source import cache_root

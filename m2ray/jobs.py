@@ -16,7 +16,8 @@ from m2ray.command import UserError
 from m2ray.conditions import condition, derangement
 from m2ray.config import CodecConfig, CrossEntropyTerm, Losses, TrainingConfig, TrialConfig, parse_seeds, validate
 from m2ray.evaluation import Subject, condition_names, evaluate
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.loading import load_receiver
+from m2ray.receiver import Receiver
 from m2ray.source import Source
 from m2ray.training import train
 

@@ -49,7 +49,7 @@ def check_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
 
 def describe(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any]:
     """A sweep with all settings resolved, the versions of what runs it, and the receiver's digest."""
-    from m2ray.receiver import load_receiver
+    from m2ray.loading import load_receiver
 
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],

@@ -18,8 +18,9 @@ from m2ray.config import TrialConfig
 from m2ray.evaluation import check_no_leak, condition_names, play
 from m2ray.gate import GateConfig, load_gate
 from m2ray.jobs import SPLITS
+from m2ray.loading import load_receiver
 from m2ray.losses import Heads
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.receiver import Receiver
 from m2ray.source import Source
 from m2ray.space import Plan
 from m2ray.training import Trainee, check_receiver_seeds, draw_batch

@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{folder}: already there; go on with --resume, or choose another --out")
 
     from m2ray import trackers
-    from m2ray.receiver import load_receiver
+    from m2ray.loading import load_receiver
     from m2ray.training import TrainingFailed, train
 
     def report(metrics: dict[str, Any], checkpoint: Path) -> None:

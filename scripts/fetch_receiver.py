@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from m2ray.command import DONE, Parser, UserError, run
-from m2ray.receiver import fetched_root, load_receiver
+from m2ray.loading import fetched_root, load_receiver
 
 HUB_TIMEOUT_S = 5
 # Weights, tokenizer, licence and card; no code, no other weight formats.

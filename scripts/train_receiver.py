@@ -29,8 +29,10 @@ from torch import Tensor
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.config import parse_seeds
 from m2ray.files import write_json
+from m2ray.loading import default_device, load_receiver
 from m2ray.losses import answer_nll
-from m2ray.receiver import CARD, Receiver, default_device, load_receiver
+from m2ray.prompt import CARD
+from m2ray.receiver import Receiver
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.stats import wilson
 from m2ray.task import Episode, Level, draw, episodes, level, verify

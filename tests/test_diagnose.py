@@ -25,8 +25,8 @@ from m2ray.diagnose import (
     trained_messages,
 )
 from m2ray.evaluation import Subject, evaluate, play, value_nll
+from m2ray.loading import load_receiver
 from m2ray.losses import answer_nll
-from m2ray.receiver import load_receiver
 from m2ray.task import episodes, level, part_of, verify
 from m2ray.training import train
 

@@ -19,8 +19,8 @@ from m2ray.config import CodecConfig, TrialConfig
 from m2ray.diagnose import decoded
 from m2ray.distortion import FACTS, TEXT, Played, possible_facts, sentence, summary
 from m2ray.jobs import trial_of
+from m2ray.loading import load_receiver
 from m2ray.quantisers import AS_IT_IS, coded, quantisers, rounded, split, vq_bits
-from m2ray.receiver import load_receiver
 from m2ray.task import episodes, level
 
 untimed = settings(deadline=None, max_examples=30)

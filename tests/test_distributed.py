@@ -15,7 +15,7 @@ from test_cluster import EPOCHS, Script, config
 
 from m2ray import cluster
 from m2ray.codec import read_record
-from m2ray.receiver import load_receiver
+from m2ray.loading import load_receiver
 from m2ray.search import search
 from m2ray.space import Resources
 from m2ray.training import TrainingFailed, train

@@ -14,7 +14,8 @@ from m2ray.conditions import CONDITIONS, Injection, Material, condition
 from m2ray.config import CodecConfig, EvaluationConfig, Splits, TrialConfig
 from m2ray.evaluation import Subject, check_no_leak, check_null, condition_names, evaluate, play, search_score
 from m2ray.jobs import jobs_of, run_job, trained_constant
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.loading import load_receiver
+from m2ray.receiver import Receiver
 from m2ray.rows import SCHEMA, paired_gain
 from m2ray.task import Episode, episodes, level, read_answer, value_probabilities
 

@@ -20,7 +20,8 @@ import pytest
 import torch
 
 from m2ray.command import UserError
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.loading import load_receiver
+from m2ray.receiver import Receiver
 from m2ray.task import draw, level
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fetch_receiver.py"

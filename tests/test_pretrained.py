@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from m2ray.command import UserError
-from m2ray.receiver import Receiver, load_receiver, resolve
+from m2ray.loading import load_receiver, resolve
+from m2ray.receiver import Receiver
 from m2ray.task import Episode, episodes, level, verify
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -12,7 +12,7 @@ from m2ray import evaluate, publish
 from m2ray.command import UserError
 from m2ray.config import TrialConfig, load, validate
 from m2ray.jobs import Job, run_job, trial_of
-from m2ray.receiver import load_receiver
+from m2ray.loading import load_receiver
 from m2ray.rows import RowStore
 from m2ray.training import train
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from m2ray.command import UserError
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.loading import load_receiver
+from m2ray.receiver import Receiver
 from m2ray.task import draw, episodes, level, write_answer
 
 EASY = level("easy")

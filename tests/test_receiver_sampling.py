@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.loading import load_receiver
+from m2ray.receiver import Receiver
 from m2ray.task import Episode, episodes, level
 
 PLAYED = episodes(level("easy"), range(64), "search")

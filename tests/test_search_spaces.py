@@ -11,7 +11,7 @@ import pytest
 from m2ray.config import CrossEntropyTerm, LossTerm, MarginTerm, read_yaml
 from m2ray.evaluation import condition_names
 from m2ray.gate import load_gate
-from m2ray.receiver import load_receiver
+from m2ray.loading import load_receiver
 from m2ray.space import Axis, fetch, load_plan, name_of
 from m2ray.sweep import main
 from m2ray.training import train
@@ -28,7 +28,7 @@ def configs(plan):
 
 def test_the_spaces_are_those_of_the_documentation():
     recipes = ["recipe-mini", "recipe-qwen"]
-    assert NAMES == ["attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart", *recipes, "scale"]
+    assert ["attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart", *recipes, "scale"] == NAMES
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)

@@ -8,7 +8,8 @@ import pytest
 
 from m2ray.command import UserError
 from m2ray.config import Splits, TaskConfig
-from m2ray.receiver import Receiver, load_receiver
+from m2ray.loading import load_receiver
+from m2ray.receiver import Receiver
 from m2ray.source import Sender, Source, cache_root
 from m2ray.task import Episode, draw, episodes, level, write_answer
 

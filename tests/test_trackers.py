@@ -18,7 +18,7 @@ from m2ray import preflight, trackers, training
 from m2ray import train as train_command
 from m2ray.command import UserError
 from m2ray.config import TrialConfig, validate
-from m2ray.receiver import load_receiver
+from m2ray.loading import load_receiver
 from m2ray.space import load_plan, name_of
 from m2ray.training import train
 
