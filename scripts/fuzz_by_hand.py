@@ -68,7 +68,6 @@ READERS = {
 SPACE_VALUES: list[tuple[str, Any]] = [
     ("name", "../x"),
     ("name", ".."),
-    ("name", "/etc/x"),
     ("name", "a" * 65),
     ("name", None),
     ("points", {"../up": {}}),
@@ -86,7 +85,6 @@ SPACE_VALUES: list[tuple[str, Any]] = [
     ("axes", {"codec.k": {"choice": [4, 4]}}),
     ("axes", {"codec.k": {"choice": []}}),
     ("axes", {"codec.k": {"int": [5, 3]}}),
-    ("axes", {"codec.k": {"int": [1, 2, 3]}}),
     ("axes", {"codec.k": {"uniform": [4, 8]}}),
     ("axes", {"codec.k": {}}),
     ("axes", {"codec.k": {"int": [4, 8], "choice": [4]}}),
@@ -133,7 +131,6 @@ SPACE_VALUES: list[tuple[str, Any]] = [
     ("trial/evaluation/conditions", "normal"),
     ("trial/evaluation/text_bytes", [0]),
     ("search/trials", -1),
-    ("search/trials", "two"),
     ("search/seeds", []),
     ("search/seeds", [0, 0]),
     ("search/seeds", [2**32]),
@@ -311,7 +308,6 @@ def rows_by_hand() -> Iterator[Case]:
             yield Case(f"{file}: {what}", argv, content(file, TEXTS[what]))
         yield Case(f"{file}: unreadable", argv, link(file, "/proc/self/mem"))
         yield Case(f"{file}: no condition normal", argv, column(file, "condition", "P0"))
-        yield Case(f"{file}: all of one episode", argv, column(file, "episode", 2000))
         yield Case(f"{file}: k = 0", argv, column(file, "k", 0))
     for name in ("../../up", "/etc/x", "a\nb", "x" * 300):
         yield Case(f"rows: config {name[:20]!r}", REPORT, column(f"results/done/{ROWS}", "config", name))
