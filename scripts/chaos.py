@@ -57,7 +57,7 @@ TARGETS: dict[str, tuple[str, signal.Signals]] = {
     "training worker": ("ray::ImplicitFunc", signal.SIGKILL),
     "evaluator": ("ray::Evaluator", signal.SIGKILL),
     "GCS": ("gcs_server", signal.SIGKILL),
-    "raylet": ("/raylet", signal.SIGKILL),
+    "raylet": ("raylet/raylet", signal.SIGKILL),
     "all at once": ("", signal.SIGKILL),
     "notice": ("m2ray.sweep", signal.SIGTERM),
     "Ctrl-C": ("m2ray.sweep", signal.SIGINT),
@@ -100,13 +100,13 @@ class Run:
             )
 
     def processes(self, known_by: str) -> list[int]:
-        """Those of its processes, the youngest last, whose command line holds some words."""
+        """Those of its processes, the youngest last, whose command line begins with some words."""
         found = []
         for folder in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 if folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes():
-                    line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if known_by in line:
+                    words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                    if known_by in " ".join(words[:3]):  # further ones name sockets of other processes
                         found.append(int(folder.name))
         return sorted(found)
 
@@ -160,7 +160,7 @@ def finished(folder: Path) -> dict[str, int]:
     names = [json.loads(line)["config"] for line in lines if '"ended"' in line and line.endswith("}")]
     last = f"epoch-{SPACE['trial']['training']['epochs']:02d}"
     files = {name: folder / "checkpoints" / name / "seed-0" / last / "config.json" for name in names}
-    return {name: file.stat().st_mtime_ns for name, file in files.items()}
+    return {name: file.stat().st_mtime_ns for name, file in files.items() if file.is_file()}
 
 
 def moments(folder: Path) -> dict[str, Callable[[], bool]]:
@@ -193,7 +193,7 @@ def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: ran
         exits.append(Run(where, resume=begun).end())
         said.append((where / "stderr").read_text()[-500:])
         after = finished(folder)
-        repeated += sum(after[config] != trained[config] for config in trained)
+        repeated += sum(after.get(config) != trained[config] for config in trained)
         repeated += max(0, jobs_in(before) + evaluated(where) - jobs_in(whole))
     rows, doubled = rows_on_disk(folder)
     merged = rows.merge(whole, on=KEY, how="outer", indicator=True)
