@@ -1,0 +1,229 @@
+"""How much faster than the reference loop: training and evaluation, the same losses and the same answers.
+
+python scripts/bench.py --out FOLDER [--receiver mini] [--seconds 20]
+
+The naive side is the reference attempt's algorithm, written plainly: per sample two message encodings and three
+receiver forwards at batch 1, with logits over the whole vocabulary at every position; evaluation one episode at a
+time, the message encoded anew for each condition. The other side is m2ray's own. Both see the same receiver,
+episodes, codec, objectives and decoding; their losses and answers are compared before anything is timed. Ratios of
+medians, the two sides taking turns within one run. Writes bench.json and bench.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2ray.codec import Codec
+from m2ray.conditions import Injection, Material, condition, derangement
+from m2ray.config import TrialConfig
+from m2ray.evaluation import play
+from m2ray.loading import load_receiver
+from m2ray.losses import Heads, answer_nll, row_nll
+from m2ray.receiver import Receiver
+from m2ray.report import markdown
+from m2ray.space import load_plan
+from m2ray.task import Episode, episodes, level
+from m2ray.training import Trainee
+
+SPACE = Path(__file__).parent.parent / "search_spaces" / "attempt-02.yaml"
+CONDITIONS = ("normal", "null", "random", "shuffle", "P0", "P1")
+BATCHES = (8, 32, 64, 128)
+
+
+# --- the reference loop, as it is described --------------------------------------------------------------------
+
+
+def naive_nll(receiver: Receiver, episode: Episode, prefix_KD: Tensor) -> Tensor:
+    """Answer NLL per token, [A], from one forward pass that computes logits for every position."""
+    layout = receiver.layout([episode], len(prefix_KD), "before")
+    embeds_1TD = receiver.embed(layout, prefix_KD[None])
+    logits_1TW = receiver.model(inputs_embeds=embeds_1TD, use_cache=False).logits
+    frame = receiver.frame(episode.level)
+    first = int(layout.answer_B[0]) - 1
+    return answer_nll(logits_1TW[:, first : first + len(frame.ids_A)], frame, receiver.targets([episode]))[0]
+
+
+def naive_loss(
+    config: TrialConfig, codec: Codec, heads: Heads, receiver: Receiver, batch: Sequence[Episode]
+) -> Tensor:
+    """The attempt's total loss over a batch, a sample at a time."""
+    losses = config.losses
+    assert losses.ce is not None
+    assert losses.contrast is not None
+    assert losses.help is not None
+    assert losses.reconstruction is not None
+    assert losses.info_preserve is not None
+    frame, weight = receiver.frame(batch[0].level), losses.ce.value_weight
+    latents, inputs, totals = [], [], []
+    for i, episode in enumerate(batch):
+        wrong = batch[(i + 1) % len(batch)]
+        right = codec(receiver.read([episode.message]))
+        other = codec(receiver.read([wrong.message]))
+        rows = [
+            row_nll(naive_nll(receiver, episode, prefix_KD)[None], frame, weight)[0]
+            for prefix_KD in (right.prefix_BKD[0], other.prefix_BKD[0], torch.zeros_like(right.prefix_BKD[0]))
+        ]
+        nll, shuffled, null = rows
+        total = losses.ce.weight * nll
+        total = total + losses.contrast.weight * F.relu(losses.contrast.margin - (shuffled - nll))
+        total = total + losses.help.weight * F.relu(nll - null + losses.help.margin)
+        totals.append(total)
+        latents.append(right.latent_BKD[0])
+        inputs.append(receiver.read([episode.message]).states_BTD[0].float().mean(0))
+    latent_BKD, inputs_BD = torch.stack(latents), torch.stack(inputs)
+    assert heads.rebuild is not None
+    guess_BD = heads.rebuild(latent_BKD.flatten(1))
+    rebuilt = F.mse_loss(F.normalize(guess_BD, dim=-1), F.normalize(inputs_BD, dim=-1))
+    flat_BF, unit_BD = F.normalize(latent_BKD.flatten(1), dim=-1), F.normalize(inputs_BD, dim=-1)
+    kept = F.mse_loss(flat_BF @ flat_BF.T, unit_BD @ unit_BD.T)
+    return torch.stack(totals).mean() + losses.reconstruction.weight * rebuilt + losses.info_preserve.weight * kept
+
+
+def naive_answers(
+    receiver: Receiver, codec: Codec, played: Sequence[Episode], name: str, noise: Sequence[Tensor]
+) -> list[str]:
+    """One condition's greedy answers, an episode at a time."""
+    answers, partners = [], derangement(played)
+    for i, episode in enumerate(played):
+        prefix_1KD = codec(receiver.read([episode.message])).prefix_BKD  # made anew for each condition
+        texts: list[str] | int = codec.config.k
+        if name == "shuffle":
+            prefix_1KD = codec(receiver.read([played[partners[i]].message])).prefix_BKD
+        elif name == "null":
+            prefix_1KD = torch.zeros_like(prefix_1KD)
+        elif name == "random":
+            prefix_1KD = noise[i][None]
+        elif name in ("P0", "P1"):
+            texts = [episode.message if name == "P1" else ""]
+        layout = receiver.layout([episode], texts, "before" if isinstance(texts, int) else "message")
+        embeds_1TD = receiver.embed(layout, prefix_1KD)[:, : int(layout.answer_B[0])]
+        written = receiver.model.generate(
+            inputs_embeds=embeds_1TD,
+            attention_mask=torch.ones(embeds_1TD.shape[:2], dtype=torch.long, device=receiver.device),
+            max_new_tokens=32,
+            do_sample=False,
+            pad_token_id=next(iter(receiver.end_ids)),
+            eos_token_id=sorted(receiver.end_ids),
+        )
+        answers.append(str(receiver.tokenizer.decode(written[0], skip_special_tokens=True)))
+    return answers
+
+
+# --- both sides, in turns --------------------------------------------------------------------------------------
+
+
+def in_turns(sides: dict[str, Callable[[], Any]], seconds: float) -> dict[str, float]:
+    """Median seconds of each side's call, the sides taking turns until each has run three times and time is up."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    started = time.perf_counter()
+    while min(map(len, times.values())) < 3 or time.perf_counter() - started < seconds:
+        for name, call in sides.items():
+            begun = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def bench_training(config: TrialConfig, receiver: Receiver, seconds: float) -> dict[str, Any]:
+    """Training samples a second, the attempt's objectives on both sides."""
+    torch.manual_seed(0)
+    codec, heads = Codec(config.codec, receiver), Heads(config, receiver)
+    trainee = Trainee(config, codec, heads, receiver)
+    optimizer = torch.optim.AdamW(trainee.parameters(), lr=1e-4)
+    drawn = episodes(level(config.task.level), range(9_000_000, 9_000_000 + max(BATCHES)), "train")
+
+    def step(loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    with torch.no_grad():
+        ours = float(trainee(drawn[:8], config.codec.k, 1, False)[0])
+        theirs = float(naive_loss(config, codec, heads, receiver, drawn[:8]))
+    if abs(ours - theirs) > 1e-3 * abs(theirs):
+        raise RuntimeError(f"the two sides compute different losses: {ours} and {theirs}")
+
+    def fast(size: int) -> Callable[[], None]:
+        return lambda: step(trainee(drawn[:size], config.codec.k, 1, False)[0])
+
+    sides: dict[str, Callable[[], Any]] = {f"batch {size}": fast(size) for size in BATCHES}
+    sides["naive"] = lambda: step(naive_loss(config, codec, heads, receiver, drawn[:8]))
+    times = in_turns(sides, seconds)
+    rates = {f"batch {size}": size / times[f"batch {size}"] for size in BATCHES}
+    naive = 8 / times["naive"]
+    best = max(rates, key=lambda name: rates[name])
+    return {
+        "train_ratio": rates[best] / naive,
+        "train_ratio_batch8": rates["batch 8"] / naive,
+        "train_best": best,
+        "train_samples_per_s": {**rates, "naive": naive},
+        "loss": {"fast": ours, "naive": theirs},
+    }
+
+
+def bench_evaluation(config: TrialConfig, receiver: Receiver, seconds: float, count: int = 250) -> dict[str, Any]:
+    """Episodes x conditions a second: 8 of them on the naive side, `count` on the other."""
+    torch.manual_seed(0)
+    codec = Codec(config.codec, receiver).eval()
+    played = episodes(level(config.task.level), range(9_500_000, 9_500_000 + count), "search")
+    few = played[:8]
+    settings = config.evaluation.model_copy(update={"temperature": 0.0, "max_new_tokens": 32})
+
+    def fast(part: Sequence[Episode]) -> dict[str, list[str]]:
+        material = Material(receiver, part, codec, None, settings.batch_size)
+        injections: dict[str, Injection] = {name: condition(name).inject(material) for name in CONDITIONS}
+        return {name: play(receiver, part, injections[name], settings)[0] for name in CONDITIONS}
+
+    noise = condition("random").inject(Material(receiver, few, codec, None, settings.batch_size)).prefixes
+    assert noise is not None
+
+    @torch.no_grad()
+    def naive() -> dict[str, list[str]]:
+        return {name: naive_answers(receiver, codec, few, name, noise) for name in CONDITIONS}
+
+    if (ours := fast(few)) != (theirs := naive()):
+        raise RuntimeError(f"the two sides answer differently: {ours} and {theirs}")
+    times = in_turns({"fast": lambda: fast(played), "naive": naive}, seconds)
+    rates = {"fast": count / times["fast"], "naive": len(few) / times["naive"]}
+    return {"eval_ratio": rates["fast"] / rates["naive"], "eval_episodes_per_s": rates}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--receiver", default="mini")
+    parser.add_argument(
+        "--seconds", type=float, default=20.0, help="of each of the two measurements, at the least"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and bench.md")
+    args = parser.parse_args()
+    receiver = load_receiver(args.receiver)
+    config = load_plan(SPACE).points["attempt-02"].model_copy(update={"receiver": args.receiver})
+    figures = {
+        "receiver": receiver.digest,
+        "device": str(receiver.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **bench_training(config, receiver, args.seconds),
+        **bench_evaluation(config, receiver, args.seconds),
+    }
+    table = [["figure", "value"]]
+    table += [[name, f"{figures[name]:.1f} x"] for name in ("train_ratio", "train_ratio_batch8", "eval_ratio")]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
+    (args.out / "bench.md").write_text(markdown(table) + "\n")
+    print(markdown(table))
+
+
+if __name__ == "__main__":
+    main()
