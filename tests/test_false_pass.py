@@ -11,9 +11,14 @@ import pandas as pd
 import pytest
 from test_gate import make_rows
 
+from m2ray.codec import Codec
 from m2ray.command import UserError
+from m2ray.config import CodecConfig, EvaluationConfig
+from m2ray.evaluation import Subject, evaluate
 from m2ray.gate import load_gate
-from m2ray.rows import best, gain, paired_gain, write_rows
+from m2ray.loading import load_receiver
+from m2ray.rows import best, gain, outcomes, paired_gain, write_rows
+from m2ray.task import episodes, level
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "false_pass.py"
 SPEC = importlib.util.spec_from_file_location("false_pass", SCRIPT)
@@ -112,6 +117,22 @@ def test_a_training_that_really_carries_the_message_passes_so_the_simulated_judg
         assert false_pass.anything_passes([idle_one, real_one], k, gate)
         assert false_pass.hopeless(idle_one, k, gate)
         assert not false_pass.hopeless(real_one, k, gate)
+
+
+def test_a_real_constant_codec_answers_alike_under_every_message_and_fails():
+    receiver, trial = load_receiver("mini"), EvaluationConfig(max_new_tokens=12)
+    names = ["normal", "shuffle", "null", "random", "P0", "P1", "identity"]
+    drawn = episodes(level("easy"), range(3_000_000, 3_000_040), "search")
+    for k in (4, 16):
+        codec = Codec(CodecConfig(encoder="constant", k=k), receiver)
+        subject = Subject("constant", 0, codec.digest, 1, "{}")
+        rows = evaluate(receiver, drawn, "search", names, trial, subject, codec)
+        assert np.array_equal(*outcomes(rows, ["normal", "shuffle"], "answer"))
+        verdict = false_pass.judging.judge(rows, load_gate())
+        assert not verdict.passed
+        tests = {f.name: f for f in verdict.findings if f.gate == "semantic"}
+        assert tests["right beats wrong"].p_value == 1.0
+        assert paired_gain(rows) <= 0
 
 
 def test_the_short_cut_never_hides_a_pass():
