@@ -130,7 +130,7 @@ def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig,
     training = TrainingConfig(
         epochs=1,
         epoch_samples=trial.evaluation.constant_samples,
-        batch_size=min(64, trial.evaluation.batch_size),
+        batch_size=min(64, trial.training.batch_size),
         lr=2e-2,
         weight_decay=0.0,
     )

@@ -203,7 +203,7 @@ class Sweep:
     def best(self, latest: Mapping[tuple[str, int], Path], split: str, count: int) -> list[str]:
         """The sampled configurations with the highest mean paired gain over their seeds on a split."""
         from m2ray.codec import read_record
-        from m2ray.rows import paired_gain
+        from m2ray.rows import best, paired_gain
 
         rows = self.store.read()
         rows = rows[rows.split == split]
@@ -217,8 +217,7 @@ class Sweep:
             own = rows[rows.checkpoint == digest]
             if len(own):
                 gains.setdefault(name, []).append(paired_gain(with_baseline(own, rows)))
-        ranked = sorted(gains, key=lambda name: (-sum(gains[name]) / len(gains[name]), name))
-        return ranked[:count]
+        return best(gains, count)
 
     def _record_failures(self) -> None:
         """Failures as rows, so that the board can be rebuilt from rows alone."""
