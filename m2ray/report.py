@@ -199,8 +199,8 @@ def legend(board: pd.DataFrame, gate: GateConfig) -> list[str]:
         found = 100 * stats.minimum_detectable_difference(n, discordant)
         lines.append(
             f"At n = {n}, a paired difference of {found:.1f} points is found with a chance of 80 % (one-sided "
-            f"McNemar, 5 %, {100 * discordant:.0f} % of episodes discordant); a lower bound of 30 % takes "
-            f"{stats.successes_needed(n, 0.3)} successes."
+            f"McNemar, 5 % before Holm, {100 * discordant:.0f} % of episodes discordant); a lower bound of 30 % "
+            f"takes {stats.successes_needed(n, 0.3)} successes."
         )
     return lines
 

@@ -12,7 +12,7 @@ from m2ray.report import legend
 
 SAID = re.compile(
     r"At n = (\d+), a paired difference of ([0-9.]+) points is found with a chance of 80 % \(one-sided McNemar, "
-    r"5 %, 30 % of episodes discordant\); a lower bound of 30 % takes (\d+) successes\."
+    r"5 % before Holm, 30 % of episodes discordant\); a lower bound of 30 % takes (\d+) successes\."
 )
 
 
