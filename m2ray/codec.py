@@ -449,6 +449,19 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def least_parameters(config: CodecConfig, width: int) -> int:
+    """A lower bound of a codec's parameters for a receiver of some width, from its configuration alone."""
+    hidden = config.width
+    least = {
+        "last_token": hidden * (width + hidden + config.k * width),
+        "resampler": hidden * (2 * width + config.layers * hidden + config.k),
+        "segments": hidden * (2 * width + config.layers * hidden),
+        "memory": (config.k + config.lora_rank) * width,
+        "constant": config.k * width,
+    }
+    return least[config.encoder] + (config.codebook * width if config.bottleneck == "vq" else 0)
+
+
 def load_codec(folder: Path, receiver: Receiver) -> Codec:
     """Load a codec for the receiver it was trained with. Never unpickles.
 
@@ -462,8 +475,12 @@ def load_codec(folder: Path, receiver: Receiver) -> Codec:
             f"{file}: receiver_digest: trained with receiver {record['receiver_digest']}, not with "
             f"{receiver.name} ({receiver.digest}); use the receiver it was trained with"
         )
-    codec = Codec(validate(CodecConfig, record["codec"], f"{file}: codec"), receiver)
+    config = validate(CodecConfig, record["codec"], f"{file}: codec")
     tensors, _ = load_tensors(folder / "codec.safetensors")
+    # A codec is built before its weights are compared: not one of gigabytes for weights of kilobytes.
+    if least_parameters(config, receiver.width) > sum(tensor.numel() for tensor in tensors.values()):
+        raise UserError(f"{folder}/codec.safetensors: too few weights for what config.json says; restore either")
+    codec = Codec(config, receiver)
     try:
         codec.load_state_dict(tensors)
     except RuntimeError as error:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from m2ray.codec import ENCODERS, Codec, Quantiser, load_codec, segment_shares
+from m2ray.codec import ENCODERS, Codec, Quantiser, least_parameters, load_codec, segment_shares
 from m2ray.command import UserError
 from m2ray.config import CodecConfig
 from m2ray.receiver import Receiver
@@ -239,4 +239,17 @@ def test_a_checkpoint_from_before_a_setting_existed_still_loads(tiny, tmp_path):
     record["codec"]["width"] = 36
     (tmp_path / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError):
+        load_codec(tmp_path, tiny)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("bottleneck", ["none", "vq"])
+def test_a_record_that_asks_for_gigabytes_is_refused_before_they_are_made(tiny, tmp_path, encoder, bottleneck):
+    codec = make(tiny, encoder=encoder, bottleneck=bottleneck, codebook=16)
+    assert least_parameters(codec.config, tiny.width) <= sum(t.numel() for t in codec.state_dict().values())
+    codec.save(tmp_path, {})
+    record = json.loads((tmp_path / "config.json").read_text())
+    record["codec"] |= {"k": 4096, "width": 8192, "layers": 32, "lora_rank": 256, "codebook": 65536}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="too few weights for what"):
         load_codec(tmp_path, tiny)

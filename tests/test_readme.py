@@ -1,0 +1,66 @@
+"""The documents: every command line in them is one that the commands take, every link leads somewhere."""
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from m2ray.command import Parser, UserError
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("results/*/**/*.md"))]
+COMMAND = re.compile(r"python -m m2ray\.(\w+)([^\n`'#]*)")
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+SCRIPT = re.compile(r"python (scripts/\w+\.py)")
+
+
+class Parsed(Exception):
+    """Raised in place of the work that a command line would start."""
+
+
+def commands():
+    found = {}
+    for document in DOCUMENTS:
+        for module, rest in COMMAND.findall(document.read_text()):
+            found.setdefault(f"{module}{rest.rstrip()}".rstrip(" ;,."), (module, rest))
+    return found
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_documented_command_line_is_understood(line, monkeypatch):
+    module, rest = commands()[line]
+    main = importlib.import_module(f"m2ray.{module}").main
+    real = Parser.parse_args
+
+    def parse(self, args=None, namespace=None):
+        real(self, args, namespace)
+        raise Parsed
+
+    monkeypatch.setattr(Parser, "parse_args", parse)
+    with pytest.raises(Parsed):
+        main(shlex.split(rest.rstrip(" ;,.")))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_and_scripts_are_there(document):
+    text = document.read_text()
+    gone = [link for link in LINK.findall(text) if not (document.parent / link).exists()]
+    gone += [script for script in SCRIPT.findall(text) if not (ROOT / script).is_file()]
+    assert not gone
+
+
+def test_help_needs_no_torch():
+    """It answers at once."""
+    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); from m2ray import sweep"
+    command = [sys.executable, "-c", f"{code}; sweep.main(['--help'])"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
+
+
+def test_an_unknown_option_would_be_noticed():
+    with pytest.raises(UserError):
+        importlib.import_module("m2ray.sweep").main(["--no-such-option"])
