@@ -100,8 +100,9 @@ def confirm_ledger(checkpoint: Path) -> Path:
 
 
 def sweep_of(checkpoint: Path) -> Path | None:
-    """The sweep's folder that a checkpoint lies in."""
-    return next((parent for parent in checkpoint.resolve().parents if (parent / "sweep.yaml").is_file()), None)
+    """The folder of the sweep that a checkpoint, `checkpoints/CONFIG/seed-N/epoch-M` or `best`, lies in."""
+    near = checkpoint.resolve().parents[:4]
+    return next((parent for parent in near if (parent / "sweep.yaml").is_file()), None)
 
 
 def check_first_look(ledger: Path, split: str) -> None:
