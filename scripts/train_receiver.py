@@ -9,6 +9,9 @@ The message is present, or withheld in `--withhold` of the samples, so that the 
 with a message and to guess evenly without one. Targets are exact: instead of one sampled solution, the
 distribution of each value over the solutions left, given the values before it. Seeds are training seeds, and
 messages are those of the training part: no message of an evaluation split is ever seen.
+
+With --lora the adapter is kept as well, and the receiver is made of base and adapter file, so that the two, and
+nothing else, are what it takes to make it again, to the bit.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 
 import torch
 import transformers
+from lora import adapted, merged, save_adapter
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
@@ -38,6 +42,10 @@ from m2ray.stats import wilson
 from m2ray.task import Episode, Level, draw, episodes, level, verify
 
 FIRST_SEED = 10_000_000
+
+
+class OutOfTime(Exception):
+    """The time that was given is over; what was done is kept, and the same call goes on from there."""
 
 
 def build_tokenizer(size: Level) -> Any:
@@ -75,20 +83,11 @@ def from_scratch(size: Level, width: int, layers: int, seed: int) -> Receiver:
     return Receiver(transformers.Qwen2ForCausalLM(config), tokenizer, "compact", "scratch", {})
 
 
-def adapted(base: str, rank: int) -> Receiver:
-    """A pretrained receiver with LoRA on its attention and feed-forward weights; rank 0 trains all weights."""
-    receiver = load_receiver(base)
-    if rank:
-        import peft
-
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        receiver.model = peft.get_peft_model(receiver.model, config)
-    return receiver
-
-
 def batch_loss(receiver: Receiver, batch: Sequence[Episode], withheld: Sequence[bool]) -> Tensor:
     """Mean cross-entropy per answer token of a batch, in nats, each row with its message or without."""
     layout = receiver.layout(batch, ["" if gone else e.message for e, gone in zip(batch, withheld, strict=True)])
+    # What all rows start with is read anew each time: the weights that read it are being trained.
+    layout = layout._replace(shared_P=layout.shared_P[:0])
     frame = receiver.frame(batch[0].level)
     targets_BVN = torch.where(
         torch.tensor(withheld, device=receiver.device)[:, None, None],
@@ -117,29 +116,38 @@ def seeds_before(receiver: Receiver, size: Level) -> range:
     return parse_seeds(receiver.card["train_seeds"])
 
 
-def train(
-    receiver: Receiver, size: Level, args: argparse.Namespace, first_seed: int, resume_file: Path
-) -> list[str]:
+def state_file(out: Path) -> Path:
+    """Where a training that is under way keeps its state."""
+    return out.with_name(out.name + ".training.safetensors")
+
+
+def train(receiver: Receiver, size: Level, args: argparse.Namespace, first_seed: int, until: float) -> list[str]:
     """Optimise the receiver; with a state file from an interrupted or shorter run, go on from there.
 
     Returns:
         The commands, in order, that made it what it is.
+
+    Raises:
+        OutOfTime: the clock reached `until`; the step that was under way is finished and saved.
     """
     model = receiver.model
     trained = [p for n, p in model.named_parameters() if not args.lora or "lora_" in n]
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    weights = torch.nn.ParameterList(trained)  # all that a checkpoint needs: the rest is the base
+    resume_file = state_file(args.out)
     steps, first, commands = args.samples // args.batch, 0, [*receiver.card.get("commands", []), args.command]
-    settings = {
-        k: str(v) for k, v in sorted(vars(args).items()) if k not in ("resume", "out", "samples", "command")
-    }
+    undecisive = ("resume", "out", "adapter", "samples", "command")
+    settings = {k: str(v) for k, v in sorted(vars(args).items()) if k not in undecisive}
     if args.resume and resume_file.is_file():
         tensors, meta = load_tensors(resume_file)
         if meta["settings"] != settings:
             raise UserError(f"{resume_file}: made with other settings; repeat them or remove the file")
-        restore_training(tensors, model, optimizer)
-        first, commands = meta["step"], [*meta.get("commands", []), args.command]
+        restore_training(tensors, weights, optimizer)
+        first, commands = meta["step"], meta["commands"]
+        if commands[-1] != args.command:
+            commands = [*commands, args.command]
     started, mean_loss = time.time(), 0.0
     for step in range(first, steps):
         warm = min(1.0, (step + 1) / 200)
@@ -166,19 +174,86 @@ def train(
                 f"{left:.1f} min left",
                 flush=True,
             )
-        if (step + 1) % args.save_every == 0 or step + 1 == steps:
+        late = time.monotonic() >= until
+        if (step + 1) % args.save_every == 0 or step + 1 == steps or late:
             meta = {"step": step + 1, "settings": settings, "commands": commands}
-            save_tensors(resume_file, training_tensors(model, optimizer), meta)
+            save_tensors(resume_file, training_tensors(weights, optimizer), meta)
+        if late:
+            raise OutOfTime(f"after training step {step + 1} of {steps}")
     model.requires_grad_(False)
     return commands
 
 
-def main(argv: Sequence[str]) -> int:
-    """Train, measure on held-out episodes, save with a card."""
+def make(args: argparse.Namespace, until: float = math.inf) -> dict[str, Any]:
+    """Train, measure on held-out episodes, save with a card. The training's state stays beside `args.out`.
+
+    Args:
+        args: What `parser` reads, and `command`, which the card names.
+        until: When to stop, on the monotonic clock.
+
+    Returns:
+        The card, with the receiver's digest.
+
+    Raises:
+        OutOfTime: see `train`.
+    """
+    if args.lora and not args.base:
+        raise UserError("--lora: adapts a pretrained model; name one with --base")
+    size = level(args.level)
+    receiver = (
+        adapted(args.base, args.lora, args.seed)
+        if args.base
+        else from_scratch(size, args.width, args.layers, args.seed)
+    )
+    receiver.model.to(default_device())
+    before = seeds_before(receiver, size)
+    commands = train(receiver, size, args, before.stop, until)
+    if args.lora:
+        adapter = args.adapter or args.out / "adapter"
+        save_adapter(receiver, args.base, adapter)
+        receiver = merged(args.base, adapter)
+
+    played = episodes(size, range(args.held_out), "search")
+    solved = {"P1": success(receiver, played, True), "P0": success(receiver, played, False)}
+    seen = range(before.start, before.stop + args.samples // args.batch * args.batch)
+    card = {
+        "style": receiver.style_name,
+        "level": size.name,
+        "base": receiver.card["base"] if before else args.base,
+        "train_seeds": f"{seen.start}:{seen.stop}",
+        "samples": len(seen),
+        "parameters": sum(p.numel() for p in receiver.model.parameters()),
+        "held_out": {"part": "search", "seeds": f"0:{args.held_out}"},
+        "commands": commands,
+    }
+    for name, count in solved.items():
+        low, high = wilson(count, args.held_out)
+        card[name] = {"successes": count, "n": args.held_out, "ci95": [round(low, 4), round(high, 4)]}
+    digest = save(receiver, card, args.out)
+    measured = "  ".join(f"{name} {count}/{args.held_out}" for name, count in solved.items())
+    print(f"{measured}  digest {digest}  saved in {args.out}")
+    return {**card, "digest": digest}
+
+
+def save(receiver: Receiver, card: dict[str, Any], out: Path) -> str:
+    """Write a receiver in Hugging Face format, with its card. Returns the digest of what was written."""
+    out.mkdir(parents=True, exist_ok=True)
+    receiver.model.save_pretrained(out)
+    receiver.tokenizer.save_pretrained(out)
+    write_json(out / CARD, card)
+    load_receiver.cache_clear()
+    digest = load_receiver(str(out), device="cpu").digest
+    (out / "README.md").write_text(model_card(card, digest))
+    return digest
+
+
+def parser() -> Parser:
+    """The command line."""
     parser = Parser(prog="scripts/train_receiver.py", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder to save the receiver in")
     parser.add_argument("--base", default=None, help="hub name or folder to start from; default: from scratch")
     parser.add_argument("--lora", type=int, default=0, help="LoRA rank; 0 trains all weights")
+    parser.add_argument("--adapter", type=Path, help="with --lora: where its weights go; default: OUT/adapter")
     parser.add_argument("--level", default="easy")
     parser.add_argument("--samples", type=int, default=480_000)
     parser.add_argument("--batch", type=int, default=64)
@@ -194,48 +269,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint; with more --samples, for longer"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train a receiver; its state file is of no more use then."""
+    args = parser().parse_args(argv)
     args.command = shlex.join(["python", "scripts/train_receiver.py", *argv])
-    if args.lora and not args.base:
-        raise UserError("--lora: adapts a pretrained model; name one with --base")
-    size = level(args.level)
-    receiver = (
-        adapted(args.base, args.lora) if args.base else from_scratch(size, args.width, args.layers, args.seed)
-    )
-    receiver.model.to(default_device())
-    resume_file = args.out.with_name(args.out.name + ".training.safetensors")
-    before = seeds_before(receiver, size)
-    commands = train(receiver, size, args, before.stop, resume_file)
-    if args.lora:
-        receiver.model = receiver.model.merge_and_unload()
-
-    played = episodes(size, range(args.held_out), "search")
-    solved = {"P1": success(receiver, played, True), "P0": success(receiver, played, False)}
-    seen = range(before.start, before.stop + args.samples // args.batch * args.batch)
-    args.out.mkdir(parents=True, exist_ok=True)
-    receiver.model.save_pretrained(args.out)
-    receiver.tokenizer.save_pretrained(args.out)
-    card = {
-        "style": receiver.style_name,
-        "level": size.name,
-        "base": receiver.card["base"] if before else args.base,
-        "train_seeds": f"{seen.start}:{seen.stop}",
-        "samples": len(seen),
-        "parameters": sum(p.numel() for p in receiver.model.parameters()),
-        "held_out": {"part": "search", "seeds": f"0:{args.held_out}"},
-        "commands": commands,
-    }
-
-    for name, count in solved.items():
-        low, high = wilson(count, args.held_out)
-        card[name] = {"successes": count, "n": args.held_out, "ci95": [round(low, 4), round(high, 4)]}
-    write_json(args.out / CARD, card)
-    load_receiver.cache_clear()
-    digest = load_receiver(str(args.out), device="cpu").digest
-    (args.out / "README.md").write_text(model_card(card, digest))
-    resume_file.unlink()
-    measured = "  ".join(f"{name} {count}/{args.held_out}" for name, count in solved.items())
-    print(f"{measured}  digest {digest}  saved in {args.out}")
+    make(args)
+    state_file(args.out).unlink()
     return DONE
 
 

@@ -28,7 +28,8 @@ def configs(plan):
 
 def test_the_spaces_are_those_of_the_documentation():
     recipes = ["recipe-mini", "recipe-qwen"]
-    assert ["attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart", *recipes, "scale"] == NAMES
+    searches = ["attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart"]
+    assert ["adapted-easy", *searches, *recipes, "scale"] == NAMES
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -88,7 +89,7 @@ def test_every_other_space_judges_attempt_02s_recipe_beside_its_own(name):
         assert (config.losses, config.training) == (recipe.losses, recipe.training)
 
 
-@pytest.mark.parametrize("name", ["attempt-03", "constants", "gate1", "gate2", "scale"])
+@pytest.mark.parametrize("name", ["adapted-easy", "attempt-03", "constants", "gate1", "gate2", "scale"])
 def test_a_space_that_takes_its_time_judges_on_a_thousand_episodes_or_more(name):
     assert len(PLANS[name].example.splits.seeds("confirm")) >= 1000
 
@@ -157,7 +158,7 @@ def test_what_a_searching_space_judges_on_no_other_space_looks_at():
         name: [plan.example.splits.seeds(split) for split in ("search", "select", "confirm")]
         for name, plan in PLANS.items()
     }
-    names = ("constants", "gate1", "gate2", "scale", "quickstart", "recipe-mini", "recipe-qwen")
+    names = ("adapted-easy", "constants", "gate1", "gate2", "scale", "quickstart", "recipe-mini", "recipe-qwen")
     for one, other in itertools.permutations(names, 2):
         confirm = seen[one][-1]
         assert not any(set(confirm) & set(seeds) for seeds in seen[other]), (one, other)
