@@ -75,7 +75,7 @@ def test_an_empty_mapping_is_the_documented_default():
         ("codec: {k: 5000}", "codec.k: 5000 is above 4096; write 4096 or less"),
         ("codec: {width: 30}", "codec.width: 30 is no multiple of 4; write one"),
         ("codec: {scale_gate: 0}", "codec.scale_gate: 0 is not above 0; write more"),
-        ("codec: {encoder: lasttoken}", "codec.encoder: 'lasttoken' does not exist; use 'last_token', 'resampler', "),
+        ("codec: {encoder: lasttoken}", "codec.encoder: 'lasttoken' does not exist; use 'last_token', "),
         (
             "losses: {contrast: {margin: -0.1}}",
             "losses.contrast.margin: -0.1 is below 0; write 0 or more",
@@ -95,7 +95,7 @@ def test_an_empty_mapping_is_the_documented_default():
             "evaluation: {conditions: [normal, nul]}",
             "evaluation.conditions: condition 'nul' does not exist; use some",
         ),
-        ("evaluation: {conditions: normal}", "evaluation.conditions: 'normal' is no list; write one such as [a, b]"),
+        ("evaluation: {conditions: normal}", "evaluation.conditions: 'normal' is no list; write one such as"),
         ("evaluation: {temperature: -1}", "evaluation.temperature: -1 is below 0"),
         ("evaluation: {text_bytes: [0]}", "evaluation.text_bytes.0: 0 is below 1; write 1 or more"),
         ("task: {level: eazy}", "task.level: task: level 'eazy' does not exist; use one of easy, medium, hard"),
@@ -276,7 +276,8 @@ def test_what_is_not_plain_yaml_is_refused(tmp_path, text, line):
     ("text", "found"), [("", "nothing"), ("- 1", "a list"), ("mini", "a str"), ("# x", "nothing")]
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, found):
-    assert refused(tmp_path, text) == f"expected a mapping of keys at the top level, found {found}; write `key: value` lines"
+    told = f"expected a mapping of keys at the top level, found {found}; write `key: value` lines"
+    assert refused(tmp_path, text) == told
 
 
 def test_a_bomb_of_aliases_is_refused_before_it_expands(tmp_path):
@@ -286,7 +287,8 @@ def test_a_bomb_of_aliases_is_refused_before_it_expands(tmp_path):
 
 
 def test_a_file_over_a_megabyte_is_refused_unread(tmp_path):
-    assert refused(tmp_path, "#" * 1_000_001) == "larger than 1000000 bytes; give a configuration, of a few kilobytes"
+    told = "larger than 1000000 bytes; give a configuration, of a few kilobytes"
+    assert refused(tmp_path, "#" * 1_000_001) == told
     assert read_yaml(write(tmp_path, "a: 1\n#" + "x" * 999_994)) == {"a": 1}
 
 

@@ -266,7 +266,7 @@ search: {trials: 1}
         ("points: {a: {}}\njudge: {select: 1, confirm: 2}", "judge.confirm: more than judge.select; lower it"),
         ("name: ../up\npoints: {a: {}}", "name: '"),
         ("name: ''\npoints: {a: {}}", "name: '"),
-        ("points: {../up: {}}", "points.../up: '../up' is no plain name; use letters, digits, ., - and _, 64 at most"),
+        ("points: {../up: {}}", "points.../up: '../up' is no plain name; use letters, digits, ., - and _"),
         ("points: {'': {}}", "points.: '' is no plain name"),
         ("pionts: {a: {}}", "pionts: unknown key; did you mean `points`?"),
         ("points: {a: {sets: {}}}", "points.a.sets: unknown key; did you mean `set`?"),

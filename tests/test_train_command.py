@@ -189,7 +189,7 @@ class TestTrainRefuses:
             ({"codec__k": "8"}, "codec.k: '8' is no whole number"),
             ({"codec__k": 1100}, "codec.k: 1100 slots exceed the receiver's context; use a smaller k"),
             ({"codec__k": 1000}, "tokens with the prefix exceed its context of 1024; use a smaller k"),
-            ({"codec__encoder": "gru"}, "codec.encoder: 'gru' does not exist; use 'last_token', 'resampler', 'segments'"),
+            ({"codec__encoder": "gru"}, "codec.encoder: 'gru' does not exist; use 'last_token', 'resampler'"),
             ({"evaluation__conditions": ["normal", "gru"]}, "condition 'gru' does not exist; use some of normal"),
             ({"losses": {"ce": {}, "help": {"margin": -1.0}}}, "losses.help.margin: -1.0 is below 0"),
             ({"losses": {}}, "losses: no objective has a weight above 0; add one"),
@@ -223,7 +223,8 @@ class TestTrainRefuses:
             shutil.copytree(tiny_folder, folder, dirs_exist_ok=True)
             transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1).save_pretrained(folder)
         line = refused(train, write_yaml(tmp_path, SMALL, receiver=str(folder)), "--out", tmp_path / "run")
-        assert_says(line, rf"config.yaml: (receiver )?{folder}(: not loadable as a|: no such folder|/config.json: not JSON)")
+        faults = "(: not loadable as a causal LM|: no such folder|/config.json: not JSON)"
+        assert_says(line, rf"config.yaml: (receiver )?{folder}{faults}")
 
     @pytest.mark.parametrize(
         ("content", "said"),
@@ -278,7 +279,7 @@ class TestEvaluateRefuses:
             (["--conditions", "normal,decode"], "--conditions: 'decode' does not exist; use some of normal, null"),
             (["--out", "rows.csv"], "--out rows.csv: rows are Parquet; name it something.parquet"),
             (["--out", "here.parquet"], "--out here.parquet: is a folder; name a file"),
-            (["--out", "taken/rows.parquet"], "--out taken/rows.parquet: .*taken is a file; choose another folder"),
+            (["--out", "taken/rows.parquet"], "--out taken/rows.parquet: .*taken is a file; choose another"),
             (["--receiver", "./gone"], "receiver ./gone: no such folder; give mini, a folder"),
             (["--receiver", "mini"], "receiver_digest: trained with receiver .*; use the receiver it was"),
         ],
