@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from sweeps import SPACE
 
+import m2ray.receiver
 from m2ray.command import DONE, NOT_PASSED, UserError
 from m2ray.gate import FAIL
 from m2ray.loading import load_receiver, resolve
@@ -136,7 +137,7 @@ def test_the_receiver_is_base_plus_adapter_to_the_bit_however_often_it_was_stopp
     assert changed == 2 * 7
 
 
-def test_what_is_trained_is_what_is_merged(tiny_folder, tmp_path):
+def test_what_is_trained_is_what_is_merged(tiny_folder, tmp_path, monkeypatch):
     """The start that all prompts share is trained as well, not read once with the base's weights."""
     words = [
         "--base",
@@ -160,6 +161,9 @@ def test_what_is_trained_is_what_is_merged(tiny_folder, tmp_path):
     train_receiver.train(receiver, level("easy"), args, 10_000_000, float("inf"))
     with torch.no_grad():
         trained = train_receiver.batch_loss(receiver, batch, [False] * 4)
+        with monkeypatch.context() as nothing_shared:
+            nothing_shared.setattr(m2ray.receiver, "WORTH_SHARING", 10_000)
+            assert torch.equal(train_receiver.batch_loss(receiver, batch, [False] * 4), trained)
     lora.save_adapter(receiver, str(tiny_folder), tmp_path / "adapter")
     made = lora.merged(str(tiny_folder), tmp_path / "adapter")
     layout, frame = made.layout(batch, [e.message for e in batch]), made.frame(level("easy"))
