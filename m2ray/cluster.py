@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,9 @@ def start(address: str | None, nested: bool) -> None:
         os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
     for left in reversed(range(START_TRIES if address is None else 1)):
         try:
+            on_term = signal.getsignal(signal.SIGTERM)
             ray.init(**options)
+            signal.signal(signal.SIGTERM, on_term)  # Ray puts its own in place, which ends the process at once
             return
         except Exception as error:  # on a busy machine a local node may miss Ray's deadline: a bare Exception
             ray.shutdown()

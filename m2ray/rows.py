@@ -59,6 +59,8 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
     for name in SCHEMA.names:
         if name not in rows.columns:
             raise UserError(f"{source}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep")
+        if rows[name].dtype.kind in "mM":  # times, which Arrow takes for numbers
+            raise UserError(f"{source}: column {name}: holds times; mend the column's type")
     try:
         table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     except (pa.ArrowException, OverflowError) as error:

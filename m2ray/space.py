@@ -90,7 +90,9 @@ class Point(Strict):
 class Search(Strict):
     """How the axes are searched. Optuna sees the search split only, and there a continuous paired score."""
 
-    trials: Annotated[int, Field(ge=0, description="configurations to sample, beyond the points")] = 0
+    trials: Annotated[
+        int, Field(ge=0, le=1_000_000, description="configurations to sample, beyond the points")
+    ] = 0
     seeds: Annotated[list[Seed], Field(min_length=1, description="training seeds of each; the mean counts")] = [0]
     startup: Annotated[int, Field(ge=1, description="random configurations before TPE models anything")] = 4
     sampler_seed: Seed = 0

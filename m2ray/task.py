@@ -153,12 +153,16 @@ def read_constraints(text: str, level: Level) -> tuple[Constraint, ...]:
             raise ValueError(f"{part.strip()[:60]!r} is not a constraint such as `x1 + x3 = 3`")
         named = [int(number) - 1 for number in (match[1], match[5]) if number]
         if not all(0 <= variable < level.variables for variable in named):
-            raise ValueError(f"{part.strip()!r} names a variable that level {level.name} does not have")
+            known = ", ".join(level.names)
+            raise ValueError(
+                f"{part.strip()!r} names a variable that level {level.name} does not have; use {known}"
+            )
         if len(set(named)) < len(named):
-            raise ValueError(f"{part.strip()!r} names one variable twice")
+            raise ValueError(f"{part.strip()!r} names one variable twice; name two")
         kind: Kind = match[2] or match[4]  # type: ignore[assignment]
         if kind not in level.kinds:
-            raise ValueError(f"{part.strip()!r} is of a kind that level {level.name} does not have")
+            known = ", ".join(level.kinds)
+            raise ValueError(f"{part.strip()!r} is of a kind that level {level.name} does not have; use {known}")
         constraints.append(Constraint(kind, named[0], named[1] if named[1:] else -1, int(match[3] or match[6])))
     return tuple(constraints)
 
@@ -429,7 +433,7 @@ def read_episodes(path: Path, level: Level) -> list[Episode]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); write one object a line") from None
         if not isinstance(data, dict):
-            raise UserError(f"{where}: expected an object, found {type(data).__name__}")
+            raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object a line")
         for field in (*_FIELDS, *(("sender_context",) if "sender_context" in data else ())):
             if not _is_text(data.get(field)):
                 raise UserError(f"{where}: {field}: missing, empty or not text; add it")
