@@ -135,8 +135,8 @@ def test_a_dry_run_counts_and_checks_but_starts_and_writes_nothing(tmp_path):
         "training         x 2 seeds, 704 samples, 22 checkpoints, pruner none",
         "episodes         search 20, select 20, confirm 30",
         "conditions       normal, null",
-        # 4 conditions need the checkpoint, 2 its k and place (3 pairs), 4 neither; 22, 4 and 4 checkpoints
-        f"at most {20 * (88 + 6 + 4) + (20 + 30) * (16 + 6 + 4):,} answers to decode",
+        # 4 conditions need the checkpoint, 2 its k and place (3 pairs), 4 neither; 22, 4 and 6 checkpoints
+        f"at most {20 * (88 + 6 + 4) + 20 * (16 + 6 + 4) + 30 * (24 + 6 + 4):,} answers to decode",
         "splits disjoint by seed and content",
         "time             about ",
         # the control and two of the sampled, one of the two seeds
