@@ -37,11 +37,13 @@ class Stopped(KeyboardInterrupt):
 def stoppable() -> Iterator[None]:
     """Within it the first SIGINT or SIGTERM raises `Stopped` in the main thread; the second ends the process."""
     signals = (signal.SIGINT, signal.SIGTERM)
+    noted: list[int] = []
 
     def at_once(number: int, frame: object) -> None:
         os._exit(128 + number)
 
     def orderly(number: int, frame: object) -> None:
+        noted.append(number)
         for each in signals:
             signal.signal(each, at_once)
         print("\nstopping: what is being evaluated is finished first; once more leaves at once", file=sys.stderr)
@@ -50,6 +52,10 @@ def stoppable() -> Iterator[None]:
     before = {each: signal.signal(each, orderly) for each in signals}
     try:
         yield
+    except KeyboardInterrupt as error:
+        if isinstance(error, Stopped) or not noted:
+            raise
+        raise Stopped(noted[0]) from None  # compiled code makes a plain one of it
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)

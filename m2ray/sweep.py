@@ -173,7 +173,7 @@ class Sweep:
             self._play(latest, judged, "confirm")
             self._record_failures()
             self.diagnose(latest, [name for name in judged if name not in self.proposer.failures])
-        except Stopped:
+        except KeyboardInterrupt:
             for done in self._pool.finish(LAST_S):
                 self._take(done)
             raise
