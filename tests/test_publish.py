@@ -73,3 +73,17 @@ def test_its_folder_says_what_was_judged_and_how_to_train_it_again(sweep):
 def test_what_cannot_be_published_is_refused(sweep, config, name, told):
     with pytest.raises(UserError, match=told):
         publish.publish(sweep, config, 0, name)
+
+
+RECIPE = Path(__file__).parent.parent / "results" / "recipe-mini"
+
+
+@pytest.mark.parametrize(("name", "least"), [("best-k4", 0.6), ("best-k8", 0.65), ("best-k16", 0.85)])
+def test_the_codecs_in_the_repository_carry_their_messages(name, least):
+    """On 100 fresh messages: far fewer than were judged, so the bars stand well below what was measured there."""
+    conditions = ("normal", "shuffle", "P0")
+    trial = trial_of(RECIPE / name)
+    rows = run_job(Job(trial, "8000000:8000100", conditions, RECIPE / name, RECIPE))
+    solved = rows.groupby("condition").success.mean()
+    assert solved["normal"] >= least
+    assert solved["shuffle"] < solved["P0"] < solved["normal"] - 0.2
