@@ -41,7 +41,7 @@ def publish(sweep: Path, config: str, seed: int, name: str) -> Path:
     board = pd.read_csv(sweep / "leaderboard.csv")
     line = board[(board.config == config) & (board.seed == seed)].iloc[0]
     verdict = f"{line.verdict} on {line.split}, n = {line.n}: normal {100 * line.normal:.1f} %"
-    made = f"{manifest.read(sweep)['command']} (seed {seed} of {config})"
+    made = str(manifest.read(sweep)["command"])
 
     target.mkdir(exist_ok=True)
     shutil.copyfile(source / "codec.safetensors", target / "codec.safetensors")
@@ -53,7 +53,7 @@ def publish(sweep: Path, config: str, seed: int, name: str) -> Path:
         f"# {name}",
         f"Codec `{config}`, training seed {seed}, digest {record['digest']}, for receiver {record['receiver']} "
         f"(digest {record['receiver_digest']}).",
-        f"Judged once: {verdict}. Made by `{made}`.",
+        f"Judged once: {verdict}. Made by `{made}`, configuration {config}, seed {seed}.",
         f"Play it on messages that it never saw, any seeds:\n\n    {shlex.join(play)}",
         f"Train it again:\n\n    {shlex.join([*train, '--out', f'results/train/{name}'])}",
     ]
