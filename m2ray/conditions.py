@@ -70,7 +70,7 @@ class Material:
             for start in range(0, len(self.episodes), self.batch_size):
                 batch = self.episodes[start : start + self.batch_size]
                 parts.append(forward(self.receiver.read([episode.message for episode in batch])))
-        return torch.cat(parts)
+        return torch.cat(parts).detach()  # a view of a parameter keeps its gradient even here
 
     def noise(self, shape: Sequence[int], stream: int) -> Tensor:
         """N(0, 1) per episode, [E, *shape], that depends on the episode and the stream only."""

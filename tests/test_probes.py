@@ -216,3 +216,11 @@ def test_stages_are_what_the_codec_reads_and_writes(tiny, parts, encoder):
         kept = min(length, probes.POSITIONS)
         torch.testing.assert_close(tokens[i, 1 : 1 + kept], states[:kept], rtol=1e-4, atol=1e-4)
         assert not tokens[i, 1 + kept :].any()
+
+
+@pytest.mark.parametrize("encoder", ["constant", "segments"])
+def test_no_stage_holds_on_to_a_gradient(tiny, encoder):
+    """A constant's latent is a view of its parameter."""
+    codec = Codec(CodecConfig(encoder=encoder, k=2, width=8, layers=1), tiny)
+    material = Material(tiny, episodes(level("easy"), range(6), "search"), codec, None, 4)
+    assert not any(rows.requires_grad for rows in stages(material).values())
