@@ -269,7 +269,7 @@ def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tup
     """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
     values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
     for name, term in losses.terms().items():
-        if not term.weight_at(step, steps) and name in NEED_ANSWER and signals.heard is None:
+        if name in NEED_ANSWER and signals.heard is None:  # before any of them counts
             continue
         values[name] = LOSSES[name](signals, term)
         total = total + term.weight_at(step, steps) * values[name]

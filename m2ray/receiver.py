@@ -285,20 +285,19 @@ class Receiver:
         return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
 
     @torch.no_grad()
-    def _started(self, shared_P: Tensor, rows: int) -> Any:
-        """A KV cache that holds what every row starts with: as after a forward pass over it."""
+    def _started(self, shared_P: Tensor, rows: int) -> dict[str, Any]:
+        """Arguments of a forward pass: the KV cache of what every row starts with; none where that is nothing."""
         from transformers.cache_utils import DynamicCache
 
+        if not len(shared_P):
+            return {}
         ids = tuple(shared_P.tolist())
         if ids not in self._starts:
             out = self.model.get_decoder()(input_ids=shared_P[None], use_cache=True)
             self._starts[ids] = [(layer.keys, layer.values) for layer in out[self._past].layers]
-        return DynamicCache(
-            [
-                (keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
-                for keys, values in self._starts[ids]
-            ]
-        )
+        start = self._starts[ids]
+        expanded = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in start]
+        return {self._past: DynamicCache(expanded)}
 
     def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
         """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer."""
@@ -312,7 +311,7 @@ class Receiver:
         episodes lie side by side.
         """
         embeds_BTD, skipped = self.embed(layout, prefix_BKD), len(layout.shared_P)
-        past = {self._past: self._started(layout.shared_P, len(embeds_BTD))} if skipped else {}
+        past = self._started(layout.shared_P, len(embeds_BTD))
         out = self.model.get_decoder()(
             inputs_embeds=embeds_BTD[:, skipped:], use_cache=bool(skipped), output_hidden_states=states, **past
         )
@@ -334,10 +333,9 @@ class Receiver:
         Behind each layer but the last, whose states at these places nothing reads.
         """
         before = torch.tensor(self._half(level, "")[0] if place == "message" else [], dtype=torch.long)
-        rows, skipped = len(embeds_BTD), len(before)
-        past = {self._past: self._started(before.to(self.device), rows)} if skipped else {}
+        past = self._started(before.to(self.device), len(embeds_BTD))
         out = self.model.get_decoder()(
-            inputs_embeds=embeds_BTD.to(self.dtype), use_cache=bool(skipped), output_hidden_states=True, **past
+            inputs_embeds=embeds_BTD.to(self.dtype), use_cache=bool(past), output_hidden_states=True, **past
         )
         return torch.stack(out.hidden_states[1:-1], dim=1)
 
@@ -445,7 +443,7 @@ class Receiver:
         source_BT = skipped + shift_BT.clamp(min=0)
         mask_BT = F.pad(shift_BT >= 0, (skipped, 0), value=True)
         embeds_BTD = embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, embeds_BTD.shape[2]))
-        past = {self._past: self._started(shared_P, len(embeds_BTD))} if skipped else {}
+        past = self._started(shared_P, len(embeds_BTD))
         out = self.model(
             inputs_embeds=embeds_BTD,
             position_ids=source_BT,

@@ -103,13 +103,11 @@ class Trainee(nn.Module):
             signals.message_ids_HT, signals.message_mask_HT = whole_reading.ids_BT, whole_reading.mask_BT
         if losses.slots:
             signals.slots = self._slots(batch[0].level, reading, encoded)
-        steps = self.config.training.steps
+        steps, values = self.config.training.steps, dict[str, Tensor]()
         if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if name in NEED_ANSWER):
-            gaps = self._listen(signals, batch, mine, encoded, log)
-        else:
-            gaps = {}
+            values = self._listen(signals, batch, mine, encoded, log)
         total, metrics = weighted_sum(signals, losses, step, steps)
-        metrics |= gaps
+        metrics |= values
         if log:
             metrics |= diagnose(whole, receiver.embedding_norm)
         return total, {name: value.detach() for name, value in metrics.items()}
