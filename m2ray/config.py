@@ -233,7 +233,9 @@ class CodecConfig(Strict):
 
     encoder: Literal["last_token", "resampler", "segments", "memory", "constant"] = "segments"
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
-    place: Annotated[Literal["message", "before"], Field(description="where B's prompt gets them")] = "message"
+    place: Annotated[Literal["message", "before", "after"], Field(description="where B's prompt gets them")] = (
+        "message"
+    )
     width: Annotated[
         int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, over 4 heads")
     ] = 256

@@ -27,10 +27,11 @@ from m2ray.diagnosis_text import sections, write
 from m2ray.evaluation import Subject, play
 from m2ray.findings import Diagnosis, Gap, Norms, Success
 from m2ray.jobs import DiagnosisJob, subject_of, trained_constant, trial_of
+from m2ray.layout import Place
 from m2ray.loading import load_receiver
 from m2ray.losses import answer_nll
 from m2ray.probes import facts_of, fields_of, probe, shared_facts, similarity_map, stages
-from m2ray.receiver import Place, Receiver
+from m2ray.receiver import Receiver
 from m2ray.source import Source, cache_root
 from m2ray.task import Episode, verify
 from m2ray.training import draw_batch

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from m2ray.codec import Encoded, waves
 from m2ray.config import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
-from m2ray.receiver import AnswerFrame, Heard, Receiver
+from m2ray.layout import AnswerFrame
+from m2ray.receiver import Heard, Receiver
 
 
 def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> Tensor:
@@ -130,10 +131,11 @@ def states(signals: Signals, term: LossTerm) -> Tensor:
     """
     assert signals.told is not None
     assert signals.heard is not None
-    ours, theirs, mask_BS = signals.heard.states_BLSD, signals.told.states_BLSD, signals.told.mask_BS
+    ours, theirs, mask_BS = signals.heard.states_BLSD, signals.told.states_BLSD, signals.heard.mask_BS
     assert ours is not None
     assert theirs is not None
     assert mask_BS is not None
+    theirs = theirs[:, :, -ours.shape[2] :]  # behind slots that follow B's text lies only the answer
     apart_BLS = 1 - F.cosine_similarity(ours.float(), theirs.float(), dim=-1)
     weight_BS = mask_BS / mask_BS.sum(dim=1, keepdim=True)
     return torch.einsum("bls,bs->bl", apart_BLS, weight_BS).mean()

@@ -1,59 +1,32 @@
 """The receiver: a frozen causal LM that reads a prefix in its own embedding space, scores answers and decodes.
 
-Any Hugging Face causal LM is loaded the same way, the embedded `mini` included. B's prompt is three runs of
-tokens, made once and never merged across their borders: `before` + the message's slots + `after`. In the text
-conditions the slots hold the message's tokens, in the latent conditions k vectors, in P0 nothing: everything
-else B sees is the same, token for token, whatever the message says.
+Any Hugging Face causal LM is loaded the same way, the embedded `mini` included.
 
-Shapes: B rows, T positions, P of them shared by all rows, K slots, A answer tokens, V variables of an answer,
-N values of a domain, D width, L layers, S tokens behind the slots, W words of the vocabulary.
+Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain, D width,
+L layers, S tokens behind the slots, W words of the vocabulary.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import json
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
-import jinja2
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from m2ray.command import UserError
-from m2ray.prompt import CARD, STYLES
-from m2ray.task import Episode, Level, value_probabilities, write_answer
+from m2ray.layout import Layout, Place, Wording, pad
+from m2ray.starts import Starts
+from m2ray.task import Episode, value_probabilities
 
-Place = Literal["message", "before"]
-
-WORTH_SHARING = 16  # tokens; a copied cache of fewer costs more than reading them again
-
-
-class AnswerFrame(NamedTuple):
-    """The tokens that every answer of a level shares, and where its values go."""
-
-    ids_A: Tensor  # with the values of the all-zero answer, ending in the end-of-turn token
-    places_V: Tensor
-    values_VN: Tensor  # the token that writes value n in place v
-
-
-class Layout(NamedTuple):
-    """Rows ready for the receiver, padded on the right. Slots hold a padding token until vectors replace it."""
-
-    ids_BT: Tensor
-    slots_BK: Tensor
-    answer_B: Tensor  # position of the first answer token
-    behind_B: Tensor  # tokens of B's prompt behind the message's place
-    shared_P: Tensor  # ids that every row starts with, read once and for all; none where that would not pay
-
-    def repeat(self, times: int) -> Layout:
-        """The same rows so many times over."""
-        ids_BT, slots_BK, answer_B, behind_B = (field.repeat(times, *[1] * (field.ndim - 1)) for field in self[:4])
-        return Layout(ids_BT, slots_BK, answer_B, behind_B, self.shared_P)
+READ_BYTES = 64 << 20  # of the last hidden states of messages that are kept
 
 
 class Heard(NamedTuple):
@@ -93,26 +66,19 @@ class Reading(NamedTuple):
     states_BTD: Tensor  # last hidden layer
 
 
-def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Integer rows of any length as one [B, T] tensor, padded on the right."""
-    width = max((len(row) for row in rows), default=0)
-    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long).reshape(
-        len(rows), width
-    )
-
-
-class Receiver:
+class Receiver(Wording):
     """A causal LM with its tokenizer and prompt style. Its weights are frozen; gradients flow through it only
     to what is injected.
     """
 
     def __init__(self, model: Any, tokenizer: Any, style: str, name: str, card: dict[str, Any]) -> None:
+        super().__init__(tokenizer, style, name, int(model.config.max_position_embeddings))
         self.model = model.eval().requires_grad_(False)
-        self.tokenizer = tokenizer
-        self.style_name = style
-        self.style = STYLES[style]
-        self.name = name
         self.card = card
+        self.starts = Starts(model)
+        self._read: LRUCache[tuple[int, ...], Tensor] = LRUCache(
+            READ_BYTES, getsizeof=lambda states: states.nbytes
+        )
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = ends if isinstance(ends, list) else [ends]
         self.end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
@@ -124,9 +90,6 @@ class Receiver:
                 f"receiver {name}: its tokenizer knows {known} tokens, its model {rows}; "
                 "give it the tokenizer that the model was trained with"
             )
-        self._half = lru_cache(maxsize=20_000)(self._render)
-        self._frames: dict[Level, AnswerFrame] = {}
-        self._starts: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
 
     # --- what it is ---
 
@@ -150,11 +113,6 @@ class Receiver:
         """D, the width of an embedding."""
         return self.embedding_ND.shape[1]
 
-    @property
-    def max_positions(self) -> int:
-        """Context length in tokens."""
-        return int(self.model.config.max_position_embeddings)
-
     @cached_property
     def embedding_norm(self) -> float:
         """Mean Euclidean norm of a token embedding: the unit that prefix norms are measured in."""
@@ -172,109 +130,11 @@ class Receiver:
             sha.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
         return sha.hexdigest()[:16]
 
-    # --- tokens ---
-
-    def tokens(self, text: str) -> list[int]:
-        """Token ids of a text, with no special tokens added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
-        """Token ids before and after the slots of B's prompt. Never depends on the message."""
-        return self._half(episode.level, "")[0], self._half(episode.level, episode.context)[1]
-
-    def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
-        facts = {"names": ", ".join(level.names), "top": level.domain - 1}
-        slot = "\x00"
-        text = self.style.user.format(message=slot, context=context, **facts)
-        if self.style.chat:
-            turns = [{"role": "system", "content": self.style.system}, {"role": "user", "content": text}]
-            try:
-                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except jinja2.TemplateError as error:
-                raise UserError(
-                    f"receiver {self.name}: its chat template fails ({error}); put {CARD} with "
-                    '{"style": "plain"} into its folder'
-                ) from None
-        before, after = text.split(slot)
-        return self.tokens(before), self.tokens(after)
-
-    def frame(self, level: Level) -> AnswerFrame:
-        """The answer's tokens at a level.
-
-        Raises:
-            UserError: the tokenizer does not know a word of the level, or does not write each value of the domain
-                as one token of its own.
-        """
-        if level not in self._frames:
-            words = " ".join([*level.names, *level.kinds, *map(str, range(level.domain))])
-            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in self.tokens(words):
-                raise UserError(
-                    f"receiver {self.name}: its vocabulary lacks words of level {level.name}; use another "
-                    "receiver, or the level that it was trained on"
-                )
-            same = [[v] * level.variables for v in range(level.domain)]
-            rows = [self.tokens(write_answer(level, values, self.style.answer)) for values in same]
-            places = [i for i in range(len(rows[0])) if len({row[i] for row in rows if i < len(row)}) > 1]
-            if len({len(row) for row in rows}) > 1 or len(places) != level.variables:
-                raise UserError(
-                    f"receiver {self.name}: writes values of level {level.name} in several tokens; "
-                    "use a domain of at most 10"
-                )
-            end = self.tokenizer.eos_token_id
-            values_VN = torch.tensor([[row[place] for row in rows] for place in places])
-            self._frames[level] = AnswerFrame(torch.tensor([*rows[0], end]), torch.tensor(places), values_VN)
-        return self._frames[level]
-
-    def answers(self, level: Level, values_BV: Tensor) -> Tensor:
-        """Answer token ids [B, A] that write the given values."""
-        frame = self.frame(level)
-        ids_BA = frame.ids_A.repeat(len(values_BV), 1)
-        ids_BA[:, frame.places_V] = frame.values_VN.T.gather(0, values_BV)
-        return ids_BA
+    # --- forward ---
 
     def layout(self, episodes: Sequence[Episode], texts: Sequence[str] | int, place: Place = "message") -> Layout:
-        """Rows of B's prompt with its slots and the reference answer.
-
-        Args:
-            episodes: B rows of one level.
-            texts: Text per row to stand in the message's place, or k, the number of slots to leave open.
-            place: Open slots go in the message's place or before the whole prompt.
-
-        Raises:
-            UserError: a row is longer than the receiver's context.
-        """
-        answers = self.answers(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
-        rows, slots, starts, behind = [], [], [], []
-        filler = next(iter(self.end_ids))
-        for i, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
-            before, after = self.prompt(episode)
-            if isinstance(texts, int):
-                at = len(before) if place == "message" else 0
-                row = before + after
-                row = row[:at] + [filler] * texts + row[at:]
-                slots.append(list(range(at, at + texts)))
-            else:
-                row = before + self.tokens(texts[i]) + after
-                slots.append([])
-            starts.append(len(row))
-            behind.append(len(after))
-            rows.append(row + answer)
-        ids_BT = pad(rows, filler)
-        self._check_context(ids_BT.shape[1])
-        slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
-        # What stands before the message's place never depends on the episode.
-        shared = before if len(before) >= WORTH_SHARING and (place == "message" or not slots[0]) else []
-        fields = (ids_BT, slots_BK, torch.tensor(starts), torch.tensor(behind), torch.tensor(shared).long())
-        return Layout(*(field.to(self.device) for field in fields))
-
-    def _check_context(self, tokens: int) -> None:
-        if tokens > self.max_positions:
-            raise UserError(
-                f"receiver {self.name}: {tokens} tokens with the prefix exceed its context of "
-                f"{self.max_positions}; use a smaller k"
-            )
-
-    # --- forward ---
+        """`Wording.layout`, where the weights are."""
+        return super().layout(episodes, texts, place).to(self.device)
 
     def embed(self, layout: Layout, prefix_BKD: Tensor | None) -> Tensor:
         """Input embeddings [B, T, D] of a layout, its open slots filled with the prefix."""
@@ -283,21 +143,6 @@ class Receiver:
             return embeds_BTD
         rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
         return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
-
-    @torch.no_grad()
-    def _started(self, shared_P: Tensor, rows: int) -> dict[str, Any]:
-        """Arguments of a forward pass: the KV cache of what every row starts with; none where that is nothing."""
-        from transformers.cache_utils import DynamicCache
-
-        if not len(shared_P):
-            return {}
-        ids = tuple(shared_P.tolist())
-        if ids not in self._starts:
-            out = self.model.get_decoder()(input_ids=shared_P[None], use_cache=True)
-            self._starts[ids] = [(layer.keys, layer.values) for layer in out[self._past].layers]
-        start = self._starts[ids]
-        expanded = [(k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in start]
-        return {self._past: DynamicCache(expanded)}
 
     def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
         """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer."""
@@ -310,13 +155,17 @@ class Receiver:
         tokens of a row are the same whatever stands in the message's place, so states of two layouts of the same
         episodes lie side by side.
         """
-        embeds_BTD, skipped = self.embed(layout, prefix_BKD), len(layout.shared_P)
-        past = self._started(layout.shared_P, len(embeds_BTD))
-        out = self.model.get_decoder()(
-            inputs_embeds=embeds_BTD[:, skipped:], use_cache=bool(skipped), output_hidden_states=states, **past
-        )
         rows_B1 = torch.arange(len(layout.ids_BT), device=self.device)[:, None]
-        answer_B = layout.answer_B - skipped
+        answer_B = layout.answer_B - layout.known_B
+        length = int(answer_B.max()) + answer_len
+        # A row's first tokens are known; what follows them moves to the front.
+        places_BT = layout.known_B[:, None] + torch.arange(length, device=self.device)
+        places_BT = places_BT.clamp(max=layout.ids_BT.shape[1] - 1)
+        embeds_BTD = self.embed(layout, prefix_BKD)[rows_B1, places_BT]
+        past = self.starts.before(layout.starts(), length)
+        out = self.model.get_decoder()(
+            inputs_embeds=embeds_BTD, use_cache=bool(past), output_hidden_states=states, **past
+        )
         predict_BA = answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
         logits_BAW = self.model.get_output_embeddings()(out[0][rows_B1, predict_BA])
         if not states:
@@ -327,13 +176,14 @@ class Receiver:
         states_BLSD = torch.stack([layer_BTD[rows_B1, at_BS] for layer_BTD in out.hidden_states[1:]], dim=1)
         return Heard(logits_BAW, states_BLSD, back_S <= tail_B[:, None])
 
-    def states_of(self, level: Level, embeds_BTD: Tensor, place: Place) -> Tensor:
-        """Hidden states [B, L - 1, T, D] at vectors that stand in the message's place or before the prompt.
+    def states_of(self, episodes: Sequence[Episode], embeds_BTD: Tensor, place: Place) -> Tensor:
+        """Hidden states [B, L - 1, T, D] at vectors that stand in a place of the episodes' prompts.
 
         Behind each layer but the last, whose states at these places nothing reads.
         """
-        before = torch.tensor(self._half(level, "")[0] if place == "message" else [], dtype=torch.long)
-        past = self._started(before.to(self.device), len(embeds_BTD))
+        halves = [self.prompt(episode) for episode in episodes]
+        starts = [{"message": before, "before": [], "after": before + after}[place] for before, after in halves]
+        past = self.starts.before(starts, embeds_BTD.shape[1])
         out = self.model.get_decoder()(
             inputs_embeds=embeds_BTD.to(self.dtype), use_cache=bool(past), output_hidden_states=True, **past
         )
@@ -358,12 +208,20 @@ class Receiver:
 
     @torch.no_grad()
     def read_ids(self, rows: Sequence[Sequence[int]]) -> Reading:
-        """`read` for messages that are token ids already."""
-        ids_BT = pad(rows, next(iter(self.end_ids))).to(self.device)
+        """`read` for messages that are token ids already. What was read lately is not read again."""
+        ids_BT = pad(rows, self.tokenizer.eos_token_id).to(self.device)
         lengths_B = torch.tensor([len(row) for row in rows], device=self.device)
         mask_BT = torch.arange(ids_BT.shape[1], device=self.device) < lengths_B[:, None]
         embeds_BTD = self.model.get_input_embeddings()(ids_BT)
-        states_BTD = self.model.get_decoder()(inputs_embeds=embeds_BTD, use_cache=False)[0]
+        keys = [tuple(row) for row in rows]
+        known = {key: self._read[key] for key in keys if key in self._read}
+        if fresh := {key: i for i, key in enumerate(keys) if key not in known}:
+            states_FTD = self.model.get_decoder()(inputs_embeds=embeds_BTD[list(fresh.values())], use_cache=False)[
+                0
+            ]
+            for key, states_TD in zip(fresh, states_FTD, strict=True):
+                self._read[key] = known[key] = states_TD[: len(key)].clone()
+        states_BTD = pad_sequence([known[key] for key in keys], batch_first=True)
         return Reading(ids_BT, mask_BT, embeds_BTD, states_BTD)
 
     # --- decode ---
@@ -408,7 +266,7 @@ class Receiver:
             seed: Of the sampling noise.
         """
         layout = self.layout(episodes, texts, place)
-        primed = self._prime(self.embed(layout, prefix_BKD), layout.answer_B, layout.shared_P)
+        primed = self._prime(self.embed(layout, prefix_BKD), layout.answer_B, layout.starts())
         level = episodes[0].level
         ids_BA = self.answers(level, torch.tensor([e.solution for e in episodes])).to(self.device)
         logits_BVW, follows_B = self._score(primed, ids_BA, self.frame(level).places_V)
@@ -432,32 +290,30 @@ class Receiver:
         max_new_tokens: int = 128,
     ) -> list[str]:
         """Continue rows of input embeddings, padded on the right, each of its own length; see `play`."""
-        nothing = lengths_B.new_zeros(0)
+        nothing: list[list[int]] = [[] for _ in lengths_B]
         return self._continue(self._prime(embeds_BTD, lengths_B, nothing), seeds, temperature, max_new_tokens)
 
-    def _prime(self, embeds_BTD: Tensor, lengths_B: Tensor, shared_P: Tensor) -> Primed:
-        longest, skipped = int(lengths_B.max()), len(shared_P)
-        self._check_context(longest + 1)
+    def _prime(self, embeds_BTD: Tensor, lengths_B: Tensor, starts: Sequence[Sequence[int]]) -> Primed:
+        """Read rows of embeddings, padded on the right, of which the first tokens are known."""
+        self._check_context(int(lengths_B.max()) + 1)
+        known_B = torch.tensor([len(start) for start in starts], device=self.device)
+        rest_B = lengths_B - known_B
+        length = int(rest_B.max())
         # Move the padding from right to left, so that all rows end, and go on, in the same column.
-        shift_BT = torch.arange(longest - skipped, device=self.device) - (longest - lengths_B)[:, None]
-        source_BT = skipped + shift_BT.clamp(min=0)
-        mask_BT = F.pad(shift_BT >= 0, (skipped, 0), value=True)
+        shift_BT = torch.arange(length, device=self.device) - (length - rest_B)[:, None]
+        source_BT = known_B[:, None] + shift_BT.clamp(min=0)
         embeds_BTD = embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, embeds_BTD.shape[2]))
-        past = self._started(shared_P, len(embeds_BTD))
+        past = self.starts.before(starts, length)
+        longest = int(known_B.max())
+        places_P = torch.arange(longest, device=self.device)
+        mask_BT = torch.cat([places_P >= longest - known_B[:, None], shift_BT >= 0], dim=1)
         out = self.model(
             inputs_embeds=embeds_BTD,
-            position_ids=source_BT,
-            attention_mask=mask_BT,
             use_cache=True,
             logits_to_keep=1,
-            **past,
+            **{**past, "position_ids": source_BT, "attention_mask": mask_BT},
         )
-        return Primed(out[self._past], out.logits[:, -1], mask_BT, lengths_B)
-
-    @cached_property
-    def _past(self) -> str:
-        """The cache as argument and output: transformers renames it on its way through version 5."""
-        return "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
+        return Primed(out[self.starts.past], out.logits[:, -1], mask_BT, lengths_B)
 
     def _score(self, primed: Primed, ids_BA: Tensor, places_V: Tensor) -> tuple[Tensor, Tensor]:
         """What predicts the ids, teacher-forced behind a prompt; leaves its cache as it is.
@@ -471,7 +327,7 @@ class Receiver:
             position_ids=primed.lengths_B[:, None] + torch.arange(rest, device=self.device),
             attention_mask=F.pad(primed.mask_BT, (0, rest), value=True),
             use_cache=True,
-            **{self._past: copy.deepcopy(primed.cache)},
+            **{self.starts.past: copy.deepcopy(primed.cache)},
         )
         head, places = self.model.get_output_embeddings(), set(places_V.tolist())
         logits_BW, kept = primed.logits_BW, []
@@ -501,9 +357,9 @@ class Receiver:
                     position_ids=places_B1,
                     attention_mask=mask_BT,
                     use_cache=True,
-                    **{self._past: cache},
+                    **{self.starts.past: cache},
                 )
-                cache, logits_BW = out[self._past], out.logits[:, -1]
+                cache, logits_BW = out[self.starts.past], out.logits[:, -1]
             logits_BW = logits_BW.float()
             if temperature > 0:
                 # Gumbel-max: argmax(logits / t + g) is a sample of softmax(logits / t).

@@ -13,8 +13,9 @@ import torch
 
 from m2ray.command import UserError
 from m2ray.config import Splits, TaskConfig
+from m2ray.layout import pad
 from m2ray.loading import load_receiver
-from m2ray.receiver import Receiver, pad
+from m2ray.receiver import Receiver
 from m2ray.task import Constraint, Episode, draw, level, read_episodes, with_messages, write_constraints
 
 SENDER_PROMPT = (

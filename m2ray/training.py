@@ -39,7 +39,7 @@ from m2ray.probes import effective_rank
 from m2ray.receiver import Reading, Receiver
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
-from m2ray.task import Episode, Level
+from m2ray.task import Episode
 from m2ray.trackers import check, tracking
 
 Report = Callable[[dict[str, Any], Path], None]
@@ -79,6 +79,9 @@ class Trainee(nn.Module):
         self.codec, self.heads = codec, heads
         self.config = config
         self._receiver = (receiver,)  # in a tuple: frozen, no part of this module
+        self._nulls: dict[
+            tuple[int, int], Tensor
+        ] = {}  # by episode and k: NLL [A] under zeros, which stays the same
 
     def forward(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Total loss and each objective, on the rows of a global batch that are this worker's."""
@@ -102,7 +105,7 @@ class Trainee(nn.Module):
             whole_reading = receiver.read_ids(message_ids)
             signals.message_ids_HT, signals.message_mask_HT = whole_reading.ids_BT, whole_reading.mask_BT
         if losses.slots:
-            signals.slots = self._slots(batch[0].level, reading, encoded)
+            signals.slots = self._slots(batch[mine], reading, encoded)
         steps, values = self.config.training.steps, dict[str, Tensor]()
         if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if name in NEED_ANSWER):
             values = self._listen(signals, batch, mine, encoded, log)
@@ -112,17 +115,17 @@ class Trainee(nn.Module):
             metrics |= diagnose(whole, receiver.embedding_norm)
         return total, {name: value.detach() for name, value in metrics.items()}
 
-    def _slots(self, level: Level, reading: Reading, encoded: Encoded) -> Slots:
+    def _slots(self, rows: Sequence[Episode], reading: Reading, encoded: Encoded) -> Slots:
         """What the receiver holds at the prefix, and at the words that its slots stand for."""
         (receiver,), place = self._receiver, self.config.codec.place
         encoder = self.codec.encoder
         assert isinstance(encoder, Segments)
         words_BK = encoder.stands_for(reading, encoded.prefix_BKD.shape[1])
         with torch.no_grad():
-            told_BLTD = receiver.states_of(level, reading.embeds_BTD, "message")
+            told_BLTD = receiver.states_of(rows, reading.embeds_BTD, "message")
         rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
         theirs_BLKD = told_BLTD.transpose(1, 2)[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
-        return Slots(receiver.states_of(level, encoded.prefix_BKD, place), theirs_BLKD, words_BK >= 0)
+        return Slots(receiver.states_of(rows, encoded.prefix_BKD, place), theirs_BLKD, words_BK >= 0)
 
     def _listen(
         self, signals: Signals, batch: Sequence[Episode], mine: slice, encoded: Encoded, log: bool
@@ -152,8 +155,7 @@ class Trainee(nn.Module):
         values = {"nll": nll_BA[:, places_V].mean()}
         with torch.no_grad():
             if losses.help or log:
-                null_BAW = receiver.logits(layout, torch.zeros_like(encoded.prefix_BKD), answer_len)
-                null_BA = answer_nll(null_BAW, frame, targets_BVN)
+                null_BA = self._null(rows, k, signals)
                 signals.null_B = row_nll(null_BA, frame, weight)
                 values["null_gap"] = (null_BA - nll_BA)[:, places_V].mean()
             if wrong_BA:
@@ -162,6 +164,18 @@ class Trainee(nn.Module):
                 text = receiver.layout(rows, [episode.message for episode in rows])
                 signals.told = receiver.hear(text, None, answer_len, states=hidden)
         return values
+
+    def _null(self, rows: Sequence[Episode], k: int, signals: Signals) -> Tensor:
+        """Answer NLL [B, A] with zeros in the slots, of each episode computed once."""
+        (receiver,), frame = self._receiver, signals.frame
+        fresh = [episode for episode in rows if (episode.seed, k) not in self._nulls]
+        if fresh:
+            layout = receiver.layout(fresh, k, self.config.codec.place)
+            zeros_BKD = signals.encoded.prefix_BKD.new_zeros(len(fresh), k, receiver.width)
+            logits_BAW = receiver.logits(layout, zeros_BKD, len(frame.ids_A))
+            for episode, nll_A in zip(fresh, answer_nll(logits_BAW, frame, receiver.targets(fresh)), strict=True):
+                self._nulls[episode.seed, k] = nll_A
+        return torch.stack([self._nulls[episode.seed, k] for episode in rows])
 
     def _negatives(self, batch: Sequence[Episode], log: bool) -> range:
         losses = self.config.losses

@@ -87,7 +87,7 @@ def batch_loss(receiver: Receiver, batch: Sequence[Episode], withheld: Sequence[
     """Mean cross-entropy per answer token of a batch, in nats, each row with its message or without."""
     layout = receiver.layout(batch, ["" if gone else e.message for e, gone in zip(batch, withheld, strict=True)])
     # What all rows start with is read anew each time: the weights that read it are being trained.
-    layout = layout._replace(shared_P=layout.shared_P[:0])
+    layout = layout._replace(known_B=torch.zeros_like(layout.known_B))
     frame = receiver.frame(batch[0].level)
     targets_BVN = torch.where(
         torch.tensor(withheld, device=receiver.device)[:, None, None],

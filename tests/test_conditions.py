@@ -146,7 +146,7 @@ class TestLatentConditions:
         norms = stacked(inject("scale_gate=0.25", material)).norm(dim=-1)
         torch.testing.assert_close(norms, torch.full_like(norms, 0.25 * tiny.embedding_norm), rtol=1e-2, atol=1e-4)
 
-    @pytest.mark.parametrize("place", ["message", "before"])
+    @pytest.mark.parametrize("place", ["message", "before", "after"])
     def test_all_of_them_take_the_codecs_slots(self, tiny, place):
         material = make_material(tiny, PLAYED[:6], place=place, k=5)
         for name in [n for n in DERIVED if condition(n).depends != "receiver"]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from m2ray import losses
 from m2ray.codec import Encoded
 from m2ray.config import CodecConfig, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
+from m2ray.layout import AnswerFrame
 from m2ray.losses import (
     LOSSES,
     Heads,
@@ -27,7 +28,7 @@ from m2ray.losses import (
     value_weight,
     weighted_sum,
 )
-from m2ray.receiver import AnswerFrame, Heard
+from m2ray.receiver import Heard
 from m2ray.task import episodes, level
 
 # Five answer tokens, values in places 1 and 3, two values a place, a vocabulary of seven words.
@@ -398,12 +399,12 @@ def test_slots_is_zero_for_a_prefix_of_the_messages_own_embeddings(tiny):
     """Slot j stands for token j, and the receiver holds the same at both."""
     played = episodes(level("easy"), range(4), "search")
     reading = tiny.read([episode.message for episode in played])
-    states = [tiny.states_of(played[0].level, reading.embeds_BTD, "message") for _ in range(2)]
+    states = [tiny.states_of(played, reading.embeds_BTD, "message") for _ in range(2)]
     mask = reading.mask_BT
     signals = random_signals()
     signals.slots = Slots(*states, mask)
     assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(0, abs=1e-6)
-    elsewhere = tiny.states_of(played[0].level, reading.embeds_BTD, "before")
+    elsewhere = tiny.states_of(played, reading.embeds_BTD, "before")
     signals.slots = Slots(elsewhere, states[1], mask)
     assert float(LOSSES["slots"](signals, PLAIN)) > 1e-4
 

@@ -61,13 +61,13 @@ def answer_len(receiver: Receiver) -> int:
 
 def test_a_row_is_before_slots_after_answer_and_padding(receiver):
     played, k = PLAYED[:8], 5
-    for place in ("message", "before"):
+    for place in ("message", "before", "after"):
         layout = receiver.layout(played, k, place)
         for i, episode in enumerate(played):
             before, after = receiver.prompt(episode)
             answer = receiver.tokens(write_answer(EASY, episode.solution, receiver.style.answer))
             row, slots, start = layout.ids_BT[i].tolist(), layout.slots_BK[i].tolist(), int(layout.answer_B[i])
-            first = len(before) if place == "message" else 0
+            first = {"message": len(before), "before": 0, "after": len(before) + len(after)}[place]
             assert slots == list(range(first, first + k))
             assert row[:first] + row[first + k : start] == before + after
             assert row[start : start + len(answer)] == answer
@@ -131,7 +131,7 @@ def test_nothing_of_the_message_reaches_b_but_through_the_slots(receiver, text, 
     assert torch.equal(logits[0], logits[1])
 
 
-@pytest.mark.parametrize("place", ["message", "before"])
+@pytest.mark.parametrize("place", ["message", "before", "after"])
 def test_every_slot_of_the_prefix_reaches_the_logits(receiver, place):
     layout = receiver.layout(PLAYED[:4], 6, place)
     prefix_BKD = drawn_prefix(receiver, 4, 6)
@@ -247,7 +247,7 @@ def test_a_batch_of_64_is_64_batches_of_one(receiver):
 
 def test_a_batch_of_prefixes_decodes_as_its_rows_do(receiver):
     prefix_BKD = drawn_prefix(receiver, 16, 6)
-    for place in ("message", "before"):
+    for place in ("message", "before", "after"):
         together = receiver.decode(PLAYED[:16], 6, prefix_BKD, place, max_new_tokens=12)
         rows = [
             receiver.decode([PLAYED[i]], 6, prefix_BKD[i : i + 1], place, max_new_tokens=12) for i in range(16)

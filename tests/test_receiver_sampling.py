@@ -58,23 +58,23 @@ def test_a_low_temperature_is_greedy(mini):
     assert cold == mini.decode(PLAYED[:16], MESSAGES[:16])
 
 
-@pytest.mark.parametrize("texts", [3, "text"])
-def test_a_prompt_start_read_once_changes_no_logits_and_no_answers(tiny, monkeypatch, texts):
-    """The tiny receiver's chat prompt starts with the same tokens in every row."""
+@pytest.mark.parametrize(("texts", "place"), [(3, "message"), ("text", "message"), (3, "after")])
+def test_a_prompt_start_read_once_changes_no_logits_and_no_answers(tiny, monkeypatch, texts, place):
+    """The tiny receiver's chat prompt starts with the same tokens in every row, and ends with its own."""
     played = episodes(level("easy"), range(8), "search")
     texts = [episode.message for episode in played] if texts == "text" else texts
     prefix_BKD = torch.randn(8, 3, tiny.width, generator=torch.Generator().manual_seed(0)) * tiny.embedding_norm
     found = []
     for worth in (16, 10_000):
-        monkeypatch.setattr("m2ray.receiver.WORTH_SHARING", worth)
-        layout = tiny.layout(played, texts)
+        monkeypatch.setattr("m2ray.layout.WORTH_SHARING", worth)
+        layout = tiny.layout(played, texts, place)
         prefix = prefix_BKD.clone().requires_grad_()
         heard = tiny.hear(layout, prefix, 5, states=True)
         states = heard.states_BLSD.transpose(1, 2)[heard.mask_BS]
         if texts == 3:
             states.square().mean().backward()
-        answered = tiny.play(played, texts, prefix_BKD, max_new_tokens=9)
-        found.append((len(layout.shared_P), heard.logits_BAW, states, prefix.grad, answered))
+        answered = tiny.play(played, texts, prefix_BKD, place, max_new_tokens=9)
+        found.append((int(layout.known_B[0]), heard.logits_BAW, states, prefix.grad, answered))
     (shared, *once, answered), (none, *plain, answered_plain) = found
     assert shared > 16
     assert none == 0
