@@ -8,7 +8,6 @@ L layers, S tokens behind the slots, W words of the vocabulary.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from cachetools import LRUCache
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from m2ray.command import UserError
+from m2ray.decoding import Primed, write
 from m2ray.layout import Layout, Place, Wording, pad
 from m2ray.starts import Starts
 from m2ray.task import Episode, value_probabilities
@@ -40,21 +39,6 @@ class Heard(NamedTuple):
         """The first rows of a batch."""
         states_BLSD, mask_BS = (None if field is None else field[:rows] for field in self[1:])
         return Heard(self.logits_BAW[:rows], states_BLSD, mask_BS)
-
-
-class Primed(NamedTuple):
-    """A prompt that the receiver has read, padded on the left: ready to be continued or scored."""
-
-    cache: Any
-    logits_BW: Tensor  # that predict the first answer token
-    mask_BT: Tensor
-    lengths_B: Tensor
-
-    def rows(self, picked: list[int]) -> Primed:
-        """Some of the rows; their cache is no longer that of all."""
-        if len(picked) < len(self.lengths_B):
-            self.cache.batch_select_indices(torch.tensor(picked, device=self.lengths_B.device))
-        return Primed(self.cache, self.logits_BW[picked], self.mask_BT[picked], self.lengths_B[picked])
 
 
 class Reading(NamedTuple):
@@ -157,7 +141,7 @@ class Receiver(Wording):
         """
         rows_B1 = torch.arange(len(layout.ids_BT), device=self.device)[:, None]
         answer_B = layout.answer_B - layout.known_B
-        length = int(answer_B.max()) + answer_len
+        length = int(answer_B.max()) + answer_len - (not states)  # the last token predicts nothing that is asked
         # A row's first tokens are known; what follows them moves to the front.
         places_BT = layout.known_B[:, None] + torch.arange(length, device=self.device)
         places_BT = places_BT.clamp(max=layout.ids_BT.shape[1] - 1)
@@ -252,8 +236,8 @@ class Receiver(Wording):
     ) -> tuple[list[str], Tensor]:
         """B's answers as text, and the logits [B, V, vocabulary] that predict the reference answers' values.
 
-        The prompt is read once for both. Where greedy decoding would write the reference answer, which its
-        scoring shows, it is not decoded again.
+        Prompt and reference answer are read once for both: as far as B agrees with the reference, that has been
+        decoded as well (`m2ray.decoding`).
 
         Args:
             episodes: B rows of one level.
@@ -266,18 +250,13 @@ class Receiver(Wording):
             seed: Of the sampling noise.
         """
         layout = self.layout(episodes, texts, place)
-        primed = self._prime(self.embed(layout, prefix_BKD), layout.answer_B, layout.starts())
         level = episodes[0].level
-        ids_BA = self.answers(level, torch.tensor([e.solution for e in episodes])).to(self.device)
-        logits_BVW, follows_B = self._score(primed, ids_BA, self.frame(level).places_V)
-        texts_out = [self._text(row) for row in ids_BA.tolist()]
-        known = temperature == 0 and ids_BA.shape[1] <= max_new_tokens
-        rest = [i for i, follows in enumerate(follows_B.tolist()) if not (known and follows)]
-        if rest:
-            seeds = [seed * 1_000_003 + episodes[i].seed for i in rest]
-            decoded = self._continue(primed.rows(rest), seeds, temperature, max_new_tokens)
-            for i, text in zip(rest, decoded, strict=True):
-                texts_out[i] = text
+        drafts = self.answers(level, torch.tensor([e.solution for e in episodes])).tolist()
+        primed = self._prime(self.embed(layout, prefix_BKD), layout.answer_B, layout.starts(), len(drafts[0]) - 1)
+        seeds = [seed * 1_000_003 + episode.seed for episode in episodes]
+        places = self.frame(level).places_V.tolist()
+        texts_out, logits_BVW = self._write(primed, drafts, places, seeds, temperature, max_new_tokens)
+        assert logits_BVW is not None
         return texts_out, logits_BVW
 
     @torch.no_grad()
@@ -291,13 +270,18 @@ class Receiver(Wording):
     ) -> list[str]:
         """Continue rows of input embeddings, padded on the right, each of its own length; see `play`."""
         nothing: list[list[int]] = [[] for _ in lengths_B]
-        return self._continue(self._prime(embeds_BTD, lengths_B, nothing), seeds, temperature, max_new_tokens)
+        primed = self._prime(embeds_BTD, lengths_B, nothing, 0)
+        return self._write(primed, nothing, [], seeds, temperature, max_new_tokens)[0]
 
-    def _prime(self, embeds_BTD: Tensor, lengths_B: Tensor, starts: Sequence[Sequence[int]]) -> Primed:
-        """Read rows of embeddings, padded on the right, of which the first tokens are known."""
+    def _prime(
+        self, embeds_BTD: Tensor, lengths_B: Tensor, starts: Sequence[Sequence[int]], guessed: int
+    ) -> Primed:
+        """Read rows of embeddings, padded on the right: prompts, of which the first tokens are known, and behind
+        them so many tokens of a guess.
+        """
         self._check_context(int(lengths_B.max()) + 1)
         known_B = torch.tensor([len(start) for start in starts], device=self.device)
-        rest_B = lengths_B - known_B
+        rest_B = lengths_B + guessed - known_B
         length = int(rest_B.max())
         # Move the padding from right to left, so that all rows end, and go on, in the same column.
         shift_BT = torch.arange(length, device=self.device) - (length - rest_B)[:, None]
@@ -307,72 +291,27 @@ class Receiver(Wording):
         longest = int(known_B.max())
         places_P = torch.arange(longest, device=self.device)
         mask_BT = torch.cat([places_P >= longest - known_B[:, None], shift_BT >= 0], dim=1)
-        out = self.model(
+        out = self.model.get_decoder()(
             inputs_embeds=embeds_BTD,
             use_cache=True,
-            logits_to_keep=1,
             **{**past, "position_ids": source_BT, "attention_mask": mask_BT},
         )
-        return Primed(out[self.starts.past], out.logits[:, -1], mask_BT, lengths_B)
+        return Primed(out[self.starts.past], out[0][:, -1 - guessed :], mask_BT, lengths_B)
 
-    def _score(self, primed: Primed, ids_BA: Tensor, places_V: Tensor) -> tuple[Tensor, Tensor]:
-        """What predicts the ids, teacher-forced behind a prompt; leaves its cache as it is.
-
-        Returns:
-            Logits [B, V, W] at some places of the ids, and [B], whether each id is the most likely at its place.
-        """
-        rest = ids_BA.shape[1] - 1
-        out = self.model.get_decoder()(
-            input_ids=ids_BA[:, :rest],
-            position_ids=primed.lengths_B[:, None] + torch.arange(rest, device=self.device),
-            attention_mask=F.pad(primed.mask_BT, (0, rest), value=True),
-            use_cache=True,
-            **{self.starts.past: copy.deepcopy(primed.cache)},
+    def _write(
+        self,
+        primed: Primed,
+        drafts: Sequence[Sequence[int]],
+        places: Sequence[int],
+        seeds: Sequence[int],
+        temperature: float,
+        max_new_tokens: int,
+    ) -> tuple[list[str], Tensor | None]:
+        limits = [min(max_new_tokens, self.max_positions - length) for length in primed.lengths_B.tolist()]
+        rows, logits_BVW = write(
+            self.model, self.starts.past, primed, drafts, places, seeds, temperature, limits, self.end_ids
         )
-        head, places = self.model.get_output_embeddings(), set(places_V.tolist())
-        logits_BW, kept = primed.logits_BW, []
-        follows_B = torch.ones(len(ids_BA), dtype=torch.bool, device=self.device)
-        for place in range(rest + 1):  # one by one: logits over a whole vocabulary at every place are gigabytes
-            if place:
-                logits_BW = head(out[0][:, place - 1])
-            follows_B &= logits_BW.argmax(dim=1) == ids_BA[:, place]
-            if place in places:
-                kept.append(logits_BW)
-        return torch.stack(kept, dim=1), follows_B
-
-    def _continue(
-        self, primed: Primed, seeds: Sequence[int], temperature: float, max_new_tokens: int
-    ) -> list[str]:
-        cache, logits_BW, mask_BT, lengths_B = primed
-        noise = [torch.Generator().manual_seed(seed) for seed in seeds]
-        done_B = torch.zeros(len(mask_BT), dtype=torch.bool, device=self.device)
-        ends = torch.tensor(sorted(self.end_ids), device=self.device)
-        written: list[Tensor] = []
-        for _ in range(min(max_new_tokens, self.max_positions - mask_BT.shape[1])):
-            if written:
-                mask_BT = F.pad(mask_BT, (0, 1), value=True)
-                places_B1 = (lengths_B + len(written) - 1)[:, None]
-                out = self.model(
-                    input_ids=written[-1][:, None],
-                    position_ids=places_B1,
-                    attention_mask=mask_BT,
-                    use_cache=True,
-                    **{self.starts.past: cache},
-                )
-                cache, logits_BW = out[self.starts.past], out.logits[:, -1]
-            logits_BW = logits_BW.float()
-            if temperature > 0:
-                # Gumbel-max: argmax(logits / t + g) is a sample of softmax(logits / t).
-                uniform = [torch.rand(logits_BW.shape[1], generator=g, dtype=torch.float64) for g in noise]
-                gumbel_BW = -torch.log(-torch.log(torch.stack(uniform).clamp(min=1e-300)))
-                logits_BW = logits_BW / temperature + gumbel_BW.to(logits_BW)
-            next_B = logits_BW.argmax(dim=1).masked_fill(done_B, int(ends[0]))
-            written.append(next_B)
-            done_B |= torch.isin(next_B, ends)
-            if bool(done_B.all()):
-                break
-        rows = torch.stack(written, dim=1).tolist()
-        return [self._text(row) for row in rows]
+        return [self._text(row) for row in rows], logits_BVW
 
     def _text(self, row: list[int]) -> str:
         stop = next((i for i, token in enumerate(row) if token in self.end_ids), len(row))

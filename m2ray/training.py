@@ -311,7 +311,9 @@ def _train_once(
     heads = Heads(config, receiver).to(receiver.device)
     trainee = Trainee(config, codec, heads, receiver)
     wrapped: nn.Module = DistributedDataParallel(trainee) if workers > 1 else trainee
-    optimizer = torch.optim.AdamW(trainee.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trainee.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
+    )
     per_epoch, steps = training.epoch_steps, training.steps
     seeds = config.splits.seeds("train")
     search = source.get(config.splits.seeds("search"), "search")

@@ -27,6 +27,7 @@ from m2ray.codec import Codec
 from m2ray.conditions import Injection, Material, condition, derangement
 from m2ray.config import TrialConfig
 from m2ray.evaluation import play
+from m2ray.layout import Place
 from m2ray.loading import load_receiver
 from m2ray.losses import Heads, answer_nll, row_nll
 from m2ray.receiver import Receiver
@@ -43,9 +44,9 @@ BATCHES = (8, 32, 64, 128)
 # --- the reference loop, as it is described --------------------------------------------------------------------
 
 
-def naive_nll(receiver: Receiver, episode: Episode, prefix_KD: Tensor) -> Tensor:
+def naive_nll(receiver: Receiver, episode: Episode, prefix_KD: Tensor, place: Place) -> Tensor:
     """Answer NLL per token, [A], from one forward pass that computes logits for every position."""
-    layout = receiver.layout([episode], len(prefix_KD), "before")
+    layout = receiver.layout([episode], len(prefix_KD), place)
     embeds_1TD = receiver.embed(layout, prefix_KD[None])
     logits_1TW = receiver.model(inputs_embeds=embeds_1TD, use_cache=False).logits
     frame = receiver.frame(episode.level)
@@ -70,7 +71,7 @@ def naive_loss(
         right = codec(receiver.read([episode.message]))
         other = codec(receiver.read([wrong.message]))
         rows = [
-            row_nll(naive_nll(receiver, episode, prefix_KD)[None], frame, weight)[0]
+            row_nll(naive_nll(receiver, episode, prefix_KD, config.codec.place)[None], frame, weight)[0]
             for prefix_KD in (right.prefix_BKD[0], other.prefix_BKD[0], torch.zeros_like(right.prefix_BKD[0]))
         ]
         nll, shuffled, null = rows
@@ -105,7 +106,7 @@ def naive_answers(
             prefix_1KD = noise[i][None]
         elif name in ("P0", "P1"):
             texts = [episode.message if name == "P1" else ""]
-        layout = receiver.layout([episode], texts, "before" if isinstance(texts, int) else "message")
+        layout = receiver.layout([episode], texts, codec.config.place)
         embeds_1TD = receiver.embed(layout, prefix_1KD)[:, : int(layout.answer_B[0])]
         written = receiver.model.generate(
             inputs_embeds=embeds_1TD,
