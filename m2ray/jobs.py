@@ -20,6 +20,7 @@ from m2ray.loading import load_receiver
 from m2ray.receiver import Receiver
 from m2ray.source import Source
 from m2ray.training import train
+from m2ray.warm import text_rows
 
 SPLITS = ("search", "select", "confirm")
 
@@ -98,11 +99,11 @@ def run_job(job: Job) -> pd.DataFrame:
     episodes = source.get(seeds, job.split if job.split in SPLITS else "confirm")
     if "shuffle" in job.names:
         derangement(episodes)  # too few messages are refused before anything is trained or played
-    codec = constant = subject = None
-    if job.folder is not None:
-        codec, subject = load_codec(job.folder, receiver), subject_of(job.folder)
+    if job.folder is None:
+        return text_rows(receiver, episodes, job.split, job.names, job.trial.evaluation)
+    codec, subject = load_codec(job.folder, receiver), subject_of(job.folder)
+    constant = None
     if "constant" in job.names:
-        assert codec is not None
         constant = trained_constant(receiver, job.trial, codec.config, job.constants)
     return evaluate(
         receiver, episodes, job.split, job.names, job.trial.evaluation, subject, codec=codec, constant=constant
