@@ -71,7 +71,8 @@ def start(address: str | None, nested: bool) -> None:
     )
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
-        options |= {"include_dashboard": nested, "dashboard_host": "127.0.0.1"}
+        # Without "local" Ray would join a cluster that `ray start` has left on this machine.
+        options |= {"address": "local", "include_dashboard": nested, "dashboard_host": "127.0.0.1"}
         os.environ.pop("RAY_ADDRESS", None)
     else:
         _probe(address)

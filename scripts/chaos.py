@@ -62,7 +62,7 @@ TARGETS: dict[str, tuple[str, signal.Signals]] = {
     "notice": ("m2ray.sweep", signal.SIGTERM),
     "Ctrl-C": ("m2ray.sweep", signal.SIGINT),
 }
-TRIES, LIMIT_S = 4, 1200.0
+TRIES, LIMIT_S = 6, 1200.0
 JOB = ["config", "seed", "checkpoint", "split", "decoding", "k", "place"]  # one evaluation job's rows share these
 
 
@@ -136,6 +136,16 @@ class Run:
         return self.popen.returncode
 
 
+def started(where: Path) -> Run:
+    """The sweep, gone on with where it had begun."""
+    return Run(where, resume=(where / "chaos" / "sweep.yaml").is_file())
+
+
+def starved(where: Path) -> bool:
+    """Whether the last run found the machine too busy to start Ray on: nothing was disturbed then."""
+    return "no local cluster starts" in (where / "stderr").read_text()
+
+
 def rows_on_disk(folder: Path) -> tuple[pd.DataFrame, int]:
     """The rows of a sweep, and how many more its one file of them holds than there are keys."""
     store = RowStore(folder)
@@ -174,23 +184,31 @@ def moments(folder: Path) -> dict[str, Callable[[], bool]]:
     }
 
 
-def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: random.Random) -> Round:
-    """One round: a run, a kill, and the same command again until it ends well."""
-    folder, began = where / "chaos", time.monotonic()
-    known_by, number = TARGETS[name]
-    # A trainer or an evaluator works only behind the start.
-    mark = dice.choice(list(moments(folder))[1 if known_by.startswith("ray::") else 0 :])
-    delay = dice.uniform(0.0, 3.0)
-    run = Run(where, resume=False)
-    run.wait(moments(folder)[mark])
+def strike(where: Path, name: str, mark: str, delay: float) -> tuple[bool, int]:
+    """Run the sweep, kill something of it some seconds behind a mark: whether it was there, the exit code."""
+    run, (known_by, number) = started(where), TARGETS[name]
+    run.wait(moments(where / "chaos")[mark])
     due = time.monotonic() + delay
     run.wait(lambda: time.monotonic() > due)
     hit = run.wait(lambda: run.kill(known_by, number))
-    exits, repeated, said = [run.end()], 0, [(where / "stderr").read_text()[-500:]]
+    return hit, run.end()
+
+
+def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: random.Random) -> Round:
+    """One round: a run, a kill, and the same command again until it ends well."""
+    folder, began = where / "chaos", time.monotonic()
+    marks = list(moments(folder))
+    # A trainer or an evaluator works only behind the start, and a trainer has gone when all is trained.
+    mark = dice.choice({"training worker": marks[1:-1], "evaluator": marks[1:]}.get(name, marks))
+    delay = dice.uniform(0.0, 3.0)
+    for _ in range(TRIES):
+        hit, code = strike(where, name, mark, delay)
+        if hit or not starved(where):
+            break
+    exits, repeated, said = [code], 0, [(where / "stderr").read_text()[-500:]]
     while exits[-1] != DONE and len(exits) < TRIES:
         before, trained = rows_on_disk(folder)[0], finished(folder)
-        begun = (folder / "sweep.yaml").is_file()
-        exits.append(Run(where, resume=begun).end())
+        exits.append(started(where).end())
         said.append((where / "stderr").read_text()[-500:])
         after = finished(folder)
         repeated += sum(after.get(config) != trained[config] for config in trained)
@@ -226,7 +244,10 @@ def main(argv: Sequence[str]) -> int:
         (root / "space.yaml").write_text(yaml.safe_dump(SPACE))
         (root / "whole").mkdir()
         began = time.monotonic()
-        if code := Run(root / "whole", resume=False).end():
+        for _ in range(TRIES):
+            if not (code := started(root / "whole").end()) or not starved(root / "whole"):
+                break
+        if code:
             raise RuntimeError(f"the undisturbed run ended with {code}: {(root / 'whole' / 'stderr').read_text()}")
         print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
         whole, _ = rows_on_disk(root / "whole" / "chaos")

@@ -209,6 +209,7 @@ def test_a_local_ray_that_misses_its_deadline_once_is_started_again(monkeypatch)
     monkeypatch.setattr(ray, "init", init)
     cluster.start(None, nested=True)
     assert len(calls) == 2
+    assert calls[1]["address"] == "local"  # whatever cluster this machine belongs to
     assert calls[1]["include_dashboard"]
     assert calls[1]["dashboard_host"] == "127.0.0.1"
 
