@@ -23,7 +23,8 @@ from m2ray.losses import Heads
 from m2ray.receiver import Receiver
 from m2ray.source import Source
 from m2ray.space import Plan
-from m2ray.training import Trainee, check_receiver_seeds, draw_batch
+from m2ray.trainee import Trainee
+from m2ray.training import check_receiver_seeds, draw_batch
 
 TIMED, TIMES = 64, 3  # rows, at most, of the step and of the batch that a dry run times; times it does
 # Of a message: what its diagnosis costs (conditions decoded and scored, probe messages, free vectors), what a

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from cachetools import LRUCache
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from m2ray.command import UserError
@@ -26,6 +27,22 @@ from m2ray.starts import Starts
 from m2ray.task import Episode, value_probabilities
 
 READ_BYTES = 64 << 20  # of the last hidden states of messages that are kept
+
+
+class Pass(NamedTuple):
+    """A forward pass to be made: rows of embeddings behind beginnings that are known."""
+
+    embeds_BTD: Tensor
+    starts: list[list[int]]
+    states: bool  # whether hidden states are asked for
+    grad: bool  # whether gradients flow back to the embeddings
+
+
+class Passed(NamedTuple):
+    """A forward pass that was made."""
+
+    last_BTD: Tensor
+    hidden: tuple[Tensor, ...]  # [B, T, D] behind each layer; empty where none were asked for
 
 
 class Heard(NamedTuple):
@@ -128,50 +145,76 @@ class Receiver(Wording):
         rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
         return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
 
-    def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
-        """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer."""
-        return self.hear(layout, prefix_BKD, answer_len, states=False).logits_BAW
+    def forward(self, passes: Sequence[Pass]) -> list[Passed]:
+        """Make passes that ask for the same, as one batch.
 
-    def hear(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int, states: bool) -> Heard:
-        """`logits`, and where asked the hidden states behind the message's place.
-
-        Rows are padded on the right, behind everything a causal model looks at, so no mask is needed. The last
-        tokens of a row are the same whatever stands in the message's place, so states of two layouts of the same
-        episodes lie side by side.
+        Rows are padded on the right, behind everything that a causal model looks at, so that what is in one row
+        does not depend on the others.
         """
+        states, grad = passes[0].states, passes[0].grad
+        length = max(one.embeds_BTD.shape[1] for one in passes)
+        embeds = [F.pad(one.embeds_BTD, (0, 0, 0, length - one.embeds_BTD.shape[1])) for one in passes]
+        past = self.starts.before([start for one in passes for start in one.starts], length)
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            out = self.model.get_decoder()(
+                inputs_embeds=torch.cat(embeds), use_cache=bool(past), output_hidden_states=states, **past
+            )
+        layers = [out[0], *(out.hidden_states[1:] if states else ())]
+        rows = [len(one.embeds_BTD) for one in passes]
+        split = zip(*(layer_BTD.split(rows) for layer_BTD in layers), strict=True)
+        made = []
+        for one, parts in zip(passes, split, strict=True):
+            last_BTD, *hidden = (part_BTD[:, : one.embeds_BTD.shape[1]] for part_BTD in parts)
+            made.append(Passed(last_BTD, tuple(hidden)))
+        return made
+
+    def hearing(
+        self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int, states: bool, grad: bool = True
+    ) -> Pass:
+        """The pass that `heard` makes sense of: what follows the known tokens of each row."""
         rows_B1 = torch.arange(len(layout.ids_BT), device=self.device)[:, None]
         answer_B = layout.answer_B - layout.known_B
         length = int(answer_B.max()) + answer_len - (not states)  # the last token predicts nothing that is asked
         # A row's first tokens are known; what follows them moves to the front.
         places_BT = layout.known_B[:, None] + torch.arange(length, device=self.device)
         places_BT = places_BT.clamp(max=layout.ids_BT.shape[1] - 1)
-        embeds_BTD = self.embed(layout, prefix_BKD)[rows_B1, places_BT]
-        past = self.starts.before(layout.starts(), length)
-        out = self.model.get_decoder()(
-            inputs_embeds=embeds_BTD, use_cache=bool(past), output_hidden_states=states, **past
-        )
+        return Pass(self.embed(layout, prefix_BKD)[rows_B1, places_BT], layout.starts(), states, grad)
+
+    def heard(self, layout: Layout, answer_len: int, passed: Passed) -> Heard:
+        """What a pass of `hearing` says: logits, and where asked the hidden states behind the message's place.
+
+        The last tokens of a row are the same whatever stands in the message's place, so states of two layouts of
+        the same episodes lie side by side.
+        """
+        rows_B1 = torch.arange(len(layout.ids_BT), device=self.device)[:, None]
+        answer_B = layout.answer_B - layout.known_B
         predict_BA = answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
-        logits_BAW = self.model.get_output_embeddings()(out[0][rows_B1, predict_BA])
-        if not states:
+        logits_BAW = self.model.get_output_embeddings()(passed.last_BTD[rows_B1, predict_BA])
+        if not passed.hidden:
             return Heard(logits_BAW, None, None)
         tail_B = layout.behind_B + answer_len
         back_S = torch.arange(int(tail_B.max()), 0, -1, device=self.device)
         at_BS = (answer_B[:, None] + answer_len - back_S).clamp(min=0)
-        states_BLSD = torch.stack([layer_BTD[rows_B1, at_BS] for layer_BTD in out.hidden_states[1:]], dim=1)
+        states_BLSD = torch.stack([layer_BTD[rows_B1, at_BS] for layer_BTD in passed.hidden], dim=1)
         return Heard(logits_BAW, states_BLSD, back_S <= tail_B[:, None])
 
-    def states_of(self, episodes: Sequence[Episode], embeds_BTD: Tensor, place: Place) -> Tensor:
-        """Hidden states [B, L - 1, T, D] at vectors that stand in a place of the episodes' prompts.
+    def hear(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int, states: bool) -> Heard:
+        """What the receiver makes of rows, teacher-forced on the reference answer."""
+        (passed,) = self.forward([self.hearing(layout, prefix_BKD, answer_len, states)])
+        return self.heard(layout, answer_len, passed)
 
-        Behind each layer but the last, whose states at these places nothing reads.
+    def logits(self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Tensor:
+        """Logits [B, A, vocabulary] that predict the answer tokens, teacher-forced on the reference answer."""
+        return self.hear(layout, prefix_BKD, answer_len, states=False).logits_BAW
+
+    def standing(self, episodes: Sequence[Episode], embeds_BTD: Tensor, place: Place, grad: bool) -> Pass:
+        """The pass over vectors that stand in a place of the episodes' prompts.
+
+        It yields hidden states at these; those behind the last layer nothing reads.
         """
         halves = [self.prompt(episode) for episode in episodes]
         starts = [{"message": before, "before": [], "after": before + after}[place] for before, after in halves]
-        past = self.starts.before(starts, embeds_BTD.shape[1])
-        out = self.model.get_decoder()(
-            inputs_embeds=embeds_BTD.to(self.dtype), use_cache=bool(past), output_hidden_states=True, **past
-        )
-        return torch.stack(out.hidden_states[1:-1], dim=1)
+        return Pass(embeds_BTD.to(self.dtype), starts, True, grad)
 
     def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
         """What a perfect reasoner writes, who holds the message or B's half only.

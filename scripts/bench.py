@@ -34,7 +34,7 @@ from m2ray.receiver import Receiver
 from m2ray.report import markdown
 from m2ray.space import load_plan
 from m2ray.task import Episode, episodes, level
-from m2ray.training import Trainee
+from m2ray.trainee import Trainee
 
 SPACE = Path(__file__).parent.parent / "search_spaces" / "attempt-02.yaml"
 CONDITIONS = ("normal", "null", "random", "shuffle", "P0", "P1")

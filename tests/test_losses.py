@@ -395,16 +395,21 @@ def test_slots_is_the_mean_cosine_distance_over_layers_of_slots_that_stand_for_a
     assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(np.mean(apart), rel=1e-5)
 
 
+def standing(receiver, played, embeds_BTD, place):
+    (passed,) = receiver.forward([receiver.standing(played, embeds_BTD, place, grad=False)])
+    return torch.stack(passed.hidden[:-1], dim=1)
+
+
 def test_slots_is_zero_for_a_prefix_of_the_messages_own_embeddings(tiny):
     """Slot j stands for token j, and the receiver holds the same at both."""
     played = episodes(level("easy"), range(4), "search")
     reading = tiny.read([episode.message for episode in played])
-    states = [tiny.states_of(played, reading.embeds_BTD, "message") for _ in range(2)]
+    states = [standing(tiny, played, reading.embeds_BTD, "message") for _ in range(2)]
     mask = reading.mask_BT
     signals = random_signals()
     signals.slots = Slots(*states, mask)
     assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(0, abs=1e-6)
-    elsewhere = tiny.states_of(played, reading.embeds_BTD, "before")
+    elsewhere = standing(tiny, played, reading.embeds_BTD, "before")
     signals.slots = Slots(elsewhere, states[1], mask)
     assert float(LOSSES["slots"](signals, PLAIN)) > 1e-4
 

@@ -14,7 +14,7 @@ from m2ray.conditions import Material
 from m2ray.config import CodecConfig
 from m2ray.probes import effective_rank, facts_of, fields_of, probe, read_facts, ridge, similarity_map, stages
 from m2ray.task import episodes, level
-from m2ray.training import diagnose as training_metrics
+from m2ray.trainee import diagnose as training_metrics
 
 EASY = level("easy")
 

@@ -1,0 +1,237 @@
+"""One codec under training: its objectives on a batch, in one process or in many that see the same global batch.
+
+The forward passes that it wants of the receiver it yields, and is sent what they give: `together` makes those of
+several trainees on one receiver at once.
+
+Shapes: B rows of this worker, H rows of the global batch, K slots, D width, A answer tokens, M negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+from torch import Tensor, nn
+
+from m2ray.codec import Codec, Encoded, Segments, mean_state
+from m2ray.config import TrialConfig
+from m2ray.losses import (
+    NEED_ANSWER,
+    Heads,
+    Signals,
+    Slots,
+    answer_nll,
+    mean_cosine,
+    row_nll,
+    value_weight,
+    weighted_sum,
+)
+from m2ray.probes import effective_rank
+from m2ray.receiver import Pass, Passed, Reading, Receiver
+from m2ray.task import Episode
+
+T = TypeVar("T")
+Asking = Generator[Pass, Passed, T]
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of workers) of this process."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def world_mean(values: Tensor) -> Tensor:
+    """Mean over workers."""
+    if world()[1] > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        values = values / world()[1]
+    return values
+
+
+def gather(tensor_B: Tensor) -> Tensor:
+    """The rows of all workers in order. Gradients flow back to where the rows came from, summed over workers,
+    which is what the mean that DDP then takes needs for a loss that every worker computes on the whole batch.
+    """
+    if world()[1] == 1:
+        return tensor_B
+    return torch.cat(dist_nn.all_gather(tensor_B.contiguous()))  # type: ignore[no-untyped-call]
+
+
+def gather_encoded(encoded: Encoded) -> Encoded:
+    """The forward pass of the whole batch, from every worker's share."""
+    rest = [None if field is None else gather(field) for field in encoded[2:]]
+    return Encoded(gather(encoded.prefix_BKD), gather(encoded.latent_BKD), *rest)
+
+
+def together(receiver: Receiver, asking: Sequence[Asking[T]]) -> list[T]:
+    """Let several go on until each has its result; what they ask of the receiver at the same time is one pass."""
+    results: dict[int, T] = {}
+    waiting: dict[int, Pass] = {}
+
+    def go_on(i: int, passed: Passed | None) -> None:
+        try:
+            waiting[i] = next(asking[i]) if passed is None else asking[i].send(passed)
+        except StopIteration as end:
+            results[i] = end.value
+
+    for i in range(len(asking)):
+        go_on(i, None)
+    while waiting:
+        kind = next((one.states, one.grad) for one in waiting.values())
+        alike = [i for i, one in waiting.items() if (one.states, one.grad) == kind]
+        for i, passed in zip(alike, receiver.forward([waiting.pop(i) for i in alike]), strict=True):
+            go_on(i, passed)
+    return [results[i] for i in range(len(asking))]
+
+
+class Trainee(nn.Module):
+    """Codec and heads as one module with the loss as its forward pass, so that DDP can wrap it."""
+
+    def __init__(self, config: TrialConfig, codec: Codec, heads: Heads, receiver: Receiver) -> None:
+        super().__init__()
+        self.codec, self.heads = codec, heads
+        self.config = config
+        self._receiver = (receiver,)  # in a tuple: frozen, no part of this module
+        self._nulls: dict[
+            tuple[int, int], Tensor
+        ] = {}  # by episode and k: NLL [A] under zeros, which stays the same
+
+    def forward(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """`ask`, answered for this trainee alone."""
+        return together(self._receiver[0], [self.ask(batch, k, step, log)])[0]
+
+    def ask(
+        self, batch: Sequence[Episode], k: int, step: int, log: bool
+    ) -> Asking[tuple[Tensor, dict[str, Tensor]]]:
+        """Total loss and each objective, on the rows of a global batch that are this worker's."""
+        (receiver,), losses = self._receiver, self.config.losses
+        rank, workers = world()
+        share = len(batch) // workers
+        mine = slice(rank * share, (rank + 1) * share)
+        message_ids = [receiver.tokens(episode.message) for episode in batch]
+        reading = receiver.read_ids(message_ids[mine])
+        encoded = self.codec(reading, k, gather)
+        whole = gather_encoded(encoded)
+        signals = Signals(
+            frame=receiver.frame(batch[0].level),
+            encoded=whole,
+            inputs_HD=gather(mean_state(reading)),
+            message_ids_HT=reading.ids_BT,
+            message_mask_HT=reading.mask_BT,
+            heads=self.heads,
+        )
+        if losses.reconstruction_tokens and workers > 1:
+            whole_reading = receiver.read_ids(message_ids)
+            signals.message_ids_HT, signals.message_mask_HT = whole_reading.ids_BT, whole_reading.mask_BT
+        if losses.slots:
+            signals.slots = yield from self._slots(batch[mine], reading, encoded)
+        steps, values = self.config.training.steps, dict[str, Tensor]()
+        if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if name in NEED_ANSWER):
+            values = yield from self._listen(signals, batch, mine, encoded, log)
+        total, metrics = weighted_sum(signals, losses, step, steps)
+        metrics |= values
+        if log:
+            metrics |= diagnose(whole, receiver.embedding_norm)
+        return total, {name: value.detach() for name, value in metrics.items()}
+
+    def _slots(self, rows: Sequence[Episode], reading: Reading, encoded: Encoded) -> Asking[Slots]:
+        """What the receiver holds at the prefix, and at the words that its slots stand for."""
+        (receiver,), place = self._receiver, self.config.codec.place
+        encoder = self.codec.encoder
+        assert isinstance(encoder, Segments)
+        words_BK = encoder.stands_for(reading, encoded.prefix_BKD.shape[1])
+        told = yield receiver.standing(rows, reading.embeds_BTD, "message", grad=False)
+        told_BLTD = torch.stack(told.hidden[:-1], dim=1)
+        rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
+        theirs_BLKD = told_BLTD.transpose(1, 2)[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
+        held = yield receiver.standing(rows, encoded.prefix_BKD, place, grad=True)
+        return Slots(torch.stack(held.hidden[:-1], dim=1), theirs_BLKD, words_BK >= 0)
+
+    def _listen(
+        self, signals: Signals, batch: Sequence[Episode], mine: slice, encoded: Encoded, log: bool
+    ) -> Asking[dict[str, Tensor]]:
+        """Let the receiver read prefix and answer, and whatever else the objectives compare that with.
+
+        Returns:
+            Nats per answer value: nll under the right message; what null and a wrong one cost more, for the log.
+        """
+        (receiver,), losses, place = self._receiver, self.config.losses, self.config.codec.place
+        rows, frame, weight = batch[mine], signals.frame, value_weight(losses)
+        share, k = encoded.prefix_BKD.shape[:2]
+        targets_BVN, answer_len = receiver.targets(rows), len(frame.ids_A)
+        wrong = [signals.encoded.prefix_BKD[self._partners(batch, by)[mine]] for by in self._negatives(batch, log)]
+        layout, hidden = receiver.layout(rows, k, place), losses.states is not None
+        prefixes = torch.cat([encoded.prefix_BKD, *wrong])
+        every = layout.repeat(1 + len(wrong))
+        passed = yield receiver.hearing(every, prefixes, answer_len, hidden, grad=True)
+        heard = receiver.heard(every, answer_len, passed)
+        every_BA = answer_nll(heard.logits_BAW, frame, targets_BVN.repeat(1 + len(wrong), 1, 1))
+        nll_BA, *wrong_BA = torch.split(every_BA, share)
+        signals.heard, signals.nll_BA = heard.first(share), nll_BA
+        signals.nll_B = row_nll(nll_BA, frame, weight)
+        if wrong_BA:
+            signals.shuffled_B = row_nll(wrong_BA[0], frame, weight)
+        if losses.infonce:
+            signals.negatives_MBA = torch.stack(wrong_BA)
+        places_V = frame.places_V.to(nll_BA.device)
+        values = {"nll": nll_BA[:, places_V].mean()}
+        if losses.help or log:
+            null_BA = yield from self._null(rows, k, signals)
+            signals.null_B = row_nll(null_BA, frame, weight)
+            values["null_gap"] = (null_BA - nll_BA)[:, places_V].mean()
+        if wrong_BA:
+            values["shuffle_gap"] = (wrong_BA[0] - nll_BA)[:, places_V].mean()
+        if losses.kl or losses.states:
+            text = receiver.layout(rows, [episode.message for episode in rows])
+            passed = yield receiver.hearing(text, None, answer_len, hidden, grad=False)
+            signals.told = receiver.heard(text, answer_len, passed)
+        return values
+
+    def _null(self, rows: Sequence[Episode], k: int, signals: Signals) -> Asking[Tensor]:
+        """Answer NLL [B, A] with zeros in the slots, of each episode computed once."""
+        (receiver,), frame = self._receiver, signals.frame
+        fresh = [episode for episode in rows if (episode.seed, k) not in self._nulls]
+        if fresh:
+            layout = receiver.layout(fresh, k, self.config.codec.place)
+            zeros_BKD = signals.encoded.prefix_BKD.new_zeros(len(fresh), k, receiver.width)
+            passed = yield receiver.hearing(layout, zeros_BKD, len(frame.ids_A), False, grad=False)
+            with torch.no_grad():
+                logits_BAW = receiver.heard(layout, len(frame.ids_A), passed).logits_BAW
+                nll_BA = answer_nll(logits_BAW, frame, receiver.targets(fresh))
+            self._nulls |= {(episode.seed, k): nll_A for episode, nll_A in zip(fresh, nll_BA, strict=True)}
+        return torch.stack([self._nulls[episode.seed, k] for episode in rows])
+
+    def _negatives(self, batch: Sequence[Episode], log: bool) -> range:
+        losses = self.config.losses
+        if losses.infonce:
+            return range(1, 1 + min(losses.infonce.negatives, len(batch) - 1))
+        return range(1, 2) if losses.contrast or log else range(0)
+
+    @staticmethod
+    def _partners(batch: Sequence[Episode], by: int) -> list[int]:
+        """For each row another row, `by` places on or the next beyond with a different content."""
+        partners = []
+        for i, episode in enumerate(batch):
+            places = [(i + by + j) % len(batch) for j in range(len(batch))]
+            partners.append(next((p for p in places if batch[p].content != episode.content), places[0]))
+        return partners
+
+
+@torch.no_grad()
+def diagnose(whole: Encoded, unit: float) -> dict[str, Tensor]:
+    """How large and how different prefixes are, and how many codes they use."""
+    prefix_HKD = whole.prefix_BKD.float()
+    # A broken optimisation is named by the loss; the decomposition would only refuse its numbers.
+    rank = effective_rank(torch.nan_to_num(prefix_HKD.flatten(1)))
+    metrics = {
+        "prefix_norm": prefix_HKD.norm(dim=-1).mean() / unit,
+        "prefix_cosine": mean_cosine(prefix_HKD),
+        "effective_rank": prefix_HKD.new_tensor(rank),
+    }
+    if whole.codes_BKG is not None:
+        used = torch.bincount(whole.codes_BKG.flatten()).float()
+        used = used[used > 0] / used.sum()
+        metrics["code_perplexity"] = torch.exp(-(used * used.log()).sum())
+    return metrics
