@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from m2ray.jobs import run_folder, trial_of
 from m2ray.loading import load_receiver
 from m2ray.pool import last_line
 from m2ray.space import Resources
-from m2ray.training import TrainingFailed, train
+from m2ray.training import Training, TrainingFailed, train, train_pack
 
 # Read by Ray when it runs, here and in the processes it starts.
 QUIET = {
@@ -123,11 +123,12 @@ def stop() -> None:
 
 
 def _so_far(
-    metrics: dict[str, Any], checkpoint: Path, epochs: int, finished: Sequence[float], seeds: int
+    name: str, metrics: dict[str, Any], checkpoint: Path, epochs: int, finished: Sequence[float], seeds: int
 ) -> dict[str, Any]:
     """A training seed's report as the searcher sees it: the mean over the seeds so far, the epochs of all."""
     return {
         **metrics,
+        "member": name,
         "score": (sum(finished) + metrics["score"]) / (len(finished) + 1),
         "progress": len(finished) * epochs + metrics["epoch"],
         "epochs_total": seeds * epochs,
@@ -141,7 +142,8 @@ def _worker_loop(settings: dict[str, Any]) -> None:
 
     def report(metrics: dict[str, Any], checkpoint: Path) -> None:
         epochs = config.training.epochs
-        ray.train.report(_so_far(metrics, checkpoint, epochs, settings["finished"], settings["seeds"]))
+        name = settings["about"]["config"]
+        ray.train.report(_so_far(name, metrics, checkpoint, epochs, settings["finished"], settings["seeds"]))
 
     receiver = load_receiver(config.receiver)
     train(config, settings["seed"], receiver, Path(settings["folder"]), report, settings["about"])
@@ -219,31 +221,50 @@ def ask(resources: Resources) -> dict[str, float]:
     return {name: amount for name, amount in amounts.items() if amount}
 
 
-def run_trial(settings: dict[str, Any]) -> None:
-    """One configuration: its training seeds one after the other, reported as one growing mean to the searcher."""
-    config = TrialConfig.model_validate_json(settings["trial"])
-    about = {"config": settings["config"], "params": settings["params"]}
-    finished: list[float] = []
+class Member:
+    """One configuration of a trial: its training seeds one after the other, reported as one growing mean."""
 
-    def report(metrics: dict[str, Any], checkpoint: Path) -> None:
-        ray.tune.report(_so_far(metrics, checkpoint, config.training.epochs, finished, len(settings["seeds"])))
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.name: str = settings["config"]
+        self.config = TrialConfig.model_validate_json(settings["trial"])
+        self.about = {"config": self.name, "params": settings["params"]}
+        self.seed, self.finished = 0, list[float]()
 
-    for seed in settings["seeds"]:
-        folder = run_folder(Path(settings["root"]), settings["config"], seed)
-        last = folder / f"epoch-{config.training.epochs:02d}"
-        try:
+    def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
+        """Tell the searcher of an epoch."""
+        epochs, seeds = self.config.training.epochs, len(self.settings["seeds"])
+        ray.tune.report(_so_far(self.name, metrics, checkpoint, epochs, self.finished, seeds))
+
+    def failed(self, error: Exception) -> None:
+        """Mark it; others go on."""
+        cause = f"seed {self.seed}: {_cause(error)}"
+        ray.tune.report({"member": self.name, "score": FAILED_SCORE, "progress": 0, "cause": cause})
+
+    def trainings(self) -> Iterator[Training]:
+        """The seeds that are to be trained in this process; those with workers of their own are trained here."""
+        config = self.config
+        for seed in self.settings["seeds"]:
+            self.seed = seed
+            folder = run_folder(Path(self.settings["root"]), self.name, seed)
+            last = folder / f"epoch-{config.training.epochs:02d}"
             if (last / "config.json").is_file() and trial_of(last) == config:
                 # Complete before this process began; the training would have nothing to do, and nothing to report.
-                report(read_record(last)["metrics"], last)
+                self.report(read_record(last)["metrics"], last)
             elif config.workers > 1:
-                resources = validate(Resources, settings["resources"], "resources")
+                resources = validate(Resources, self.settings["resources"], "resources")
                 callbacks = [TuneReportCallback()]
+                seeds = len(self.settings["seeds"])
                 train_distributed(
-                    config, seed, folder, about, resources, finished, len(settings["seeds"]), callbacks
+                    config, self.seed, folder, self.about, resources, self.finished, seeds, callbacks
                 )
             else:
-                train(config, seed, load_receiver(config.receiver), folder, report, about)
-            finished.append(read_record(last)["metrics"]["score"])
-        except Exception as error:  # whatever it is, it is this trial's alone: mark it, and let the others go on
-            ray.tune.report({"score": FAILED_SCORE, "progress": 0, "cause": f"seed {seed}: {_cause(error)}"})
-            return
+                receiver = load_receiver(config.receiver)
+                yield Training(config, seed, receiver, folder, self.report, self.about)
+            self.finished.append(read_record(last)["metrics"]["score"])
+
+
+def run_trial(settings: dict[str, Any]) -> None:
+    """Train a pack of configurations in this process; one by itself is a pack of one."""
+    members = [Member(member) for member in settings["pack"]]
+    train_pack([member.trainings() for member in members], lambda number, error: members[number].failed(error))

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,26 +51,32 @@ class _Unsaved:
 class _Searcher(_Unsaved, Searcher):
     """Tune's view of a proposer."""
 
-    def __init__(self, proposer: Proposer) -> None:
+    def __init__(self, proposer: Proposer, pack: int) -> None:
         super().__init__(metric="score", mode="max")
-        self._proposer = proposer
-        self._names: dict[str, str] = {}
+        self._proposer, self._pack = proposer, pack
+        self._said: dict[str, dict[str, dict[str, Any]]] = {}  # by trial and member, its last report
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        settings = self._proposer.propose()
-        if settings is None:
+        members = list(takewhile(bool, (self._proposer.propose() for _ in range(self._pack))))
+        if not members:
             return str(Searcher.FINISHED)
-        self._names[trial_id] = settings["config"]
-        return settings
+        self._said[trial_id] = {member["config"]: {} for member in members if member}
+        return {"pack": members, "point": all(member["point"] for member in members if member)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if "member" in result:
+            self._said[trial_id][result["member"]] = result
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        result = result or {}
-        score, cause = float(result.get("score", math.nan)), result.get("cause", "")
-        if error:
-            cause = "its process died (out of memory is the usual reason), each time it was tried"
-        elif not cause and not math.isfinite(score):
-            cause = f"score {score} on the search split"
-        self._proposer.finished(self._names.pop(trial_id), None if cause else score, cause)
+        if result:
+            self.on_trial_result(trial_id, result)
+        for name, last in self._said.pop(trial_id).items():
+            score, cause = float(last.get("score", math.nan)), last.get("cause", "")
+            if error and not cause and last.get("progress") != last.get("epochs_total", 0):
+                cause = "its process died (out of memory is the usual reason), each time it was tried"
+            elif not cause and not math.isfinite(score):
+                cause = f"score {score} on the search split"
+            self._proposer.finished(name, None if cause else score, cause)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing to save: see `_Unsaved`."""
@@ -91,7 +98,7 @@ class _Watch(_Unsaved, ray.tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
         if "epoch" in result:
-            self._observer.reported(trial.config["config"], result)
+            self._observer.reported(result["member"], result)
 
 
 class _Spare(TrialScheduler):
@@ -171,7 +178,7 @@ def search(
     """
 
     def resources_of(settings: dict[str, Any]) -> Any:
-        if json.loads(settings["trial"])["workers"] > 1:
+        if any(json.loads(member["trial"])["workers"] > 1 for member in settings["pack"]):
             # A nested trial's driver must not hold a CPU that its own workers wait for.
             return ray.tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
         bundle = ask(resources)
@@ -182,7 +189,7 @@ def search(
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(run_trial, resources_of),
         tune_config=ray.tune.TuneConfig(
-            search_alg=_Searcher(proposer),
+            search_alg=_Searcher(proposer, resources.pack),
             scheduler=scheduler(pruner, total_epochs),
             num_samples=-1,
             reuse_actors=True,

@@ -129,6 +129,9 @@ class Resources(Strict):
     evaluators: Count = 1
     gpus_per_evaluator: NonNegative = 0
     retries: Annotated[int, Field(ge=0, description="times a died worker's training resumes")] = 1
+    pack: Annotated[
+        int, Field(ge=1, le=64, description="trials that train in one process, on one receiver in common passes")
+    ] = 1
 
 
 class Space(Strict):
@@ -151,6 +154,10 @@ class Space(Strict):
             raise ValueError("points: nothing to run; add a point, or axes and search.trials")
         if self.judge.confirm > self.judge.select:
             raise ValueError("judge.confirm: more than judge.select; lower it")
+        if self.resources.pack > 1 and self.search.pruner != "none":
+            raise ValueError(
+                "resources.pack: trials that train together cannot be pruned; set search.pruner to none"
+            )
         return self
 
     @model_validator(mode="after")

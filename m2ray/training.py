@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -297,30 +297,48 @@ def train(
     return Training(config, training_seed, receiver, folder, report, about).run()
 
 
-def train_pack(trainings: Sequence[Training], failed: Callable[[Training, Exception], None]) -> None:
+def train_pack(queues: Sequence[Iterator[Training]], failed: Callable[[int, Exception], None]) -> None:
     """Train several codecs on one receiver, a step of each at a time, their rows in common forward passes.
 
     Each has its own optimiser, metrics and end, and becomes what it would have become alone, to rounding.
 
     Args:
-        trainings: On one receiver and with one precision; in this process alone.
-        failed: Told of a training that broke down; the others go on without it.
+        queues: Trainings on one receiver, those of a queue one after the other. What differs in precision takes
+            turns.
+        failed: Told of a queue that broke down, and how; the others go on without it.
     """
-    left = [training for training in trainings if not training.done]
-    while left:
-        with left[0].autocast():
-            asking = [training.trainee.ask(*training.next_step()) for training in left]
-            results = together(left[0].receiver, asking)
-        torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
-        for training, result in zip(list(left), results, strict=True):
-            try:
-                training.learn(*result)
-            except TrainingFailed as error:
-                failed(training, error)
-                left.remove(training)
-        left = [training for training in left if not training.done]
-    for training in trainings:
-        training.close()
+    current: dict[int, Training] = {}
+
+    def go_on(number: int) -> None:
+        """To the queue's next training that has steps left."""
+        if number in current:
+            current.pop(number).close()
+        try:
+            training = next((training for training in queues[number] if not training.done), None)
+        except Exception as error:  # whatever it is, it is this queue's alone
+            failed(number, error)
+            return
+        if training is not None:
+            current[number] = training
+
+    for number in range(len(queues)):
+        go_on(number)
+    while current:
+        for precision in sorted({training.config.training.precision for training in current.values()}):
+            members = [n for n, training in current.items() if training.config.training.precision == precision]
+            with current[members[0]].autocast():
+                asking = [current[n].trainee.ask(*current[n].next_step()) for n in members]
+                results = together(current[members[0]].receiver, asking)
+            torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
+            for number, result in zip(members, results, strict=True):
+                try:
+                    current[number].learn(*result)
+                except Exception as error:
+                    current.pop(number).close()
+                    failed(number, error)
+                else:
+                    if current[number].done:
+                        go_on(number)
 
 
 def collapsed(history: Sequence[dict[str, float]], worth: float) -> bool:

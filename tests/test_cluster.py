@@ -99,6 +99,32 @@ def searched(local_ray, tmp_path_factory):
 
 
 @on_ray
+def test_a_pack_of_trials_in_one_process_tells_each_trials_own_end(local_ray, tmp_path):
+    trials = {
+        "plain": config(),
+        "nan": config(lr=1e30),
+        "impossible": config().model_copy(update={"receiver": "./no-such-folder"}),
+        "other-k": config(k=8),
+        "next-pack": config(),
+    }
+    script = Script(tmp_path, trials)
+    search(script, script, Resources(pack=4), "none", EPOCHS, tmp_path / "ray")
+    assert {name: [report["epoch"] for report in script.reports[name]] for name in trials} == {
+        "plain": [1, 2, 3],
+        "nan": [],
+        "impossible": [],
+        "other-k": [1, 2, 3],
+        "next-pack": [1, 2, 3],
+    }
+    assert len({report["pid"] for name in ("plain", "other-k") for report in script.reports[name]}) == 1
+    for name in ("plain", "other-k", "next-pack"):
+        assert script.ended[name] == (script.reports[name][-1]["score"], "")
+    assert script.ended["nan"][0] is None
+    assert "lower lr" in script.ended["nan"][1]
+    assert "no-such-folder" in script.ended["impossible"][1]
+
+
+@on_ray
 def test_each_epoch_is_reported_with_its_checkpoint_and_the_last_score_counts(searched):
     assert searched.progress("plain") == [1, 2, 3]
     for report in searched.reports["plain"]:

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
+from test_training import config, curve
 
 from m2ray.codec import load_codec
 from m2ray.training import Training, TrainingFailed, train, train_pack
-from tests.test_training import config, curve
 
 # Of different k, place, encoder, objectives, batch and length.
 MEMBERS = {
@@ -38,7 +38,7 @@ def begin(receiver, folder, name, reports=None, **changes):
 def test_a_pack_trains_each_codec_as_it_would_be_trained_alone(tiny, tmp_path):
     reports, failures = [], []
     pack = [begin(tiny, tmp_path / "pack", name, reports) for name in MEMBERS]
-    train_pack(pack, lambda training, error: failures.append(error))
+    train_pack([iter([training]) for training in pack], lambda number, error: failures.append(error))
     assert not failures
     assert {name: max(e for n, e in reports if n == name) for name in MEMBERS} == {
         name: 3 if name == "longer" else 2 for name in MEMBERS
@@ -53,15 +53,23 @@ def test_a_pack_trains_each_codec_as_it_would_be_trained_alone(tiny, tmp_path):
             torch.testing.assert_close(together[key], weight, rtol=1e-2, atol=2e-4)
 
 
+def test_the_trainings_of_a_queue_follow_each_other_and_precisions_take_turns(tiny, tmp_path):
+    reports = []
+    first = (begin(tiny, tmp_path / str(i), "plain", reports, training__epochs=1) for i in range(2))
+    other = begin(tiny, tmp_path, "other-k", reports, training__precision="bfloat16")
+    train_pack([first, iter([other])], lambda number, error: pytest.fail(str(error)))
+    assert sorted(reports) == [("other-k", 1), ("other-k", 2), ("plain", 1), ("plain", 1)]
+    assert curve(tmp_path / "0" / "plain") == curve(tmp_path / "1" / "plain")
+
+
 def test_a_pack_goes_on_without_a_member_that_breaks_down(tiny, tmp_path, monkeypatch):
     pack = [begin(tiny, tmp_path, name) for name in ("plain", "other-k")]
-    broken = pack[0]
     with torch.no_grad():
-        next(broken.trainee.codec.parameters()).fill_(math.nan)
+        next(pack[0].trainee.codec.parameters()).fill_(math.nan)
     failures = []
-    train_pack(pack, lambda training, error: failures.append((training, error)))
-    ((training, error),) = failures
-    assert training is broken
+    train_pack([iter([training]) for training in pack], lambda number, error: failures.append((number, error)))
+    ((number, error),) = failures
+    assert number == 0
     assert isinstance(error, TrainingFailed)
     assert pack[1].done
     assert all(math.isfinite(loss) for loss in curve(tmp_path / "other-k"))
@@ -78,7 +86,7 @@ def test_a_pack_reads_the_prompts_of_all_in_common_passes(tiny, tmp_path, monkey
     monkeypatch.setattr(type(tiny), "forward", counted)
     pack = [begin(tiny, tmp_path, name, training__epochs=1) for name in ("plain", "other-k")]
     made.clear()
-    train_pack(pack, lambda training, error: pytest.fail(str(error)))
+    train_pack([iter([training]) for training in pack], lambda number, error: pytest.fail(str(error)))
     assert made.count(2) >= 4  # one a step at the least; what search_score asks comes one by one
 
 
