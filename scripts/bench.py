@@ -1,18 +1,23 @@
-"""How much faster than the reference loop: training and evaluation, the same losses and the same answers.
+"""How much faster than the reference loop: training and evaluation, the same losses and the same answers. And what
+packing trials and the default sweep as a whole cost.
 
-python scripts/bench.py --out FOLDER [--receiver mini] [--seconds 20]
+python scripts/bench.py --out FOLDER [--receiver mini] [--seconds 20] [--parts train,eval,pack,sweep]
 
 The naive side is the reference attempt's algorithm, written plainly: per sample two message encodings and three
 receiver forwards at batch 1, with logits over the whole vocabulary at every position; evaluation one episode at a
 time, the message encoded anew for each condition. The other side is m2ray's own. Both see the same receiver,
 episodes, codec, objectives and decoding; their losses and answers are compared before anything is timed. Ratios of
-medians, the two sides taking turns within one run. Writes bench.json and bench.md.
+medians, the two sides taking turns within one run. Each is measured with the prefix in every place; the figures
+without a place are those of `after`, behind B's text, where what precedes the prefix need not be read again.
+
+Writes bench.json and bench.md; parts that are there already and not asked for stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench_pack import bench_pack
+from bench_sweep import bench_sweep
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -173,17 +180,21 @@ def bench_training(config: TrialConfig, receiver: Receiver, seconds: float) -> d
 
 
 def bench_evaluation(config: TrialConfig, receiver: Receiver, seconds: float, count: int = 250) -> dict[str, Any]:
-    """Episodes x conditions a second: 8 of them on the naive side, `count` on the other."""
+    """Episodes a second under all conditions: 8 of them on the naive side, `count` on the other.
+
+    As in a sweep, P0, P1 and null are played for the first checkpoint and on hand for every other: `eval_ratio` is
+    that of another checkpoint, `eval_ratio_first` that of the first.
+    """
     torch.manual_seed(0)
     codec = Codec(config.codec, receiver).eval()
     played = episodes(level(config.task.level), range(9_500_000, 9_500_000 + count), "search")
     few = played[:8]
     settings = config.evaluation.model_copy(update={"temperature": 0.0, "max_new_tokens": 32})
 
-    def fast(part: Sequence[Episode]) -> dict[str, list[str]]:
+    def fast(part: Sequence[Episode], names: Sequence[str] = CONDITIONS) -> dict[str, list[str]]:
         material = Material(receiver, part, codec, None, settings.batch_size)
-        injections: dict[str, Injection] = {name: condition(name).inject(material) for name in CONDITIONS}
-        return {name: play(receiver, part, injections[name], settings)[0] for name in CONDITIONS}
+        injections: dict[str, Injection] = {name: condition(name).inject(material) for name in names}
+        return {name: play(receiver, part, injections[name], settings)[0] for name in names}
 
     noise = condition("random").inject(Material(receiver, few, codec, None, settings.batch_size)).prefixes
     assert noise is not None
@@ -194,36 +205,93 @@ def bench_evaluation(config: TrialConfig, receiver: Receiver, seconds: float, co
 
     if (ours := fast(few)) != (theirs := naive()):
         raise RuntimeError(f"the two sides answer differently: {ours} and {theirs}")
-    times = in_turns({"fast": lambda: fast(played), "naive": naive}, seconds)
-    rates = {"fast": count / times["fast"], "naive": len(few) / times["naive"]}
-    return {"eval_ratio": rates["fast"] / rates["naive"], "eval_episodes_per_s": rates}
+    own = [name for name in CONDITIONS if condition(name).depends == "checkpoint"]
+    sides = {"first": lambda: fast(played), "other": lambda: fast(played, own), "naive": naive}
+    times = in_turns(sides, seconds)
+    rates = {name: (len(few) if name == "naive" else count) / took for name, took in times.items()}
+    return {
+        "eval_ratio": rates["other"] / rates["naive"],
+        "eval_ratio_first": rates["first"] / rates["naive"],
+        "eval_episodes_per_s": rates,
+    }
+
+
+def by_place(
+    part: Callable[[TrialConfig, Receiver, float], dict[str, Any]],
+    name: str,
+    config: TrialConfig,
+    receiver: Receiver,
+    seconds: float,
+) -> dict[str, Any]:
+    """A part's figures with the prefix behind B's text, and in `NAME_places` with it elsewhere."""
+    found = {}
+    for place in ("after", "message", "before"):
+        codec = config.codec.model_copy(update={"place": place})
+        found[place] = part(config.model_copy(update={"codec": codec}), receiver, seconds)
+    return {**found["after"], f"{name}_places": {place: found[place] for place in ("message", "before")}}
+
+
+PARTS: dict[str, Callable[[TrialConfig, Receiver, float], dict[str, Any]]] = {
+    "train": lambda config, receiver, seconds: by_place(bench_training, "train", config, receiver, seconds),
+    "eval": lambda config, receiver, seconds: by_place(bench_evaluation, "eval", config, receiver, seconds),
+    "pack": lambda config, receiver, seconds: bench_pack(config.receiver, steps=int(2 * seconds)),
+    "sweep": lambda config, receiver, seconds: bench_sweep(),
+}
+# What is shown: figure, unit, bound, and which side of it is good.
+SHOWN = [
+    ("train_ratio", "x", 20.0, ">="),
+    ("train_ratio_batch8", "x", 8.0, ">="),
+    ("eval_ratio", "x", 50.0, ">="),
+    ("eval_ratio_first", "x", None, ""),
+    ("packed_ratio", "x", 1.2, ">="),
+    ("packed_memory_ratio", "x", 0.35, "<="),
+    ("overhead_ratio", "x", 1.25, "<="),
+    ("warm_start_s", "s", 8.0, "<="),
+    ("peak_memory_gb", "GB", 3.0, "<="),
+    ("default_sweep_s", "s", 300.0, "<="),
+]
+
+
+def rows_of(figures: dict[str, Any]) -> list[list[str]]:
+    """The table: each figure beside the goal."""
+    table = [["figure", "value", "goal", ""]]
+    for name, unit, bound, side in SHOWN:
+        if name not in figures:
+            continue
+        value = figures[name]
+        met = "" if bound is None else "met" if (value >= bound if side == ">=" else value <= bound) else "missed"
+        table.append([name, f"{value:.2f} {unit}", "" if bound is None else f"{side} {bound:g} {unit}", met])
+        for place, others in figures.get(f"{name.partition('_')[0]}_places", {}).items():
+            table.append([f"{name}, prefix in place {place!r}", f"{others[name]:.2f} {unit}", "", ""])
+    return table
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--receiver", default="mini")
-    parser.add_argument(
-        "--seconds", type=float, default=20.0, help="of each of the two measurements, at the least"
-    )
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement, at the least")
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and bench.md")
     args = parser.parse_args()
     receiver = load_receiver(args.receiver)
     config = load_plan(SPACE).points["attempt-02"].model_copy(update={"receiver": args.receiver})
-    figures = {
-        "receiver": receiver.digest,
-        "device": str(receiver.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        **bench_training(config, receiver, args.seconds),
-        **bench_evaluation(config, receiver, args.seconds),
-    }
-    table = [["figure", "value"]]
-    table += [[name, f"{figures[name]:.1f} x"] for name in ("train_ratio", "train_ratio_batch8", "eval_ratio")]
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
-    (args.out / "bench.md").write_text(markdown(table) + "\n")
-    print(markdown(table))
+    file = args.out / "bench.json"
+    figures: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    for name in args.parts.split(","):
+        figures |= PARTS[name](config, receiver, args.seconds)
+        figures.setdefault("runs", {})[name] = {
+            "receiver": receiver.digest,
+            "device": str(receiver.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "load_average": os.getloadavg()[0],
+            "command": f"python scripts/bench.py --parts {name} --seconds {args.seconds:g}",
+        }
+        args.out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(figures, indent=1) + "\n")
+        (args.out / "bench.md").write_text(markdown(rows_of(figures)) + "\n")
+    print(markdown(rows_of(figures)))
 
 
 if __name__ == "__main__":

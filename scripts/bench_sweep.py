@@ -1,0 +1,115 @@
+"""The default sweep as a whole: its time over its trials' compute, its memory, and how soon a second one trains.
+
+Used by scripts/bench.py. Compute is the processor time of the processes that train and evaluate, from when each is
+first seen at work; the sweep's wall time in core-seconds over it says what starting and waiting cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+WORKERS = ("ray::ImplicitFunc", "ray::Evaluator")
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class Watched:
+    """A command with everything that it starts, told apart by its environment."""
+
+    def __init__(self, arguments: list[str], cache: Path) -> None:
+        mark = uuid.uuid4().hex
+        self._mark = f"M2RAY_BENCH={mark}".encode()
+        self.peak, self.compute = 0, dict[int, tuple[float, float]]()
+        self.begun = time.monotonic()
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "m2ray.sweep", *arguments],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "M2RAY_BENCH": mark, "XDG_CACHE_HOME": str(cache)},
+        )
+
+    def look(self) -> None:
+        """Take in what its processes hold and have done."""
+        held = 0
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                if not folder.name.isdigit() or self._mark not in (folder / "environ").read_bytes():
+                    continue
+                rollup = (folder / "smaps_rollup").read_text()
+                held += int(rollup.partition("\nPss:")[2].split()[0]) * 1024
+                title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
+                if title.startswith(WORKERS):
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                    spent = (int(fields[11]) + int(fields[12])) / TICKS
+                    first, _ = self.compute.get(int(folder.name), (spent, spent))
+                    self.compute[int(folder.name)] = (first, spent)
+        self.peak = max(self.peak, held)
+
+    def until(self, happened: Callable[[], bool], pause: float) -> float:
+        """Seconds since its start until something has happened, or it has ended."""
+        while self.popen.poll() is None and not happened():
+            time.sleep(pause)
+        return time.monotonic() - self.begun
+
+
+def first_step_s(results: Path, cache: Path) -> float:
+    """Seconds until a sweep whose epochs are of one step has made its first."""
+    space = {
+        "name": "first",
+        "trial": {
+            "splits": {
+                "train": "100000:101000",
+                "search": "1000:1020",
+                "select": "4000:4020",
+                "confirm": "2000:2020",
+            },
+            "training": {"epochs": 1, "epoch_samples": 32, "batch_size": 32},
+            "evaluation": {"conditions": ["normal", "P0", "P1"], "text_bytes": [], "scale_gates": []},
+        },
+        "points": {"one": {}},
+        "judge": {"select": 0, "confirm": 0, "diagnose": 0},
+    }
+    results.mkdir(parents=True)
+    file = results / "first.yaml"
+    file.write_text(yaml.dump(space))
+    watched = Watched([str(file), "--results", str(results)], cache)
+    done = results / "first" / "checkpoints" / "one" / "seed-0" / "epoch-01" / "config.json"
+    seconds = watched.until(done.is_file, 0.05)
+    if watched.popen.wait() or not done.is_file():
+        raise RuntimeError(f"the sweep in {results} failed")
+    return seconds
+
+
+def bench_sweep() -> dict[str, Any]:
+    """Run the default sweep and two small ones."""
+    cores = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        watched = Watched(["--results", str(root / "default")], root / "cache")
+
+        def look() -> bool:
+            watched.look()
+            return False
+
+        wall = watched.until(look, 0.5)
+        if watched.popen.returncode:
+            raise RuntimeError(f"the default sweep left with {watched.popen.returncode}")
+        compute = sum(last - first for first, last in watched.compute.values())
+        cold, warm = (first_step_s(root / name, root / "cache") for name in ("cold", "warm"))
+    return {
+        "overhead_ratio": wall * cores / compute,
+        "default_sweep_s": wall,
+        "default_sweep_compute_core_s": compute,
+        "peak_memory_gb": watched.peak / 1e9,
+        "warm_start_s": warm,
+        "cold_start_s": cold,
+    }
