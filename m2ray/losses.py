@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2ray.codec import Encoded, waves
+from m2ray.codec import Encoded
 from m2ray.config import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
+from m2ray.encoders import waves
 from m2ray.layout import AnswerFrame
 from m2ray.receiver import Heard, Receiver
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2ray import stats
-from m2ray.codec import last_state, mean_state
 from m2ray.command import UserError
 from m2ray.conditions import Material
+from m2ray.encoders import last_state, mean_state
 from m2ray.losses import mean_cosine
 from m2ray.receiver import Reading
 from m2ray.stats import Estimate

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m2ray.command import DONE, Parser, UserError, run
 
-PLAYED = "5000000:5001000"  # in the example command; any other seeds do as well
+PLAYED = "5000000:5001000"  # in example commands; any other seeds do as well
 
 
 def publish(sweep: Path, config: str, seed: int, name: str) -> Path:
@@ -27,6 +27,7 @@ def publish(sweep: Path, config: str, seed: int, name: str) -> Path:
     from m2ray import manifest
     from m2ray.codec import read_record
     from m2ray.files import write_atomic, write_json
+    from m2ray.hub import card_of
     from m2ray.jobs import last_checkpoints
     from m2ray.report import PLAIN_NAME
 
@@ -44,20 +45,13 @@ def publish(sweep: Path, config: str, seed: int, name: str) -> Path:
     made = str(manifest.read(sweep)["command"])
 
     target.mkdir(exist_ok=True)
+    record = {**record, "published": {"verdict": verdict, "made": made}}
     shutil.copyfile(source / "codec.safetensors", target / "codec.safetensors")
-    write_json(target / "config.json", {**record, "published": {"verdict": verdict, "made": made}})
+    write_json(target / "config.json", record)
     write_atomic(target / "trial.yaml", yaml.safe_dump(record["trial"], sort_keys=False).encode())
     train = ["python", "-m", "m2ray.train", str(target / "trial.yaml"), "--seed", str(seed)]
-    play = ["python", "-m", "m2ray.evaluate", str(target), "--seeds", PLAYED]
-    text = [
-        f"# {name}",
-        f"Codec `{config}`, training seed {seed}, digest {record['digest']}, for receiver {record['receiver']} "
-        f"(digest {record['receiver_digest']}).",
-        f"Judged once: {verdict}. Made by `{made}`, configuration {config}, seed {seed}.",
-        f"Play it on messages that it never saw, any seeds:\n\n    {shlex.join(play)}",
-        f"Train it again:\n\n    {shlex.join([*train, '--out', f'results/train/{name}'])}",
-    ]
-    write_atomic(target / "README.md", ("\n\n".join(text) + "\n").encode())
+    remake = shlex.join([*train, "--out", f"results/train/{name}"])
+    write_atomic(target / "README.md", str(card_of(record, str(target), remake)).encode())
     return target
 
 

@@ -16,8 +16,9 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 from torch import Tensor, nn
 
-from m2ray.codec import Codec, Encoded, Segments, mean_state
+from m2ray.codec import Codec, Encoded
 from m2ray.config import TrialConfig
+from m2ray.encoders import Segments, mean_state
 from m2ray.losses import (
     NEED_ANSWER,
     Heads,

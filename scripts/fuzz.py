@@ -26,13 +26,14 @@ from fuzz_bench import Case, make_bench
 from fuzz_cases import POOL, cases
 from tabulate import tabulate
 
-from m2ray import command, diagnose, evaluate, figures, gate, report, sweep, train
+from m2ray import command, diagnose, figures, gate, report, sweep, train
+from m2ray.evaluate import main as evaluate
 from m2ray.files import write_json
 
 COMMANDS = {
     "sweep": sweep.main,
     "train": train.main,
-    "evaluate": evaluate.main,
+    "evaluate": evaluate,
     "gate": gate.main,
     "diagnose": diagnose.main,
     "report": report.main,

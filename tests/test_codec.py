@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from m2ray.codec import ENCODERS, Codec, Quantiser, least_parameters, load_codec, segment_shares
+from m2ray.codec import Codec, Quantiser, least_parameters, load_codec
 from m2ray.command import UserError
 from m2ray.config import CodecConfig
+from m2ray.encoders import ENCODERS, segment_shares
 from m2ray.receiver import Receiver
 from m2ray.task import episodes, level
 

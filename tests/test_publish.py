@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from m2ray import evaluate, publish
+from m2ray import publish
 from m2ray.command import UserError
 from m2ray.config import TrialConfig, load, validate
+from m2ray.evaluate import main as evaluate
 from m2ray.jobs import Job, run_job, trial_of
 from m2ray.loading import load_receiver
 from m2ray.rows import RowStore
@@ -50,11 +51,11 @@ def test_a_published_codec_plays_on_any_seeds_even_the_judged_ones(sweep, capsys
     best = sweep / "best-k8"
     conditions = "normal,shuffle,P0"
     for seeds in ("2000:2008", "7000000:7000008"):
-        assert evaluate.main([str(best), "--seeds", seeds, "--conditions", conditions]) == 0
+        assert evaluate([str(best), "--seeds", seeds, "--conditions", conditions]) == 0
         assert "Normal" in capsys.readouterr().out
     judged = sweep / "checkpoints" / CONFIG / "seed-0"
     with pytest.raises(UserError, match="looked at"):
-        evaluate.main([str(judged / "epoch-01"), "--seeds", "2000:2008", "--conditions", conditions])
+        evaluate([str(judged / "epoch-01"), "--seeds", "2000:2008", "--conditions", conditions])
 
 
 def test_its_folder_says_what_was_judged_and_how_to_train_it_again(sweep):

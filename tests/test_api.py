@@ -1,0 +1,80 @@
+"""`import m2ray`: a trained codec passes a message between two agents, is judged, saved and loaded again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import m2ray
+from m2ray.command import UserError
+
+BEST = Path(__file__).parent.parent / "results" / "recipe-mini" / "best-k4"
+
+
+def test_importing_it_is_at_once():
+    code = "import m2ray, sys; assert m2ray.level('easy').domain == 3; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        m2ray.no_such_thing  # noqa: B018
+
+
+def test_a_trained_codec_passes_a_message_between_two_agents():
+    receiver = m2ray.load_receiver("mini")
+    codec = m2ray.Codec.from_pretrained(BEST, receiver=receiver)
+    episodes = m2ray.episodes(m2ray.level("easy"), range(6_000_000, 6_000_200))
+    episode = episodes[0]
+    with torch.no_grad():
+        prefix_1KD = codec(receiver.read([episode.message])).prefix_BKD  # agent A's message as four vectors
+    (answer,) = receiver.decode([episode], codec.config.k, prefix_1KD, codec.config.place)  # agent B
+    assert m2ray.verify(episode, answer, receiver.style.answer).parsed
+
+    rows = m2ray.evaluate(codec, receiver, episodes)
+    mine = rows[(rows.condition == "normal") & (rows.episode == episode.seed)].iloc[0]
+    assert mine.answer == answer
+    verdict = m2ray.judge(rows)
+    assert verdict.verdict == "PASS"
+    assert verdict.counts["normal"][1] == 200
+    with pytest.raises(UserError, match="shuffle"):
+        m2ray.judge(rows[rows.condition != "shuffle"])
+
+
+def test_a_codec_is_saved_and_loaded_as_on_the_hub(tmp_path):
+    codec = m2ray.Codec.from_pretrained(BEST)  # with the receiver that its record names
+    codec.save_pretrained(tmp_path / "mine")
+    assert {path.name for path in (tmp_path / "mine").iterdir()} == {
+        "codec.safetensors",
+        "config.json",
+        "README.md",
+    }
+    again = m2ray.Codec.from_pretrained(str(tmp_path / "mine"))
+    assert again.digest == codec.digest
+    assert json.loads((tmp_path / "mine" / "config.json").read_text()) == json.loads(
+        (BEST / "config.json").read_text()
+    )
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: m2ray\n") or "library_name: m2ray" in card.split("---")[1]
+    assert "Verdict: PASS on confirm, n = 1000: normal 78.8 %" in card
+    assert codec.receiver_digest in card
+
+
+def test_what_is_pushed_to_the_hub_is_the_folder(tmp_path, monkeypatch):
+    """The hub itself is not reached from a test: what would be sent is looked at."""
+    sent = {}
+
+    class Api:
+        def __init__(self, **kwargs):
+            pass
+
+        def create_repo(self, repo_id, **kwargs):
+            return type("Repo", (), {"repo_id": repo_id})()
+
+        def upload_folder(self, *, repo_id, folder_path, **kwargs):
+            sent[repo_id] = {path.name for path in Path(folder_path).iterdir()}
+            return "sent"
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    assert m2ray.Codec.from_pretrained(BEST).push_to_hub("someone/best-k4") == "sent"
+    assert sent == {"someone/best-k4": {"codec.safetensors", "config.json", "README.md"}}
