@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from m2ray.command import DONE, Parser, UserError, check_place, run
 from m2ray.config import TrialConfig
@@ -126,6 +129,17 @@ def _sweep_looked(folder: Path) -> bool:
         return False
     return bool((RowStore(folder).read().split == "confirm").any())
 
+
+class _Callable(ModuleType):
+    """`m2ray.evaluate` names this command and the function of `m2ray.api`: imported, the module is that as well."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from m2ray import api
+
+        return api.evaluate(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
     run(main)

@@ -1,5 +1,6 @@
 """`import m2ray`: a trained codec passes a message between two agents, is judged, saved and loaded again."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def test_a_trained_codec_passes_a_message_between_two_agents():
     (answer,) = receiver.decode([episode], codec.config.k, prefix_1KD, codec.config.place)  # agent B
     assert m2ray.verify(episode, answer, receiver.style.answer).parsed
 
+    importlib.import_module("m2ray.evaluate")  # the command of that name does not stand in the function's way
     rows = m2ray.evaluate(codec, receiver, episodes)
     mine = rows[(rows.condition == "normal") & (rows.episode == episode.seed)].iloc[0]
     assert mine.answer == answer
