@@ -131,7 +131,7 @@ def _sweep_looked(folder: Path) -> bool:
 
 
 class _Callable(ModuleType):
-    """`m2ray.evaluate` names this command and the function of `m2ray.api`: imported, the module is that as well."""
+    """`m2ray.evaluate` names this command and the function of `m2ray.api`: the module is that as well."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from m2ray import api
