@@ -10,9 +10,16 @@ from pathlib import Path
 import pytest
 
 from m2ray.command import Parser, UserError
+from m2ray.space import load_plan
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("results/*/**/*.md"))]
+ENDS = ' ;,.&"'  # of a command within a text, or a line of a script
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("results/*/**/*.md")),
+]
 COMMAND = re.compile(r"python -m m2ray\.(\w+)([^\n`'#]*)")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 SCRIPT = re.compile(r"python (scripts/\w+\.py)")
@@ -26,7 +33,7 @@ def commands():
     found = {}
     for document in DOCUMENTS:
         for module, rest in COMMAND.findall(document.read_text()):
-            found.setdefault(f"{module}{rest.rstrip()}".rstrip(" ;,."), (module, rest))
+            found.setdefault(f"{module}{rest.rstrip()}".rstrip(ENDS), (module, rest))
     return found
 
 
@@ -42,7 +49,7 @@ def test_a_documented_command_line_is_understood(line, monkeypatch):
 
     monkeypatch.setattr(Parser, "parse_args", parse)
     with pytest.raises(Parsed):
-        main(shlex.split(rest.rstrip(" ;,.")))
+        main(shlex.split(rest.rstrip(ENDS)))
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -51,6 +58,30 @@ def test_links_and_scripts_are_there(document):
     gone = [link for link in LINK.findall(text) if not (document.parent / link).exists()]
     gone += [script for script in SCRIPT.findall(text) if not (ROOT / script).is_file()]
     assert not gone
+
+
+def test_every_message_that_troubleshooting_explains_is_one_that_is_said():
+    source = "\n".join(path.read_text() for path in sorted((ROOT / "m2ray").glob("*.py")))
+    said = re.sub(
+        r'"\s*f?"', "", re.sub(r"\{[^{}]*\}", "...", source)
+    )  # pieces of one text, and what varies in it
+    lines = (ROOT / "docs" / "troubleshooting.md").read_text().splitlines()
+    messages = [line.split("`")[1] for line in lines if line.startswith("| `")]
+    assert len(messages) > 10
+    unsaid = [m for m in messages if not all(part.strip() in said for part in m.split("..."))]
+    assert not unsaid
+
+
+def test_the_example_space_is_a_space():
+    text = (ROOT / "docs" / "spaces.md").read_text()
+    (space,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    file = ROOT / "search_spaces" / ".example-of-the-documents.yaml"  # beside the spaces that it refers to
+    try:
+        file.write_text(space)
+        plan = load_plan(file)
+    finally:
+        file.unlink()
+    assert set(plan.points) == {"attempt-02", "k4"}
 
 
 def test_help_needs_no_torch():
