@@ -1,17 +1,30 @@
-"""What people see while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+"""What people see while a sweep runs: a live table on a terminal, plain lines elsewhere; JSON where asked."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-COLUMNS = ("configuration", "state", "epoch", "k", "score (nats)", "shuffle gap", "prefix cosine")
+from m2ray.stats import wilson
+
+COLUMNS = ("configuration", "state", "epoch", "k", "score (nats)", "shuffle gap", "prefix cosine", "normal %")
+Form = Literal["people", "quiet", "json"]
+TOLD = (
+    "progress",
+    "epochs_total",
+    "k",
+    "score",
+    "shuffle_gap",
+    "prefix_cosine",
+    "collapsed",
+)  # of an epoch, in JSON
 
 
 def counted(number: int, noun: str) -> str:
@@ -20,10 +33,17 @@ def counted(number: int, noun: str) -> str:
 
 
 class Board:
-    """State of every configuration, the share of the work that is done, and when the rest will be."""
+    """State of every configuration, the share of the work that is done, and when the rest will be.
 
-    def __init__(self, name: str, configurations: int, jobs: int) -> None:
-        self._console = Console()
+    Args:
+        name: The sweep's.
+        configurations: Their number in the end.
+        jobs: Evaluation jobs in the end.
+        form: For people; quiet, only what went wrong; or json, an object a line.
+    """
+
+    def __init__(self, name: str, configurations: int, jobs: int, form: Form = "people") -> None:
+        self._console, self._form = Console(), form
         self._name, self._configurations, self._jobs = name, configurations, jobs
         self._rows: dict[str, dict[str, Any]] = {}
         self._phase, self._trained_before, self._jobs_done, self._share_before = "starting", 0, 0, 0.0
@@ -32,7 +52,7 @@ class Board:
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
     def __enter__(self) -> Board:
-        if self._console.is_terminal:
+        if self._console.is_terminal and self._form == "people":
             self._live.start()
         return self
 
@@ -47,7 +67,7 @@ class Board:
     def phase(self, text: str) -> None:
         """A new part of the sweep begins."""
         self._phase = text
-        self._say(text)
+        self._say(text, {"event": "phase", "phase": text})
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
         """A configuration reported an epoch."""
@@ -56,7 +76,9 @@ class Board:
         row.update(metrics, state=state)
         text = f"{name}: epoch {row['progress']}/{row['epochs_total']}  k {row['k']}"
         text += f"  score {row['score']:+.3f} nats  shuffle gap {row.get('shuffle_gap', math.nan):.3f}"
-        self._say(text + ("  COLLAPSED: ignores its message" if metrics.get("collapsed") else ""))
+        text += "  COLLAPSED: ignores its message" if metrics.get("collapsed") else ""
+        told = {key: metrics[key] for key in TOLD if key in metrics}
+        self._say(text, {"event": "epoch", "config": name, **told})
 
     def ended(self, name: str, cause: str) -> None:
         """A configuration's training is over."""
@@ -64,15 +86,25 @@ class Board:
         early = row["progress"] < row["epochs_total"]
         row["state"] = "failed" if cause else "stopped early" if early else "trained"
         row["ended"] = True
+        event = {"event": "ended", "config": name, "state": row["state"], "cause": cause}
         if cause:
-            self._say(f"{name}: FAILED: {cause}", alarm=True)
+            self._say(f"{name}: FAILED: {cause}", event, alarm=True)
         elif early:
-            self._say(f"{name}: stopped early, clearly behind the best")
+            self._say(f"{name}: stopped early, clearly behind the best", event)
+        elif self._form == "json":
+            self._say("", event)
 
     def evaluated(self, label: str, cause: str) -> None:
         """An evaluation job ended."""
         self._jobs_done += 1
-        self._say(f"evaluated {label}" + (f": FAILED: {cause}" if cause else ""), alarm=bool(cause))
+        text = f"evaluated {label}" + (f": FAILED: {cause}" if cause else "")
+        self._say(text, {"event": "evaluated", "job": label, "cause": cause}, alarm=bool(cause))
+
+    def solved(self, name: str, solved: int, played: int) -> None:
+        """A configuration's latest count of episodes solved with the right message's prefix."""
+        low, high = wilson(solved, played)
+        share = f"{100 * solved / played:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
+        self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})["normal"] = share
 
     def _share(self) -> float:
         rows = list(self._rows.values())
@@ -86,8 +118,14 @@ class Board:
         left = f", about {spent * (1 - share) / done:.0f} s left" if done > 0.05 else ""
         return f"{spent:.0f} s, {share:.0%}{left}"
 
-    def _say(self, text: str, alarm: bool = False) -> None:
-        if not self._console.is_terminal:
+    def _say(self, text: str, event: Mapping[str, Any], alarm: bool = False) -> None:
+        if self._form == "json":
+            seconds = round(time.monotonic() - self._started, 1)
+            print(json.dumps({"seconds": seconds, "share": round(self._share(), 4), **event}), flush=True)
+        elif self._form == "quiet":
+            if alarm:
+                print(text, flush=True)
+        elif not self._console.is_terminal:
             print(f"[{self._progress()}] {text}", flush=True)
         elif alarm:
             self._console.print(text, style="bold red", markup=False, highlight=False)
@@ -95,11 +133,12 @@ class Board:
     def _table(self) -> Table:
         table = Table(title=f"{self._name}: {self._phase}", caption=self._progress())
         for column in COLUMNS:
-            table.add_column(column)
+            table.add_column(column, no_wrap=column == COLUMNS[-1])
         for name, row in sorted(list(self._rows.items()), key=lambda item: -item[1].get("score", -1e9)):
-            numbers = (
+            score, gap, cosine = (
                 f"{row[key]:.3f}" if key in row else "" for key in ("score", "shuffle_gap", "prefix_cosine")
             )
             epoch = f"{row['progress']}/{row['epochs_total']}"
-            table.add_row(name, row.get("state", ""), epoch, str(row.get("k", "")), *numbers)
+            k, normal = str(row.get("k", "")), row.get("normal", "")
+            table.add_row(name, row.get("state", ""), epoch, k, score, gap, cosine, normal)
         return table

@@ -8,6 +8,7 @@ confirm. Those that were judged are diagnosed. Everything reported is computed f
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2ray import diagnoses, manifest
-from m2ray.board import Board, counted
+from m2ray.board import Board, Form, counted
 from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, UserError, run, stoppable
 from m2ray.config import TrialConfig
 from m2ray.gate import PASS
@@ -106,6 +107,9 @@ class Sweep:
         self.board.evaluated(done.job.label, done.cause)
         if done.rows is not None:
             self.store.append(done.rows)
+            normal = done.rows[done.rows.condition == "normal"]
+            if len(normal):
+                self.board.solved(str(normal.config.iloc[0]), int(normal.success.sum()), len(normal))
         elif isinstance(done.job, Job):
             name = done.job.folder.parts[-3] if done.job.folder else "receiver"
             self.proposer.failures[name] = f"evaluation on {done.job.split}: {done.cause}"
@@ -262,6 +266,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--accept-changes", action="store_true", help="with --resume: settings that differ")
     parser.add_argument("--dry-run", action="store_true", help="print cells, cost and checks, train nothing")
     parser.add_argument("--require-pass", action="store_true", help="exit 1 if nothing passes its gate")
+    parser.add_argument("--quiet", action="store_true", help="no progress: what failed, and the board at the end")
+    parser.add_argument("--json", action="store_true", help="progress and board as JSON, an object a line")
     args = parser.parse_args(argv)
 
     if args.accept_changes and not args.resume:
@@ -319,14 +325,19 @@ def execute(plan: Plan, root: Path, about: Mapping[str, Any], args: Any) -> int:
         if not args.resume:
             manifest.write(root, about)
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"))
-        with Board(root.name, proposer.total, work_of(plan).jobs) as board:
+        form: Form = "json" if args.json else "quiet" if args.quiet else "people"
+        with Board(root.name, proposer.total, work_of(plan).jobs, form) as board:
             sweep = Sweep(plan, root, proposer, board)
             sweep.run()
     finally:
         cluster.stop()
     leaderboard = build(root)
-    print_board(leaderboard)
-    print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
+    if args.json:
+        lines = json.loads(leaderboard.to_json(orient="records"))
+        print(json.dumps({"event": "board", "results": str(root), "board": lines}))
+    else:
+        print_board(leaderboard)
+        print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
     failures = {**proposer.failures, **sweep.undiagnosed}
     for name, cause in failures.items():
         print(f"failed: {name}: {cause}", file=sys.stderr)

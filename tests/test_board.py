@@ -1,5 +1,6 @@
 """What people see while a sweep runs: plain lines in a log, a live table on a terminal."""
 
+import json
 import os
 import pty
 import re
@@ -26,6 +27,7 @@ with Board("night", configurations=2, jobs=4) as board:
     board.reported("dull", {"progress": 1, "epochs_total": 4, "k": 4, "score": -0.5, "collapsed": True})
     board.ended("broken", "seed 0: loss nan at step 3; lower lr")
     board.evaluated("good on search: 5 conditions", "")
+    board.solved("good", 15, 20)
     time.sleep(1.2)
 print("the end")
 """
@@ -64,6 +66,7 @@ def test_a_terminal_shows_a_table_that_moves():
         assert re.search(rf"good +│ +training +│ +{epoch} +│ +8 +│ +0\.250 +│ +0\.500", text), epoch
     assert "night: search: 2 configurations" in text
     assert re.search(r"good +│ +trained", text)
+    assert re.search(r"good .*75 \[53, 89\]", text)
     assert re.search(r"dull +│ +COLLAPSED", text)
     assert "broken: FAILED: seed 0: loss nan at step 3; lower lr" in text
     assert len(set(re.findall(r"(\d+) s, \d+%", text))) >= 3  # time goes on between events
@@ -131,3 +134,33 @@ def test_what_an_earlier_run_did_counts_but_not_towards_the_speed(capsys, monkey
 def test_a_figure_that_a_codec_does_not_have_is_left_out(capsys, missing):
     metrics = {key: value for key, value in EPOCH.items() if key != missing}
     assert len(lines_of(capsys, lambda board: board.reported("a", {**metrics, "progress": 1}))) == 1
+
+
+EVENTS = """
+from m2ray.board import Board
+import sys
+with Board("night", configurations=1, jobs=1, form=sys.argv[1]) as board:
+    board.phase("search: 1 configuration")
+    board.reported("good", {"progress": 1, "epochs_total": 1, "k": 8, "score": 0.25, "collapsed": False})
+    board.ended("good", "")
+    board.ended("broken", "lower lr")
+    board.evaluated("good on search", "")
+"""
+
+
+def said(form):
+    done = subprocess.run([sys.executable, "-c", EVENTS, form], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_quiet_says_only_what_went_wrong():
+    assert said("quiet") == ["broken: FAILED: lower lr"]
+
+
+def test_json_says_everything_an_object_a_line():
+    lines = [json.loads(line) for line in said("json")]
+    assert [line["event"] for line in lines] == ["phase", "epoch", "ended", "ended", "evaluated"]
+    assert lines[1]["config"] == "good"
+    assert lines[1]["score"] == 0.25
+    assert [line["state"] for line in lines[2:4]] == ["trained", "failed"]
+    assert lines[3]["cause"] == "lower lr"
