@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
@@ -165,6 +165,7 @@ def search(
     pruner: str,
     total_epochs: int,
     folder: Path,
+    work: Callable[[dict[str, Any]], None] = run_trial,
 ) -> None:
     """Run trials until the proposer has no more.
 
@@ -175,6 +176,7 @@ def search(
         pruner: none, asha or wilcoxon.
         total_epochs: Longest trial, all its training seeds together.
         folder: For Ray's own files.
+        work: What a trial does.
     """
 
     def resources_of(settings: dict[str, Any]) -> Any:
@@ -187,7 +189,7 @@ def search(
         return ray.tune.PlacementGroupFactory([bundle])
 
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(run_trial, resources_of),
+        ray.tune.with_resources(work, resources_of),
         tune_config=ray.tune.TuneConfig(
             search_alg=_Searcher(proposer, resources.pack),
             scheduler=scheduler(pruner, total_epochs),
