@@ -3,8 +3,8 @@
 python scripts/scaling.py --out results/scaling.json [--nodes 1,2,4]
 
 Trials that only sleep run through the real search on Ray clusters of fake nodes on this machine: what they take
-beyond their sleep is the engine's. The model's constants come from one node and two numbers of trials; for more nodes
-and trials it must then say beforehand what is measured. Receivers, checkpoints and rows are timed as the engine
+beyond their sleep is the engine's. The constants come from one node and two numbers of trials; for more nodes and
+trials the model must then say beforehand what is measured. Receivers, checkpoints and rows are timed as the engine
 handles them.
 """
 
