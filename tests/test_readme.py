@@ -84,6 +84,14 @@ def test_the_example_space_is_a_space():
     assert set(plan.points) == {"attempt-02", "k4"}
 
 
+def test_the_example_in_python_passes_a_message():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    said, verdict = done.stdout.splitlines()
+    assert "success=True" in said
+    assert verdict == "PASS"
+
+
 def test_help_needs_no_torch():
     """It answers at once."""
     code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); from m2ray import sweep"
