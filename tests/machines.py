@@ -22,7 +22,9 @@ mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs none /mnt 
 mount --bind "{shared}" /mnt/results && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray
 until ip link show v{number} >/dev/null 2>&1; do sleep 0.1; done
 ip link set lo up && ip addr add {ip}/24 dev v{number} && ip link set v{number} up
-cd /mnt/home && touch .bashrc && "{python}" "{file}" serve &
+ip route add default via 10.77.0.254  # Ray finds its own address by that route
+cd /mnt/home && echo 'PATH={programs}:$PATH' > .bashrc  # a login shell has begun with a PATH of its own
+"{python}" "{file}" serve &
 while :; do wait; sleep 0.2; done
 """
 
@@ -59,9 +61,8 @@ class Machines:
             self.run("mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && ip link add br0 type bridge")
             self.run("ip link set lo up && ip addr add 10.77.0.254/24 dev br0 && ip link set br0 up")
             for number, ip in enumerate(ips):
-                script = MACHINE.format(
-                    shared=self.shared, python=sys.executable, file=__file__, number=number, ip=ip
-                )
+                names = {"shared": self.shared, "programs": programs, "python": sys.executable, "file": __file__}
+                script = MACHINE.format(number=number, ip=ip, **names)
                 out = f">{folder}/{ip}.log 2>&1 & echo $!"
                 env = {**self.env, "HOME": "/mnt/home"}
                 (folder / f"{ip}.sh").write_text(script)
@@ -142,6 +143,7 @@ def _answer(peer: socket.socket) -> None:
             ["bash", "-c", command], stdin=peer, stdout=peer, stderr=subprocess.STDOUT, cwd="/mnt/home"
         )
         peer.sendall(f"\0exit {process.wait()}\0".encode())
+        peer.shutdown(socket.SHUT_RDWR)  # closing is not enough: what a daemon inherited would keep it open
 
 
 # --- ssh and rsync ------------------------------------------------------------------------------------------
