@@ -1,19 +1,20 @@
-"""The pictures of a report. Colours are Okabe and Ito's, which people with any colour vision tell apart."""
+"""The pictures of what was judged. Colours are Okabe and Ito's, which people with any colour vision tell apart."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from m2ray import stats
-from m2ray.board import counted
 from m2ray.gate import counts_of, share
-from m2ray.rows import outcomes
+from m2ray.rows import FAILED, outcomes
+from m2ray.sections import Picture
 
 if TYPE_CHECKING:
     from m2ray.report import Attempt
@@ -29,6 +30,16 @@ COLOURS = {
     "matched": "#CC79A7",
     "mean": "#F0E442",
 }
+FEW = 12  # configurations in one picture; more cannot be told apart
+FOLDER = "figures"
+
+
+class Look(NamedTuple):
+    """How a configuration is drawn, the same in every picture."""
+
+    colour: str
+    marker: str
+    dash: str
 
 
 def quiet() -> None:
@@ -39,22 +50,61 @@ def quiet() -> None:
     matplotlib.rcParams["svg.hashsalt"] = "m2ray"
 
 
-def draw_all(folder: Path, attempts: Sequence[Attempt], board: pd.DataFrame) -> None:
-    """Draw every picture that the rows allow, as PNG and SVG, in the board's order."""
+def draw_all(
+    root: Path, attempts: Sequence[Attempt], board: pd.DataFrame, about: dict[str, Any]
+) -> tuple[list[Picture], list[str]]:
+    """Draw every picture that the rows, the journal and the trainings allow into `figures/`, as PNG and SVG.
+
+    Returns:
+        The pictures in reading order, and what was left out and why, as lines.
+    """
+    from m2ray import search_figures, training_figures
+
     quiet()
+    told = judged(attempts, board)
+    looks = looks_of([attempt.config for attempt in told])
+    found: list[tuple[str, str, Any]] = []
+    left_out = []
+    if told:
+        found.append(("conditions", "Success under each condition, with 95 % intervals", forest(told)))
+        found.append(("slots", "Success against k, beside no message, full text and priming", by_k(told, looks)))
+        if any("scale_gate=" in name for attempt in told for name in attempt.rows.condition.unique()):
+            found.append(("scale_gate", "Success against the prefix's scale", gate_curves(told, looks)))
+        found.append(("outcomes", "Which episodes each condition solves", outcome_grid(told)))
+    if told and board.score.notna().any():
+        found.append(("scores", "Search score of every training, by k", search_figures.scores(board)))
+    searched, words = search_figures.draw(root, about)
+    trained, more = training_figures.draw(root, looks)
+    found, left_out = [*found, *searched, *trained], [*words, *more]
+    for name, _, figure in found:
+        if figure is not None:
+            save(figure, *both(root / FOLDER / name))
+    return [Picture(says, f"{FOLDER}/{name}.svg") for name, says, _ in found], left_out
+
+
+def judged(attempts: Sequence[Attempt], board: pd.DataFrame) -> list[Attempt]:
+    """Those that the pictures tell of, in the board's order: of the confirm split, else of the first there is."""
     ranked = list(zip(board.config, board.seed, strict=True))
-    known = [a for a in attempts if a.verdict is not None]
+    known = [attempt for attempt in attempts if attempt.verdict is not None]
     told = [a for a in known if a.split == "confirm"] or [a for a in known if a.split == known[0].split]
-    told.sort(key=lambda attempt: ranked.index((attempt.config, attempt.seed)))
-    if not told:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    save(forest(told), *both(folder / "conditions"))
-    if board.score.notna().any():
-        save(scores(board), *both(folder / "scores"))
-    if any("scale_gate=" in name for attempt in told for name in attempt.rows.condition.unique()):
-        save(gate_curves(told), *both(folder / "scale_gate"))
-    save(outcome_grid(told[0]), *both(folder / "outcomes"))
+    return sorted(told, key=lambda attempt: ranked.index((attempt.config, attempt.seed)))
+
+
+def by_config(attempts: Sequence[Attempt]) -> dict[str, list[Attempt]]:
+    """The training seeds of each configuration, of the first few."""
+    groups: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        groups.setdefault(attempt.config, []).append(attempt)
+    return dict(list(groups.items())[:FEW])
+
+
+def looks_of(configs: Sequence[str]) -> dict[str, Look]:
+    """A look of its own for each of the first few configurations."""
+    # Not those of P0, P1 and constant, which stand beside them.
+    colours = [COLOURS[name] for name in ("normal", "shuffle", "matched", "random")]
+    shapes = [("o", "-"), ("s", "--"), ("^", ":")]
+    looks = [Look(colour, *shape) for shape in shapes for colour in colours]
+    return dict(zip(dict.fromkeys(configs), looks, strict=False))
 
 
 def save(figure: Any, *paths: Path) -> None:
@@ -62,6 +112,7 @@ def save(figure: Any, *paths: Path) -> None:
     import matplotlib.pyplot as plt
 
     for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # Dates and versions would make the same figures other files at every run.
         stamp = "Software" if path.suffix == ".png" else "Date"
         figure.savefig(path, dpi=130, bbox_inches="tight", metadata={stamp: None})
@@ -70,114 +121,181 @@ def save(figure: Any, *paths: Path) -> None:
 
 def both(path: Path) -> tuple[Path, Path]:
     """A picture's name as PNG and as SVG."""
-    return path.with_suffix(".png"), path.with_suffix(".svg")
+    return path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
 
 
-def label(attempt: Attempt) -> str:
-    """A configuration and its seed."""
-    return f"{attempt.config}\nseed {attempt.seed}, k = {attempt.k}"
+def bare(axes: Any) -> None:
+    """Take the lines away that say nothing."""
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def beside(axes: Any, **settings: Any) -> None:
+    """The legend at the right of a picture, over no data."""
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, **settings)
+
+
+def sizes(attempts: Sequence[Attempt]) -> str:
+    """`split confirm, n = 1000`."""
+    n = sorted({int(counts_of(attempt.rows)["normal"][1]) for attempt in attempts})
+    return f"split {attempts[0].split}, n = {', '.join(map(str, n))}"
+
+
+def bars(counts: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Success in percent, and the distances to the bounds of its Wilson interval as matplotlib wants them."""
+    at = np.array([100 * share(count) for count in counts])
+    low, high = 100 * np.array([stats.wilson(*count) for count in counts]).T
+    return at, np.stack([at - low, high - at])
+
+
+def conditions_of(attempts: Sequence[Attempt]) -> list[str]:
+    """All conditions but the scales, in the order of the tables; texts by their length."""
+    present = {name for attempt in attempts for name in attempt.rows.condition.unique()} - {FAILED}
+    rest = sorted(
+        (name for name in present if name not in COLOURS and not name.startswith("scale_gate=")),
+        key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name),
+    )
+    return [name for name in COLOURS if name in present] + rest
 
 
 def forest(attempts: Sequence[Attempt]) -> Any:
-    """Every condition of every attempt with its Wilson interval."""
+    """A panel a configuration: every condition with its interval, a dot each training seed."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 1.5 * len(attempts)), layout="constrained")
-    for row, attempt in enumerate(attempts):
-        counts = counts_of(attempt.rows)
-        names = [name for name in COLOURS if name in counts]
-        for i, name in enumerate(names):
-            low, high = stats.wilson(*counts[name])
-            at, height = 100 * share(counts[name]), row + 0.8 * (i + 0.5) / len(names) - 0.4
-            span = [[at - 100 * low], [100 * high - at]]
+    groups, names = by_config(attempts), conditions_of(attempts)
+    columns = 2 if len(groups) == 4 else min(3, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(1.2 + 3.6 * columns, 0.9 + rows * (0.9 + 0.27 * len(names))),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (config, seeds) in zip(grid.flat, groups.items(), strict=False):
+        every = [counts_of(attempt.rows) for attempt in seeds]
+        for name in ("P0", "P1"):
+            if name in every[0]:
+                axes.axvline(100 * share(every[0][name]), color=COLOURS[name], lw=0.8, ls=":")
+        for row, name in enumerate(names):
+            # What depends on no checkpoint is the same for every seed.
+            counts = list(dict.fromkeys(found[name] for found in every if name in found))
+            if counts:
+                at, spans = bars(counts)
+                heights = row + 0.6 * ((np.arange(len(counts)) + 0.5) / len(counts) - 0.5)
+                axes.errorbar(at, heights, xerr=spans, fmt="o", ms=4, lw=1.4, color=COLOURS.get(name, "#555555"))
+        passed = sum(attempt.verdict is not None and attempt.verdict.passed for attempt in seeds)
+        verdict = f", {passed} of {len(seeds)} passed" if attempts[0].split == "confirm" else ""
+        axes.set_title(f"{config}\nk = {seeds[0].k}{verdict}", fontsize=9)
+        axes.set_xlim(0, 100)
+        axes.tick_params(labelbottom=True)
+        axes.grid(axis="x", color="#eeeeee")
+        axes.set_axisbelow(True)
+        bare(axes)
+    grid[0, 0].set_yticks(range(len(names)), names)
+    grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    for axes in list(grid.flat)[len(groups) :]:
+        axes.set_visible(False)
+    figure.supxlabel(
+        "episodes solved (%), 95 % Wilson intervals; a dot a training seed; dotted: P0 and P1", fontsize=10
+    )
+    figure.suptitle(f"Success under each condition, {sizes(attempts)}{_cut(attempts)}", fontsize=11)
+    return figure
+
+
+def _cut(attempts: Sequence[Attempt]) -> str:
+    total = len({attempt.config for attempt in attempts})
+    return f", the first {FEW} of {total} configurations" if total > FEW else ""
+
+
+def by_k(attempts: Sequence[Attempt], looks: dict[str, Look]) -> Any:
+    """Success of the right message by k, over the bands of no message, full text and content-free prefixes."""
+    import matplotlib.pyplot as plt
+
+    shown = [attempt for seeds in by_config(attempts).values() for attempt in seeds]
+    slots = sorted({attempt.k for attempt in shown})
+    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    free = counts_of(shown[0].rows)
+    for name in ("P1", "P0"):
+        if name in free:
+            low, high = stats.wilson(*free[name])
+            label = {"P0": "P0, no message", "P1": "P1, full text"}[name]
+            axes.axhspan(100 * low, 100 * high, color=COLOURS[name], alpha=0.2, lw=0, label=label)
+    priming: str | None = "constant, priming alone"
+    for at, k in enumerate(slots):
+        mine = [attempt for attempt in shown if attempt.k == k]
+        if primed := [count["constant"] for a in mine if "constant" in (count := counts_of(a.rows))]:
+            low, high = stats.wilson(*max(primed, key=share))
+            ends, colour = [at - 0.4, at + 0.4], COLOURS["constant"]
+            axes.fill_between(ends, 100 * low, 100 * high, color=colour, alpha=0.5, lw=0, label=priming)
+            priming = None
+        for turn, attempt in enumerate(mine):
+            look, place = looks[attempt.config], at + 0.7 * ((turn + 0.5) / len(mine) - 0.5)
+            found, spans = bars([counts_of(attempt.rows)["normal"]])
             axes.errorbar(
-                at, height, xerr=span, fmt="o", ms=5, lw=1.6, color=COLOURS[name], label=name if row == 0 else None
+                place, found, spans, fmt=look.marker, color=look.colour, ms=5, lw=1.4, label=attempt.config
             )
-        if row:
-            axes.axhline(row - 0.5, color="#dddddd", lw=0.8)
-    axes.set_yticks(range(len(attempts)), [label(attempt) for attempt in attempts])
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("episodes solved (%), 95 % Wilson interval")
-    n = sorted({int(counts_of(a.rows)["normal"][1]) for a in attempts})
-    axes.set_title(f"Success under each condition, split {attempts[0].split}, n = {', '.join(map(str, n))}")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def scores(board: pd.DataFrame) -> Any:
-    """The searcher's score of every configuration by its k; those of one k stand side by side, best first."""
-    import matplotlib.pyplot as plt
-
-    shown = board[board.score.notna() & board.verdict.isin(["PASS", "FAIL", "not confirmed"])].astype({"k": int})
-    sizes = sorted(shown.k.unique())
-    turn = shown.groupby("k").score.rank(method="first", ascending=False)
-    crowd = shown.groupby("k").score.transform("size")
-    at = shown.k.map(sizes.index) + (turn - (crowd + 1) / 2) / np.maximum(crowd + 1, 6)
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for verdict, marker, colour in (
-        ("PASS", "o", "#009E73"),
-        ("FAIL", "X", "#D55E00"),
-        ("not confirmed", "o", "#bbbbbb"),
-    ):
-        part = shown.verdict == verdict
-        if part.any():
-            axes.scatter(at[part], shown.score[part], marker=marker, s=60, color=colour, label=verdict, zorder=3)
-    axes.axhline(0, color="#000000", lw=0.8)
+    axes.set_xticks(range(len(slots)), [str(k) for k in slots])
+    axes.set(xlim=(-0.6, len(slots) - 0.4), ylim=(0, 100))
     axes.set_xlabel("k, prefix vectors")
-    axes.set_ylabel("score on the search split (nats per answer value)")
-    axes.set_title(f"What the right message is worth, {counted(len(shown), 'training')}")
-    axes.set_xticks(range(len(sizes)), sizes)
-    axes.set_xlim(-0.6, len(sizes) - 0.4)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylabel("episodes solved (%), 95 % Wilson interval")
+    axes.set_title(f"Success against k, {sizes(shown)}, a dot a training seed", fontsize=11)
+    once = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    beside(axes, handles=once.values(), labels=once.keys())
+    bare(axes)
     return figure
 
 
-def gate_curves(attempts: Sequence[Attempt]) -> Any:
-    """Success against the scale of the prefix."""
+def gate_curves(attempts: Sequence[Attempt], looks: dict[str, Look]) -> Any:
+    """Success against the scale of the prefix: a line each training, a colour each configuration."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    palette = [COLOURS[name] for name in ("normal", "shuffle", "P1", "constant", "matched", "random")]
-    sizes = set()
-    for i, attempt in enumerate(attempts):
-        counts = {n: c for n, c in counts_of(attempt.rows).items() if n.startswith("scale_gate=")}
-        curve = sorted((float(name.partition("=")[2]), count) for name, count in counts.items())
-        gates = [gate for gate, _ in curve]
-        spans = np.array([stats.wilson(*count) for _, count in curve]) * 100
-        shares = [100 * share(count) for _, count in curve]
-        colour = palette[i % len(palette)]
-        axes.plot(gates, shares, "o-", color=colour, label=label(attempt).replace("\n", ", "), ms=4)
-        axes.fill_between(gates, spans[:, 0], spans[:, 1], color=colour, alpha=0.12, lw=0)
-        sizes |= {count[1] for _, count in curve}
+    figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    for config, seeds in by_config(attempts).items():
+        look = looks[config]
+        for turn, attempt in enumerate(seeds):
+            counts = counts_of(attempt.rows)
+            curve = sorted(
+                (float(n.partition("=")[2]), c) for n, c in counts.items() if n.startswith("scale_gate=")
+            )
+            if not curve:
+                continue
+            gates, (at, spans) = [gate for gate, _ in curve], bars([count for _, count in curve])
+            label = f"{config}, k = {attempt.k}" if turn == 0 else None
+            axes.plot(gates, at, f"{look.marker}{look.dash}", color=look.colour, label=label, ms=4, lw=1.2)
+            axes.fill_between(gates, at - spans[0], at + spans[1], color=look.colour, alpha=0.1, lw=0)
     axes.set_xlabel("scale_gate: prefix norm over mean token-embedding norm")
-    axes.set_ylabel("episodes solved (%)")
-    axes.set_title(f"Success against the prefix's scale, n = {', '.join(map(str, sorted(sizes)))}, 95 % bands")
+    axes.set_ylabel("episodes solved (%), 95 % Wilson bands")
+    axes.set_title(f"Success against the prefix's scale, {sizes(attempts)}, a line a training seed", fontsize=11)
     axes.set_ylim(0, 100)
-    axes.legend(frameon=False, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    beside(axes)
+    bare(axes)
     return figure
 
 
-def outcome_grid(attempt: Attempt) -> Any:
-    """Which episodes each condition solves: one column an episode, sorted so that patterns show."""
+def outcome_grid(attempts: Sequence[Attempt]) -> Any:
+    """Which episodes each condition solves, of the first on the board and of the first that failed.
+
+    One column an episode, sorted so that patterns show.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.colors import ListedColormap
 
-    names = [name for name in ("P1", "normal", "P0", "null", "shuffle") if (attempt.rows.condition == name).any()]
-    solved = np.stack(outcomes(attempt.rows, names)).astype(int)
-    order = np.lexsort(solved[::-1])[::-1]
-    figure, axes = plt.subplots(figsize=(9, 2.6), layout="constrained")
-    axes.imshow(
-        solved[:, order], aspect="auto", interpolation="nearest", cmap=ListedColormap(["#eeeeee", "#0072B2"])
+    failed = [attempt for attempt in attempts if attempt.verdict is not None and not attempt.verdict.passed]
+    shown = list(dict.fromkeys([attempts[0], *failed[:1]]))
+    figure, grid = plt.subplots(
+        len(shown), 1, figsize=(9, 0.5 + 2.4 * len(shown)), squeeze=False, layout="constrained"
     )
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel(
-        f"episodes of split {attempt.split}, sorted by who solves them (blue: solved), n = {len(order)}"
-    )
-    axes.set_title(f"The same episodes under each condition: {label(attempt).replace(chr(10), ', ')}")
-    ticks = math.ceil(len(order) / 5)
-    axes.set_xticks(range(0, len(order), ticks))
+    for axes, attempt in zip(grid.flat, shown, strict=True):
+        names = [n for n in ("P1", "normal", "P0", "null", "shuffle") if (attempt.rows.condition == n).any()]
+        solved = np.stack(outcomes(attempt.rows, names)).astype(int)
+        order = np.lexsort(solved[::-1])[::-1]
+        colours = ListedColormap(["#eeeeee", COLOURS["normal"]])
+        axes.imshow(solved[:, order], aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=1)
+        shares = solved.mean(axis=1)
+        axes.set_yticks(range(len(names)), [f"{n}, {100 * s:.0f} %" for n, s in zip(names, shares, strict=True)])
+        axes.set_title(f"{attempt.config}, seed {attempt.seed}, k = {attempt.k}", fontsize=10)
+        axes.set_xlabel(f"episodes of split {attempt.split}, sorted by who solves them, n = {len(order)}")
+    figure.suptitle("The same episodes under each condition (blue: solved)", fontsize=11)
     return figure

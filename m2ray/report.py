@@ -1,4 +1,4 @@
-"""Leaderboard, attempt reports and pictures, from rows, and from the diagnoses where a sweep made any.
+"""Leaderboard, attempt reports, pictures and page, from rows, and from the diagnoses where a sweep made any.
 
 `python -m m2ray.report results/NAME` rebuilds all of them.
 """
@@ -11,16 +11,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 
 from m2ray import gate as judging
-from m2ray import manifest, stats
+from m2ray import manifest, sections, stats
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.config import validate
 from m2ray.files import write_atomic
-from m2ray.gate import GateConfig, Verdict, load_gate, percent
-from m2ray.rows import FAILED, RowStore, judged_rows, outcomes, paired_gain
+from m2ray.gate import GateConfig, Verdict, load_gate
+from m2ray.rows import FAILED, RowStore, judged_rows, paired_gain
+from m2ray.sections import Bullets, Commands, Grid, Picture, Section, Text
 
 SPLITS = ("confirm", "select", "search")  # most telling first
 NOT_CONFIRMED, INCOMPLETE, FAILED_RUN = "not confirmed", "incomplete", "failed"
@@ -228,48 +230,26 @@ def markdown(table: judging.Table) -> str:
     """A table in Markdown."""
     from tabulate import tabulate
 
-    return tabulate(table[1:], headers=table[0], tablefmt="github", disable_numparse=True)
+    escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in table]
+    return tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True)
 
 
-def attempt_report(attempt: Attempt, gate: GateConfig, status: str) -> str:
-    """One training seed of a configuration in the shape of the reference report."""
-    title = f"## Training seed {attempt.seed}, split {attempt.split}, k = {attempt.k}"
-    verdict = attempt.verdict
-    if verdict is None:
-        return f"{title}\n\n**Status:** {status}"
-    parts = [
-        title,
-        f"**Status:** {status}",
-        "### Primary metrics\n\n" + markdown(judging.primary_table(verdict.counts, attempt.k, gate)),
-        "### Statistical summary\n\n" + markdown(judging.summary_table(verdict.counts, gate.alpha)),
-        "\n".join(f"- {line}" for line in judging.bar_lines(verdict, gate)),
-    ]
-    if curve := judging.gate_curve(verdict.counts):
-        parts.append("### Gate sweep results\n\n" + markdown(curve))
-    solved, hard, n = judging.matters(attempt.rows)
-    subset = f"- Episodes where null fails: {hard}/{n}\n"
-    if hard:
-        subset += f"- Normal success on null-failing episodes: {percent(solved / hard)} ({solved}/{hard})"
-    parts.append("### Communication-matters subset\n\n" + subset)
-    if verdict.retention is not None:
-        parts.append("### Retention\n\n" + judging.retention_line(verdict.retention) + " (paired bootstrap, 95 %)")
-    normal, p0 = outcomes(attempt.rows, ["normal", "P0"], "nll")
-    parts.append(
-        "### Nats per answer value\n\n"
-        f"normal {normal.mean():.3f}, P0 {p0.mean():.3f}; score on search {attempt.score:+.3f}"
-    )
-    if verdict.backwards:
-        parts.append(
-            "### Critical finding: shuffle > normal\n\nA wrong message does better than the right one: the prefix "
-            "does not carry what the message says."
-        )
-    decisions = [["Gate", "Criterion", "Finding", "Decision"]]
-    decisions += [
-        [f.gate, f.name, f.sentence, judging.PASS if f.passed else judging.FAIL] for f in verdict.findings
-    ]
-    parts.append("### Decision log\n\n" + markdown(decisions))
-    parts.append(f"### Artifacts\n\n- checkpoint digest `{attempt.checkpoint}`")
-    return "\n\n".join(parts)
+def markdown_of(section: Section, level: int = 1) -> str:
+    """A section as Markdown, links relative to `attempts/`."""
+    parts = ["#" * level + " " + section.title]
+    for block in section.blocks:
+        if isinstance(block, Text):
+            parts.append(block.text)
+        elif isinstance(block, Bullets):
+            parts.append("\n".join(f"- {line}" for line in block.lines))
+        elif isinstance(block, Grid):
+            parts.append(markdown(block.table))
+        elif isinstance(block, Commands):
+            parts.append("```\n" + "\n".join(block.lines) + "\n```")
+        else:
+            mark = "!" if isinstance(block, Picture) else ""
+            parts.append(f"{mark}[{block.says}](../{quote(block.path)})")
+    return "\n\n".join([*parts, *(markdown_of(part, level + 1) for part in section.parts)])
 
 
 def gate_of(folder: Path, path: Path | None) -> GateConfig:
@@ -281,12 +261,12 @@ def gate_of(folder: Path, path: Path | None) -> GateConfig:
 
 
 def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
-    """Write leaderboard, attempt reports, pictures and the table of diagnoses; returns the leaderboard.
+    """Write leaderboard, attempt reports, pictures, the table of diagnoses and the page; returns the leaderboard.
 
     Raises:
         UserError: no rows there, or none that can be judged.
     """
-    from m2ray import diagnoses, figures
+    from m2ray import diagnoses, figures, html
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
@@ -304,22 +284,22 @@ def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     about = manifest.read(folder)
+    pictures, left_out = figures.draw_all(folder, attempts, board, about)
     write_atomic(folder / "leaderboard.csv", board.to_csv(index=False).encode())
     text = [f"# {folder.resolve().name}", *provenance(about), *looks(folder), board_text(board, "github")]
     text += ["\n".join(f"- {line}" for line in reasons(board)), *legend(board, gate)]
     write_atomic(folder / "leaderboard.md", ("\n\n".join(text) + "\n").encode())
-    for config in sorted({attempt.config for attempt in attempts}):
+    reports = []
+    for config in dict.fromkeys(board.config[board.seed.notna()]):
         mine = [attempt for attempt in attempts if attempt.config == config]
-        params = [["Parameter", "Value"], ["k", str(mine[0].k)]]
-        params += [[key, str(value)] for key, value in mine[0].params.items()]
-        report = [f"# {config}", *provenance(about), *looks(folder), "## Configuration\n\n" + markdown(params)]
-        for attempt in mine:
-            line = board[(board.config == config) & (board.seed == attempt.seed)].iloc[0]
-            report.append(attempt_report(attempt, gate, f"{line.verdict}: {line.reason}"))
-            report += diagnoses.section(folder, config, attempt.seed)
-        write_atomic(folder / "attempts" / f"{config}.md", ("\n\n".join(report) + "\n").encode())
-    figures.draw_all(folder / "figures", attempts, board)
+        lines = [board[(board.config == config) & (board.seed == attempt.seed)].iloc[0] for attempt in mine]
+        statuses = [f"{line.verdict}: {line.reason}" for line in lines]
+        report = sections.of_config(folder, mine, statuses, gate, about)
+        whole = report._replace(blocks=[Text(line) for line in [*provenance(about), *looks(folder)]])
+        write_atomic(folder / "attempts" / f"{config}.md", (markdown_of(whole) + "\n").encode())
+        reports.append(report)
     diagnoses.build(folder)
+    html.write(folder, html.Page(about, board, gate, reports, pictures, left_out))
     return board
 
 
@@ -335,7 +315,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--gate", type=Path, help="gate YAML; default: the reference's")
     args = parser.parse_args(argv)
     print_board(build(args.folder, args.gate))
-    print(f"\nwritten: {args.folder}/leaderboard.csv, leaderboard.md, attempts/, figures/")
+    print(f"\nwritten: {args.folder}/report.html, leaderboard.csv, leaderboard.md, attempts/, figures/")
     return DONE
 
 

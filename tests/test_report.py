@@ -1,5 +1,6 @@
 """The board, the attempts' reports and the pictures: from rows alone, the same every time, in the folder only."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 from test_gate import GOOD, make_rows
 
-from m2ray import figures, report
+from m2ray import report
 from m2ray.command import UserError
 from m2ray.command import run as run_command
 from m2ray.gate import judge, load_gate
@@ -207,29 +208,13 @@ def test_rows_cut_short_by_a_kill_give_a_board_that_says_so():
     assert board.loc["whole", "verdict"] == "PASS"
 
 
-def test_the_attempt_report_has_the_reference_reports_sections(built):
-    text = (built[0] / "attempts" / "loser.md").read_text()
-    for section in (
-        "# loser",
-        "## Configuration",
-        "### Primary metrics",
-        "### Statistical summary",
-        "### Gate sweep results",
-        "### Communication-matters subset",
-        "### Retention",
-        "### Critical finding: shuffle > normal",
-        "### Decision log",
-        "### Artifacts",
-    ):
-        assert section in text.splitlines(), section
-    assert "| training.lr   | 0.001    |" in text
-
-
 def test_pictures_open_and_show_something(built):
     folder = built[0] / "figures"
     names = {path.name for path in folder.iterdir()}
     assert names == {
-        f"{n}.{kind}" for n in ("conditions", "scores", "scale_gate", "outcomes") for kind in ("png", "svg")
+        f"{n}.{kind}"
+        for n in ("conditions", "slots", "scale_gate", "outcomes", "scores")
+        for kind in ("png", "svg")
     }
     for path in folder.glob("*.png"):
         pixels = matplotlib.image.imread(path)
@@ -237,21 +222,12 @@ def test_pictures_open_and_show_something(built):
         assert len(np.unique(pixels[::7, ::7, :3])) > 10
 
 
-def test_scores_of_one_k_stand_side_by_side():
-    board = pd.DataFrame(
-        {"k": [4, 4, 4, 8], "score": [0.2, 0.2, 0.1999, 0.2], "verdict": ["PASS", "PASS", "FAIL", "not confirmed"]}
-    )
-    figure = figures.scores(board)
-    places = np.concatenate([points.get_offsets() for points in figure.axes[0].collections])
-    assert len(places) == 4
-    assert len(set(np.round(places[:, 0], 3))) == 4
-    assert sorted(np.round(places[:, 0])) == [0, 0, 0, 1]
-
-
 def test_another_build_from_rows_in_another_order_writes_the_same_bytes(built, tmp_path):
     def contents(folder):
+        # But for the digest of the rows' file, whose rows stand in another order.
+        file = hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest().encode()
         return {
-            p.relative_to(folder): p.read_bytes()
+            p.relative_to(folder): p.read_bytes().replace(file, b"digest")
             for p in folder.rglob("*")
             if p.suffix != ".parquet" and p.is_file()
         }
@@ -263,7 +239,7 @@ def test_another_build_from_rows_in_another_order_writes_the_same_bytes(built, t
     shutil.copy(first / "confirm-looks.log", folder)
     build(folder)
     assert contents(folder) == contents(first)
-    assert len(contents(first)) == 1 + 2 + 4 + 8
+    assert len(contents(first)) == 1 + 1 + 2 + 4 + 10
 
 
 def test_later_looks_at_confirm_are_owned_up_to(built):

@@ -1,0 +1,64 @@
+"use strict";
+(() => {
+  const board = document.getElementById("board");
+  const body = board.tBodies[0];
+  const original = [...body.rows];
+  const headers = [...board.tHead.rows[0].cells];
+
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.number === undefined ? cell.textContent.trim() : Number(cell.dataset.number);
+  };
+  const compare = (a, b) =>
+    typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+
+  const sort = (column) => {
+    const header = headers[column];
+    // Figures begin with the largest, texts with the first of the alphabet; the third click undoes it.
+    const order = header.classList.contains("number") ? ["descending", "ascending"] : ["ascending", "descending"];
+    const now = order[order.indexOf(header.getAttribute("aria-sort")) + 1];
+    headers.forEach((other) => other.removeAttribute("aria-sort"));
+    let rows = original;
+    if (now) {
+      header.setAttribute("aria-sort", now);
+      const sign = now === "ascending" ? 1 : -1;
+      rows = [...original].sort((one, two) => {
+        const [a, b] = [value(one, column), value(two, column)];
+        // What has no figure comes last, whichever way.
+        return a === "" || b === "" ? (a === "") - (b === "") : sign * compare(a, b);
+      });
+    }
+    body.append(...rows);
+  };
+  headers.forEach((header, column) => header.firstElementChild.addEventListener("click", () => sort(column)));
+
+  const form = document.getElementById("filter");
+  const verdict = document.getElementById("verdict");
+  const words = document.getElementById("words");
+  const count = document.getElementById("count");
+  const filter = () => {
+    const wanted = words.value.toLowerCase().split(/\s+/);
+    let shown = 0;
+    for (const row of original) {
+      const text = row.textContent.toLowerCase();
+      const fits = (!verdict.value || row.dataset.verdict === verdict.value) && wanted.every((word) => text.includes(word));
+      row.hidden = !fits;
+      shown += fits;
+    }
+    count.value = `${shown} of ${original.length} shown`;
+  };
+  form.hidden = false;
+  form.addEventListener("input", filter);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  filter();
+
+  const open = () => {
+    const target = document.getElementById(location.hash.slice(1));
+    if (target instanceof HTMLDetailsElement) {
+      target.open = true;
+      target.scrollIntoView();
+    }
+  };
+  window.addEventListener("hashchange", open);
+  open();
+})();
