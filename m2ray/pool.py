@@ -56,7 +56,8 @@ class Pool:
 
     def __init__(self, work: Work, size: int, gpus: float, tries: int = 3, limit_s: float = 3600.0) -> None:
         # No CPU is reserved: on a small machine the trials hold them all, and evaluation must not wait for them.
-        kind = ray.remote(num_cpus=0, num_gpus=gpus)(Evaluator)
+        # What asks for nothing would all land on one node, were it not told to spread.
+        kind = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(Evaluator)
         self._make: Callable[[], Any] = lambda: kind.remote(work)
         self._size, self._tries, self._limit_s = size, tries, limit_s
         self._queue: deque[tuple[Job, int]] = deque()
