@@ -23,11 +23,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from m2ray.codec import read_record
 from m2ray.command import UserError, why
-from m2ray.config import TrialConfig, validate
+from m2ray.config import TrialConfig
 from m2ray.jobs import run_folder, trial_of
 from m2ray.loading import load_receiver
 from m2ray.pool import last_line
 from m2ray.space import Resources
+from m2ray.strict import validate
 from m2ray.training import Training, TrainingFailed, train, train_pack
 
 # Read by Ray when it runs, here and in the processes it starts.

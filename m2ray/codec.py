@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.command import UserError, why
-from m2ray.config import CodecConfig, validate
+from m2ray.config import CodecConfig
 from m2ray.encoders import ENCODERS, Segments
 from m2ray.files import write_json
 from m2ray.hub import LIBRARY, card_of
 from m2ray.receiver import Reading, Receiver
 from m2ray.state import load_tensors, save_tensors
+from m2ray.strict import validate
 
 Gather = Callable[[Tensor], Tensor]
 CORE = ("codec", "receiver_digest", "digest")  # what a checkpoint's record holds whatever it was trained for

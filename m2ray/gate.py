@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 
 from m2ray import stats
 from m2ray.command import DONE, NOT_PASSED, Parser, UserError, run
-from m2ray.config import Share, Strict, load
+from m2ray.config import Share
 from m2ray.rows import FAILED, judged_rows, outcomes, read_rows
+from m2ray.strict import Strict, load
 
 REFERENCE = Path(__file__).parent / "gates" / "reference.yaml"
 PASS, FAIL, NOT_APPLICABLE = "PASS", "FAIL", "n/a"

@@ -14,11 +14,12 @@ import pandas as pd
 from m2ray.codec import Codec, load_codec, read_record
 from m2ray.command import UserError
 from m2ray.conditions import condition, derangement
-from m2ray.config import CodecConfig, CrossEntropyTerm, Losses, TrainingConfig, TrialConfig, parse_seeds, validate
+from m2ray.config import CodecConfig, CrossEntropyTerm, Losses, TrainingConfig, TrialConfig, parse_seeds
 from m2ray.evaluation import Subject, condition_names, evaluate
 from m2ray.loading import load_receiver
 from m2ray.receiver import Receiver
 from m2ray.source import Source
+from m2ray.strict import validate
 from m2ray.training import train
 from m2ray.warm import text_rows
 

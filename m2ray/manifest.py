@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import yaml
 
 from m2ray.command import UserError, check_place
-from m2ray.config import read_yaml
 from m2ray.files import write_atomic
 from m2ray.gate import GateConfig
 from m2ray.space import Plan
+from m2ray.strict import read_yaml
 
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 # What may not change unnoticed when a sweep is resumed.

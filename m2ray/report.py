@@ -18,11 +18,11 @@ import pandas as pd
 from m2ray import gate as judging
 from m2ray import manifest, sections, stats
 from m2ray.command import DONE, Parser, UserError, run
-from m2ray.config import validate
 from m2ray.files import write_atomic
 from m2ray.gate import GateConfig, Verdict, load_gate
 from m2ray.rows import FAILED, RowStore, judged_rows, paired_gain
 from m2ray.sections import Bullets, Commands, Grid, Picture, Section, Text
+from m2ray.strict import validate
 
 SPLITS = ("confirm", "select", "search")  # most telling first
 NOT_CONFIRMED, INCOMPLETE, FAILED_RUN = "not confirmed", "incomplete", "failed"

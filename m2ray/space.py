@@ -14,7 +14,8 @@ import optuna
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from m2ray.command import UserError
-from m2ray.config import Count, NonNegative, Strict, TrialConfig, load, read_yaml, validate
+from m2ray.config import Count, NonNegative, TrialConfig
+from m2ray.strict import Strict, load, read_yaml, validate
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 _CHECK_DRAWS, _CHECK_TIMES = 256, 3

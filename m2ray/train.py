@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from m2ray.command import DONE, Parser, UserError, check_place, run
-from m2ray.config import TrialConfig, read_yaml, validate
+from m2ray.config import TrialConfig
+from m2ray.strict import read_yaml, validate
 
 
 def main(argv: Sequence[str]) -> int:

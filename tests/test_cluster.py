@@ -12,9 +12,10 @@ import ray
 from m2ray import cluster
 from m2ray.codec import read_record
 from m2ray.command import UserError
-from m2ray.config import TrialConfig, validate
+from m2ray.config import TrialConfig
 from m2ray.search import search
 from m2ray.space import Resources
+from m2ray.strict import validate
 
 EPOCHS = 3
 on_ray = pytest.mark.slow  # the default run has the whole of it in tests/test_sweep.py

@@ -9,17 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2ray.command import UserError
-from m2ray.config import (
-    CodecConfig,
-    EvaluationConfig,
-    Losses,
-    Splits,
-    TrialConfig,
-    load,
-    parse_seeds,
-    read_yaml,
-    validate,
-)
+from m2ray.config import CodecConfig, EvaluationConfig, Losses, Splits, TrialConfig, parse_seeds
+from m2ray.strict import load, read_yaml, validate
 
 
 def write(tmp_path, text):

@@ -12,7 +12,7 @@ from m2ray import diagnose as command
 from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.conditions import Injection, Material, condition
-from m2ray.config import TrialConfig, parse_seeds, validate
+from m2ray.config import TrialConfig, parse_seeds
 from m2ray.diagnose import (
     answer_parts,
     check,
@@ -27,6 +27,7 @@ from m2ray.diagnose import (
 from m2ray.evaluation import Subject, evaluate, play, value_nll
 from m2ray.loading import load_receiver
 from m2ray.losses import answer_nll
+from m2ray.strict import validate
 from m2ray.task import episodes, level, part_of, verify
 from m2ray.training import train
 

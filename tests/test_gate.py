@@ -9,9 +9,9 @@ import pytest
 
 from m2ray import gate as judging
 from m2ray.command import UserError
-from m2ray.config import validate
 from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, GateConfig, judge, judge_counts, load_gate
 from m2ray.rows import judged_rows, write_rows
+from m2ray.strict import validate
 
 REPORT = "normal=11/50,null=12/50,random=14/50,shuffle=16/50,P0=10/50"
 GATE = load_gate()

@@ -10,11 +10,12 @@ import yaml
 
 from m2ray import publish
 from m2ray.command import UserError
-from m2ray.config import TrialConfig, load, validate
+from m2ray.config import TrialConfig
 from m2ray.evaluate import main as evaluate
 from m2ray.jobs import Job, run_job, trial_of
 from m2ray.loading import load_receiver
 from m2ray.rows import RowStore
+from m2ray.strict import load, validate
 from m2ray.training import train
 
 CONFIG = "k8"

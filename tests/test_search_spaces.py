@@ -8,11 +8,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from m2ray.config import CrossEntropyTerm, LossTerm, MarginTerm, read_yaml
+from m2ray.config import CrossEntropyTerm, LossTerm, MarginTerm
 from m2ray.evaluation import condition_names
 from m2ray.gate import load_gate
 from m2ray.loading import load_receiver
 from m2ray.space import Axis, fetch, load_plan, name_of
+from m2ray.strict import read_yaml
 from m2ray.sweep import main
 from m2ray.training import train
 

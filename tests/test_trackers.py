@@ -17,9 +17,10 @@ import yaml
 from m2ray import preflight, trackers, training
 from m2ray import train as train_command
 from m2ray.command import UserError
-from m2ray.config import TrialConfig, validate
+from m2ray.config import TrialConfig
 from m2ray.loading import load_receiver
 from m2ray.space import load_plan, name_of
+from m2ray.strict import validate
 from m2ray.training import train
 
 EPOCHS, STEPS = 3, 12

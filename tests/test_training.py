@@ -12,10 +12,11 @@ import torch.multiprocessing as mp
 
 from m2ray.codec import Codec, load_codec
 from m2ray.command import UserError
-from m2ray.config import TrialConfig, parse_seeds, validate
+from m2ray.config import TrialConfig, parse_seeds
 from m2ray.loading import load_receiver
 from m2ray.losses import LOSSES
 from m2ray.source import Source
+from m2ray.strict import validate
 from m2ray.training import (
     Annealer,
     TrainingFailed,
