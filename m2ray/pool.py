@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import ray
 
+from m2ray.command import UserError
+
 if TYPE_CHECKING:
     from m2ray.jobs import DiagnosisJob
     from m2ray.jobs import Job as EvaluationJob
 
     Job = EvaluationJob | DiagnosisJob
     Work = Callable[[Job], pd.DataFrame | None]
+
+
+LOOK_S = 5.0  # between two looks at whether this process's node is alive
 
 
 class Evaluator:
@@ -63,6 +68,7 @@ class Pool:
         self._queue: deque[tuple[Job, int]] = deque()
         self._idle: list[Any] = [self._make() for _ in range(size)]
         self._busy: dict[Any, tuple[Any, Job, int, float]] = {}
+        self._here, self._looked = ray.get_runtime_context().get_node_id(), time.monotonic()
 
     def submit(self, job: Job) -> None:
         """Queue a job."""
@@ -79,7 +85,12 @@ class Pool:
         return len(self._queue) + len(self._busy)
 
     def poll(self, timeout: float = 0.0) -> list[Done]:
-        """Jobs that ended since; waits at most `timeout` seconds for the first."""
+        """Jobs that ended since; waits at most `timeout` seconds for the first.
+
+        Raises:
+            UserError: the node that this process belongs to has died; Ray would wait for another one for ever.
+        """
+        self._look()
         if not self._busy:
             return []
         ready, waiting = ray.wait(list(self._busy), num_returns=1, timeout=timeout)
@@ -106,6 +117,16 @@ class Pool:
                 done += self._again(job, attempt, f"evaluation took over {self._limit_s:g} s")
         self._feed()
         return done
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked < LOOK_S:
+            return
+        if not any(node["Alive"] and node["NodeID"] == self._here for node in ray.nodes()):
+            raise UserError(
+                "Ray: this machine's node died (out of memory is the usual reason); run the same command with "
+                "--resume"
+            )
+        self._looked = time.monotonic()
 
     def _again(self, job: Job, attempt: int, cause: str) -> list[Done]:
         if attempt >= self._tries:

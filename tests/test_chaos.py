@@ -30,15 +30,17 @@ def test_nothing_is_lost_doubled_or_repeated_and_the_board_is_that_of_an_undistu
     assert said["each"][0]["target"] == first
 
 
+def title(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()[:300]
+
+
 @pytest.mark.slow
 def test_a_sweep_whose_node_dies_under_it_says_so_and_goes_on_when_resumed(tmp_path):
     file = write_space(tmp_path, search={"trials": 0}, axes={}, judge={"select": 0, "confirm": 0})
     process = Process(file, "--results", tmp_path)
     folder = tmp_path / "small"
     process.until((folder / "trials.jsonl").is_file, "the trial began")
-    (raylet,) = [
-        pid for pid in process.alive() if b"raylet/raylet" in Path(f"/proc/{pid}/cmdline").read_bytes()[:300]
-    ]
+    (raylet,) = [pid for pid in process.alive() if b"raylet/raylet" in title(pid)]
     os.kill(raylet, signal.SIGKILL)
     done = process.wait()
     assert done.returncode == BAD_INPUT, done.stderr
