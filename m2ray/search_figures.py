@@ -13,10 +13,10 @@ import pandas as pd
 
 from m2ray.board import counted
 from m2ray.command import UserError
-from m2ray.config import validate
 from m2ray.figures import COLOURS, bare, beside
 from m2ray.proposer import Journal
 from m2ray.space import Axis, Scalar, fetch
+from m2ray.strict import validate
 
 LEAST = 5  # configurations from which on importance is more than an accident
 UNSET = -0.12  # where a key that was not set stands on its axis from 0 to 1

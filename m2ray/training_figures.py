@@ -69,7 +69,9 @@ def curves(logged: Mapping[tuple[str, str], pd.DataFrame], looks: Mapping[str, L
         look = looks.get(config, OTHERS)
         for axes, name in zip(grid.flat, PANELS, strict=True):
             if name in frame:
-                (line,) = axes.plot(frame.step, frame[name], look.dash, color=look.colour, lw=1, alpha=0.85)
+                # By share: the shortest would be a speck beside the longest.
+                done = 100 * frame.step / frame.step.max()
+                (line,) = axes.plot(done, frame[name], look.dash, color=look.colour, lw=1, alpha=0.85)
                 handles.setdefault(config if config in looks else "not judged", line)
     for axes, (name, title) in zip(grid.flat, PANELS.items(), strict=True):
         axes.set_title(title, fontsize=10)
@@ -78,8 +80,10 @@ def curves(logged: Mapping[tuple[str, str], pd.DataFrame], looks: Mapping[str, L
             axes.axhline(0, color="#000000", lw=0.8)
     if all((frame.loss > 0).all() for frame in logged.values() if "loss" in frame):
         grid[0, 0].set_yscale("log")
+    steps = sorted({int(frame.step.max()) for frame in logged.values()})
+    span = f"{steps[0]} to {steps[-1]}" if steps[1:] else str(steps[0])
     for axes in grid[1]:
-        axes.set_xlabel("optimiser steps")
+        axes.set_xlabel(f"training done (% of {span} steps)")
     ordered = {name: handles[name] for name in [*looks, "not judged"] if name in handles}
     figure.legend(
         ordered.values(), ordered.keys(), loc="outside lower center", ncols=min(4, len(ordered)), frameon=False
