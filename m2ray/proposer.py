@@ -8,11 +8,12 @@ import json
 import os
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages.journal import JournalFileBackend
 
 from m2ray.config import TrialConfig
 from m2ray.space import Plan, Scalar, fetch, name_of
@@ -64,6 +65,25 @@ class Journal:
         return found
 
 
+class StudyFile:
+    """The study in a file that optuna-dashboard opens as it is: `optuna-dashboard results/NAME/optuna.log`.
+
+    For eyes only. A sweep resumes from its own journal, and this file is made anew then.
+    """
+
+    def __init__(self, file: Path, name: str, ended: Sequence[optuna.trial.FrozenTrial]) -> None:
+        file.unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        for trial in ended:
+            self.add(trial)
+
+    def add(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Show a trial that has ended."""
+        self._study.add_trial(trial)
+
+
 class OptunaProposer:
     """Points first, then `search.trials` suggestions by multivariate TPE, seeded.
 
@@ -81,7 +101,11 @@ class OptunaProposer:
         self._asked: dict[str, optuna.Trial] = {}
         self._chosen: dict[str, dict[str, Scalar]] = {}
         self._ahead: deque[str] = deque(plan.points)
+        self._shown: StudyFile | None = None
         self._replay()
+        if plan.space.search.trials:
+            ended = [trial for trial in self.study.get_trials() if trial.state.is_finished()]
+            self._shown = StudyFile(root.parent / "optuna.log", plan.space.name, ended)
 
     def _replay(self) -> None:
         """Bring study and queue to where the journal ends; what began and did not end goes first again."""
@@ -104,6 +128,7 @@ class OptunaProposer:
             if name in self.configs:
                 # All-categorical spaces repeat themselves; the same name would overwrite the first one's results.
                 name = f"{name}-{trial.number}"
+        trial.set_user_attr("config", name)
         self.configs[name], self._chosen[name], self._asked[name] = config, chosen, trial
         return name
 
@@ -113,7 +138,9 @@ class OptunaProposer:
             self.failures[name] = cause
         if name in self._asked:
             state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-            self.study.tell(self._asked.pop(name), score, state=state)
+            told = self.study.tell(self._asked.pop(name), score, state=state)
+            if self._shown:
+                self._shown.add(told)
 
     @property
     def total(self) -> int:

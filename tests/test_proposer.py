@@ -1,11 +1,18 @@
 """What is trained next: points first, seeded suggestions, and a journal that a killed sweep goes on from."""
 
 import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import optuna
 import pytest
 import yaml
+from optuna.storages.journal import JournalFileBackend
 
 from m2ray.proposer import Journal, OptunaProposer
 from m2ray.space import load_plan
@@ -187,3 +194,56 @@ def test_a_search_goes_on_from_a_torn_journal(propose, tmp_path):
     file.write_bytes(b"".join(lines[:-1]) + lines[-1][:17])  # the end of the fifth was not yet on disk
     assert run(propose("cut")) == names[4:]
     assert first == names[:5]
+
+
+def test_the_study_is_in_a_file_that_says_what_the_journal_says(propose, tmp_path):
+    done = propose()
+    run(done, 6)
+    file = tmp_path / "optuna.log"
+
+    def shown():
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+        return [
+            (t.params, t.value, t.state, t.user_attrs["config"])
+            for t in optuna.load_study(study_name=None, storage=storage).trials
+        ]
+
+    def ended(proposer):
+        finished = [t for t in proposer.study.trials if t.state.is_finished()]
+        return [(t.params, t.value, t.state, t.user_attrs["config"]) for t in finished]
+
+    assert shown() == ended(done)
+    assert len(shown()) == 4  # two of the six were points
+    again = propose()
+    assert shown() == ended(again) == ended(done)
+    run(again, 1)
+    assert len(shown()) == 5
+
+
+def test_optuna_dashboard_opens_the_study(propose, tmp_path):
+    pytest.importorskip("optuna_dashboard")
+    run(propose())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = str(Path(sys.executable).with_name("optuna-dashboard"))
+    command = [program, str(tmp_path / "optuna.log"), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+
+            def get(path):
+                for _ in range(200):
+                    try:
+                        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                            return json.loads(answer.read())
+                    except urllib.error.URLError:  # it is starting
+                        assert server.poll() is None
+                        time.sleep(0.1)
+                pytest.fail("the server does not answer")
+
+            (summary,) = get("/api/studies")["study_summaries"]
+            assert summary["study_name"] == "s"
+            trials = get(f"/api/studies/{summary['study_id']}")["trials"]
+        finally:
+            server.terminate()
+    assert [trial["state"] for trial in trials] == ["Complete"] * 8
