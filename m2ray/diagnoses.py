@@ -73,25 +73,6 @@ def record_failure(folder: Path, config: str, seed: int, cause: str) -> None:
     write_json(folder / "diagnosis.json", {"about": {"config": config, "seed": seed}, "failed": cause})
 
 
-def section(root: Path, config: str, seed: int) -> list[str]:
-    """A diagnosis as part of an attempt's report, links relative to `attempts/`; empty where there is none."""
-    folder = folder_of(root, config, seed)
-    found = read(folder)
-    if not found:
-        return []
-    if cause := found.get("failed"):
-        return [f"### Diagnosis\n\nFailed: {cause}"]
-    about, at = found["about"], f"../{FOLDER}/{folder.name}"
-    sentences = "\n".join(f"- {finding['name']}: {finding['sentence']}" for finding in found["findings"])
-    return [
-        f"### Diagnosis\n\nOn {about['n']} held-out messages, seeds {about['seeds']}; all figures: "
-        f"[diagnosis.md]({at}/diagnosis.md)\n\n{sentences}",
-        "### Root cause\n\n" + markdown(found["root_cause"]),
-        f"![where the message is lost]({at}/stages.png)",
-        f"![how alike messages are]({at}/maps.png)",
-    ]
-
-
 def figures_of(found: dict[str, Any]) -> dict[str, float]:
     """A diagnosis's row of the table, one training seed."""
     success, gap = found["success"], found["gaps"]["shuffle"]

@@ -158,6 +158,17 @@ def scheduler(pruner: str, total_epochs: int) -> TrialScheduler:
     return PairedStop() if pruner == "wilcoxon" else FIFOScheduler()
 
 
+def trials_at_once(resources: Resources) -> int:
+    """How many trials run at a time: as configured, or as many as the cluster has room for as it is now.
+
+    No more are asked for ahead: the searcher would suggest them without knowing what runs now.
+    """
+    if resources.trials_at_once is not None:
+        return resources.trials_at_once
+    there = ray.cluster_resources()
+    return max(1, min(int(there.get(name, 0) // amount) for name, amount in ask(resources).items()))
+
+
 def search(
     proposer: Proposer,
     observer: Observer,
@@ -188,12 +199,16 @@ def search(
             bundle[f"accelerator_type:{resources.accelerator}"] = 0.001
         return ray.tune.PlacementGroupFactory([bundle])
 
+    at_once = trials_at_once(resources)
+    # Tune starts one trial at a time where a searcher is asked for more: seconds for each slot of a large cluster.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(work, resources_of),
         tune_config=ray.tune.TuneConfig(
             search_alg=_Searcher(proposer, resources.pack),
             scheduler=scheduler(pruner, total_epochs),
             num_samples=-1,
+            max_concurrent_trials=at_once,
             reuse_actors=True,
         ),
         run_config=ray.tune.RunConfig(

@@ -130,6 +130,10 @@ class Resources(Strict):
     evaluators: Count = 1
     gpus_per_evaluator: NonNegative = 0
     retries: Annotated[int, Field(ge=0, description="times a died worker's training resumes")] = 1
+    trials_at_once: Annotated[
+        int | None,
+        Field(ge=1, description="packs of trials at a time; not set, what the cluster has room for at the start"),
+    ] = None
     pack: Annotated[
         int, Field(ge=1, le=64, description="trials that train in one process, on one receiver in common passes")
     ] = 1

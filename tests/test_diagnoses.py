@@ -13,7 +13,7 @@ from test_findings import about, idle, known
 from test_report import attempt, folder_of
 
 from m2ray.command import UserError
-from m2ray.diagnoses import by_seed, read, record_failure, section
+from m2ray.diagnoses import by_seed, read, record_failure
 from m2ray.diagnoses import folder_of as place_of
 from m2ray.diagnosis_text import root_cause
 from m2ray.files import write_json
@@ -79,8 +79,6 @@ def test_an_attempts_report_holds_sentences_root_cause_and_pictures_of_its_seed(
     for name in ("stages.png", "maps.png", "diagnosis.md"):
         assert f"(../diagnoses/control-seed-1/{name})" in text
     assert "### Diagnosis" in (folder / "attempts" / "fix.md").read_text()
-    assert section(folder, "also", 1) == ["### Diagnosis\n\nFailed: evaluator died, 3 times"]
-    assert section(folder, "nobody", 0) == []
 
 
 def test_a_sweep_without_diagnoses_has_no_table(tmp_path):
