@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from m2ray.command import UserError
@@ -247,6 +247,7 @@ def test_damaged_rows_are_set_aside_and_count_as_missing(tmp_path, compacted):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.integers(0, 7))
+@example(at=567, bit=7)  # text that is no UTF-8
 def test_no_changed_bit_of_a_rows_file_changes_what_is_read(tmp_path_factory, at, bit):
     path = tmp_path_factory.getbasetemp() / "bits.parquet"
     rows = played(20, answer="0 1 2 0")

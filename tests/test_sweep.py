@@ -42,11 +42,12 @@ def test_the_folder_holds_what_was_promised(swept):
     names = {path.name for path in folder.iterdir()} - {"ray"}
     assert names == {
         *("sweep.yaml", "trials.jsonl", "rows.parquet", "leaderboard.csv", "leaderboard.md"),
-        *("attempts", "figures", "checkpoints"),
+        *("attempts", "figures", "checkpoints", "report.html", "optuna.log"),
     }
     board = pd.read_csv(folder / "leaderboard.csv")
     assert {path.stem for path in (folder / "attempts").iterdir()} == set(board.config)
-    assert len(list((folder / "figures").glob("*.png"))) == 4
+    figures = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert {"conditions", "scores", "training", "outcomes"} <= figures
     about = yaml.safe_load((folder / "sweep.yaml").read_text())
     assert about["space"]["trial"]["evaluation"]["text_bytes"] == [16]
     assert about["points"]["control"]["codec"]["place"] == "before"
