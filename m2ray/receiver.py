@@ -26,7 +26,7 @@ from m2ray.layout import Layout, Place, Wording, pad
 from m2ray.starts import Starts
 from m2ray.task import Episode, value_probabilities
 
-READ_BYTES = 64 << 20  # of the last hidden states of messages that are kept
+READ_BYTES = 16 << 20  # of the last hidden states of messages that are kept
 
 
 class Pass(NamedTuple):
