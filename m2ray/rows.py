@@ -110,7 +110,8 @@ def read_rows(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a rows file or a results folder")
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:  # by name Arrow opens it twice, and a writer may replace it between
+            table = pq.read_table(file)
         rows = table.to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a sound Parquet file ({why(error)}); remake it") from None
