@@ -16,15 +16,8 @@ from m2ray.stats import wilson
 
 COLUMNS = ("configuration", "state", "epoch", "k", "score (nats)", "shuffle gap", "prefix cosine", "normal %")
 Form = Literal["people", "quiet", "json"]
-TOLD = (
-    "progress",
-    "epochs_total",
-    "k",
-    "score",
-    "shuffle_gap",
-    "prefix_cosine",
-    "collapsed",
-)  # of an epoch, in JSON
+# What is said of an epoch in JSON.
+TOLD = ("progress", "epochs_total", "k", "score", "shuffle_gap", "prefix_cosine", "collapsed")
 
 
 def counted(number: int, noun: str) -> str:
@@ -86,13 +79,9 @@ class Board:
         early = row["progress"] < row["epochs_total"]
         row["state"] = "failed" if cause else "stopped early" if early else "trained"
         row["ended"] = True
+        text = f"{name}: stopped early, clearly behind the best" if early else ""
         event = {"event": "ended", "config": name, "state": row["state"], "cause": cause}
-        if cause:
-            self._say(f"{name}: FAILED: {cause}", event, alarm=True)
-        elif early:
-            self._say(f"{name}: stopped early, clearly behind the best", event)
-        elif self._form == "json":
-            self._say("", event)
+        self._say(f"{name}: FAILED: {cause}" if cause else text, event, alarm=bool(cause))
 
     def evaluated(self, label: str, cause: str) -> None:
         """An evaluation job ended."""
@@ -119,13 +108,14 @@ class Board:
         return f"{spent:.0f} s, {share:.0%}{left}"
 
     def _say(self, text: str, event: Mapping[str, Any], alarm: bool = False) -> None:
+        """What happened, in words for people, who are spared some of it, and as an event for machines."""
         if self._form == "json":
             seconds = round(time.monotonic() - self._started, 1)
             print(json.dumps({"seconds": seconds, "share": round(self._share(), 4), **event}), flush=True)
         elif self._form == "quiet":
             if alarm:
                 print(text, flush=True)
-        elif not self._console.is_terminal:
+        elif text and not self._console.is_terminal:
             print(f"[{self._progress()}] {text}", flush=True)
         elif alarm:
             self._console.print(text, style="bold red", markup=False, highlight=False)

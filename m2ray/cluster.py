@@ -256,9 +256,7 @@ class Member:
                 resources = validate(Resources, self.settings["resources"], "resources")
                 callbacks = [TuneReportCallback()]
                 seeds = len(self.settings["seeds"])
-                train_distributed(
-                    config, self.seed, folder, self.about, resources, self.finished, seeds, callbacks
-                )
+                train_distributed(config, seed, folder, self.about, resources, self.finished, seeds, callbacks)
             else:
                 receiver = load_receiver(config.receiver)
                 yield Training(config, seed, receiver, folder, self.report, self.about)

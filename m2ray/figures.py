@@ -64,7 +64,6 @@ def draw_all(
     told = judged(attempts, board)
     looks = looks_of([attempt.config for attempt in told])
     found: list[tuple[str, str, Any]] = []
-    left_out = []
     if told:
         found.append(("conditions", "Success under each condition, with 95 % intervals", forest(told)))
         found.append(("slots", "Success against k, beside no message, full text and priming", by_k(told, looks)))

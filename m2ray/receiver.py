@@ -243,9 +243,8 @@ class Receiver(Wording):
         keys = [tuple(row) for row in rows]
         known = {key: self._read[key] for key in keys if key in self._read}
         if fresh := {key: i for i, key in enumerate(keys) if key not in known}:
-            states_FTD = self.model.get_decoder()(inputs_embeds=embeds_BTD[list(fresh.values())], use_cache=False)[
-                0
-            ]
+            fresh_FTD = embeds_BTD[list(fresh.values())]
+            states_FTD = self.model.get_decoder()(inputs_embeds=fresh_FTD, use_cache=False)[0]
             for key, states_TD in zip(fresh, states_FTD, strict=True):
                 self._read[key] = known[key] = states_TD[: len(key)].clone()
         states_BTD = pad_sequence([known[key] for key in keys], batch_first=True)

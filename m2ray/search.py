@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,11 +56,13 @@ class _Searcher(_Unsaved, Searcher):
         self._said: dict[str, dict[str, dict[str, Any]]] = {}  # by trial and member, its last report
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        members = list(takewhile(bool, (self._proposer.propose() for _ in range(self._pack))))
+        members: list[dict[str, Any]] = []
+        while len(members) < self._pack and (member := self._proposer.propose()) is not None:
+            members.append(member)
         if not members:
             return str(Searcher.FINISHED)
-        self._said[trial_id] = {member["config"]: {} for member in members if member}
-        return {"pack": members, "point": all(member["point"] for member in members if member)}
+        self._said[trial_id] = {member["config"]: {} for member in members}
+        return {"pack": members, "point": all(member["point"] for member in members)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "member" in result:

@@ -14,9 +14,8 @@ from tabulate import tabulate
 from m2ray import manifest, stats
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.proposer import Journal
+from m2ray.report import SPLITS
 from m2ray.rows import FAILED, RowStore
-
-SPLITS = ("confirm", "select", "search")  # most telling first
 
 
 def status_of(folder: Path) -> dict[str, Any]:

@@ -297,6 +297,19 @@ def train(
     return Training(config, training_seed, receiver, folder, report, about).run()
 
 
+def gradients(trainings: Sequence[Training]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Forward and backward of the next step of each, their rows in common passes: what `Training.learn` takes.
+
+    Args:
+        trainings: On one receiver, of one precision, without workers.
+    """
+    with trainings[0].autocast():
+        asking = [training.trainee.ask(*training.next_step()) for training in trainings]
+        results = together(trainings[0].receiver, asking)
+    torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
+    return results
+
+
 def train_pack(queues: Sequence[Iterator[Training]], failed: Callable[[int, Exception], None]) -> None:
     """Train several codecs on one receiver, a step of each at a time, their rows in common forward passes.
 
@@ -326,14 +339,10 @@ def train_pack(queues: Sequence[Iterator[Training]], failed: Callable[[int, Exce
     while current:
         for precision in sorted({training.config.training.precision for training in current.values()}):
             members = [n for n, training in current.items() if training.config.training.precision == precision]
-            with current[members[0]].autocast():
-                asking = [current[n].trainee.ask(*current[n].next_step()) for n in members]
-                results = together(current[members[0]].receiver, asking)
-            torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
-            for number, result in zip(members, results, strict=True):
+            for number, result in zip(members, gradients([current[n] for n in members]), strict=True):
                 try:
                     current[number].learn(*result)
-                except Exception as error:
+                except Exception as error:  # as above
                     current.pop(number).close()
                     failed(number, error)
                 else:

@@ -19,8 +19,7 @@ import torch
 from m2ray.config import TrialConfig
 from m2ray.loading import load_receiver
 from m2ray.space import load_plan
-from m2ray.trainee import together
-from m2ray.training import Training
+from m2ray.training import Training, gradients
 
 QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 MEMBERS, BATCH = 8, 8
@@ -56,9 +55,7 @@ def side(receiver: str, numbers: range, threads: int, steps: int, ready: Any, ou
         ]
 
         def step() -> None:
-            results = together(loaded, [training.trainee.ask(*training.next_step()) for training in pack])
-            torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
-            for training, result in zip(pack, results, strict=True):
+            for training, result in zip(pack, gradients(pack), strict=True):
                 training.learn(*result)
 
         for _ in range(3):

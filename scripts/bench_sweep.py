@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from marked import marked
 
 WORKERS = ("ray::ImplicitFunc", "ray::Evaluator")
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -28,7 +29,7 @@ class Watched:
 
     def __init__(self, arguments: list[str], cache: Path) -> None:
         mark = uuid.uuid4().hex
-        self._mark = f"M2RAY_BENCH={mark}".encode()
+        self._mark = f"M2RAY_BENCH={mark}"
         self.peak, self.compute = 0, dict[int, tuple[float, float]]()
         self.begun = time.monotonic()
         self.popen = subprocess.Popen(
@@ -40,10 +41,8 @@ class Watched:
     def look(self) -> None:
         """Take in what its processes hold and have done."""
         held = 0
-        for folder in Path("/proc").iterdir():
+        for folder in marked(self._mark):
             with contextlib.suppress(OSError, IndexError, ValueError):
-                if not folder.name.isdigit() or self._mark not in (folder / "environ").read_bytes():
-                    continue
                 rollup = (folder / "smaps_rollup").read_text()
                 held += int(rollup.partition("\nPss:")[2].split()[0]) * 1024
                 title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()

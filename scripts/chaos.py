@@ -29,6 +29,7 @@ from typing import Any
 import pandas as pd
 import pyarrow.parquet as pq
 import yaml
+from marked import marked
 from tabulate import tabulate
 
 from m2ray.command import DONE
@@ -102,12 +103,11 @@ class Run:
     def processes(self, known_by: str) -> list[int]:
         """Those of its processes, the youngest last, whose command line begins with some words."""
         found = []
-        for folder in Path("/proc").iterdir():
+        for folder in marked(self.mark):
             with contextlib.suppress(OSError):
-                if folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes():
-                    words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                    if known_by in " ".join(words[:3]):  # further ones name sockets of other processes
-                        found.append(int(folder.name))
+                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if known_by in " ".join(words[:3]):  # further ones name sockets of other processes
+                    found.append(int(folder.name))
         return sorted(found)
 
     def wait(self, until: Callable[[], bool] = lambda: False) -> bool:
