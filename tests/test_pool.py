@@ -131,16 +131,21 @@ def test_polling_returns_at_once_while_nothing_has_ended(tmp_path):
     pool.close()
 
 
+def ask_again_and_again(actor):
+    """What reaches an actor before Ray's order to die is still answered."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        ray.get(actor.run.remote(None), timeout=60)
+
+
 def test_closing_frees_what_the_actors_held():
     pool = pool_of(lambda job: pd.DataFrame(), size=3)
     wait_for_start(pool)
     actors = list(pool._idle)
     pool.close()
-    deadline = time.monotonic() + 60
     for actor in actors:
         with pytest.raises(ray.exceptions.RayActorError):
-            while time.monotonic() < deadline:  # what reaches an actor before Ray's order to die is still answered
-                ray.get(actor.run.remote(None), timeout=60)
+            ask_again_and_again(actor)
 
 
 def test_the_telling_line_of_an_error_is_its_last():
