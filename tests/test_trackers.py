@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_tensorboard_has_each_step_of_a_resumed_training_once(tracked, key):
     assert_epochs_have_a_score([(e.step, e.value) for e in events.Scalars("score")], tracked)
     (table,) = events.Tensors("configuration/text_summary")
     assert b"|codec.encoder|segments|" in table.tensor_proto.string_val[0]
+
+
+def test_tensorboard_reads_a_process_that_goes_on_within_the_second_after_the_one_before(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step in (0, 1):
+        with trackers.OPEN["tensorboard"](trackers.Run("r", {}, tmp_path, step)) as log:
+            log(step + 1, {"loss": 1.0})
+        if step == 0:
+            (first,) = (tmp_path / "tensorboard").iterdir()
+            # Of this second, and by its process number behind whatever comes next.
+            first.rename(first.with_name(f"events.out.tfevents.{int(time.time()):010d}.{'~' * 8}.9.0"))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2]
 
 
 def test_mlflow_has_one_finished_run_with_its_parameters_and_each_step_once(tracked):
