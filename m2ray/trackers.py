@@ -72,8 +72,8 @@ def _tensorboard(run: Run) -> Iterator[Log]:
 
     folder = run.folder / "tensorboard"
     begins = not folder.is_dir()
-    # TensorBoard reads files in the order of their names, `events.out.tfevents.SECOND.HOST.PID...`: within a second,
-    # the process that goes on could come before the one it goes on from, which would then purge what it wrote.
+    # TensorBoard reads files in the order of their names, `events.out.tfevents.SECOND.HOST.PID...`: in one second,
+    # the process that goes on could come before the one it goes on from, and would purge what it wrote.
     if any(file.name.split(".")[3] == f"{int(time.time()):010d}" for file in folder.glob("events.out.tfevents.*")):
         time.sleep(1)
     # Steps after the state that the training resumes from are done again: their first events are dropped.
