@@ -26,6 +26,7 @@ from m2ray.command import UserError, why
 from m2ray.config import TrialConfig
 from m2ray.jobs import run_folder, trial_of
 from m2ray.loading import load_receiver
+from m2ray.memory import rows_at_once
 from m2ray.pool import last_line
 from m2ray.space import Resources
 from m2ray.strict import validate
@@ -178,6 +179,7 @@ def train_distributed(
     Raises:
         TrainingFailed: training failed more often than that.
     """
+    rows = rows_at_once(folder)
     trainer = ray.train.torch.TorchTrainer(
         _worker_loop,
         train_loop_config={
@@ -204,7 +206,12 @@ def train_distributed(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise TrainingFailed(_cause(error)) from None
+        if rows_at_once(folder) == rows:
+            raise TrainingFailed(_cause(error)) from None
+    else:
+        return
+    # Memory did not suffice, which is no failure as long as there is less to ask of it.
+    train_distributed(config, seed, folder, about, resources, finished, seeds, callbacks)
 
 
 def _cause(error: Exception) -> str:

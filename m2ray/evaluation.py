@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ from m2ray.command import UserError
 from m2ray.conditions import Injection, Material, condition, derangement
 from m2ray.config import EvaluationConfig
 from m2ray.losses import values_nll
+from m2ray.memory import in_halves
 from m2ray.receiver import Receiver
 from m2ray.task import Episode, verify
 
@@ -111,6 +113,22 @@ def play(
     receiver: Receiver, episodes: Sequence[Episode], injection: Injection, config: EvaluationConfig
 ) -> tuple[list[str], Tensor]:
     """B's answers, and the nats per value that it gives the solutions left, [E]."""
+
+    def play_batch(slots: int, picked: Sequence[int]) -> None:
+        batch = [episodes[i] for i in picked]
+        texts: list[str] | int = slots
+        prefix_BKD = None
+        if injection.prefixes is not None:
+            prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
+        elif injection.texts is not None:
+            texts = [injection.texts[i] for i in picked]
+        decoded, logits_BVW = receiver.play(
+            batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
+        )
+        for i, text in zip(picked, decoded, strict=True):
+            answers[i] = text
+        nll_E[list(picked)] = nll_of_values(receiver, batch, logits_BVW).cpu()
+
     groups: dict[int, list[int]] = defaultdict(list)
     for i in range(len(episodes)):
         groups[len(injection.prefixes[i]) if injection.prefixes is not None else 0].append(i)
@@ -118,20 +136,7 @@ def play(
     nll_E = torch.zeros(len(episodes))
     for slots, members in groups.items():
         for start in range(0, len(members), config.batch_size):
-            picked = members[start : start + config.batch_size]
-            batch = [episodes[i] for i in picked]
-            texts: list[str] | int = slots
-            prefix_BKD = None
-            if injection.prefixes is not None:
-                prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
-            elif injection.texts is not None:
-                texts = [injection.texts[i] for i in picked]
-            decoded, logits_BVW = receiver.play(
-                batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
-            )
-            for i, text in zip(picked, decoded, strict=True):
-                answers[i] = text
-            nll_E[picked] = nll_of_values(receiver, batch, logits_BVW).cpu()
+            in_halves(members[start : start + config.batch_size], partial(play_batch, slots))
     return answers, nll_E
 
 
@@ -141,8 +146,15 @@ def value_nll(
 ) -> Tensor:
     """Mean cross-entropy per answer value against a perfect reasoner's distribution, [B], in nats."""
     frame = receiver.frame(batch[0].level)
-    logits_BAW = receiver.logits(receiver.layout(batch, texts, place), prefix_BKD, len(frame.ids_A))
-    return nll_of_values(receiver, batch, logits_BAW[:, frame.places_V.to(logits_BAW.device)])
+
+    def score(rows: Sequence[int]) -> Tensor:
+        some = slice(rows[0], rows[-1] + 1)
+        layout = receiver.layout(batch[some], texts if isinstance(texts, int) else texts[some], place)
+        prefix = None if prefix_BKD is None else prefix_BKD[some]
+        logits_BAW = receiver.logits(layout, prefix, len(frame.ids_A))
+        return nll_of_values(receiver, batch[some], logits_BAW[:, frame.places_V.to(logits_BAW.device)])
+
+    return torch.cat(in_halves(range(len(batch)), score))
 
 
 def nll_of_values(receiver: Receiver, batch: Sequence[Episode], logits_BVW: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from cachetools import LRUCache
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 
 from m2ray.command import UserError
 from m2ray.decoding import Primed, write
@@ -145,21 +146,29 @@ class Receiver(Wording):
         rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
         return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
 
-    def forward(self, passes: Sequence[Pass]) -> list[Passed]:
+    def forward(self, passes: Sequence[Pass], at_once: int | None = None) -> list[Passed]:
         """Make passes that ask for the same, as one batch.
 
         Rows are padded on the right, behind everything that a causal model looks at, so that what is in one row
         does not depend on the others.
+
+        Args:
+            passes: Of equal `states` and `grad`.
+            at_once: Rows that are read at a time. What lies between input and output is then not kept for the
+                gradients but computed again (`m2ray.memory`).
         """
         states, grad = passes[0].states, passes[0].grad
         length = max(one.embeds_BTD.shape[1] for one in passes)
         embeds = [F.pad(one.embeds_BTD, (0, 0, 0, length - one.embeds_BTD.shape[1])) for one in passes]
-        past = self.starts.before([start for one in passes for start in one.starts], length)
+        embeds_BTD, starts = torch.cat(embeds), [start for one in passes for start in one.starts]
+        size = at_once or len(embeds_BTD)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            out = self.model.get_decoder()(
-                inputs_embeds=torch.cat(embeds), use_cache=bool(past), output_hidden_states=states, **past
-            )
-        layers = [out[0], *(out.hidden_states[1:] if states else ())]
+            parts_PL = []
+            for part_BTD, first in zip(torch.split(embeds_BTD, size), range(0, len(starts), size), strict=True):
+                read = partial(self._layers, starts=starts[first : first + size], states=states)
+                again = at_once is not None and torch.is_grad_enabled()
+                parts_PL.append(checkpoint(read, part_BTD, use_reentrant=False) if again else read(part_BTD))
+            layers = [torch.cat(parts) for parts in zip(*parts_PL, strict=True)] if parts_PL[1:] else parts_PL[0]
         rows = [len(one.embeds_BTD) for one in passes]
         split = zip(*(layer_BTD.split(rows) for layer_BTD in layers), strict=True)
         made = []
@@ -167,6 +176,14 @@ class Receiver(Wording):
             last_BTD, *hidden = (part_BTD[:, : one.embeds_BTD.shape[1]] for part_BTD in parts)
             made.append(Passed(last_BTD, tuple(hidden)))
         return made
+
+    def _layers(self, embeds_BTD: Tensor, starts: list[list[int]], states: bool) -> list[Tensor]:
+        """The last layer's output, and where asked what is behind every layer."""
+        past = self.starts.before(starts, embeds_BTD.shape[1])
+        out = self.model.get_decoder()(
+            inputs_embeds=embeds_BTD, use_cache=bool(past), output_hidden_states=states, **past
+        )
+        return [out[0], *(out.hidden_states[1:] if states else ())]
 
     def hearing(
         self, layout: Layout, prefix_BKD: Tensor | None, answer_len: int, states: bool, grad: bool = True

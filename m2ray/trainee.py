@@ -66,8 +66,10 @@ def gather_encoded(encoded: Encoded) -> Encoded:
     return Encoded(gather(encoded.prefix_BKD), gather(encoded.latent_BKD), *rest)
 
 
-def together(receiver: Receiver, asking: Sequence[Asking[T]]) -> list[T]:
-    """Let several go on until each has its result; what they ask of the receiver at the same time is one pass."""
+def together(receiver: Receiver, asking: Sequence[Asking[T]], at_once: int | None = None) -> list[T]:
+    """Let several go on until each has its result; what they ask of the receiver at the same time is one pass, of
+    which it reads `at_once` rows at a time.
+    """
     results: dict[int, T] = {}
     waiting: dict[int, Pass] = {}
 
@@ -82,7 +84,7 @@ def together(receiver: Receiver, asking: Sequence[Asking[T]]) -> list[T]:
     while waiting:
         kind = next((one.states, one.grad) for one in waiting.values())
         alike = [i for i, one in waiting.items() if (one.states, one.grad) == kind]
-        for i, passed in zip(alike, receiver.forward([waiting.pop(i) for i in alike]), strict=True):
+        for i, passed in zip(alike, receiver.forward([waiting.pop(i) for i in alike], at_once), strict=True):
             go_on(i, passed)
     return [results[i] for i in range(len(asking))]
 
@@ -95,13 +97,14 @@ class Trainee(nn.Module):
         self.codec, self.heads = codec, heads
         self.config = config
         self._receiver = (receiver,)  # in a tuple: frozen, no part of this module
+        self.rows_at_once: int | None = None
         self._nulls: dict[
             tuple[int, int], Tensor
         ] = {}  # by episode and k: NLL [A] under zeros, which stays the same
 
     def forward(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """`ask`, answered for this trainee alone."""
-        return together(self._receiver[0], [self.ask(batch, k, step, log)])[0]
+        return together(self._receiver[0], [self.ask(batch, k, step, log)], self.rows_at_once)[0]
 
     def ask(
         self, batch: Sequence[Episode], k: int, step: int, log: bool

@@ -22,6 +22,7 @@ from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
 from m2ray.files import write_json
 from m2ray.losses import Heads
+from m2ray.memory import RowsAtOnce, out_of_memory
 from m2ray.receiver import Receiver
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
@@ -32,6 +33,7 @@ from m2ray.trainee import Trainee, together, world, world_mean
 Report = Callable[[dict[str, Any], Path], None]
 
 COLLAPSE_SHARE, COLLAPSE_STEPS = 0.05, 5  # of what the text is worth; logged steps that are averaged
+OUT_OF_MEMORY = "out of memory with one row at a time; use a smaller batch_size, codec or receiver"
 SAVE_S = 60.0  # what a kill costs at most, besides an epoch's evaluation
 
 
@@ -124,6 +126,7 @@ class Training:
             float(value_nll(receiver, probe, texts, None, "message").mean())
             for texts in ([""] * len(probe), [episode.message for episode in probe])
         ]
+        self.room = RowsAtOnce(folder, 2 * config.training.batch_size // self.workers)
         self._closing = ExitStack()
         tensors, meta = self._saved()
         self._begin(meta["restart"] if meta else 0)
@@ -225,6 +228,7 @@ class Training:
             "restart": self.restart,
             "epoch": epoch,
             "seconds": self._seconds(),
+            **({"rows_at_once": self.room.rows} if self.room.rows else {}),
         }
         self._track(metrics)
         at_half = epoch == math.ceil(training.epochs / 2) < training.epochs
@@ -266,11 +270,28 @@ class Training:
         """All steps that are left, with whatever workers there are; the last checkpoint's folder."""
         with self._closing:
             while not self.done:
-                with self.autocast():
-                    loss, parts = self._wrapped(*self.next_step())
-                loss.backward()
-                self.learn(loss, parts)
+                self.learn(*(gradients([self])[0] if self.workers == 1 else self._common_gradient()))
             return self.checkpoint
+
+    def _common_gradient(self) -> tuple[Tensor, dict[str, Tensor]]:
+        """Forward and backward of the next step, with the other workers.
+
+        Raises:
+            TrainingFailed: memory does not suffice. The other workers wait for this one in the middle of the step,
+                so that all begin again, with half as many rows at once.
+        """
+        self.trainee.rows_at_once = self.room.rows
+        try:
+            with self.autocast():
+                loss, parts = self._wrapped(*self.next_step())
+            loss.backward()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            if self.room.halve():
+                raise TrainingFailed(f"out of memory; {self.room.rows} rows at once from now on") from None
+            raise TrainingFailed(OUT_OF_MEMORY) from None
+        return loss, parts
 
     def close(self) -> None:
         """End what follows it."""
@@ -300,12 +321,36 @@ def train(
 def gradients(trainings: Sequence[Training]) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Forward and backward of the next step of each, their rows in common passes: what `Training.learn` takes.
 
+    Where memory does not suffice the receiver reads half as many rows at once, from then on.
+
     Args:
         trainings: On one receiver, of one precision, without workers.
+
+    Raises:
+        TrainingFailed: memory does not suffice for one row at a time either.
     """
+    buffers = [(buffer, buffer.clone()) for training in trainings for buffer in training.trainee.buffers()]
+    while True:
+        try:
+            return _gradients(trainings)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        # Outside of the handler, whose traceback holds the tensors that filled the memory.
+        if not all([training.room.halve() for training in trainings]):
+            raise TrainingFailed(OUT_OF_MEMORY)
+        for training in trainings:
+            training.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _gradients(trainings: Sequence[Training]) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    at_once = min((training.room.rows for training in trainings if training.room.rows), default=None)
     with trainings[0].autocast():
         asking = [training.trainee.ask(*training.next_step()) for training in trainings]
-        results = together(trainings[0].receiver, asking)
+        results = together(trainings[0].receiver, asking, at_once)
     torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
     return results
 

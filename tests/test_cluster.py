@@ -28,12 +28,18 @@ def local_ray():
     cluster.stop()
 
 
-def config(k=20, epochs=EPOCHS, lr=1e-6, **codec) -> TrialConfig:
+def config(k=20, epochs=EPOCHS, lr=1e-6, epoch_samples=32, batch_size=16, **codec) -> TrialConfig:
     """A codec on the embedded receiver. It starts near the identity at k = 20, and is worse than nothing at 24."""
     tree = {
         "splits": {"train": "100000:101000", "search": "1000:1040", "select": "4000:4002", "confirm": "2000:2002"},
         "codec": {"encoder": "segments", "k": k, "width": 32, "layers": 1, "scale_gate": 1.0, **codec},
-        "training": {"epochs": epochs, "epoch_samples": 32, "batch_size": 16, "lr": lr, "warmup": 0},
+        "training": {
+            "epochs": epochs,
+            "epoch_samples": epoch_samples,
+            "batch_size": batch_size,
+            "lr": lr,
+            "warmup": 0,
+        },
     }
     return validate(TrialConfig, tree, "test")
 

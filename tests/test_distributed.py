@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import resource
 import signal
 import threading
 import time
@@ -16,6 +18,7 @@ from test_cluster import EPOCHS, Script, config
 from m2ray import cluster
 from m2ray.codec import read_record
 from m2ray.loading import load_receiver
+from m2ray.memory import rows_at_once
 from m2ray.search import search
 from m2ray.space import Resources
 from m2ray.training import TrainingFailed, train
@@ -106,6 +109,36 @@ def test_a_training_that_was_given_up_is_taken_up_where_it_was(alone, tmp_path):
     distributed(folder, retries=0)
     assert (folder / "epoch-01" / "codec.safetensors").stat().st_mtime_ns == first
     torch.testing.assert_close(curve(folder), curve(alone), rtol=2e-4, atol=1e-5)
+
+
+@contextlib.contextmanager
+def a_worker_without_memory_after(file: Path):
+    """As soon as a file is there, one DDP worker gets hardly more memory than it holds then."""
+
+    def wait_and_limit() -> None:
+        while not file.is_file():
+            time.sleep(0.02)
+        pid = workers()[0]
+        held = int(re.search(r"VmData:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1])
+        limit = (held << 10) + (64 << 20)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
+
+    limiter = threading.Thread(target=wait_and_limit, daemon=True)
+    limiter.start()
+    yield
+    limiter.join(timeout=60)
+
+
+def test_a_worker_out_of_memory_halves_the_rows_of_all_and_costs_no_retry(tmp_path):
+    conf = config(k=8, epochs=4, epoch_samples=512, batch_size=512)
+    train(conf, 0, load_receiver("mini"), tmp_path / "one" / "seed-0", lambda m, at: None, {"config": "one"})
+    folder = tmp_path / "two" / "seed-0"
+    with a_worker_without_memory_after(folder / "epoch-01" / "config.json"):
+        cluster.train_distributed(
+            conf.model_copy(update={"workers": 2}), 0, folder, {"config": "two"}, Resources(retries=0)
+        )
+    assert 1 <= rows_at_once(folder) <= 256
+    torch.testing.assert_close(curve(folder), curve(tmp_path / "one" / "seed-0"), rtol=2e-4, atol=1e-5)
 
 
 def test_a_broken_optimisation_is_told_by_its_cause(tmp_path):
