@@ -195,6 +195,7 @@ def train_distributed(
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=ask(resources),
             accelerator_type=resources.accelerator,
+            placement_strategy=resources.placement,
         ),
         run_config=ray.train.RunConfig(
             name=f"{folder.parent.name}-{folder.name}",

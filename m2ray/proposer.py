@@ -10,13 +10,16 @@ import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
 from m2ray.config import TrialConfig
 from m2ray.space import Plan, Scalar, fetch, name_of
+
+Later = Literal["later"]
+LATER: Later = "later"
 
 # TPE's grouping of conditional keys is what a space with `when` needs; it has been experimental since 2021.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -88,8 +91,10 @@ class OptunaProposer:
     """Points first, then `search.trials` suggestions by multivariate TPE, seeded.
 
     The n-th suggestion depends on the seed, on n and on what had begun and ended before it, and on nothing else:
-    a sweep that was killed and resumed suggests what it would have suggested anyway. With several trials at a
-    time they may end in another order, and then what TPE suggests after the start-up trials can differ.
+    with one trial at a time, a sweep that was killed and resumed suggests what it would have suggested anyway.
+    Several may end in another order, and then what TPE suggests after the start-up trials can differ. Not so with
+    `search.deterministic`: where L trials run at a time, a suggestion waits for all before it but the last L - 1
+    to end, and knows of these alone.
     """
 
     def __init__(self, plan: Plan, root: Path, journal: Journal) -> None:
@@ -99,6 +104,10 @@ class OptunaProposer:
         self.failures: dict[str, str] = {}
         self.ended: set[str] = set()
         self._asked: dict[str, optuna.Trial] = {}
+        self._untold: dict[
+            int, tuple[str, float | None]
+        ] = {}  # by trial number, what ended and Optuna is not told
+        self._told = 0
         self._chosen: dict[str, dict[str, Scalar]] = {}
         self._ahead: deque[str] = deque(plan.points)
         self._shown: StudyFile | None = None
@@ -137,21 +146,50 @@ class OptunaProposer:
         if cause:
             self.failures[name] = cause
         if name in self._asked:
+            self._untold[self._asked[name].number] = name, score
+            self._tell()
+
+    def _tell(self) -> None:
+        """Tell Optuna what ended: at once, or in the order of the trials and no more than the next may know."""
+        search, asked = self.plan.space.search, len(self.study.trials)
+        in_order = search.deterministic and asked < search.trials
+        last = asked - self._at_once if in_order else asked
+        for number in sorted(self._untold):
+            if in_order and not self._told == number <= last:
+                break
+            name, score = self._untold.pop(number)
             state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
             told = self.study.tell(self._asked.pop(name), score, state=state)
+            self._told += 1
             if self._shown:
                 self._shown.add(told)
+
+    @property
+    def _at_once(self) -> int:
+        resources = self.plan.space.resources
+        return (resources.trials_at_once or 1) * resources.pack
+
+    def _knows_enough(self) -> bool:
+        """Whether Optuna has been told of all that the next suggestion is to know."""
+        self._tell()
+        return not self.plan.space.search.deterministic or self._told > len(self.study.trials) - self._at_once
 
     @property
     def total(self) -> int:
         """Configurations of the whole sweep."""
         return len(self.plan.points) + self.plan.space.search.trials
 
-    def propose(self) -> dict[str, Any] | None:
-        """Settings of the next trial (see `m2ray.cluster.run_trial`), None when there is no more."""
+    def propose(self) -> dict[str, Any] | Later | None:
+        """Settings of the next trial (see `m2ray.cluster.run_trial`), None when there is no more, `LATER` when one
+        that runs must end first.
+        """
         if self._ahead:
             name = self._ahead.popleft()
-        elif len(self.study.trials) < self.plan.space.search.trials:
+        elif len(self.study.trials) >= self.plan.space.search.trials:
+            return None
+        elif not self._knows_enough():
+            return LATER
+        else:
             # A sampler of its own for each suggestion: nothing to restore when a sweep is resumed.
             search = self.plan.space.search
             self.study.sampler = optuna.samplers.TPESampler(
@@ -159,10 +197,10 @@ class OptunaProposer:
                 multivariate=True,
                 group=True,
                 n_startup_trials=search.startup,
+                # Keeps away from what runs, by notes on its trials that a resumed search cannot make again.
+                constant_liar=not search.deterministic,
             )
             name = self._begin(self.study.ask())
-        else:
-            return None
         config = self.configs[name]
         self._journal.append({"event": "began", "config": name, "chosen": self._chosen.get(name, {})})
         return {

@@ -15,14 +15,15 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from m2ray.cluster import ask, run_trial
+from m2ray.proposer import LATER, Later
 from m2ray.space import Resources
 
 
 class Proposer(Protocol):
     """Who decides what is trained next; `m2ray.sweep` has the one that asks Optuna."""
 
-    def propose(self) -> dict[str, Any] | None:
-        """Settings of the next trial, None when there is no more."""
+    def propose(self) -> dict[str, Any] | Later | None:
+        """Settings of the next trial, None when there is no more, `LATER` when one that runs must end first."""
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
         """A trial ended; without a score it failed."""
@@ -55,12 +56,13 @@ class _Searcher(_Unsaved, Searcher):
         self._proposer, self._pack = proposer, pack
         self._said: dict[str, dict[str, dict[str, Any]]] = {}  # by trial and member, its last report
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         members: list[dict[str, Any]] = []
-        while len(members) < self._pack and (member := self._proposer.propose()) is not None:
-            members.append(member)
+        said: dict[str, Any] | Later | None = None
+        while len(members) < self._pack and isinstance(said := self._proposer.propose(), dict):
+            members.append(said)
         if not members:
-            return str(Searcher.FINISHED)
+            return None if said == LATER else str(Searcher.FINISHED)
         self._said[trial_id] = {member["config"]: {} for member in members}
         return {"pack": members, "point": all(member["point"] for member in members)}
 
@@ -160,7 +162,7 @@ def scheduler(pruner: str, total_epochs: int) -> TrialScheduler:
 
 
 def trials_at_once(resources: Resources) -> int:
-    """How many trials run at a time: as configured, or as many as the cluster has room for as it is now.
+    """How many packs run at a time: as configured, or as many as the cluster has room for as it is now.
 
     No more are asked for ahead: the searcher would suggest them without knowing what runs now.
     """

@@ -98,6 +98,13 @@ class Search(Strict):
     startup: Annotated[int, Field(ge=1, description="random configurations before TPE models anything")] = 4
     sampler_seed: Seed = 0
     pruner: Literal["none", "asha", "wilcoxon"] = "none"
+    deterministic: Annotated[
+        bool,
+        Field(
+            description="suggest the same whichever trial ends first; one trial at a time, or as many as "
+            "resources.trials_at_once says"
+        ),
+    ] = False
 
     @field_validator("seeds")
     @classmethod
@@ -105,6 +112,12 @@ class Search(Strict):
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is given twice; keep one")
         return seeds
+
+    @model_validator(mode="after")
+    def _unpruned(self) -> Search:
+        if self.deterministic and self.pruner != "none":
+            raise ValueError("deterministic: what a pruner stops depends on what ended before; set pruner to none")
+        return self
 
 
 class Judge(Strict):
@@ -130,6 +143,10 @@ class Resources(Strict):
     evaluators: Count = 1
     gpus_per_evaluator: NonNegative = 0
     retries: Annotated[int, Field(ge=0, description="times a died worker's training resumes")] = 1
+    placement: Annotated[
+        Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"],
+        Field(description="Ray's strategy for the workers of one training: on few nodes, or each on its own"),
+    ] = "PACK"
     trials_at_once: Annotated[
         int | None,
         Field(ge=1, description="packs of trials at a time; not set, what the cluster has room for at the start"),

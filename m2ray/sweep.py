@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from m2ray.jobs import DiagnosisJob, Job
     from m2ray.pool import Done, Pool
-    from m2ray.proposer import OptunaProposer
+    from m2ray.proposer import Later, OptunaProposer
 
 LAST_S = 60.0  # of a stopped sweep, for what is being evaluated; a cloud gives two minutes
 DEFAULT_SPACE = Path("search_spaces/quickstart.yaml")
@@ -186,7 +186,7 @@ class Sweep:
         self.store.compact()
 
     # the proposer, with the board told of ends
-    def propose(self) -> dict[str, Any] | None:
+    def propose(self) -> dict[str, Any] | Later | None:
         """See `m2ray.proposer`."""
         return self.proposer.propose()
 
@@ -260,6 +260,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--trials", type=int, help="configurations to sample, beyond the points")
     parser.add_argument("--name", help="folder below --results; default: the space's name")
     parser.add_argument("--seeds", help="training seeds of each configuration, such as 0,1,2")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="suggest the same whichever trial ends first; one trial at a time, or resources.trials_at_once",
+    )
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--address", help="of a running Ray cluster, or auto; default: a local one")
     parser.add_argument("--resume", action="store_true", help="go on with a sweep that was stopped")
@@ -273,7 +278,7 @@ def main(argv: Sequence[str]) -> int:
     if args.accept_changes and not args.resume:
         raise UserError("--accept-changes: goes with --resume; add that or leave it out")
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
-    plan = load_plan(args.space, overrides, search_overrides(args.trials, args.seeds))
+    plan = load_plan(args.space, overrides, search_overrides(args.trials, args.seeds, args.deterministic))
     root = args.results / (args.name or plan.space.name)
     if root.is_symlink():
         raise UserError(f"{root}: a link to {root.resolve()}; give that folder by --results and --name")
@@ -298,9 +303,9 @@ def main(argv: Sequence[str]) -> int:
         return stopped.code
 
 
-def search_overrides(trials: int | None, seeds: str | None) -> dict[str, Any]:
+def search_overrides(trials: int | None, seeds: str | None, deterministic: bool) -> dict[str, Any]:
     """What the command line says about the search, over the file."""
-    over: dict[str, Any] = {}
+    over: dict[str, Any] = {"deterministic": True} if deterministic else {}
     if trials is not None:
         over["trials"] = trials
     if seeds is not None:

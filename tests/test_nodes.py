@@ -73,6 +73,33 @@ def test_a_training_over_two_nodes_waits_for_the_second_and_outlives_the_first(n
     assert pd.read_csv(folder / "leaderboard.csv").config.tolist() == ["two"]
 
 
+def test_workers_that_are_to_be_strictly_spread_wait_for_a_node_each(nodes, tmp_path):
+    file = write_space(
+        tmp_path,
+        trial=SPACE["trial"] | {"workers": 2},
+        points={"two": {"set": {"training.epochs": 1}}},
+        search={"trials": 0},
+        axes={},
+        judge={"select": 0, "confirm": 0},
+        resources={"placement": "STRICT_SPREAD"},
+    )
+    epoch = tmp_path / "small" / "checkpoints" / "two" / "seed-0" / "epoch-01" / "config.json"
+    seen = []
+    first = nodes.add_node(num_cpus=4)
+    sweep = Process(file, "--results", tmp_path, "--address", nodes.address)
+    sweep.until((tmp_path / "small" / "trials.jsonl").is_file, "the trial began")
+    time.sleep(10)
+    assert not epoch.is_file()  # the node has room for both, and takes one
+    second = nodes.add_node(num_cpus=4)
+    sweep.until(
+        lambda: seen.append([len(trainers(node)) for node in (first, second)]) or epoch.is_file(), "its end"
+    )
+    assert [1, 1] in seen
+    assert max(map(max, seen)) == 1
+    done = sweep.wait()
+    assert done.returncode == 0, done.stderr
+
+
 def test_evaluators_are_spread_over_nodes_and_the_job_of_a_lost_node_is_done_on_another(nodes, tmp_path):
     others = [nodes.add_node(num_cpus=1), nodes.add_node(num_cpus=1)]
     cluster.start(nodes.address, nested=False)

@@ -79,9 +79,9 @@ def test_a_pack_reads_the_prompts_of_all_in_common_passes(tiny, tmp_path, monkey
     made = []
     forward = type(tiny).forward
 
-    def counted(self, passes):
+    def counted(self, passes, at_once=None):
         made.append(len(passes))
-        return forward(self, passes)
+        return forward(self, passes, at_once)
 
     monkeypatch.setattr(type(tiny), "forward", counted)
     pack = [begin(tiny, tmp_path, name, training__epochs=1) for name in ("plain", "other-k")]

@@ -1,6 +1,7 @@
 """What is trained next: points first, seeded suggestions, and a journal that a killed sweep goes on from."""
 
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 import yaml
 from optuna.storages.journal import JournalFileBackend
 
-from m2ray.proposer import Journal, OptunaProposer
+from m2ray.command import UserError
+from m2ray.proposer import LATER, Journal, OptunaProposer
 from m2ray.space import load_plan
 
 COMPLETE, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "FAIL", "RUNNING"))
@@ -247,3 +249,50 @@ def test_optuna_dashboard_opens_the_study(propose, tmp_path):
         finally:
             server.terminate()
     assert [trial["state"] for trial in trials] == ["Complete"] * 8
+
+
+def in_any_order(proposer, dice, at_once, stop=None) -> dict[str, dict]:
+    """Train up to `at_once` at a time, which end in any order; the choices of each, by name."""
+    running, chosen = {}, {}
+    while True:
+        said = proposer.propose() if len(running) < at_once else LATER
+        if isinstance(said, dict):
+            running[said["config"]] = said
+            chosen[said["config"]] = json.loads(said["trial"])
+        elif running and (stop is None or stop > 0):
+            name = dice.choice(sorted(running))
+            proposer.finished(name, score_of(running.pop(name)), "")
+            stop = None if stop is None else stop - 1
+        else:
+            assert said is None or stop == 0, "it waits for what does not run"
+            return chosen
+
+
+@pytest.mark.parametrize(("at_once", "pack"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+def test_a_deterministic_search_suggests_the_same_whatever_ends_first(propose, plan, at_once, pack):
+    search = plan.space.search.model_copy(update={"trials": 14, "deterministic": True})
+    resources = plan.space.resources.model_copy(update={"trials_at_once": at_once, "pack": pack})
+    plan.space = plan.space.model_copy(update={"search": search, "resources": resources})
+    wanted = in_any_order(propose("first"), random.Random(0), at_once * pack)
+    assert len(wanted) == 16
+    for seed in range(1, 6):
+        proposer = propose(f"again-{seed}")
+        assert in_any_order(proposer, random.Random(seed), at_once * pack) == wanted
+        assert {trial.state for trial in proposer.study.trials} == {COMPLETE}
+        cut = propose(f"cut-{seed}")
+        before = in_any_order(cut, random.Random(seed), at_once * pack, stop=2 * seed)
+        after = in_any_order(propose(f"cut-{seed}"), random.Random(-seed), at_once * pack)
+        assert before | after == wanted
+
+
+def test_a_search_that_is_not_deterministic_does_not_wait(propose):
+    proposer = propose()
+    assert all(isinstance(proposer.propose(), dict) for _ in range(10))
+    assert proposer.propose() is None
+
+
+def test_a_deterministic_search_is_not_pruned(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(SPACE | {"search": SPACE["search"] | {"pruner": "asha"}}))
+    with pytest.raises(UserError, match=r"search: deterministic: what a pruner stops .* set pruner to none$"):
+        load_plan(file, {}, {"deterministic": True})
