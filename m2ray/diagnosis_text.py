@@ -80,7 +80,7 @@ def root_cause(d: Diagnosis) -> Table:
         (
             "Is its gain over zeros content rather than form?",
             f"{nats(gain.digits)} a digit, {nats(gain.format)} a format token",
-            _yes("format" not in found) if max(gain.digits.value, gain.format.value) > 0 else "no gain",
+            _yes("format" not in found) if max(gain.digits.low, gain.format.low) > 0 else "no gain",
         ),
         (
             "Does it hold on unseen messages as on trained ones?",

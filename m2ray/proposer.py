@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -44,14 +45,14 @@ class Journal:
         self._file = file
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        """Add a line; it is on disk when this returns."""
+        """Add a line, with the time in seconds since 1970; it is on disk when this returns."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a+b") as out:
             if out.tell():
                 out.seek(-1, os.SEEK_END)
                 if out.read(1) != b"\n":
                     out.write(b"\n")  # the last line is torn: do not let it swallow this one
-            out.write(json.dumps(dict(entry)).encode() + b"\n")
+            out.write(json.dumps({**entry, "at": round(time.time(), 1)}).encode() + b"\n")
             out.flush()
             os.fsync(out.fileno())
 

@@ -30,6 +30,7 @@ ORDER = (judging.PASS, judging.FAIL, NOT_CONFIRMED, INCOMPLETE, FAILED_RUN)
 SHOWN = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "matched")
 RETENTION = ("retention", "retention_ci_low", "retention_ci_high")
 RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, *RETENTION, "gate1", "gate2")
+MOST = 80  # characters of a changed setting that reports show; sweep.yaml has all of it
 PLAIN_NAME = re.compile(r"[\w][\w .+=@-]{0,127}")
 
 
@@ -216,7 +217,10 @@ def provenance(about: dict[str, Any]) -> list[str]:
         f"Command: `{about.get('command')}`",
         f"Date: {about.get('date')}; machine: {about.get('machine')}; commit: {about.get('git')}",
         f"Receiver: {receiver.get('name')} (digest {receiver.get('digest')})",
-        *(f"Resumed with a change on {c['date']}: {c['key']}: {c['before']} to {c['now']}" for c in changes),
+        *(
+            f"Resumed with a change on {c['date']}: {c['key']}: {c['before']!s:.{MOST}} to {c['now']!s:.{MOST}}"
+            for c in changes
+        ),
     ]
 
 

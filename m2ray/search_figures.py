@@ -29,6 +29,7 @@ class Trial(NamedTuple):
     config: str
     chosen: dict[str, Scalar]  # empty for a point
     score: float | None  # None: it failed
+    minutes: float | None = None  # from the beginning of the search; journals of earlier versions do not tell
 
 
 def trials_of(root: Path) -> list[Trial]:
@@ -40,9 +41,12 @@ def trials_of(root: Path) -> list[Trial]:
     file = root / "trials.jsonl"
     chosen: dict[str, dict[str, Scalar]] = {}
     ended: dict[str, Trial] = {}
+    start: float | None = None
     for number, entry in enumerate(Journal(file).entries(), start=1):
         try:
             name, event = str(entry["config"]), entry["event"]
+            at = float(entry["at"]) if "at" in entry else None
+            start = at if start is None else start
             if event == "began":
                 chosen[name] = dict(entry["chosen"])
                 continue
@@ -51,7 +55,8 @@ def trials_of(root: Path) -> list[Trial]:
             raise UserError(f"{file}: entry {number}: not what a sweep writes there; remove the line") from None
         ended.pop(name, None)
         finite = score is not None and math.isfinite(score)
-        ended[name] = Trial(name, chosen.get(name, {}), score if finite else None)
+        minutes = None if at is None or start is None else (at - start) / 60
+        ended[name] = Trial(name, chosen.get(name, {}), score if finite else None, minutes)
     return list(ended.values())
 
 
@@ -135,11 +140,13 @@ def nearby(axes: Any, places: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def budget(trials: Sequence[Trial]) -> Any:
-    """Every score in the order in which configurations ended, and the best until then."""
+    """Every score where its configuration ended, in minutes or at least in order, and the best until then."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    places = np.arange(1, len(trials) + 1)
+    minutes = [trial.minutes for trial in trials if trial.minutes is not None]
+    timed = len(minutes) == len(trials)
+    places = np.array(minutes) if timed else np.arange(1.0, len(trials) + 1)
     values = np.array([math.nan if trial.score is None else trial.score for trial in trials])
     point = np.array([not trial.chosen for trial in trials])
     near = nearby(axes, places, values)
@@ -154,10 +161,10 @@ def budget(trials: Sequence[Trial]) -> Any:
     axes.step(places, np.fmax.accumulate(values), where="post", color=COLOURS["normal"], label="best so far")
     if lost := int(np.isnan(values).sum()):
         axes.plot(places[np.isnan(values)], [values[near].min()] * lost, "x", color="#000000", label="failed")
-    axes.set_xlabel("configurations trained")
+    axes.set_xlabel("minutes since the search began" if timed else "configurations trained")
     axes.set_ylabel(UNIT)
     axes.set_title(f"What the budget bought, n = {counted(len(trials), 'configuration')}", fontsize=11)
-    axes.locator_params(axis="x", integer=True)
+    axes.locator_params(axis="x", integer=not timed)
     beside(axes)
     bare(axes)
     return figure

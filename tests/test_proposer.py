@@ -183,9 +183,10 @@ def test_a_torn_last_line_has_not_happened_and_swallows_nothing(tmp_path, keep):
     Journal(file).append({"config": "a", "score": 1.5})
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"config": "b", "score": 0.123456789, "cause": ""}\n'[:keep])
-    assert Journal(file).entries() == [{"config": "a", "score": 1.5}]
+    (entry,) = Journal(file).entries()
+    assert entry.items() >= {"config": "a", "score": 1.5}.items()
     Journal(file).append({"config": "c"})
-    assert Journal(file).entries() == [{"config": "a", "score": 1.5}, {"config": "c"}]
+    assert [entry["config"] for entry in Journal(file).entries()] == ["a", "c"]
 
 
 def test_a_search_goes_on_from_a_torn_journal(propose, tmp_path):

@@ -97,6 +97,20 @@ def test_the_best_so_far_never_falls_and_what_failed_is_marked():
     assert list(failed.get_xdata()) == [2]
 
 
+def test_a_journal_with_times_gives_the_budget_in_minutes(tmp_path):
+    entries = [
+        {"event": "began", "config": "a", "chosen": {"codec.k": 4}, "at": 1000.0},
+        {"event": "began", "config": "b", "chosen": {"codec.k": 8}, "at": 1002.0},
+        {"event": "ended", "config": "b", "score": 0.5, "cause": "", "at": 1060.0},
+        {"event": "ended", "config": "a", "score": 0.25, "cause": "", "at": 1120.0},
+    ]
+    journal(tmp_path, *entries)
+    assert [(trial.config, trial.minutes) for trial in trials_of(tmp_path)] == [("b", 1.0), ("a", 2.0)]
+    axes = search_figures.budget(trials_of(tmp_path)).axes[0]
+    assert axes.get_xlabel() == "minutes since the search began"
+    assert list(axes.lines[0].get_xdata()) == [1.0, 2.0]
+
+
 def test_one_that_is_far_below_does_not_make_the_others_look_alike():
     axes = search_figures.budget(searched([0.1, 0.12, 0.08, 0.11, -9.0])).axes[0]
     assert axes.get_ylim()[0] > -1
