@@ -1,6 +1,7 @@
 """The row store: nothing torn, lost or counted twice; rows are paired as a hand calculation pairs them."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -270,3 +271,32 @@ def test_a_failure_is_a_row_that_can_be_stored_and_read(tmp_path):
         ["b", 8, "easy", "loss nan at step 3; lower lr"]
     ]
     assert FAILED == "failed"
+
+
+@pytest.mark.parametrize("reader", ["pandas", "duckdb", "polars"])
+def test_published_rows_are_read_by_the_tools_that_researchers_have(reader):
+    file = Path(__file__).parents[1] / "results" / "recipe-mini" / "rows.parquet"
+    own = read_rows(file)
+    own = own[(own.condition != FAILED) & (own.split == "confirm")]
+    wanted = own.groupby("condition").success.agg(["size", "sum"])
+    if reader == "pandas":
+        rows = pd.read_parquet(file)
+        rows = rows[(rows.condition != FAILED) & (rows.split == "confirm")]
+        found = {name: (len(part), int(part.success.sum())) for name, part in rows.groupby("condition")}
+    elif reader == "duckdb":
+        import duckdb
+
+        asked = f"""
+            SELECT condition, count(*), sum(success::INT) FROM '{file}'
+            WHERE condition != '{FAILED}' AND split = 'confirm' GROUP BY condition
+        """
+        found = {name: (count, solved) for name, count, solved in duckdb.sql(asked).fetchall()}
+    else:
+        import polars
+
+        lazy = polars.scan_parquet(file)
+        lazy = lazy.filter((polars.col("condition") != FAILED) & (polars.col("split") == "confirm"))
+        counts = lazy.group_by("condition").agg(polars.len(), polars.col("success").sum().alias("solved"))
+        found = {name: (count, solved) for name, count, solved in counts.collect().iter_rows()}
+    assert found == {name: (int(line["size"]), int(line["sum"])) for name, line in wanted.iterrows()}
+    assert found["normal"][0] >= 1000
