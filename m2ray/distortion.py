@@ -35,7 +35,7 @@ from m2ray.loading import load_receiver
 from m2ray.quantisers import AS_IT_IS, quantisers
 from m2ray.receiver import Receiver
 from m2ray.report import markdown
-from m2ray.task import Ceilings, Episode, Level, ceilings, write_constraints
+from m2ray.task import Ceilings, Episode, ceilings, write_facts
 
 MESSAGES = 8192  # that fit ranges and codebooks, at most
 STRIDE = 4  # bytes between cuts of the text
@@ -51,13 +51,6 @@ class Played(NamedTuple):
     setting: str
     bits: float
     solved_E: list[bool]
-
-
-def possible_facts(level: Level) -> int:
-    """How many different facts a constraint of a level can state."""
-    about_one = level.variables * level.domain
-    about_two = math.comb(level.variables, 2) * (2 * level.domain - 1)
-    return sum(about_one if kind in ("=", "!=") else about_two for kind in level.kinds)
 
 
 def name_of(checkpoint: Path) -> str:
@@ -93,9 +86,9 @@ def play_text(
         texts = [episode.message.encode()[:size].decode(errors="ignore") for episode in episodes]
         solved_E, _ = decoded(receiver, trial, episodes, Injection(texts, None, "message"))
         yield Played(TEXT, "cut", "all of it" if size == longest else f"{size} B", 8 * size, solved_E)
-    fact_bits = math.log2(possible_facts(episodes[0].level))
+    fact_bits = math.log2(episodes[0].level.possible_facts)
     for count in range(1, max(len(episode.sender) for episode in episodes) + 1):
-        texts = [write_constraints(episode.sender[:count]) for episode in episodes]
+        texts = [write_facts(episode.sender[:count]) for episode in episodes]
         solved_E, _ = decoded(receiver, trial, episodes, Injection(texts, None, "message"))
         yield Played(FACTS, "fixed code", f"first {count}", count * fact_bits, solved_E)
 

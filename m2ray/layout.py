@@ -116,7 +116,7 @@ class Wording:
                 as one token of its own.
         """
         if level not in self._frames:
-            words = " ".join([*level.names, *level.kinds, *map(str, range(level.domain))])
+            words = " ".join(level.words)
             if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in self.tokens(words):
                 raise UserError(
                     f"receiver {self.name}: its vocabulary lacks words of level {level.name}; use another "

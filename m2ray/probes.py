@@ -28,7 +28,7 @@ from m2ray.encoders import last_state, mean_state
 from m2ray.losses import mean_cosine
 from m2ray.receiver import Reading
 from m2ray.stats import Estimate
-from m2ray.task import Constraint, Episode, count_solutions
+from m2ray.task import Episode, Fact
 
 POSITIONS = 32  # token states that a probe sees one by one; those beyond count in the sum alone
 FIT_COUNT, HELD_COUNT = 20, 5  # how often a fact must be said, and left out, to be a field
@@ -114,19 +114,19 @@ def similarity_map(features_EF: Tensor, shared_EE: Tensor) -> SimilarityMap:
 class Fields(NamedTuple):
     """What a message says, field by field."""
 
-    facts: list[Constraint]
+    facts: list[Fact]
     said_MC: Tensor  # whether the message says the fact
-    left_MV: Tensor  # which values of a variable A's half leaves, one bit a value
+    left_MV: Tensor  # which values of a variable A's half leaves (`Level.left`), one bit a value
 
 
-def facts_of(fit: Sequence[Episode], held: Sequence[Episode]) -> list[Constraint]:
+def facts_of(fit: Sequence[Episode], held: Sequence[Episode]) -> list[Fact]:
     """The facts that are said, and left out, often enough to be probed, most frequent first.
 
     Raises:
         UserError: none is; there are too few messages.
     """
 
-    def count(episodes: Sequence[Episode]) -> Counter[Constraint]:
+    def count(episodes: Sequence[Episode]) -> Counter[Fact]:
         return Counter(fact for episode in episodes for fact in episode.content)
 
     fitted, tested = count(fit), count(held)
@@ -143,14 +143,10 @@ def facts_of(fit: Sequence[Episode], held: Sequence[Episode]) -> list[Constraint
     return facts
 
 
-def fields_of(episodes: Sequence[Episode], facts: list[Constraint]) -> Fields:
+def fields_of(episodes: Sequence[Episode], facts: list[Fact]) -> Fields:
     """The fields of messages, read off A's half."""
     said = [[fact in episode.content for fact in facts] for episode in episodes]
-    left = []
-    for episode in episodes:
-        size, half = episode.level, episode.sender
-        bits = [[Constraint("=", i, -1, v) for v in range(size.domain)] for i in range(size.variables)]
-        left.append([sum((count_solutions(size, (*half, c)) > 0) << c.value for c in row) for row in bits])
+    left = [episode.level.left(episode.sender) for episode in episodes]
     return Fields(facts, torch.tensor(said), torch.tensor(left))
 
 

@@ -25,7 +25,7 @@ from m2ray.command import UserError
 from m2ray.decoding import Primed, write
 from m2ray.layout import Layout, Place, Wording, pad
 from m2ray.starts import Starts
-from m2ray.task import Episode, value_probabilities
+from m2ray.task import Episode
 
 READ_BYTES = 16 << 20  # of the last hidden states of messages that are kept
 
@@ -240,7 +240,7 @@ class Receiver(Wording):
             [B, V, N] probability of each value in each place, given the reference answer's values before it.
         """
         rows = [
-            value_probabilities(e.level, (e.sender if with_message else ()) + e.receiver, e.solution)
+            e.level.value_probabilities((e.sender if with_message else ()) + e.receiver, e.solution)
             for e in episodes
         ]
         return torch.tensor(rows, device=self.device)

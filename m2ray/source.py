@@ -16,7 +16,7 @@ from m2ray.config import Splits, TaskConfig
 from m2ray.layout import pad
 from m2ray.loading import load_receiver
 from m2ray.receiver import Receiver
-from m2ray.task import Constraint, Episode, draw, level, read_episodes, with_messages, write_constraints
+from m2ray.task import Episode, Fact, draw, level, read_episodes, with_messages, write_facts
 
 SENDER_PROMPT = (
     "You are agent A. Your partner must find whole numbers for {names} but cannot see these constraints of "
@@ -76,7 +76,7 @@ class Source:
     def _check_apart(self, ranges: Mapping[str, range]) -> None:
         if self.config.file is None:
             return
-        homes: dict[frozenset[Constraint], tuple[str, int]] = {}
+        homes: dict[frozenset[Fact], tuple[str, int]] = {}
         for name, seeds in ranges.items():
             for episode in self._lines(seeds, name):
                 home, line = homes.setdefault(episode.content, (name, episode.seed))
@@ -125,9 +125,7 @@ class Sender:
         return [self._known[key] for key in keys]
 
     def _prompt(self, episode: Episode) -> str:
-        content = SENDER_PROMPT.format(
-            names=", ".join(episode.level.names), context=write_constraints(episode.sender)
-        )
+        content = SENDER_PROMPT.format(names=", ".join(episode.level.names), context=write_facts(episode.sender))
         turns = [{"role": "user", "content": content}]
         return str(self.receiver.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 

@@ -1,11 +1,12 @@
-"""The task: split-information constraint satisfaction, from seeds to episodes, with its verifier and ceilings.
+"""Tasks: from seeds to episodes that two agents can only solve together, with their verifier and ceilings.
 
-A hidden assignment of small integers is drawn, then constraints that it satisfies; half of them go to agent A,
-half to agent B. B must name an assignment that satisfies all of them. Neither half alone pins it down.
+Agent A holds one half of what must be known, agent B the other; neither alone pins the answer down. What the
+halves say, and what answers them, is the business of a family of levels: `m2ray.constraints`, `m2ray.arithmetic`,
+or a plug. What all families share is here.
 
 Splits are disjoint twice over. By seed: every split has its own range. By content: every possible message (the
-*set* of A's constraints) belongs to exactly one part, by hash, and a seed of a split only yields messages of
-that part. So a message judged on confirm was never seen in training, whichever seeds anybody picks.
+*set* of A's facts) belongs to exactly one part, by hash, and a seed of a split only yields messages of that part.
+So a message judged on confirm was never seen in training, whichever seeds anybody picks.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import math
 import random
 import re
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
-from itertools import product
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+from m2ray import plugs
 from m2ray.command import UserError
 
-Kind = Literal["=", "!=", "+", "-"]
 AnswerForm = Literal["json", "values"]
 Values = tuple[int, ...]
 
@@ -38,138 +39,174 @@ PARTS: dict[str, range] = {
 _MAX_DRAWS = 100_000
 
 
-class Constraint(NamedTuple):
-    """One constraint; variables count from 0, `other` is -1 for the kinds that name one variable."""
+# --- families ------------------------------------------------------------------------------------------------
 
-    kind: Kind
-    variable: int
-    other: int
-    value: int
 
-    def holds(self, values: Sequence[int]) -> bool:
-        """Whether an assignment satisfies this constraint."""
-        left = values[self.variable]
-        if self.kind == "=":
-            return left == self.value
-        if self.kind == "!=":
-            return left != self.value
-        right = values[self.other]
-        return (left + right if self.kind == "+" else left - right) == self.value
+class Fact(Protocol):
+    """One thing that a half says: a hashable and ordered value, such as a named tuple, that `str` writes."""
 
-    def fact(self) -> Constraint:
-        """The one wording of what it says: `x3 + x1 = 2` is `x1 + x3 = 2`, `x3 - x1 = 1` is `x1 - x3 = -1`."""
-        if self.other < 0 or self.variable < self.other:
-            return self
-        value = self.value if self.kind == "+" else -self.value
-        return Constraint(self.kind, self.other, self.variable, value)
+    def fact(self) -> Fact:
+        """The one wording of what it says; itself, where there is only one."""
 
-    def __str__(self) -> str:
-        if self.other < 0:
-            return f"x{self.variable + 1} {self.kind} {self.value}"
-        return f"x{self.variable + 1} {self.kind} x{self.other + 1} = {self.value}"
+    def __lt__(self, other: Any, /) -> bool: ...
+
+
+class Draw(NamedTuple):
+    """Both halves of an episode and one answer that is right by both."""
+
+    sender: tuple[Any, ...]  # of `Fact`
+    receiver: tuple[Any, ...]
+    solution: Values
 
 
 @dataclass(frozen=True)
-class Level:
-    """The size of a task: `variables` of `domain` values each, `constraints` in all, of the `kinds` named."""
+class Level(ABC):
+    """A task of some size. A family of them is a subclass, its facts a type of its own (`Any` below).
+
+    An answer is a whole number from 0 to `domain` - 1 for each of `variables` names.
+    """
 
     name: str
     variables: int
     domain: int
-    constraints: int
-    kinds: tuple[Kind, ...] = ("=", "!=", "+", "-")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The variables as A, B and the answer write them."""
+        """The variables as the answer writes them."""
         return tuple(f"x{i + 1}" for i in range(self.variables))
 
+    @property
+    @abstractmethod
+    def words(self) -> tuple[str, ...]:
+        """All words, between spaces, that halves and answers are written with, `;` aside."""
 
-LEVELS = {
-    "easy": Level("easy", 4, 3, 8),
-    "medium": Level("medium", 5, 3, 12),
-    "hard": Level("hard", 6, 4, 16),
-    "lookup": Level("lookup", 4, 3, 4, ("=",)),
+    @property
+    @abstractmethod
+    def possible_facts(self) -> int:
+        """How many different facts A can state."""
+
+    @abstractmethod
+    def draw(self, below: Callable[[int], int]) -> Draw:
+        """One draw. All chance is `below(n)`, a whole number from 0 to n - 1. Draws are repeated until A's half
+        belongs to the part asked for and each half alone leaves at least two solutions.
+        """
+
+    @abstractmethod
+    def read(self, part: str) -> Any:
+        """The inverse of a fact's `str`.
+
+        Raises:
+            ValueError: the text is no fact of this level.
+        """
+
+    @abstractmethod
+    def checks(self, facts: Sequence[Any], values: Sequence[int]) -> list[bool]:
+        """What an answer is judged by, given both halves: right if all hold, in part by the share that does."""
+
+    @abstractmethod
+    def count_solutions(self, facts: Sequence[Any]) -> int:
+        """How many answers are possible by these facts; 0 if they contradict each other."""
+
+    @abstractmethod
+    def value_probabilities(self, facts: Sequence[Any], answer: Sequence[int]) -> list[list[float]]:
+        """What a perfect reasoner would write, value by value.
+
+        Returns:
+            [variables][domain]: P(value i = v | the values before it as in `answer`), uniform over the
+            solutions left. As a training target it is the exact expectation of a sampled solution's one-hot.
+
+        Raises:
+            ValueError: no solution begins like `answer`, its last value aside.
+        """
+
+    @abstractmethod
+    def left(self, facts: Sequence[Any]) -> list[int]:
+        """What A's facts leave open: for each field that probes read from a message a set of values, as bits."""
+
+
+def _constraints(name: str) -> Level | None:
+    from m2ray import constraints  # which needs this module
+
+    return constraints.named(name)
+
+
+def _arithmetic(name: str) -> Level | None:
+    from m2ray import arithmetic  # as above
+
+    return arithmetic.named(name)
+
+
+# By what a level's name has before its first `-`: what makes the level of a name, None where it has none such.
+FAMILIES: dict[str, Callable[[str], Level | None]] = {
+    **dict.fromkeys(("easy", "medium", "hard", "lookup"), _constraints),
+    "arithmetic": _arithmetic,
 }
+EXAMPLES = (*FAMILIES, "lookup-6x10", "arithmetic-8x10")
 
 
 @lru_cache
 def level(name: str) -> Level:
-    """A level by name: easy, medium, hard, lookup, or `lookup-VxD` (V variables, D values each).
+    """A level by name: easy, medium, hard, lookup, `lookup-VxD` or `arithmetic-VxD` (V variables of D values), or
+    one of a plug's family.
 
     Raises:
-        UserError: no such level, or a lookup level out of bounds (2 to 26 variables, even; 2 to 100 values).
+        UserError: no such level, or one out of bounds (2 to 26 variables, even; 2 to 100 values).
     """
-    if name in LEVELS:
-        return LEVELS[name]
-    match = re.fullmatch(r"lookup-(\d{1,3})x(\d{1,3})", name)
-    if match:
-        variables, domain = int(match[1]), int(match[2])
-        if 2 <= variables <= 26 and variables % 2 == 0 and 2 <= domain <= 100:
-            return Level(name, variables, domain, variables, ("=",))
-    raise UserError(f"task: level {name!r} does not exist; use one of {', '.join(LEVELS)} or lookup-6x10")
+    family, added, found = name.partition("-")[0], plugs.installed(plugs.TASKS), None
+    if family in FAMILIES or family in added:
+        make = plugs.find(plugs.TASKS, FAMILIES, family)
+        with plugs.blamed(plugs.TASKS, family):
+            found = make(name)
+        if not isinstance(found, Level | None):
+            raise plugs.fault(plugs.TASKS, family, f"made {found!r:.60} of {name!r:.60}, which is no Level")
+    if found is None:
+        known = ", ".join([*EXAMPLES, *added])
+        raise UserError(f"task: level {name!r:.60} does not exist; use one of {known}")
+    return found
+
+
+# --- episodes ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One seed's task: A's half as constraints and as the message, B's half, and one hidden solution."""
+    """One seed's task: A's half as facts and as the message, B's half, and one solution."""
 
     level: Level
     seed: int
-    sender: tuple[Constraint, ...]
-    receiver: tuple[Constraint, ...]
+    sender: tuple[Any, ...]
+    receiver: tuple[Any, ...]
     solution: Values
     message: str
 
     @property
     def context(self) -> str:
         """B's half, as B's prompt holds it."""
-        return write_constraints(self.receiver)
+        return write_facts(self.receiver)
 
     @property
-    def content(self) -> frozenset[Constraint]:
+    def content(self) -> frozenset[Any]:
         """What the message says, whatever its wording or order: the unit that splits keep apart."""
-        return frozenset(constraint.fact() for constraint in self.sender)
+        return frozenset(fact.fact() for fact in self.sender)
 
 
-def write_constraints(constraints: Iterable[Constraint]) -> str:
+def write_facts(facts: Iterable[Fact]) -> str:
     """The template: `x1 = 2; x1 + x3 = 3`."""
-    return "; ".join(str(constraint) for constraint in constraints)
+    return "; ".join(str(fact) for fact in facts)
 
 
-_CONSTRAINT = re.compile(r"x(\d{1,9}) (?:(=|!=) (-?\d{1,9})|([+-]) x(\d{1,9}) = (-?\d{1,9}))", re.ASCII)
-
-
-def read_constraints(text: str, level: Level) -> tuple[Constraint, ...]:
-    """The inverse of `write_constraints`.
+def read_facts(text: str, level: Level) -> tuple[Any, ...]:
+    """The inverse of `write_facts`.
 
     Raises:
-        ValueError: a part of the text is no constraint of this level.
+        ValueError: a part of the text is no fact of this level.
     """
-    constraints = []
-    for part in text.split(";"):
-        match = _CONSTRAINT.fullmatch(part.strip())
-        if match is None:
-            raise ValueError(f"{part.strip()[:60]!r} is not a constraint such as `x1 + x3 = 3`")
-        named = [int(number) - 1 for number in (match[1], match[5]) if number]
-        if not all(0 <= variable < level.variables for variable in named):
-            known = ", ".join(level.names)
-            raise ValueError(
-                f"{part.strip()!r} names a variable that level {level.name} does not have; use {known}"
-            )
-        if len(set(named)) < len(named):
-            raise ValueError(f"{part.strip()!r} names one variable twice; name two")
-        kind: Kind = match[2] or match[4]  # type: ignore[assignment]
-        if kind not in level.kinds:
-            known = ", ".join(level.kinds)
-            raise ValueError(f"{part.strip()!r} is of a kind that level {level.name} does not have; use {known}")
-        constraints.append(Constraint(kind, named[0], named[1] if named[1:] else -1, int(match[3] or match[6])))
-    return tuple(constraints)
+    return tuple(level.read(part.strip()) for part in text.split(";"))
 
 
-def part_of(content: Iterable[Constraint]) -> str:
+def part_of(content: Iterable[Fact]) -> str:
     """The one part (train, search, select, confirm) that a message's content belongs to."""
-    key = write_constraints(sorted({constraint.fact() for constraint in content})).encode()
+    key = write_facts(sorted({fact.fact() for fact in content})).encode()
     twentieth = zlib.crc32(key) % 20
     return next(name for name, share in PARTS.items() if twentieth in share)
 
@@ -180,7 +217,7 @@ def draw(level: Level, seed: int, part: str = "confirm") -> Episode:
     Only `Random.random` is used, the one method whose sequence Python promises to keep.
 
     Args:
-        level: The size of the task.
+        level: The task.
         seed: Any integer >= 0.
         part: The part its message must come from; draws are repeated until it does and until each half alone
             leaves at least two solutions.
@@ -194,113 +231,17 @@ def draw(level: Level, seed: int, part: str = "confirm") -> Episode:
         return int(rng.random() * n)
 
     for _ in range(_MAX_DRAWS):
-        solution = tuple(below(level.domain) for _ in range(level.variables))
-        constraints = _draw_constraints(level, solution, below)
-        for i in range(len(constraints) - 1, 0, -1):
-            j = below(i + 1)
-            constraints[i], constraints[j] = constraints[j], constraints[i]
-        half = len(constraints) // 2
-        sender, receiver = tuple(constraints[:half]), tuple(constraints[half:])
+        sender, receiver, solution = level.draw(below)
         if part_of(sender) != part:
             continue
-        if count_solutions(level, sender) >= 2 and count_solutions(level, receiver) >= 2:
-            return Episode(level, seed, sender, receiver, solution, write_constraints(sender))
+        if level.count_solutions(sender) >= 2 and level.count_solutions(receiver) >= 2:
+            return Episode(level, seed, sender, receiver, solution, write_facts(sender))
     raise UserError(f"task: level {level.name} has no message in part {part!r}; use a larger level")
-
-
-def _draw_constraints(level: Level, solution: Values, below: Callable[[int], int]) -> list[Constraint]:
-    if level.kinds == ("=",):
-        return [Constraint("=", i, -1, value) for i, value in enumerate(solution)]
-    drawn: list[Constraint] = []
-    while len(drawn) < level.constraints:
-        kind = level.kinds[below(len(level.kinds))]
-        i = below(level.variables)
-        if kind == "=":
-            constraint = Constraint("=", i, -1, solution[i])
-        elif kind == "!=":
-            other_value = (solution[i] + 1 + below(level.domain - 1)) % level.domain
-            constraint = Constraint("!=", i, -1, other_value)
-        else:
-            j = below(level.variables - 1)
-            j += j >= i
-            value = solution[i] + solution[j] if kind == "+" else solution[i] - solution[j]
-            constraint = Constraint(kind, i, j, value)
-        if constraint not in drawn:
-            drawn.append(constraint)
-    return drawn
 
 
 def episodes(level: Level, seeds: Iterable[int], part: str = "confirm") -> list[Episode]:
     """The episodes of a range of seeds, in order."""
     return [draw(level, seed, part) for seed in seeds]
-
-
-# --- solutions -----------------------------------------------------------------------------------------------
-
-
-@cache
-def _assignments(variables: int, domain: int) -> list[Values]:
-    return list(product(range(domain), repeat=variables))
-
-
-@lru_cache(maxsize=100_000)
-def _mask(variables: int, domain: int, constraint: Constraint) -> int:
-    """The assignments that satisfy a constraint, one bit each."""
-    holds = (constraint.holds(values) for values in _assignments(variables, domain))
-    return sum(1 << i for i, ok in enumerate(holds) if ok)
-
-
-def _solution_mask(level: Level, constraints: Iterable[Constraint]) -> int:
-    mask = (1 << level.domain**level.variables) - 1
-    for constraint in constraints:
-        mask &= _mask(level.variables, level.domain, constraint)
-    return mask
-
-
-def _candidates(level: Level, constraints: Iterable[Constraint]) -> list[list[int]]:
-    """Values left for each variable by constraints that name one variable."""
-    left = [list(range(level.domain)) for _ in range(level.variables)]
-    for c in constraints:
-        left[c.variable] = [v for v in left[c.variable] if (v == c.value) == (c.kind == "=")]
-    return left
-
-
-def count_solutions(level: Level, constraints: Sequence[Constraint]) -> int:
-    """How many assignments satisfy all the constraints."""
-    if all(c.other < 0 for c in constraints):
-        return math.prod(len(values) for values in _candidates(level, constraints))
-    return int.bit_count(_solution_mask(level, constraints))
-
-
-def value_probabilities(
-    level: Level, constraints: Sequence[Constraint], answer: Sequence[int]
-) -> list[list[float]]:
-    """What a perfect reasoner would write, value by value.
-
-    Returns:
-        [variables][domain]: P(x_i = v | x_1..x_{i-1} as in `answer`), uniform over the assignments that satisfy
-        the constraints. As a training target it is the exact expectation of a sampled solution's one-hot.
-
-    Raises:
-        ValueError: no assignment that begins like `answer`, its last value aside, satisfies the constraints.
-    """
-    if all(c.other < 0 for c in constraints):
-        sets = _candidates(level, constraints)
-        if not all(sets) or any(value not in values for value, values in zip(answer[:-1], sets, strict=False)):
-            raise ValueError("no solution begins like this answer")
-        return [[(v in values) / len(values) for v in range(level.domain)] for values in sets]
-    mask = _solution_mask(level, constraints)
-    table = []
-    for i, value in enumerate(answer):
-        masks = [
-            mask & _mask(level.variables, level.domain, Constraint("=", i, -1, v)) for v in range(level.domain)
-        ]
-        total = mask.bit_count()
-        if total == 0:
-            raise ValueError("no solution begins like this answer")
-        table.append([m.bit_count() / total for m in masks])
-        mask = masks[value]
-    return table
 
 
 # --- answers -------------------------------------------------------------------------------------------------
@@ -314,7 +255,7 @@ def write_answer(level: Level, values: Sequence[int], form: AnswerForm) -> str:
 
 
 def read_answer(level: Level, text: str, form: AnswerForm) -> Values | None:
-    """The assignment in B's text, or None where there is none.
+    """The values in B's text, or None where there are none.
 
     In the json form the first object in the text counts and must name every variable, and no other, with whole
     numbers; in the values form the text must be one whole number per variable and nothing else. A value outside
@@ -339,7 +280,7 @@ def read_answer(level: Level, text: str, form: AnswerForm) -> Values | None:
 
 
 class Outcome(NamedTuple):
-    """What the verifier says: success is all constraints of both halves; partial is the share that holds."""
+    """What the verifier says: success is all checks of the level; partial is the share that holds."""
 
     success: bool
     parsed: bool
@@ -351,10 +292,9 @@ def verify(episode: Episode, text: str, form: AnswerForm) -> Outcome:
     values = read_answer(episode.level, text, form)
     if values is None:
         return Outcome(False, False, 0.0)
-    constraints = episode.sender + episode.receiver
+    held = episode.level.checks(episode.sender + episode.receiver, values)
     in_domain = all(0 <= value < episode.level.domain for value in values)
-    held = sum(constraint.holds(values) for constraint in constraints)
-    return Outcome(in_domain and held == len(constraints), True, held / len(constraints))
+    return Outcome(in_domain and all(held), True, sum(held) / len(held))
 
 
 # --- ceilings ------------------------------------------------------------------------------------------------
@@ -372,23 +312,21 @@ class Ceilings(NamedTuple):
 
 
 def ceilings(played: Sequence[Episode], shift: int = 17) -> Ceilings:
-    """What perfect reasoners reach who guess evenly among the assignments they cannot rule out.
+    """What perfect reasoners reach who guess evenly among the answers they cannot rule out.
 
     Args:
         played: Episodes of one level.
         shift: The wrong message is that of the episode this many places on. One that contradicts B's own half
-            leaves no assignment and counts as a failure.
+            leaves no answer and counts as a failure.
     """
     rows = []
     for i, episode in enumerate(played):
+        count = episode.level.count_solutions
         wrong = played[(i + shift) % len(played)].sender
         every = episode.sender + episode.receiver
         everything = episode.level.domain**episode.level.variables
-        both = count_solutions(episode.level, every)
-        alone = count_solutions(episode.level, episode.receiver)
-        misled = count_solutions(episode.level, wrong + episode.receiver)
-        lucky = count_solutions(episode.level, wrong + every)
-        sent = count_solutions(episode.level, episode.sender)
+        both, alone, sent = count(every), count(episode.receiver), count(episode.sender)
+        misled, lucky = count(wrong + episode.receiver), count(wrong + every)
         rows.append(
             (
                 both / alone,
@@ -415,9 +353,9 @@ def _is_text(value: object) -> bool:
 def read_episodes(path: Path, level: Level) -> list[Episode]:
     """Episodes from a JSONL file in the reference attempt's fields, checked line by line.
 
-    `receiver_context` (B's half) and `sender_message` are constraints as the template writes them; a message in
-    free words needs A's half beside it in the optional `sender_context`. `receiver_output` is a correct answer
-    in JSON. A line's number, counted from 0, is its seed.
+    `receiver_context` (B's half) and `sender_message` are facts as the template writes them; a message in free
+    words needs A's half beside it in the optional `sender_context`. `receiver_output` is a correct answer in
+    JSON. A line's number, counted from 0, is its seed.
 
     Raises:
         UserError: names the file, line, key and mend of the first fault.
@@ -443,7 +381,7 @@ def read_episodes(path: Path, level: Level) -> list[Episode]:
         halves = []
         for field in ("sender_context" if "sender_context" in data else "sender_message", "receiver_context"):
             try:
-                halves.append(read_constraints(data[field], level))
+                halves.append(read_facts(data[field], level))
             except ValueError as error:
                 raise UserError(f"{where}: {field}: {error}") from None
         values = read_answer(level, data["receiver_output"], "json")

@@ -17,7 +17,7 @@ from m2ray.command import UserError
 from m2ray.conditions import Injection, Material
 from m2ray.config import CodecConfig, TrialConfig
 from m2ray.diagnose import decoded
-from m2ray.distortion import FACTS, TEXT, Played, possible_facts, sentence, summary
+from m2ray.distortion import FACTS, TEXT, Played, sentence, summary
 from m2ray.jobs import trial_of
 from m2ray.loading import load_receiver
 from m2ray.quantisers import AS_IT_IS, coded, quantisers, rounded, split, vq_bits
@@ -47,7 +47,7 @@ def test_vq_sends_k_times_groups_times_log2_of_the_codebook(k, groups, codebook,
 def test_possible_facts_are_all_that_a_constraint_can_state(name):
     drawn = episodes(level(name), range(4000), "train")
     seen = {constraint.fact() for e in drawn for constraint in e.sender + e.receiver}
-    assert len(seen) == possible_facts(level(name))
+    assert len(seen) == level(name).possible_facts
 
 
 def test_the_ways_to_send_a_continuous_prefix_have_the_bits_they_say():

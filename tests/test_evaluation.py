@@ -17,7 +17,7 @@ from m2ray.jobs import jobs_of, run_job, trained_constant
 from m2ray.loading import load_receiver
 from m2ray.receiver import Receiver
 from m2ray.rows import SCHEMA, paired_gain
-from m2ray.task import Episode, episodes, level, read_answer, value_probabilities
+from m2ray.task import Episode, episodes, level, read_answer
 
 PLAYED = episodes(level("easy"), range(1000, 1040), "search")
 EVERY = [*CONDITIONS, "text-9", "scale_gate=0.5"]
@@ -170,7 +170,7 @@ class TestLikelihood:
         with torch.no_grad():
             logits = receiver.model(inputs_embeds=embeds[None]).logits[0].double().numpy()
         log_p = log_softmax(logits[len(embeds) - len(answer) - 1 : -1], axis=-1)
-        targets = value_probabilities(episode.level, episode.sender + episode.receiver, episode.solution)
+        targets = episode.level.value_probabilities(episode.sender + episode.receiver, episode.solution)
         values = zip(frame.places_V.tolist(), frame.values_VN.tolist(), targets, strict=True)
         return float(np.mean([-np.dot(target, log_p[place, words]) for place, words, target in values]))
 

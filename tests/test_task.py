@@ -1,4 +1,4 @@
-"""The task: brute force over all assignments, what every drawn episode promises, splits that stay apart."""
+"""Episodes of the constraint family by brute force, what every drawn one promises, splits that stay apart."""
 
 import itertools
 import json
@@ -14,20 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2ray.command import UserError
+from m2ray.constraints import Constraint
 from m2ray.task import (
     PARTS,
-    Constraint,
     ceilings,
-    count_solutions,
     draw,
     episodes,
     level,
     part_of,
-    read_constraints,
-    value_probabilities,
+    read_facts,
     verify,
     write_answer,
-    write_constraints,
+    write_facts,
 )
 
 EASY = level("easy")
@@ -73,7 +71,7 @@ def constraint_sets(draw_, size=None, least=0):
 @given(constraint_sets())
 def test_solutions_are_counted_as_brute_force_counts_them(case):
     size, constraints = case
-    assert count_solutions(size, constraints) == len(solutions(size, map(str, constraints)))
+    assert size.count_solutions(constraints) == len(solutions(size, map(str, constraints)))
 
 
 @settings(deadline=None)
@@ -84,9 +82,9 @@ def test_value_probabilities_are_shares_of_the_solutions_that_begin_alike(case, 
     left = solutions(size, map(str, constraints))
     if not any(values[:-1] == answer[:-1] for values in left):
         with pytest.raises(ValueError, match="no solution begins like this answer"):
-            value_probabilities(size, constraints, answer)
+            size.value_probabilities(constraints, answer)
         return
-    table = value_probabilities(size, constraints, answer)
+    table = size.value_probabilities(constraints, answer)
     for i in range(size.variables):
         alike = [values for values in left if values[:i] == answer[:i]]
         shares = [sum(values[i] == v for values in alike) / len(alike) for v in range(size.domain)]
@@ -110,9 +108,9 @@ def test_the_verifier_agrees_with_brute_force_on_every_assignment(size):
 
 
 def test_an_answer_outside_the_domain_fails_even_where_every_constraint_holds():
-    played = read_constraints("x1 != 0; x2 = 1", EASY), read_constraints("x3 = 0; x4 != 1", EASY)
+    played = read_facts("x1 != 0; x2 = 1", EASY), read_facts("x3 = 0; x4 != 1", EASY)
     episode = draw(EASY, 0)
-    episode = type(episode)(EASY, 0, *played, (1, 1, 0, 0), write_constraints(played[0]))
+    episode = type(episode)(EASY, 0, *played, (1, 1, 0, 0), write_facts(played[0]))
     assert verify(episode, '{"x1": 1, "x2": 1, "x3": 0, "x4": 0}', "json") == (True, True, 1.0)
     assert verify(episode, '{"x1": 7, "x2": 1, "x3": 0, "x4": 0}', "json") == (False, True, 1.0)
     assert verify(episode, "I do not know", "json") == (False, False, 0.0)
@@ -180,11 +178,11 @@ def test_every_episode_holds_what_it_promises(size, seed, part):
     assert all(constraint.holds(episode.solution) for constraint in episode.sender + episode.receiver)
     for form in ("json", "values"):
         assert verify(episode, write_answer(size, episode.solution, form), form) == (True, True, 1.0)
-    assert count_solutions(size, episode.sender) >= 2
-    assert count_solutions(size, episode.receiver) >= 2
+    assert size.count_solutions(episode.sender) >= 2
+    assert size.count_solutions(episode.receiver) >= 2
     assert part_of(episode.content) == part
-    assert read_constraints(episode.message, size) == episode.sender
-    assert read_constraints(episode.context, size) == episode.receiver
+    assert read_facts(episode.message, size) == episode.sender
+    assert read_facts(episode.context, size) == episode.receiver
 
 
 @settings(max_examples=40, deadline=None)
@@ -314,7 +312,9 @@ def test_a_level_too_small_for_a_part_says_so():
     ],
 )
 def test_a_level_that_does_not_exist_is_refused_with_those_that_do(name):
-    with pytest.raises(UserError, match=r"does not exist; use one of easy, medium, hard, lookup or lookup-6x10"):
+    with pytest.raises(
+        UserError, match=r"does not exist; use one of easy, medium, hard, lookup, arithmetic, lookup-6x10"
+    ):
         level(name)
 
 

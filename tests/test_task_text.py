@@ -13,8 +13,8 @@ from m2ray.task import (
     episodes,
     level,
     read_answer,
-    read_constraints,
     read_episodes,
+    read_facts,
     verify,
     with_messages,
     write_answer,
@@ -94,7 +94,7 @@ def test_an_unreadable_values_answer_is_none(text):
 @given(st.text() | st.text(alphabet="x0123456789 =!+-;"))
 def test_any_text_is_read_as_constraints_or_refused(text):
     try:
-        constraints = read_constraints(text, EASY)
+        constraints = read_facts(text, EASY)
     except ValueError:
         return
     for c in constraints:
@@ -120,14 +120,14 @@ def test_any_text_is_read_as_constraints_or_refused(text):
 )
 def test_text_that_is_no_constraint_of_the_level_is_refused(text, fault):
     with pytest.raises(ValueError, match=fault) as raised:
-        read_constraints(text, EASY)
+        read_facts(text, EASY)
     assert len(str(raised.value)) < 200
 
 
 def test_a_kind_that_the_level_does_not_have_is_refused():
     # Counting the solutions of a pair would enumerate all assignments: 100^26 of them at the largest lookup level.
     with pytest.raises(ValueError, match="of a kind that level lookup-26x100 does not have"):
-        read_constraints("x1 + x2 = 3", level("lookup-26x100"))
+        read_facts("x1 + x2 = 3", level("lookup-26x100"))
 
 
 def test_messages_in_other_words_change_nothing_else():

@@ -1,0 +1,255 @@
+"""Split arithmetic by brute force over operands and signs; what every episode promises; splits that stay apart."""
+
+import itertools
+import json
+import re
+import statistics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2ray.arithmetic import Expression, Operand
+from m2ray.command import UserError
+from m2ray.task import (
+    PARTS,
+    ceilings,
+    draw,
+    episodes,
+    level,
+    part_of,
+    read_episodes,
+    read_facts,
+    verify,
+    write_answer,
+    write_facts,
+)
+
+SIX = level("arithmetic")
+SMALL = [level(f"arithmetic-{size}") for size in ("2x2", "2x5", "4x3", "4x4")]  # to be enumerated in a test
+seeds = st.integers(0, 10**9)
+
+
+def worked_out(operands, signs, modulo):
+    """The running totals, by Python's own arithmetic on the expression as it is written."""
+    terms = [str(operands[0]), *(f"{sign} {value}" for sign, value in zip(signs, operands[1:], strict=True))]
+    return tuple(eval(" ".join(terms[: i + 1])) % modulo for i in range(len(terms)))
+
+
+def solutions(size, facts):
+    """All answers that some operands and signs give with which the facts agree."""
+    count, found = size.variables, set()
+    for operands in itertools.product(range(size.domain), repeat=count):
+        if any(operands[f.place] != f.value for f in facts if isinstance(f, Operand)):
+            continue
+        for signs in itertools.product("+-", repeat=count - 1):
+            if all(f.signs == "".join(signs) for f in facts if isinstance(f, Expression)):
+                found.add(worked_out(operands, signs, size.domain))
+    return found
+
+
+@st.composite
+def fact_sets(draw_):
+    size = draw_(st.sampled_from(SMALL))
+    digit, place = st.integers(0, size.domain - 1), st.integers(0, size.variables - 1)
+    operands = draw_(st.lists(st.builds(Operand, place, digit), max_size=size.variables))
+    signs = st.text("+-", min_size=size.variables - 1, max_size=size.variables - 1)
+    expressions = draw_(st.lists(st.builds(Expression, signs, st.just(size.domain)), max_size=2))
+    return size, (*operands, *expressions)
+
+
+# --- brute force ---------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(fact_sets())
+def test_solutions_are_counted_as_brute_force_counts_them(case):
+    size, facts = case
+    assert size.count_solutions(facts) == len(solutions(size, facts))
+
+
+@settings(deadline=None)
+@given(fact_sets(), st.data())
+def test_value_probabilities_are_shares_of_the_solutions_that_begin_alike(case, data):
+    size, facts = case
+    answer = data.draw(st.tuples(*[st.integers(0, size.domain - 1)] * size.variables))
+    left = solutions(size, facts)
+    if not any(values[:-1] == answer[:-1] for values in left):
+        with pytest.raises(ValueError, match="no solution begins like this answer"):
+            size.value_probabilities(facts, answer)
+        return
+    table = size.value_probabilities(facts, answer)
+    for i in range(size.variables):
+        alike = [values for values in left if values[:i] == answer[:i]]
+        shares = [sum(values[i] == v for values in alike) / len(alike) for v in range(size.domain)]
+        assert table[i] == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("size", SMALL[1:], ids=lambda size: size.name)
+def test_the_verifier_asks_for_every_total_of_the_expression(size):
+    for episode in episodes(size, range(10), "train"):
+        operands = [fact.value for fact in sorted(f for f in episode.sender + episode.receiver[1:])]
+        totals = worked_out(operands, episode.receiver[0].signs, size.domain)
+        assert totals == episode.solution
+        for values in itertools.product(range(size.domain), repeat=size.variables):
+            right = [one == other for one, other in zip(values, totals, strict=True)]
+            for form in ("json", "values"):
+                outcome = verify(episode, write_answer(size, values, form), form)
+                assert outcome == (all(right), True, pytest.approx(sum(right) / len(right)))
+
+
+def test_ceilings_are_those_of_guesses_at_the_operands_that_are_not_known():
+    found = ceilings(episodes(SIX, range(2000), "search"))
+    assert found.without_message == pytest.approx(10**-3)
+    assert found.with_message == 1
+    assert found.blind == pytest.approx(10**-6)
+    assert found.wrong_message < 0.01
+    assert 7.5 < found.message_bits < 9.97, "below three digits: A does not know the signs"
+
+
+def test_the_last_total_alone_could_not_tell_a_wrong_message_from_a_guess():
+    """Why all totals are asked for: one wrong message in ten gives the right sum, as many as guesses do."""
+    played, lucky = episodes(SIX, range(4000), "search"), []
+    for one, other in zip(played, [*played[17:], *played[:17]], strict=True):
+        told = {fact.place: fact.value for fact in (*other.sender, *one.receiver[1:])}  # what B knows stands
+        guess = [told.get(i, 0) for i in range(6)]
+        lucky.append(worked_out(guess, one.receiver[0].signs, 10)[-1] == one.solution[-1])
+    assert abs(statistics.fmean(lucky) - 0.1) < 0.03
+
+
+# --- every drawn episode -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([SIX, *SMALL[1:], level("arithmetic-26x100")]), seeds, st.sampled_from(["train", "confirm"])
+)
+def test_every_episode_holds_what_it_promises(size, seed, part):
+    episode = draw(size, seed, part)
+    assert draw(size, seed, part) == episode
+    expression, *yours = episode.receiver
+    assert len(episode.sender) == len(yours) == size.variables // 2
+    places = [fact.place for fact in (*episode.sender, *yours)]
+    assert sorted(places) == list(range(size.variables)), "each operand is held by one of the two"
+    assert expression.modulo == size.domain
+    assert part_of(episode.content) == part
+    for form in ("json", "values"):
+        assert verify(episode, write_answer(size, episode.solution, form), form) == (True, True, 1.0)
+    assert read_facts(episode.message, size) == episode.sender
+    assert read_facts(episode.context, size) == episode.receiver
+    assert set(f"{episode.message} {episode.context}".replace(";", "").split()) <= set(size.words)
+    assert set(write_answer(size, episode.solution, "values").split()) <= set(size.words)
+
+
+def test_operands_signs_and_halves_are_drawn_evenly():
+    drawn = episodes(SIX, range(4000), "train")
+    held = [fact for episode in drawn for fact in episode.sender]
+    for place in range(6):
+        assert abs(sum(fact.place == place for fact in held) / len(drawn) - 0.5) < 0.04
+    for value in range(10):
+        assert abs(sum(fact.value == value for fact in held) / len(held) - 0.1) < 0.02
+    signs = "".join(episode.receiver[0].signs for episode in drawn)
+    assert abs(signs.count("+") / len(signs) - 0.5) < 0.02
+
+
+PINNED = {
+    ("arithmetic", 0, "train"): (
+        "x1 = 8; x3 = 4; x5 = 5",
+        "t1 to t6 are the running totals of x1 - x2 + x3 + x4 - x5 - x6 modulo 10; x2 = 7; x4 = 2; x6 = 4",
+        (8, 1, 5, 7, 2, 8),
+    ),
+    ("arithmetic", 2, "train"): (
+        "x4 = 0; x5 = 8; x6 = 7",
+        "t1 to t6 are the running totals of x1 - x2 + x3 - x4 - x5 - x6 modulo 10; x1 = 9; x2 = 9; x3 = 0",
+        (9, 0, 0, 0, 2, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("key", PINNED, ids=str)
+def test_a_seed_is_the_same_episode_for_ever(key):
+    episode = draw(level(key[0]), *key[1:])
+    assert (episode.message, episode.context, episode.solution) == PINNED[key]
+
+
+def test_no_message_of_an_evaluation_part_is_ever_drawn_in_training():
+    trained = {e.content for e in episodes(SIX, range(5000), "train")}
+    for part in ("search", "select", "confirm"):
+        assert not trained & {e.content for e in episodes(SIX, range(1500), part)}
+    messages = [
+        [Operand(place, value) for place, value in zip(places, values, strict=True)]
+        for places in itertools.combinations(range(6), 3)
+        for values in itertools.product(range(10), repeat=3)
+    ]
+    parts = [part_of(message) for message in messages]
+    for part, share in PARTS.items():
+        assert abs(parts.count(part) / len(parts) - len(share) / 20) < 0.01
+
+
+# --- names and text ------------------------------------------------------------------------------------------
+
+
+def test_the_short_name_is_the_level_of_six_operands_modulo_ten():
+    assert level("arithmetic") == level("arithmetic-6x10")
+    assert (SIX.name, SIX.variables, SIX.domain, SIX.names[-1]) == ("arithmetic-6x10", 6, 10, "t6")
+
+
+@pytest.mark.parametrize(
+    "name", ["arithmetic-", "arithmetic-3x10", "arithmetic-28x3", "arithmetic-4x1", "arithmetics"]
+)
+def test_a_level_that_does_not_exist_is_refused(name):
+    with pytest.raises(UserError, match=f"level '{name}' does not exist; use one of easy, .*arithmetic-8x10"):
+        level(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "x7 = 1",
+        "x0 = 1",
+        "x1 = 10",
+        "x1 != 1",
+        "x1 = -1",
+        "t1 to t6 are the running totals of x1 + x2 modulo 10",
+        "t1 to t6 are the running totals of x1 + x2 + x3 + x4 + x5 + x6 modulo 9",
+        "x1 + x2 + x3 + x4 + x5 + x6",
+        "+ - + - +",
+    ],
+)
+def test_text_that_is_no_fact_of_the_level_is_refused(text):
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(repr(text))[:50]}.* is no fact of level arithmetic-6x10; write"
+    ):
+        read_facts(text, SIX)
+
+
+@settings(deadline=None)
+@given(st.text() | st.text(alphabet="x0123456789 =+-;"))
+def test_any_text_is_read_as_facts_or_refused(text):
+    try:
+        facts = read_facts(text, SIX)
+    except ValueError:
+        return
+    assert write_facts(facts) == "; ".join(part.strip() for part in text.split(";"))
+
+
+def test_a_file_of_drawn_episodes_is_read_back_and_a_wrong_total_refused(tmp_path):
+    file, drawn = tmp_path / "sums.jsonl", episodes(SIX, range(5), "train")
+
+    def line(episode, answer):
+        fields = {"receiver_context": episode.context, "sender_message": episode.message}
+        return json.dumps({**fields, "receiver_output": write_answer(SIX, answer, "json")}) + "\n"
+
+    file.write_text("".join(line(episode, episode.solution) for episode in drawn))
+    assert [(e.sender, e.receiver, e.solution) for e in read_episodes(file, SIX)] == [
+        (e.sender, e.receiver, e.solution) for e in drawn
+    ]
+    wrong = [*drawn[0].solution[:-1], (drawn[0].solution[-1] + 1) % 10]
+    for text in (
+        line(drawn[0], wrong),
+        line(drawn[0], drawn[0].solution).replace(drawn[0].message, drawn[0].message.split("; ")[0]),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match="line 1: receiver_output: breaks a constraint"):
+            read_episodes(file, SIX)
