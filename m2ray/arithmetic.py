@@ -121,7 +121,7 @@ class ArithmeticLevel(Level):
     def value_probabilities(self, facts: Sequence[Any], answer: Sequence[int]) -> list[list[float]]:
         """See `Level`: a total follows from the one before where sign and operand are known, else is open."""
         table, before, possible = [], 0, True
-        for value, steps in zip(answer, self._steps(facts), strict=True):
+        for value, steps in zip(answer, self._steps(facts), strict=False):
             if not (possible and steps):
                 raise ValueError("no solution begins like this answer")
             open_ = {(before + step) % self.domain for step in steps}

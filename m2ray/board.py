@@ -14,10 +14,10 @@ from rich.table import Table
 
 from m2ray.stats import wilson
 
-COLUMNS = ("configuration", "state", "epoch", "k", "score (nats)", "shuffle gap", "prefix cosine", "normal %")
+COLUMNS = ("configuration", "state", "epoch", "k", "score", "shuffle gap", "prefix cosine", "normal %")
 Form = Literal["people", "quiet", "json"]
 # What is said of an epoch in JSON.
-TOLD = ("progress", "epochs_total", "k", "score", "shuffle_gap", "prefix_cosine", "collapsed")
+TOLD = ("progress", "epochs_total", "k", "score", "unit", "shuffle_gap", "prefix_cosine", "collapsed")
 
 
 def counted(number: int, noun: str) -> str:
@@ -68,7 +68,8 @@ class Board:
         row = self._rows.setdefault(name, {})
         row.update(metrics, state=state)
         text = f"{name}: epoch {row['progress']}/{row['epochs_total']}  k {row['k']}"
-        text += f"  score {row['score']:+.3f} nats  shuffle gap {row.get('shuffle_gap', math.nan):.3f}"
+        text += f"  score {row['score']:+.3f} {row.get('unit', 'nats')}"
+        text += f"  shuffle gap {row.get('shuffle_gap', math.nan):.3f}"
         text += "  COLLAPSED: ignores its message" if metrics.get("collapsed") else ""
         told = {key: metrics[key] for key in TOLD if key in metrics}
         self._say(text, {"event": "epoch", "config": name, **told})

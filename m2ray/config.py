@@ -229,6 +229,13 @@ class EvaluationConfig(Strict):
     constant_samples: Annotated[
         int, Field(ge=64, description="episodes that train the condition constant's prefix")
     ] = 6400
+    score: Annotated[
+        Literal["gain", "success"],
+        Field(
+            description="what a searcher sees of a checkpoint: the gain in nats a value, or in the exact "
+            "probability that B, sampling at temperature 1, writes a right answer"
+        ),
+    ] = "gain"
     conditions: list[str] = [
         "normal",
         "null",

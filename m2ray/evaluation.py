@@ -19,7 +19,7 @@ from m2ray.config import EvaluationConfig
 from m2ray.losses import values_nll
 from m2ray.memory import in_halves
 from m2ray.receiver import Receiver
-from m2ray.task import Episode, verify
+from m2ray.task import Episode, solutions, verify
 
 
 @dataclass(frozen=True)
@@ -163,17 +163,50 @@ def nll_of_values(receiver: Receiver, batch: Sequence[Episode], logits_BVW: Tens
 
 
 @torch.no_grad()
-def search_score(receiver: Receiver, codec: Codec, episodes: Sequence[Episode], batch_size: int) -> dict[str, Any]:
-    """The searcher's objective while training goes on: `m2ray.rows.paired_gain` without decoding.
+def success_probability(
+    receiver: Receiver, batch: Sequence[Episode], texts: Sequence[str] | int, prefix_BKD: Tensor | None, place: Any
+) -> Tensor:
+    """How likely B is to write a right answer when it samples at temperature 1, [B]: without sampling, so without
+    its noise.
+
+    The sum over all right answers, each in the wording of `m2ray.task.write_answer` with its end; what B might
+    write in other words, and the verifier would read, does not count.
+    """
+    level = batch[0].level
+    rows = [(i, values) for i, e in enumerate(batch) for values in solutions(level, e.sender + e.receiver)]
+    ids_RA = receiver.answers(level, torch.tensor([values for _, values in rows])).to(receiver.device)
+
+    def score(some: Sequence[int]) -> Tensor:
+        picked = [rows[row][0] for row in some]
+        answered = [replace(batch[i], solution=rows[row][1]) for i, row in zip(picked, some, strict=True)]
+        layout = receiver.layout(answered, texts if isinstance(texts, int) else [texts[i] for i in picked], place)
+        logits_RAW = receiver.logits(layout, None if prefix_BKD is None else prefix_BKD[picked], ids_RA.shape[1])
+        written_RA1 = ids_RA[list(some)][..., None]
+        return logits_RAW.float().log_softmax(-1).gather(-1, written_RA1).sum((1, 2)).exp()
+
+    each_R = torch.cat(in_halves(range(len(rows)), score))
+    whose_R = torch.tensor([i for i, _ in rows], device=each_R.device)
+    return each_R.new_zeros(len(batch)).index_add(0, whose_R, each_R)
+
+
+@torch.no_grad()
+def search_score(
+    receiver: Receiver, codec: Codec, episodes: Sequence[Episode], config: EvaluationConfig
+) -> dict[str, Any]:
+    """The searcher's objective while training goes on: `m2ray.rows.paired_gain` without decoding, or where the
+    configuration says so the gain in `success_probability`.
 
     Returns:
-        score: the smaller of the two paired gains, gain_P0 and gain_shuffle, nats per value; search_nll under
-        the right message, and episode_nll, the same episode by episode.
+        score: the smaller of the two paired gains, gain_P0 and gain_shuffle, in `unit`; search_nll, nats per value
+        under the right message, and episode_nll, the same episode by episode; where the score is that,
+        search_success.
     """
+    batch_size = config.batch_size
     material = Material(receiver, episodes, codec, None, batch_size)
     prefixes_EKD, place = material.prefixes_EKD, codec.config.place
     partners = derangement(episodes)
-    rows: dict[str, list[float]] = {"normal": [], "shuffle": [], "P0": []}
+    nll: dict[str, list[float]] = {"normal": [], "shuffle": [], "P0": []}
+    success: dict[str, list[float]] = {name: [] for name in nll}
     for start in range(0, len(episodes), batch_size):
         chunk = slice(start, start + batch_size)
         batch, k = episodes[chunk], codec.config.k
@@ -182,16 +215,16 @@ def search_score(receiver: Receiver, codec: Codec, episodes: Sequence[Episode], 
             ("shuffle", k, prefixes_EKD[partners[chunk]]),
             ("P0", [""] * len(batch), None),
         ):
-            rows[name] += value_nll(receiver, batch, texts, prefix_BKD, place).tolist()
-    nll = {name: sum(values) / len(episodes) for name, values in rows.items()}
-    gains = {name: nll[name] - nll["normal"] for name in ("P0", "shuffle")}
-    return {
-        "score": min(gains.values()),
-        "gain_P0": gains["P0"],
-        "gain_shuffle": gains["shuffle"],
-        "search_nll": nll["normal"],
-        "episode_nll": rows["normal"],
-    }
+            nll[name] += value_nll(receiver, batch, texts, prefix_BKD, place).tolist()
+            if config.score == "success":
+                success[name] += success_probability(receiver, batch, texts, prefix_BKD, place).tolist()
+    costs = {name: sum(values) / len(episodes) for name, values in nll.items()}
+    metrics: dict[str, Any] = {"search_nll": costs["normal"], "episode_nll": nll["normal"], "unit": "nats"}
+    if config.score == "success":
+        costs = {name: -sum(values) / len(episodes) for name, values in success.items()}
+        metrics |= {"search_success": -costs["normal"], "unit": "of success"}
+    gains = {f"gain_{name}": costs[name] - costs["normal"] for name in ("P0", "shuffle")}
+    return {**metrics, **gains, "score": min(gains.values())}
 
 
 def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:

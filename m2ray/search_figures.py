@@ -20,7 +20,7 @@ from m2ray.strict import validate
 
 LEAST = 5  # configurations from which on importance is more than an accident
 UNSET = -0.12  # where a key that was not set stands on its axis from 0 to 1
-UNIT = "score on the search split (nats per answer value)"
+UNITS = {"gain": "nats per answer value", "success": "probability of success"}
 
 
 class Trial(NamedTuple):
@@ -79,8 +79,9 @@ def draw(root: Path, about: Mapping[str, Any]) -> tuple[list[tuple[str, str, Any
     scored = [trial for trial in trials if trial.score is not None]
     searched = [trial for trial in scored if trial.chosen and set(trial.chosen) <= set(axes)]
     found: list[tuple[str, str, Any]] = []
+    unit = UNITS.get(str(fetch(about, "space.trial.evaluation.score")), UNITS["gain"])
     if len(scored) > 1:
-        found.append(("budget", "Best search score so far, by configurations trained", budget(trials)))
+        found.append(("budget", "Best search score so far, by configurations trained", budget(trials, unit)))
     if not searched:
         return found, ["Importance and parallel coordinates: nothing was searched."]
     if len(searched) > 1:
@@ -114,7 +115,7 @@ def scores(board: pd.DataFrame) -> Any:
             axes.scatter(at[part], shown.score[part], marker=marker, s=50, color=colour, label=verdict, zorder=3)
     axes.axhline(0, color="#000000", lw=0.8)
     axes.set_xlabel("k, prefix vectors")
-    axes.set_ylabel(UNIT)
+    axes.set_ylabel(f"score on the search split ({UNITS['gain']})")
     axes.set_title(f"What the right message is worth, n = {counted(len(shown), 'training')}", fontsize=11)
     axes.set_xticks(range(len(slots)), [str(k) for k in slots])
     axes.set_xlim(-0.6, len(slots) - 0.4)
@@ -139,7 +140,7 @@ def nearby(axes: Any, places: np.ndarray, values: np.ndarray) -> np.ndarray:
     return near
 
 
-def budget(trials: Sequence[Trial]) -> Any:
+def budget(trials: Sequence[Trial], unit: str = UNITS["gain"]) -> Any:
     """Every score where its configuration ended, in minutes or at least in order, and the best until then."""
     import matplotlib.pyplot as plt
 
@@ -162,7 +163,7 @@ def budget(trials: Sequence[Trial]) -> Any:
     if lost := int(np.isnan(values).sum()):
         axes.plot(places[np.isnan(values)], [values[near].min()] * lost, "x", color="#000000", label="failed")
     axes.set_xlabel("minutes since the search began" if timed else "configurations trained")
-    axes.set_ylabel(UNIT)
+    axes.set_ylabel(f"score on the search split ({unit})")
     axes.set_title(f"What the budget bought, n = {counted(len(trials), 'configuration')}", fontsize=11)
     axes.locator_params(axis="x", integer=not timed)
     beside(axes)
@@ -239,7 +240,7 @@ def parallel(trials: Sequence[Trial], axes: Mapping[str, Axis]) -> Any:
     for at in range(len(keys) + 1):
         axis.axvline(at, color="#bbbbbb", lw=0.8, zorder=0)
     wrapped = [key.replace(".", ".\n") for key in keys]
-    axis.set_xticks(range(len(keys) + 1), [*wrapped, "score\n(nats), by rank"], fontsize=9)
+    axis.set_xticks(range(len(keys) + 1), [*wrapped, "score,\nby rank"], fontsize=9)
     axis.set_yticks([])
     axis.set(xlim=(-0.2, len(keys) + 0.5), ylim=(-0.2, 1.1))
     axis.spines[:].set_visible(False)

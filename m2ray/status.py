@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
         ]
         for line in found["configurations"]
     ]
-    head = ["configuration", "state", "seed:epoch", "score (nats)", "split", "n", "normal %", "95 % CI"]
+    head = ["configuration", "state", "seed:epoch", "score", "split", "n", "normal %", "95 % CI"]
     print(f"{found['name']}: {found['rows']:,} rows, last change {found['last_change_s']} s ago")
     print(tabulate(table, headers=head, disable_numparse=True))
     return DONE

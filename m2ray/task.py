@@ -109,7 +109,7 @@ class Level(ABC):
 
     @abstractmethod
     def value_probabilities(self, facts: Sequence[Any], answer: Sequence[int]) -> list[list[float]]:
-        """What a perfect reasoner would write, value by value.
+        """What a perfect reasoner would write, value by value; of an answer that is only begun, up to its end.
 
         Returns:
             [variables][domain]: P(value i = v | the values before it as in `answer`), uniform over the
@@ -242,6 +242,19 @@ def draw(level: Level, seed: int, part: str = "confirm") -> Episode:
 def episodes(level: Level, seeds: Iterable[int], part: str = "confirm") -> list[Episode]:
     """The episodes of a range of seeds, in order."""
     return [draw(level, seed, part) for seed in seeds]
+
+
+def solutions(level: Level, facts: Sequence[Any]) -> list[Values]:
+    """All answers that are right by these facts, in the order of their values."""
+    begun: list[Values] = [()]
+    for i in range(level.variables):
+        begun = [
+            (*values, value)
+            for values in begun
+            for value, chance in enumerate(level.value_probabilities(facts, (*values, 0))[i])
+            if chance > 0
+        ]
+    return begun
 
 
 # --- answers -------------------------------------------------------------------------------------------------

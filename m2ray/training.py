@@ -222,7 +222,7 @@ class Training:
         epoch = self.step // training.epoch_steps
         metrics: dict[str, Any] = {
             **self.history[-1],
-            **search_score(receiver, self.trainee.codec, self.search, config.evaluation.batch_size),
+            **search_score(receiver, self.trainee.codec, self.search, config.evaluation),
             "recovered": self.annealer.recovered(),
             "collapsed": collapsed(self.history, self.annealer.nll_without - self.annealer.nll_text),
             "restart": self.restart,

@@ -1,5 +1,6 @@
 """Evaluation: every condition plays the same episodes, what it writes down is what happened, nothing leaks."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -12,12 +13,22 @@ from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.conditions import CONDITIONS, Injection, Material, condition
 from m2ray.config import CodecConfig, EvaluationConfig, Splits, TrialConfig
-from m2ray.evaluation import Subject, check_no_leak, check_null, condition_names, evaluate, play, search_score
+from m2ray.evaluation import (
+    Subject,
+    check_no_leak,
+    check_null,
+    condition_names,
+    evaluate,
+    play,
+    search_score,
+    success_probability,
+)
 from m2ray.jobs import jobs_of, run_job, trained_constant
 from m2ray.loading import load_receiver
 from m2ray.receiver import Receiver
 from m2ray.rows import SCHEMA, paired_gain
-from m2ray.task import Episode, episodes, level, read_answer
+from m2ray.stats import wilson
+from m2ray.task import Episode, episodes, level, read_answer, verify, write_answer
 
 PLAYED = episodes(level("easy"), range(1000, 1040), "search")
 EVERY = [*CONDITIONS, "text-9", "scale_gate=0.5"]
@@ -195,7 +206,7 @@ class TestLikelihood:
         "settings", [{}, {"place": "before", "encoder": "resampler"}, {"encoder": "constant"}]
     )
     def test_the_search_score_is_the_paired_gain_of_the_rows(self, mini, settings):
-        score = search_score(mini, make_codec(mini, **settings), PLAYED, batch_size=16)
+        score = search_score(mini, make_codec(mini, **settings), PLAYED, SHORT)
         played = rows_of(mini, ["normal", "shuffle", "P0"], EvaluationConfig(max_new_tokens=1), **settings)
         assert score["score"] == pytest.approx(paired_gain(played), abs=1e-5)
         nll = played.groupby("condition").nll.mean()
@@ -205,9 +216,52 @@ class TestLikelihood:
         np.testing.assert_allclose(score["episode_nll"], played[played.condition == "normal"].nll, atol=1e-4)
 
     def test_a_codec_that_carries_nothing_scores_no_gain_over_shuffle(self, mini):
-        score = search_score(mini, make_codec(mini, encoder="constant"), PLAYED, batch_size=16)
+        score = search_score(mini, make_codec(mini, encoder="constant"), PLAYED, SHORT)
         assert score["gain_shuffle"] == pytest.approx(0, abs=1e-6)
         assert score["score"] <= 1e-6
+
+
+class TestExactSuccess:
+    """The probability of a right answer, without sampling."""
+
+    def test_it_is_the_sum_over_all_answers_that_the_verifier_takes(self, mini):
+        batch, frame = PLAYED[:3], mini.frame(level("easy"))
+        texts = [episode.message for episode in batch]
+        every = list(itertools.product(range(3), repeat=4))
+        wanted = torch.zeros(3)
+        whole = torch.zeros(3)
+        for values in every:
+            rows = [replace(episode, solution=values) for episode in batch]
+            ids_A = mini.answers(level("easy"), torch.tensor([values]))[0]
+            logits_BAW = mini.logits(mini.layout(rows, texts), None, len(frame.ids_A))
+            chance_B = logits_BAW.log_softmax(-1)[:, range(len(ids_A)), ids_A].sum(1).exp()
+            text = write_answer(level("easy"), values, "values")
+            wanted += chance_B * torch.tensor([verify(e, text, "values").success for e in batch])
+            whole += chance_B
+        torch.testing.assert_close(success_probability(mini, batch, texts, None, "message"), wanted)
+        assert all(0.9 < share <= 1.0001 for share in whole.tolist())
+
+    def test_it_is_what_sampling_comes_to(self, mini):
+        prefixes_BKD = make_codec(mini, k=20)(mini.read([e.message for e in PLAYED]), 20, lambda x: x).prefix_BKD
+        exact_B = success_probability(mini, PLAYED, 20, prefixes_BKD.detach(), "message")
+        solved, times = 0, 60
+        for seed in range(times):
+            answers = mini.decode(PLAYED, 20, prefixes_BKD.detach(), "message", temperature=1.0, seed=seed)
+            pairs = zip(PLAYED, answers, strict=True)
+            solved += sum(verify(e, text, mini.style.answer).success for e, text in pairs)
+        low, high = wilson(solved, times * len(PLAYED), 0.001)
+        assert low < float(exact_B.mean()) < high
+
+    def test_as_the_score_it_is_the_gain_over_no_message_and_a_wrong_one(self, mini):
+        config = SHORT.model_copy(update={"score": "success"})
+        codec = make_codec(mini, k=20)
+        metrics, in_nats = search_score(mini, codec, PLAYED, config), search_score(mini, codec, PLAYED, SHORT)
+        texts = [""] * len(PLAYED)
+        without = float(success_probability(mini, PLAYED, texts, None, "message").mean())
+        assert metrics["gain_P0"] == pytest.approx(metrics["search_success"] - without, abs=1e-5)
+        assert metrics["score"] == min(metrics["gain_P0"], metrics["gain_shuffle"])
+        assert metrics["episode_nll"] == in_nats["episode_nll"]
+        assert "search_success" not in in_nats
 
 
 class TestJobs:

@@ -27,6 +27,7 @@ from m2ray.task import (
     write_answer,
     write_facts,
 )
+from m2ray.task import solutions as all_solutions
 
 EASY = level("easy")
 SIZES = [level(name) for name in ("easy", "medium", "hard", "lookup", "lookup-6x10")]
@@ -322,3 +323,15 @@ def test_the_smallest_and_largest_lookup_levels_can_be_played():
     for name in ("lookup-2x100", "lookup-26x2", "lookup-26x100"):
         episode = draw(level(name), 0, "train")
         assert verify(episode, write_answer(level(name), episode.solution, "values"), "values").success
+
+
+@given(seeds, st.sampled_from([*SMALL, level("arithmetic-4x3")]), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_solutions_are_all_answers_that_are_right_by_the_facts(seed, size, both):
+    episode = draw(size, seed % 10_000, "train")
+    facts = episode.sender + episode.receiver if both else episode.receiver
+    found = all_solutions(size, facts)
+    assert len(found) == len(set(found)) == size.count_solutions(facts)
+    if both:
+        assert episode.solution in found
+        assert all(all(size.checks(facts, values)) for values in found)
