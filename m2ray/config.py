@@ -199,6 +199,13 @@ class TrainingConfig(Strict):
     grad_clip: Positive = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
     anneal: Anneal | None = None
+    start: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="a checkpoint whose weights training begins with, of any k where the encoder serves any",
+        ),
+    ] = None
     restarts: Annotated[
         int,
         Field(

@@ -24,7 +24,7 @@ from m2ray.receiver import Receiver
 from m2ray.source import Source
 from m2ray.space import Plan
 from m2ray.trainee import Trainee
-from m2ray.training import check_receiver_seeds, draw_batch
+from m2ray.training import begin_from, check_receiver_seeds, draw_batch
 
 TIMED, TIMES = 64, 3  # rows, at most, of the step and of the batch that a dry run times; times it does
 # Of a message: what its diagnosis costs (conditions decoded and scored, probe messages, free vectors), what a
@@ -44,8 +44,8 @@ def check(plan: Plan, gate: GateConfig) -> None:
 
     Raises:
         UserError: a tracker is not installed, a condition that is judged is not played, a number of slots exceeds
-            the receiver's context, a split has too few different messages, overlaps what codec or receiver are
-            trained on, or B's prompt leaks the message.
+            the receiver's context, a checkpoint to start from does not fit, a split has too few different
+            messages, overlaps what codec or receiver are trained on, or B's prompt leaks the message.
     """
     example, file = plan.example, plan.file
     trackers.check(example.trackers)
@@ -64,6 +64,8 @@ def check(plan: Plan, gate: GateConfig) -> None:
                     f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
                     f"{receiver.max_positions}; use fewer"
                 )
+            if config.training.start:
+                begin_from(Path(config.training.start), Codec(config.codec, receiver), config, receiver)
         check_receiver_seeds(example, receiver)
         source = Source(example.task)
         source.check_disjoint(example.splits)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from m2ray.codec import Codec
+from m2ray.codec import Codec, load_codec
 from m2ray.command import UserError
 from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
@@ -153,6 +153,8 @@ class Training:
         config, training, receiver = self.config, self.config.training, self.receiver
         torch.manual_seed(self.seed + 1_000_003 * restart)
         codec = Codec(config.codec, receiver).to(receiver.device)
+        if training.start:
+            begin_from(Path(training.start), codec, config, receiver)
         heads = Heads(config, receiver).to(receiver.device)
         self.trainee = Trainee(config, codec, heads, receiver)
         self._wrapped: nn.Module = DistributedDataParallel(self.trainee) if self.workers > 1 else self.trainee
@@ -393,6 +395,26 @@ def train_pack(queues: Sequence[Iterator[Training]], failed: Callable[[int, Exce
                 else:
                     if current[number].done:
                         go_on(number)
+
+
+def begin_from(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiver) -> None:
+    """Give a codec the weights of a checkpoint, of the same form but for its k.
+
+    Raises:
+        UserError: there is none, it is of another receiver or form, or it was trained on another task, whose
+            training messages may be those that this one is judged on.
+    """
+    start = load_codec(folder, receiver)
+    if (start.record.get("trial") or {}).get("task") != config.task.model_dump():
+        raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
+    if start.config.model_copy(update={"k": config.codec.k}) != config.codec:
+        raise UserError(f"training.start: {folder}: its codec differs in more than k; give both the same settings")
+    try:
+        codec.load_state_dict(start.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"training.start: {folder}: the encoder {config.codec.encoder} is made for one k; use {start.config.k}"
+        ) from None
 
 
 def collapsed(history: Sequence[dict[str, float]], worth: float) -> bool:

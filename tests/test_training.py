@@ -288,3 +288,35 @@ def test_reports_keep_the_batchs_nll_apart_from_that_on_search(tiny, tmp_path):
     metrics, _ = run(config(tiny), tiny, tmp_path)[-1]
     assert metrics["nll"] == json.loads((tmp_path / "history.json").read_text())[-1]["nll"]
     assert metrics["search_nll"] != metrics["nll"]
+
+
+def test_a_training_begins_with_the_weights_of_a_checkpoint_of_another_k(tiny, tmp_path):
+    ((_, start), *_) = run(config(tiny), tiny, tmp_path / "start")
+    over = {"training__start": str(start), "training__lr": 1e-12, "training__epochs": 1, "codec__k": 2}
+    ((metrics, end),) = run(config(tiny, **over), tiny, tmp_path / "goes-on")
+    before, after = load_codec(start, tiny), load_codec(end, tiny)
+    assert (before.config.k, after.config.k) == (3, 2)
+    for name, tensor in before.state_dict().items():
+        torch.testing.assert_close(after.state_dict()[name], tensor, msg=name)
+    assert metrics["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("over", "says"),
+    [
+        ({"codec__width": 64}, r"its codec differs in more than k; give both the same settings$"),
+        ({"task": {"level": "medium"}}, r"trained on another task; use a checkpoint of the same$"),
+        ({"training__start": "nowhere"}, r"nowhere: no config.json; give a checkpoint folder"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_one_line(tiny, tmp_path, over, says):
+    ((_, start), *_) = run(config(tiny, training__epochs=1), tiny, tmp_path / "start")
+    with pytest.raises(UserError, match=says):
+        run(config(tiny, **{"training__start": str(start), **over}), tiny, tmp_path / "goes-on")
+
+
+def test_an_encoder_for_one_k_does_not_start_from_another(tiny, tmp_path):
+    codec = {"encoder": "last_token", "k": 3, "width": 32}
+    ((_, start), *_) = run(config(tiny, training__epochs=1, codec=codec), tiny, tmp_path / "start")
+    with pytest.raises(UserError, match=r"the encoder last_token is made for one k; use 3$"):
+        run(config(tiny, training__start=str(start), codec={**codec, "k": 2}), tiny, tmp_path / "goes-on")
