@@ -27,10 +27,11 @@ from m2ray.config import TrialConfig
 from m2ray.jobs import run_folder, trial_of
 from m2ray.loading import load_receiver
 from m2ray.memory import rows_at_once
+from m2ray.pack import train_pack
 from m2ray.pool import last_line
 from m2ray.space import Resources
 from m2ray.strict import validate
-from m2ray.training import Training, TrainingFailed, train, train_pack
+from m2ray.training import Training, TrainingFailed, train
 
 # Read by Ray when it runs, here and in the processes it starts.
 QUIET = {
@@ -38,6 +39,8 @@ QUIET = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Relative paths of a configuration are the caller's.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     # At its default of 2 s every report of a worker blocks that long.

@@ -32,9 +32,9 @@ from m2ray.loading import load_receiver
 from m2ray.losses import answer_nll
 from m2ray.probes import facts_of, fields_of, probe, shared_facts, similarity_map, stages
 from m2ray.receiver import Receiver
+from m2ray.schedule import draw_batch
 from m2ray.source import Source, cache_root
 from m2ray.task import Episode, verify
-from m2ray.training import draw_batch
 
 EPISODES = 1000  # held-out messages, where no seeds are named
 PROBE_MESSAGES, PROBE_TIMES = (

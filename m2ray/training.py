@@ -1,13 +1,11 @@
-"""The training loop: of one codec, in one process or in many that see the same global batch; or of several codecs
-on one receiver, in one process.
-"""
+"""The training loop of one codec, in one process or in many that see the same global batch."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,8 +22,10 @@ from m2ray.files import write_json
 from m2ray.losses import Heads
 from m2ray.memory import RowsAtOnce, out_of_memory
 from m2ray.receiver import Receiver
+from m2ray.schedule import Annealer, draw_batch, learning_rate
 from m2ray.source import Source
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
+from m2ray.strict import validate
 from m2ray.task import Episode
 from m2ray.trackers import check, tracking
 from m2ray.trainee import Trainee, together, world, world_mean
@@ -39,51 +39,6 @@ SAVE_S = 60.0  # what a kill costs at most, besides an epoch's evaluation
 
 class TrainingFailed(RuntimeError):
     """The optimisation broke down; the message says at which step and how."""
-
-
-class Annealer:
-    """How many slots to train with: `Anneal` in `m2ray.config` says the rule."""
-
-    def __init__(self, config: TrialConfig, steps: int, nll_without: float, nll_text: float) -> None:
-        self.anneal, self.target, self.steps = config.training.anneal, config.codec.k, steps
-        self.nll_without, self.nll_text = nll_without, nll_text
-        self.k = self.anneal.start if self.anneal else self.target
-        self.held, self.nll = 0, nll_without
-
-    def recovered(self) -> float:
-        """Share of what the text is worth to the receiver that the codec now recovers, in nats."""
-        return (self.nll_without - self.nll) / max(self.nll_without - self.nll_text, 1e-6)
-
-    def update(self, step: int, nll: float) -> None:
-        """Take in the loss of a step and decide the k of the next."""
-        self.nll += 0.1 * (nll - self.nll)
-        self.held += 1
-        if self.anneal is None or self.k <= self.target:
-            return
-        line = self.anneal.start - (self.anneal.start - self.target) * step / (self.anneal.deadline * self.steps)
-        ready = self.held >= self.anneal.hold and self.recovered() >= self.anneal.bound
-        if ready or self.k > max(line, self.target):
-            self.k, self.held = self.k - 1, 0
-
-
-def draw_batch(source: Source, seeds: range, samples: range, training_seed: int) -> list[Episode]:
-    """The episodes of sample numbers: a walk over the training seeds that meets each once before any twice.
-
-    A stride coprime to their number makes the walk a permutation; the training seed says where it starts.
-    """
-    stride = next(
-        s for s in range(int(len(seeds) * 0.618) | 1, 2 * len(seeds) + 2) if math.gcd(s, len(seeds)) == 1
-    )
-    start = training_seed * 104_729
-    return source.get([seeds[(start + number * stride) % len(seeds)] for number in samples], "train")
-
-
-def learning_rate(config: TrialConfig, step: int, steps: int, per_epoch: int) -> float:
-    """The learning rate of a step, counted from 0."""
-    training = config.training
-    warm = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
-    done = {"cosine": step / steps, "cosine_per_epoch": step % per_epoch / per_epoch, "constant": 0.0}
-    return training.lr * warm * (1 + math.cos(math.pi * done[training.schedule])) / 2
 
 
 class Training:
@@ -144,7 +99,10 @@ class Training:
         if not file.is_file():
             return {}, {}
         tensors, meta = load_tensors(file)
-        if meta["settings"] != self.settings:
+        trial, *rest = json.loads(meta["settings"])
+        # Through the model, for the settings that an earlier version did not have yet.
+        trial = validate(TrialConfig, trial, f"{file}: settings").model_dump(exclude={"trackers"})
+        if [trial, *rest] != json.loads(self.settings):
             raise UserError(f"{file}: made with other settings; choose another name or remove the folder")
         return tensors, meta
 
@@ -355,46 +313,6 @@ def _gradients(trainings: Sequence[Training]) -> list[tuple[Tensor, dict[str, Te
         results = together(trainings[0].receiver, asking, at_once)
     torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
     return results
-
-
-def train_pack(queues: Sequence[Iterator[Training]], failed: Callable[[int, Exception], None]) -> None:
-    """Train several codecs on one receiver, a step of each at a time, their rows in common forward passes.
-
-    Each has its own optimiser, metrics and end, and becomes what it would have become alone, to rounding.
-
-    Args:
-        queues: Trainings on one receiver, those of a queue one after the other. What differs in precision takes
-            turns.
-        failed: Told of a queue that broke down, and how; the others go on without it.
-    """
-    current: dict[int, Training] = {}
-
-    def go_on(number: int) -> None:
-        """To the queue's next training that has steps left."""
-        if number in current:
-            current.pop(number).close()
-        try:
-            training = next((training for training in queues[number] if not training.done), None)
-        except Exception as error:  # whatever it is, it is this queue's alone
-            failed(number, error)
-            return
-        if training is not None:
-            current[number] = training
-
-    for number in range(len(queues)):
-        go_on(number)
-    while current:
-        for precision in sorted({training.config.training.precision for training in current.values()}):
-            members = [n for n, training in current.items() if training.config.training.precision == precision]
-            for number, result in zip(members, gradients([current[n] for n in members]), strict=True):
-                try:
-                    current[number].learn(*result)
-                except Exception as error:  # as above
-                    current.pop(number).close()
-                    failed(number, error)
-                else:
-                    if current[number].done:
-                        go_on(number)
 
 
 def begin_from(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiver) -> None:

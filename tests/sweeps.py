@@ -45,7 +45,7 @@ def write_space(folder: Path, **changes) -> Path:
 class Process:
     """`python -m m2ray.sweep` with everything that it starts."""
 
-    def __init__(self, *argv) -> None:
+    def __init__(self, *argv, cwd: Path | None = None) -> None:
         self.mark = f"M2RAY_TEST={uuid.uuid4().hex}"
         name, _, value = self.mark.partition("=")
         self.popen = subprocess.Popen(
@@ -55,6 +55,7 @@ class Process:
             text=True,
             env={**os.environ, name: value, "OMP_NUM_THREADS": "1"},
             start_new_session=True,
+            cwd=cwd,
         )
 
     def wait(self) -> subprocess.CompletedProcess:
@@ -101,6 +102,6 @@ class Process:
             time.sleep(0.1)
 
 
-def sweep(*argv) -> subprocess.CompletedProcess:
+def sweep(*argv, cwd: Path | None = None) -> subprocess.CompletedProcess:
     """Run one to its end."""
-    return Process(*argv).wait()
+    return Process(*argv, cwd=cwd).wait()

@@ -8,7 +8,8 @@ import torch
 from test_training import config, curve
 
 from m2ray.codec import load_codec
-from m2ray.training import Training, TrainingFailed, train, train_pack
+from m2ray.pack import train_pack
+from m2ray.training import Training, TrainingFailed, train
 
 # Of different k, place, encoder, objectives, batch and length.
 MEMBERS = {

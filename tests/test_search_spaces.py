@@ -28,7 +28,7 @@ def configs(plan):
 
 
 def test_the_spaces_are_those_of_the_documentation():
-    recipes = ["recipe-mini", "recipe-qwen"]
+    recipes = ["recipe-mini", "recipe-qwen", "recipe-qwen-k4"]
     searches = ["attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart"]
     assert ["adapted-easy", *searches, *recipes, "scale"] == NAMES
 
@@ -159,8 +159,7 @@ def test_what_a_searching_space_judges_on_no_other_space_looks_at():
         name: [plan.example.splits.seeds(split) for split in ("search", "select", "confirm")]
         for name, plan in PLANS.items()
     }
-    names = ("adapted-easy", "constants", "gate1", "gate2", "scale", "quickstart", "recipe-mini", "recipe-qwen")
-    for one, other in itertools.permutations(names, 2):
+    for one, other in itertools.permutations(set(NAMES) - {"attempt-02", "attempt-03"}, 2):
         confirm = seen[one][-1]
         assert not any(set(confirm) & set(seeds) for seeds in seen[other]), (one, other)
 
@@ -176,7 +175,7 @@ def kinds():
 
 @pytest.mark.parametrize("config", kinds(), ids=name_of)
 def test_every_kind_of_configuration_trains(config, tmp_path):
-    sizes = {"epochs": 1, "epoch_samples": 8, "batch_size": 8}
+    sizes = {"epochs": 1, "epoch_samples": 8, "batch_size": 8, "start": None}  # a start is of its own receiver
     small = config.model_copy(
         update={
             "training": config.training.model_copy(update=sizes),

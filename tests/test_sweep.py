@@ -10,15 +10,17 @@ import pytest
 import yaml
 from sweeps import CONDITIONS, CONFIRM, SEARCH, sweep, write_space
 
+from m2ray.loading import EMBEDDED
 from m2ray.proposer import Journal
 from m2ray.rows import KEY, RowStore
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """Folder, rows and what was printed."""
+    """Folder, rows and what was printed; the receiver is a folder below the one that the sweep is called in."""
     where = tmp_path_factory.mktemp("swept")
-    done = sweep(write_space(where), "--results", where)
+    shutil.copytree(EMBEDDED / "mini", where / "receiver")
+    done = sweep(write_space(where), "--results", where, "--receiver", "receiver", cwd=where)
     assert done.returncode == 0, done.stderr
     return where / "small", RowStore(where / "small").read(), done
 

@@ -15,15 +15,14 @@ from m2ray.command import UserError
 from m2ray.config import TrialConfig, parse_seeds
 from m2ray.loading import load_receiver
 from m2ray.losses import LOSSES
+from m2ray.schedule import Annealer, draw_batch, learning_rate
 from m2ray.source import Source
+from m2ray.state import load_tensors, save_tensors
 from m2ray.strict import validate
 from m2ray.training import (
-    Annealer,
     TrainingFailed,
     check_receiver_seeds,
     collapsed,
-    draw_batch,
-    learning_rate,
     train,
 )
 
@@ -150,6 +149,16 @@ def test_a_state_of_other_settings_is_refused(tiny, tmp_path):
     run(config(tiny), tiny, tmp_path)
     with pytest.raises(UserError, match="made with other settings"):
         run(config(tiny, training__lr=1e-4), tiny, tmp_path)
+
+
+def test_a_state_from_before_a_setting_existed_is_gone_on_with(tiny, tmp_path):
+    run(config(tiny), tiny, tmp_path)
+    file = tmp_path / "training.safetensors"
+    tensors, meta = load_tensors(file)
+    trial, *rest = json.loads(meta["settings"])
+    del trial["training"]["start"], trial["evaluation"]["score"]
+    save_tensors(file, tensors, {**meta, "settings": json.dumps([trial, *rest])})
+    assert run(config(tiny), tiny, tmp_path) == []
 
 
 def test_a_broken_optimisation_is_named(tiny, tmp_path):
