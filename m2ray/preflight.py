@@ -44,8 +44,8 @@ def check(plan: Plan, gate: GateConfig) -> None:
 
     Raises:
         UserError: a tracker is not installed, a condition that is judged is not played, a number of slots exceeds
-            the receiver's context, a split has too few different messages, overlaps what codec or receiver are
-            trained on, or B's prompt leaks the message.
+            the receiver's context, the receiver lacks words of the level, a split has too few different messages,
+            overlaps what codec or receiver are trained on, or B's prompt leaks the message.
     """
     example, file = plan.example, plan.file
     trackers.check(example.trackers)
@@ -66,6 +66,7 @@ def check(plan: Plan, gate: GateConfig) -> None:
                 )
         check_receiver_seeds(example, receiver)
         source = Source(example.task)
+        receiver.frame(source.level)  # refuses a level whose words the receiver does not know
         source.check_disjoint(example.splits)
         for split in SPLITS:
             episodes = source.get(example.splits.seeds(split), split)
