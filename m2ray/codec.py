@@ -19,6 +19,7 @@ from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2ray import plugs
 from m2ray.command import UserError, why
 from m2ray.config import CodecConfig
 from m2ray.encoders import ENCODERS, Segments
@@ -131,7 +132,9 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.receiver_digest = receiver.digest
         self.unit = receiver.embedding_norm
         self.width = receiver.width
-        self.encoder = ENCODERS[config.encoder](config, receiver)
+        make = plugs.find(plugs.ENCODERS, ENCODERS, config.encoder)
+        with plugs.blamed(plugs.ENCODERS, config.encoder):
+            self.encoder: nn.Module = make(config, receiver)
         self.quantiser = Quantiser(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(receiver.width) if config.calibration == "layernorm" else None
         start = config.scale_gate if self.norm else math.log(config.scale_gate)
@@ -155,8 +158,20 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
             k: Slots, where the encoder serves any; default, and else, the configured k.
             gather: Collects a tensor's rows from all workers, so that codebooks follow the global batch.
         """
-        latent_BKD = self.encoder(reading, k or self.config.k)
-        return self.decode(latent_BKD, gather=gather)
+        return self.decode(self.encode(reading, k or self.config.k), gather=gather)
+
+    def encode(self, reading: Reading, k: int) -> Tensor:
+        """Messages to latents, [B, K, D].
+
+        Raises:
+            UserError: an encoder of another package breaks down, or gives another shape.
+        """
+        with plugs.blamed(plugs.ENCODERS, self.config.encoder):
+            latent_BKD = cast(Tensor, self.encoder(reading, k))
+        found, wanted = list(latent_BKD.shape), [len(reading.mask_BT), k, self.width]
+        if found != wanted:
+            raise plugs.fault(plugs.ENCODERS, self.config.encoder, f"gave shape {found}, expected {wanted}")
+        return latent_BKD
 
     def decode(
         self, latent_BKD: Tensor, scale_gate: float | None = None, gather: Gather = lambda tensor: tensor
@@ -246,7 +261,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def least_parameters(config: CodecConfig, width: int) -> int:
-    """A lower bound of a codec's parameters for a receiver of some width, from its configuration alone."""
+    """A lower bound of a codec's parameters for a receiver of some width, by its configuration; of a plug's
+    encoder nothing is known.
+    """
     hidden = config.width
     least = {
         "last_token": hidden * (width + hidden + config.k * width),
@@ -255,7 +272,7 @@ def least_parameters(config: CodecConfig, width: int) -> int:
         "memory": (config.k + config.lora_rank) * width,
         "constant": config.k * width,
     }
-    return least[config.encoder] + (config.codebook * width if config.bottleneck == "vq" else 0)
+    return least.get(config.encoder, 0) + (config.codebook * width if config.bottleneck == "vq" else 0)
 
 
 def load_codec(folder: Path, receiver: Receiver) -> Codec:

@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
+from m2ray import plugs
 from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.layout import Place
@@ -56,7 +57,7 @@ class Material:
     def latents_EKD(self) -> Tensor:
         """What the codec's encoder makes of all messages: what `Codec.decode` takes."""
         codec = self.trained
-        return self.encode(lambda reading: codec.encoder(reading, codec.config.k))
+        return self.encode(lambda reading: codec.encode(reading, codec.config.k))
 
     @cached_property
     def prefixes_EKD(self) -> Tensor:
@@ -226,14 +227,32 @@ def condition(name: str) -> Condition:
     Raises:
         UserError: no such condition.
     """
-    if name in CONDITIONS:
-        return CONDITIONS[name]
+    added = plugs.installed(plugs.CONDITIONS)
+    if name in CONDITIONS or name in added:
+        found = plugs.find(plugs.CONDITIONS, CONDITIONS, name)
+        if not isinstance(found, Condition):
+            raise plugs.fault(plugs.CONDITIONS, name, f"is {found!r:.60}, which is no m2ray.conditions.Condition")
+        return found
     if cut := re.fullmatch(r"text-([1-9][0-9]{0,17})", name):
         limit = int(cut[1])
         return Condition(lambda material: text_bytes(material, limit), "receiver")
     scale = re.fullmatch(r"scale_gate=([0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,3})?)", name)
     if scale and (gate := float(scale[1])) < float("inf"):
         return Condition(lambda material: scale_gate(material, gate), "checkpoint")
-    raise UserError(
-        f"--conditions: {name!r} does not exist; use some of {', '.join(CONDITIONS)}, text-16, scale_gate=0.5"
-    )
+    known = ", ".join([*CONDITIONS, *added])
+    raise UserError(f"--conditions: {name!r} does not exist; use some of {known}, text-16, scale_gate=0.5")
+
+
+def inject(name: str, material: Material) -> Injection:
+    """What B gets under a condition.
+
+    Raises:
+        UserError: no such condition, or one of another package breaks down or gives something else.
+    """
+    kind = condition(name)
+    with plugs.blamed(plugs.CONDITIONS, name):
+        injection = kind.inject(material)
+        given = injection.texts if injection.prefixes is None else injection.prefixes
+        if given is None or len(given) != len(material.episodes):
+            raise ValueError("an Injection holds a text or a prefix for each episode; this one does not")
+    return injection

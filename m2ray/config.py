@@ -8,18 +8,34 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    ConfigDict,
     Field,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
-from m2ray.strict import SEED_RANGE, Strict
+from m2ray import plugs
+from m2ray.strict import SEED_RANGE, Strict, UnknownKey
 from m2ray.task import level as task_level
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+# The names of m2ray's own, as in the tables of `m2ray.encoders` and `m2ray.conditions`; plugs have others.
+ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
+CONDITIONS = ("normal", "null", "random", "shuffle", "P0", "P1", "identity", "constant", "mean", "matched")
+
+
+def _is_encoder(name: str) -> str:
+    plugs.check(plugs.ENCODERS, ENCODERS, name)
+    return name
+
+
+# To editors only m2ray's own names are known.
+Encoder = Annotated[str, AfterValidator(_is_encoder), WithJsonSchema({"enum": list(ENCODERS), "type": "string"})]
 
 
 def parse_seeds(text: str) -> range:
@@ -81,7 +97,7 @@ class TaskConfig(Strict):
 class CodecConfig(Strict):
     """The codec: what reads the message, what the latent passes through, how the prefix is scaled."""
 
-    encoder: Literal["last_token", "resampler", "segments", "memory", "constant"] = "segments"
+    encoder: Encoder = "segments"
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
     place: Annotated[Literal["message", "before", "after"], Field(description="where B's prompt gets them")] = (
         "message"
@@ -145,7 +161,10 @@ class NegativesTerm(LossTerm):
 
 
 class Losses(Strict):
-    """The objectives in use; `m2ray.losses` defines each."""
+    """The objectives in use; `m2ray.losses` defines each. A plug's stands beside them under its own name."""
+
+    model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
+    __pydantic_extra__: dict[str, LossTerm | None] = Field(init=False)  # the plugs'
 
     ce: CrossEntropyTerm | None = None
     kl: LossTerm | None = None
@@ -162,6 +181,15 @@ class Losses(Strict):
     latent_information: LossTerm | None = None
     diversity: LossTerm | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        for name in data if isinstance(data, dict) else ():
+            if name not in cls.model_fields and name not in plugs.installed(plugs.LOSSES):
+                raise UnknownKey(name)
+            plugs.check(plugs.LOSSES, cls.model_fields, name)
+        return data
+
     @model_validator(mode="after")
     def _some(self) -> Losses:
         if not any(term.weight > 0 for term in self.terms().values()):
@@ -170,7 +198,8 @@ class Losses(Strict):
 
     def terms(self) -> dict[str, LossTerm]:
         """The objectives that are set, by name."""
-        return {name: term for name in type(self).model_fields if (term := getattr(self, name)) is not None}
+        every = {name: getattr(self, name) for name in (*type(self).model_fields, *self.__pydantic_extra__)}
+        return {name: term for name, term in every.items() if term is not None}
 
 
 class Anneal(Strict):
@@ -243,18 +272,7 @@ class EvaluationConfig(Strict):
             "probability that B, sampling at temperature 1, writes a right answer"
         ),
     ] = "gain"
-    conditions: list[str] = [
-        "normal",
-        "null",
-        "random",
-        "shuffle",
-        "P0",
-        "P1",
-        "identity",
-        "constant",
-        "mean",
-        "matched",
-    ]
+    conditions: list[str] = list(CONDITIONS)
     text_bytes: list[Count] = [16, 64]
     scale_gates: list[NonNegative] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 
@@ -267,10 +285,11 @@ class EvaluationConfig(Strict):
     @field_validator("conditions")
     @classmethod
     def _exist(cls, names: list[str]) -> list[str]:
-        known = cls.model_fields["conditions"].default
+        known = [*CONDITIONS, *plugs.installed(plugs.CONDITIONS)]
         for name in names:
             if name not in known:
                 raise ValueError(f"condition {name!r} does not exist; use some of {', '.join(known)}")
+            plugs.check(plugs.CONDITIONS, CONDITIONS, name)
         return names
 
     @property

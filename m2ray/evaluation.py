@@ -14,7 +14,7 @@ from torch import Tensor
 
 from m2ray.codec import Codec
 from m2ray.command import UserError
-from m2ray.conditions import Injection, Material, condition, derangement
+from m2ray.conditions import Injection, Material, condition, derangement, inject
 from m2ray.config import EvaluationConfig
 from m2ray.losses import values_nll
 from m2ray.memory import in_halves
@@ -76,7 +76,7 @@ def evaluate(
     frames = []
     for name in names:
         kind = condition(name)
-        injection = kind.inject(material)
+        injection = inject(name, material)
         if name == "null":
             check_null(injection)
         answers, nll_E = play(receiver, episodes, injection, config)

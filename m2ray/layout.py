@@ -116,11 +116,12 @@ class Wording:
                 as one token of its own.
         """
         if level not in self._frames:
-            words = " ".join(level.words)
-            if self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in self.tokens(words):
+            unknown = self.tokenizer.unk_token_id
+            lacking = [word for word in level.words if unknown is not None and unknown in self.tokens(word)]
+            if lacking:
                 raise UserError(
-                    f"receiver {self.name}: its vocabulary lacks words of level {level.name}; use another "
-                    "receiver, or the level that it was trained on"
+                    f"receiver {self.name}: its vocabulary lacks words of level {level.name}, such as "
+                    f"`{lacking[0]}`; use another receiver, or the level that it was trained on"
                 )
             same = [[v] * level.variables for v in range(level.domain)]
             rows = [self.tokens(write_answer(level, values, self.style.answer)) for values in same]

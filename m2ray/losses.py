@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from m2ray import plugs
 from m2ray.codec import Encoded
 from m2ray.config import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
 from m2ray.encoders import waves
@@ -264,17 +265,32 @@ LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
 }
 
 
-# For these the receiver must read the prefix and the answer; the others look at the codec alone.
 NEED_ANSWER = ("ce", "kl", "states", "help", "contrast", "infonce")
+
+
+def needs_answer(name: str) -> bool:
+    """Whether the receiver must read the prefix and the answer for an objective; else it looks at the codec."""
+    return name in NEED_ANSWER or name not in LOSSES
+
+
+def value_of(name: str, signals: Signals, term: LossTerm) -> Tensor:
+    """An objective's own value, unweighted."""
+    function = plugs.find(plugs.LOSSES, LOSSES, name)
+    with plugs.blamed(plugs.LOSSES, name):
+        value = function(signals, term)
+    if not isinstance(value, Tensor) or value.ndim:
+        shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
+        raise plugs.fault(plugs.LOSSES, name, f"gave {shape}, expected a tensor without dimensions")
+    return value
 
 
 def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
     """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
     values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
     for name, term in losses.terms().items():
-        if name in NEED_ANSWER and signals.heard is None:  # before any of them counts
+        if needs_answer(name) and signals.heard is None:  # before any of them counts
             continue
-        values[name] = LOSSES[name](signals, term)
+        values[name] = value_of(name, signals, term)
         total = total + term.weight_at(step, steps) * values[name]
     return total, values
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from m2ray import plugs
 from m2ray.command import UserError, check_place
 from m2ray.files import write_atomic
 from m2ray.gate import GateConfig
@@ -67,7 +68,7 @@ def describe(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any
         "code": code_digest(),
         "git": commit.stdout.strip() or "not a git checkout",
         "receiver": {"name": receiver.name, "digest": receiver.digest},
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | plugs.packages(),
         "space": plan.space.model_dump(by_alias=True),
         "file": str(plan.file),
         "gate": gate.model_dump(),

@@ -74,7 +74,9 @@ def blamed(group: str, name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if name not in installed(group):
+        from m2ray.memory import out_of_memory  # and torch with it: only where something broke
+
+        if name not in installed(group) or out_of_memory(error):
             raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {why(error)} ({last.filename}, line {last.lineno})"

@@ -45,8 +45,9 @@ def check(plan: Plan, gate: GateConfig) -> None:
 
     Raises:
         UserError: a tracker is not installed, a condition that is judged is not played, a number of slots exceeds
-            the receiver's context, a checkpoint to start from does not fit, a split has too few different
-            messages, overlaps what codec or receiver are trained on, or B's prompt leaks the message.
+            the receiver's context, a checkpoint to start from does not fit, the receiver lacks words of the level,
+            a split has too few different messages, overlaps what codec or receiver are trained on, or B's prompt
+            leaks the message.
     """
     example, file = plan.example, plan.file
     trackers.check(example.trackers)
@@ -69,6 +70,7 @@ def check(plan: Plan, gate: GateConfig) -> None:
                 begin_from(Path(config.training.start), Codec(config.codec, receiver), config, receiver)
         check_receiver_seeds(example, receiver)
         source = Source(example.task)
+        receiver.frame(source.level)  # refuses a level whose words the receiver does not know
         source.check_disjoint(example.splits)
         for split in SPLITS:
             episodes = source.get(example.splits.seeds(split), split)

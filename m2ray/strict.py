@@ -23,6 +23,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
+class UnknownKey(ValueError):
+    """Raised by a model that sees for itself which keys it knows, of one that it does not."""
+
+
 Model = TypeVar("Model", bound=Strict)
 
 
@@ -136,11 +140,14 @@ def validate(model: type[Model], data: Any, source: str | Callable[[str], str]) 
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(f"{part!s:.60}" for part in fault["loc"] if part != "[key]")
-        if fault["type"] == "value_error":
-            mend = str(fault["ctx"]["error"])
-        elif fault["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(str(fault["loc"][-1]), sorted(set(_known_keys(model))), n=1)
+        raised = fault.get("ctx", {}).get("error")
+        if isinstance(raised, UnknownKey):
+            key = f"{key}.{raised!s:.60}".lstrip(".")
+        if fault["type"] == "extra_forbidden" or isinstance(raised, UnknownKey):
+            close = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(_known_keys(model))), n=1)
             mend = "unknown key; " + (f"did you mean `{close[0]}`?" if close else "remove it")
+        elif fault["type"] == "value_error":
+            mend = str(raised)
         else:
             form = _FAULTS.get(fault["type"], fault["msg"].replace("{", "(") + ", not {given}; mend it")
             mend = form.format(given=f"{fault['input']!r:.60}", **fault.get("ctx", {}))

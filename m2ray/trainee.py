@@ -20,12 +20,12 @@ from m2ray.codec import Codec, Encoded
 from m2ray.config import TrialConfig
 from m2ray.encoders import Segments, mean_state
 from m2ray.losses import (
-    NEED_ANSWER,
     Heads,
     Signals,
     Slots,
     answer_nll,
     mean_cosine,
+    needs_answer,
     row_nll,
     value_weight,
     weighted_sum,
@@ -132,7 +132,7 @@ class Trainee(nn.Module):
         if losses.slots:
             signals.slots = yield from self._slots(batch[mine], reading, encoded)
         steps, values = self.config.training.steps, dict[str, Tensor]()
-        if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if name in NEED_ANSWER):
+        if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if needs_answer(name)):
             values = yield from self._listen(signals, batch, mine, encoded, log)
         total, metrics = weighted_sum(signals, losses, step, steps)
         metrics |= values
