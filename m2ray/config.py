@@ -305,7 +305,7 @@ class TrialConfig(Strict):
     task: TaskConfig = TaskConfig()
     splits: Splits = Splits()
     codec: CodecConfig = CodecConfig()
-    losses: Losses = Losses(ce=CrossEntropyTerm())
+    losses: Losses = Field(default_factory=lambda: Losses(ce=CrossEntropyTerm()))
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     workers: Annotated[int, Field(ge=1, description="DDP workers; 1 trains in process")] = 1

@@ -23,7 +23,7 @@ TASKS, ENCODERS, LOSSES, CONDITIONS = (f"m2ray.{kind}" for kind in ("tasks", "en
 def installed(group: str) -> Mapping[str, list[EntryPoint]]:
     """The entry points of a group, by name; more than one where packages claim the same."""
     found = defaultdict(list)
-    for entry in entry_points(group=group):
+    for entry in sorted(entry_points(group=group), key=lambda entry: (_said(entry), entry.value)):
         found[entry.name].append(entry)
     return dict(found)
 
