@@ -1,9 +1,9 @@
 """The family of split arithmetic: `arithmetic-VxD`, of which `arithmetic` is the one of six operands modulo 10.
 
 V operands from 0 to D - 1 are to be added and subtracted, by signs that are drawn. A holds half of the operands,
-by chance which; B holds the signs and the others. B writes the running totals modulo D, so that each value is one
-addition. An answer is right where all totals are. The last alone is the result, but a wrong message gives the
-right one once in D episodes, as often as a guess does: that it misleads could not be seen. All totals are right
+by chance which; B holds the expression, with the others in it. B writes the running totals modulo D, so that each
+value is one addition. An answer is right where all totals are. The last alone is the result, but a wrong message
+gives the right one once in D episodes, as often as a guess does: that it misleads could not be seen. All are right
 once in D ** (V / 2) episodes for a B that guesses, and hardly more often for one that believes a wrong message.
 """
 
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from m2ray.task import Draw, Level
@@ -33,9 +34,10 @@ class Operand(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """What is to be worked out: a sign, + or -, of each operand but the first."""
+    """What is to be worked out: a sign of each operand, the first a plus, and the operands that B knows."""
 
     signs: str
+    values: tuple[int | None, ...]
     modulo: int
 
     def fact(self) -> Expression:
@@ -43,12 +45,13 @@ class Expression(NamedTuple):
         return self
 
     def __str__(self) -> str:
-        terms = "".join(f" {sign} x{i + 2}" for i, sign in enumerate(self.signs))
-        count = len(self.signs) + 1
-        return f"t1 to t{count} are the running totals of x1{terms} modulo {self.modulo}"
+        terms = [f"x{i + 1}" if value is None else str(value) for i, value in enumerate(self.values)]
+        written = " ".join(f"{sign} {term}" for sign, term in zip(self.signs, terms, strict=True))
+        return f"t1 to t{len(terms)} are the running totals of {written[2:]} modulo {self.modulo}"
 
 
 _OPERAND = re.compile(r"x([1-9]\d?) = (0|[1-9]\d?)", re.ASCII)
+_TERM = re.compile(r"([+-]) (?:x\d+|(\d+))(?= |$)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,14 @@ class ArithmeticLevel(Level):
     @property
     def words(self) -> tuple[str, ...]:
         """See `Level`."""
-        said = str(Expression("+" * (self.variables - 1), self.domain)).split()
-        return tuple(dict.fromkeys([*said, "-", "=", *self.names, *map(str, range(self.domain))]))
+        return tuple(
+            dict.fromkeys([*str(self._sum).split(), "-", "=", *self.names, *map(str, range(self.domain))])
+        )
+
+    @property
+    def _sum(self) -> Expression:
+        """Of operands that are all unknown."""
+        return Expression("+" * self.variables, (None,) * self.variables, self.domain)
 
     @property
     def possible_facts(self) -> int:
@@ -74,20 +83,18 @@ class ArithmeticLevel(Level):
     def draw(self, below: Callable[[int], int]) -> Draw:
         """See `Level`."""
         count = self.variables
-        operands = [Operand(i, below(self.domain)) for i in range(count)]
-        signs = "".join("+-"[below(2)] for _ in range(count - 1))
+        values = [below(self.domain) for _ in range(count)]
+        signs = "+" + "".join("+-"[below(2)] for _ in range(count - 1))
         order = list(range(count))
         for i in range(count - 1, 0, -1):
             j = below(i + 1)
             order[i], order[j] = order[j], order[i]
-        mine, yours = (
-            tuple(operands[i] for i in sorted(half)) for half in (order[: count // 2], order[count // 2 :])
-        )
-        totals, total = [], 0
-        for operand, sign in zip(operands, "+" + signs, strict=True):
-            total = (total + operand.value * (1 if sign == "+" else -1)) % self.domain
-            totals.append(total)
-        return Draw(mine, (Expression(signs, self.domain), *yours), tuple(totals))
+        mine = sorted(order[: count // 2])
+        known = tuple(None if i in mine else value for i, value in enumerate(values))
+        steps = (value if sign == "+" else -value for sign, value in zip(signs, values, strict=True))
+        totals = tuple(total % self.domain for total in accumulate(steps))
+        sender = tuple(Operand(i, values[i]) for i in mine)
+        return Draw(sender, (Expression(signs, known, self.domain),), totals)
 
     def read(self, part: str) -> Operand | Expression:
         """See `Level`."""
@@ -95,14 +102,14 @@ class ArithmeticLevel(Level):
             operand = Operand(int(match[1]) - 1, int(match[2]))
             if operand.place < self.variables and operand.value < self.domain:
                 return operand
-        signs = "".join(word for word in part.split() if word in ("+", "-"))
-        expression = Expression(signs, self.domain)
-        if len(signs) == self.variables - 1 and str(expression) == part:
-            return expression
-        example = Expression("+" * (self.variables - 1), self.domain)
+        elif len(terms := _TERM.findall("+ " + part.partition(" of ")[2])) == self.variables:
+            values = tuple(int(value) if value else None for _, value in terms)
+            expression = Expression("".join(sign for sign, _ in terms), values, self.domain)
+            if str(expression) == part and all(value is None or value < self.domain for value in values):
+                return expression
         raise ValueError(
             f"{part[:60]!r} is no fact of level {self.name}; write `x1 = 0`, up to x{self.variables} and "
-            f"{self.domain - 1}, or `{example}` with any signs"
+            f"{self.domain - 1}, or `{self._sum}` with any signs and with values for some operands"
         )
 
     def checks(self, facts: Sequence[Any], values: Sequence[int]) -> list[bool]:
@@ -135,7 +142,10 @@ class ArithmeticLevel(Level):
 
     def _operands(self, facts: Sequence[Any]) -> list[list[int]]:
         """The values that facts leave each operand."""
-        known = [fact for fact in facts if isinstance(fact, Operand)]
+        known = {fact for fact in facts if isinstance(fact, Operand)}
+        for fact in facts:
+            if isinstance(fact, Expression):
+                known |= {Operand(i, value) for i, value in enumerate(fact.values) if value is not None}
         return [
             [v for v in range(self.domain) if all(fact.value == v for fact in known if fact.place == i)]
             for i in range(self.variables)
@@ -143,11 +153,11 @@ class ArithmeticLevel(Level):
 
     def _steps(self, facts: Sequence[Any]) -> list[list[int]]:
         """What may lie, modulo the domain, between each total and the one before."""
-        signs = {"+" + fact.signs for fact in facts if isinstance(fact, Expression)}
+        signs = {fact.signs for fact in facts if isinstance(fact, Expression)}
         steps = []
         for i, values in enumerate(self._operands(facts)):
             ways = [way for sign, way in (("+", 1), ("-", -1)) if all(each[i] == sign for each in signs)]
-            ways = ways if i else [1]  # the first has no sign
+            ways = ways if i else [1]  # the first is never taken away
             steps.append(sorted({value * way % self.domain for value in values for way in ways}))
         return steps
 

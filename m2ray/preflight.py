@@ -195,7 +195,11 @@ def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
     training, evaluation = minutes(plan, receiver)
     print(f"{space.name}: {space.about}")
     print(f"  writes to        {root}")
-    print(f"  receiver         {receiver.name}, {weights / 1e6:.1f} M parameters, digest {receiver.digest}")
+    taught = f", taught level {receiver.card['level']}" if "level" in receiver.card else ""
+    print(
+        f"  receiver         {receiver.name}, {weights / 1e6:.1f} M parameters, digest {receiver.digest}{taught}"
+    )
+    print(f"  task             level {example.task.level}")
     print(f"  configurations   {counted(len(plan.points), 'point')} + {space.search.trials} sampled")
     for name in plan.points:
         print(f"    point          {name}")

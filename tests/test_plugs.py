@@ -12,6 +12,7 @@ import pytest
 import yaml
 from sweeps import SPACE
 
+from m2ray import conditions, config, encoders
 from m2ray.command import BAD_INPUT, DONE
 from m2ray.jobs import checkpoints
 from m2ray.rows import read_rows
@@ -227,6 +228,11 @@ def test_a_part_that_breaks_while_training_is_named(tmp_path, tiny_folder, group
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config)
     assert f"config.yaml: plug package parts, m2ray.{group}: {name} = parts:{value}: " in line
     assert re.search(fault, line), line
+
+
+def test_the_names_that_a_configuration_knows_are_those_of_the_tables():
+    assert tuple(encoders.ENCODERS) == config.ENCODERS
+    assert tuple(conditions.CONDITIONS) == config.CONDITIONS
 
 
 def test_names_are_known_without_importing_what_they_name(tmp_path):

@@ -1,4 +1,4 @@
-"""Receivers as files: what loads, what is refused, what a digest covers, and what `mini` is."""
+"""Receivers as files: what loads, what is refused, what a digest covers, and what those in the package are."""
 
 import json
 import re
@@ -13,8 +13,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
+from m2ray.api import evaluate, judge
+from m2ray.codec import Codec
 from m2ray.command import UserError
-from m2ray.config import parse_seeds
+from m2ray.config import CodecConfig, parse_seeds
 from m2ray.loading import EMBEDDED, load_receiver, resolve
 from m2ray.prompt import STYLES
 from m2ray.task import Episode, draw, episodes, level, verify
@@ -234,47 +236,70 @@ def test_the_digest_does_not_change_with_the_folders_name_or_another_save(folder
     assert re.fullmatch(r"[0-9a-f]{16}", tiny.digest)
 
 
-# --- mini ---
+# --- those in the package ---
+
+SHIPPED = ["mini", "mini-arithmetic"]
+LARGEST = {"mini": 8 * 2**20, "mini-arithmetic": 2 * 2**20}  # bytes
+SOLVED = {"mini": (930, range(330, 450)), "mini-arithmetic": (950, range(10))}  # of 1000: P1 at least, P0 within
 
 
-def test_mini_is_a_small_qwen2_in_safetensors_with_a_card_that_names_its_digest():
-    files = {file.name for file in MINI.iterdir()}
+def test_the_embedded_receivers_are_those_that_are_tested():
+    assert sorted(folder.name for folder in EMBEDDED.iterdir()) == SHIPPED
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_embedded_receiver_is_a_small_qwen2_in_safetensors_with_a_card_that_names_its_digest(name):
+    folder = EMBEDDED / name
+    files = {file.name for file in folder.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json", "m2ray.json", "README.md"} <= files
     assert not any(name.endswith((".bin", ".pt", ".pkl", ".py")) for name in files)
-    assert sum(file.stat().st_size for file in MINI.iterdir()) <= 8 * 2**20
-    mini = load_receiver("mini", device="cpu")
-    assert type(mini.model) is transformers.Qwen2ForCausalLM
-    assert mini.style_name == "compact"
-    assert sum(p.numel() for p in mini.model.parameters()) == mini.card["parameters"]
-    assert f"Digest {mini.digest}." in (MINI / "README.md").read_text()
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= LARGEST[name]
+    receiver = load_receiver(name, device="cpu")
+    assert type(receiver.model) is transformers.Qwen2ForCausalLM
+    assert receiver.style_name == "compact"
+    assert sum(p.numel() for p in receiver.model.parameters()) == receiver.card["parameters"]
+    assert f"Digest {receiver.digest}." in (folder / "README.md").read_text()
+    assert set(level(receiver.card["level"]).words) <= set(receiver.tokenizer.get_vocab())
 
 
-def test_mini_was_trained_on_seeds_outside_every_evaluation():
-    card = json.loads((MINI / "m2ray.json").read_text())
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_embedded_receiver_was_trained_on_seeds_outside_every_evaluation(name):
+    card = json.loads((EMBEDDED / name / "m2ray.json").read_text())
     seeds = parse_seeds(card["train_seeds"])
     assert seeds.start >= 10_000_000
     assert len(seeds) == card["samples"]
     assert card["held_out"]["part"] != "train"
 
 
-def test_mini_reproduces_its_cards_p0_and_p1_on_the_held_out_episodes():
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_embedded_receiver_reproduces_its_cards_p0_and_p1_on_the_held_out_episodes(name):
     """To five episodes: another processor may round a near tie the other way."""
-    mini = load_receiver("mini", device="cpu")
-    held_out = mini.card["held_out"]
-    played = episodes(level(mini.card["level"]), parse_seeds(held_out["seeds"]), held_out["part"])
+    receiver = load_receiver(name, device="cpu")
+    held_out = receiver.card["held_out"]
+    played = episodes(level(receiver.card["level"]), parse_seeds(held_out["seeds"]), held_out["part"])
 
     def solved(texts_of: Callable[[Episode], str]) -> int:
         count = 0
         for start in range(0, len(played), 250):
             batch = played[start : start + 250]
-            texts = mini.decode(batch, [texts_of(episode) for episode in batch])
+            texts = receiver.decode(batch, [texts_of(episode) for episode in batch])
             pairs = zip(batch, texts, strict=True)
             count += sum(verify(episode, text, "values").success for episode, text in pairs)
         return count
 
     p1, p0 = solved(lambda episode: episode.message), solved(lambda episode: "")
-    assert len(played) == mini.card["P1"]["n"] == mini.card["P0"]["n"] == 1000
-    assert abs(p1 - mini.card["P1"]["successes"]) <= 5
-    assert p1 >= 930
-    assert abs(p0 - mini.card["P0"]["successes"]) <= 5
-    assert p0 >= 330
+    least, guesses = SOLVED[name]
+    assert len(played) == receiver.card["P1"]["n"] == receiver.card["P0"]["n"] == 1000
+    assert abs(p1 - receiver.card["P1"]["successes"]) <= 5
+    assert p1 >= least
+    assert abs(p0 - receiver.card["P0"]["successes"]) <= 5
+    assert p0 in guesses
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_an_embedded_receiver_passes_g0_on_fresh_messages(name):
+    receiver = load_receiver(name, device="cpu")
+    codec = Codec(CodecConfig(k=8, width=16, layers=1), receiver).eval()  # G0 asks nothing of it
+    fresh = episodes(level(receiver.card["level"]), range(90_000_000, 90_000_300), "confirm")
+    verdict = judge(evaluate(codec, receiver, fresh))
+    assert verdict.gate("validity") == "PASS"

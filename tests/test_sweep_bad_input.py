@@ -66,6 +66,11 @@ def changed(key, value) -> dict:
         ("search/seeds", [0, 0], "search.seeds: a seed is given twice; keep one"),
         ("trial/codec/k", 0, "codec.k: 0 is below 1; write 1 or more"),
         ("trial/codec/k", 4.5, "codec.k: 4.5 is no whole number; write one"),
+        (
+            "trial/task",
+            {"level": "arithmetic"},
+            "receiver mini: its vocabulary lacks words of level arithmetic-6x10",
+        ),
         ("trial/codec/k", 4000, "codec.k: 4000 slots exceed the context of mini"),
         ("trial/codec/encoder", "mlp", "codec.encoder: 'mlp' does not exist; use 'last_token'"),
         ("trial/losses", {"contrast": {"margin": -1}}, "losses.contrast.margin: -1 is below 0"),
