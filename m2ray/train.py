@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
         print(
             f"epoch {metrics['epoch']}/{config.training.epochs}  k {metrics['k']}  loss {metrics['loss']:.3f}  "
             f"score {metrics['score']:+.3f} {metrics['unit']}  "
-            f"shuffle gap {metrics.get('shuffle_gap', float('nan')):.3f}  prefix cosine {metrics['prefix_cosine']:.3f}  {metrics['seconds']:.0f} s"
+            f"shuffle gap {metrics.get('shuffle_gap', float('nan')):.3f}  "
+            f"prefix cosine {metrics['prefix_cosine']:.3f}  {metrics['seconds']:.0f} s"
             + ("  COLLAPSED: ignores its message" if metrics["collapsed"] else ""),
             flush=True,
         )
