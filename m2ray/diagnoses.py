@@ -16,8 +16,8 @@ import pandas as pd
 from m2ray import figures, manifest
 from m2ray.command import UserError
 from m2ray.files import write_atomic, write_json
-from m2ray.gate import Table
 from m2ray.report import markdown
+from m2ray.verdicts import Table
 
 FOLDER = "diagnoses"
 CONDITIONS = ("normal", "null", "shuffle", "constant", "P0", "P1")

@@ -9,9 +9,10 @@ from m2ray import stats
 from m2ray.diagnosis_figures import Shown, draw
 from m2ray.files import write_atomic, write_json
 from m2ray.findings import ALIKE, HOLDS, ONE_WAY, STAGE, Diagnosis, nats, told
-from m2ray.gate import Table, percent
+from m2ray.gate import percent
 from m2ray.report import markdown
 from m2ray.stats import Estimate
+from m2ray.verdicts import Table
 
 PICTURES = ("stages", "maps")
 

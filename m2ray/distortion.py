@@ -29,13 +29,14 @@ from m2ray.config import TrialConfig
 from m2ray.diagnose import decoded, held_out, trained_messages
 from m2ray.figures import COLOURS, both, quiet, save
 from m2ray.files import write_atomic
-from m2ray.gate import Table, percent
+from m2ray.gate import percent
 from m2ray.jobs import subject_of, trial_of
 from m2ray.loading import load_receiver
 from m2ray.quantisers import AS_IT_IS, quantisers
 from m2ray.receiver import Receiver
 from m2ray.report import markdown
 from m2ray.task import Ceilings, Episode, ceilings, write_facts
+from m2ray.verdicts import Table
 
 MESSAGES = 8192  # that fit ranges and codebooks, at most
 STRIDE = 4  # bytes between cuts of the text

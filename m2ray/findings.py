@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from m2ray.gate import percent, rate
+from m2ray.gate import percent
 from m2ray.probes import Probe, SimilarityMap
 from m2ray.stats import Estimate
+from m2ray.verdicts import rate
 
 READS = 0.1  # a gap counts where its interval lies above this share of the worth
 RECOVERED = 0.8  # retention from which nothing of note is lost

@@ -24,6 +24,7 @@ from m2ray.command import UserError
 from m2ray.files import write_atomic
 from m2ray.sections import Picture, Section
 from m2ray.space import fetch
+from m2ray.verdicts import Table
 
 FILE = "report.html"
 PAGE = Path(__file__).parent / "page"
@@ -181,7 +182,7 @@ def others(folder: Path) -> list[Picture]:
     return [picture for picture in known if (folder / picture.path).is_file()]
 
 
-def record(page: Page) -> gate.Table:
+def record(page: Page) -> Table:
     """Where the figures came from."""
     about, receiver = page.about, fetch(page.about, "receiver") or {}
     table = [["What", "Value"], ["gate", page.gate.name]]
@@ -204,7 +205,7 @@ def record(page: Page) -> gate.Table:
     return table
 
 
-def changes(about: dict[str, Any]) -> gate.Table:
+def changes(about: dict[str, Any]) -> Table:
     """What was changed when the sweep was resumed."""
     table = [["Date", "Setting", "Before", "Since"]]
     return table + [[str(c[key]) for key in ("date", "key", "before", "now")] for c in about.get("changes", [])]

@@ -23,6 +23,7 @@ from m2ray.gate import GateConfig, Verdict, load_gate
 from m2ray.rows import FAILED, RowStore, judged_rows, paired_gain
 from m2ray.sections import Bullets, Commands, Grid, Picture, Section, Text
 from m2ray.strict import validate
+from m2ray.verdicts import Table, summary_table
 
 SPLITS = ("confirm", "select", "search")  # most telling first
 NOT_CONFIRMED, INCOMPLETE, FAILED_RUN = "not confirmed", "incomplete", "failed"
@@ -230,7 +231,7 @@ def looks(folder: Path) -> list[str]:
     return [f"Looked at confirm again: {line}" for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def markdown(table: judging.Table) -> str:
+def markdown(table: Table) -> str:
     """A table in Markdown."""
     from tabulate import tabulate
 
@@ -309,7 +310,7 @@ def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
 
 def wilson_table(rows: pd.DataFrame) -> str:
     """Success per condition with its interval, for rows of one checkpoint."""
-    return markdown(judging.summary_table(judging.counts_of(rows)))
+    return markdown(summary_table(judging.counts_of(rows)))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,10 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from m2ray import gate as judging
-from m2ray.gate import GateConfig, Table, Verdict, percent, rate
+from m2ray.gate import GateConfig, Verdict, percent
 from m2ray.publish import PLAYED
 from m2ray.rows import outcomes
 from m2ray.space import fetch
+from m2ray.verdicts import (
+    Table,
+    bar_lines,
+    gate_curve,
+    matters,
+    primary_table,
+    rate,
+    retention_line,
+    summary_table,
+)
 
 if TYPE_CHECKING:
     from m2ray.report import Attempt
@@ -148,20 +158,20 @@ def of_attempt(root: Path, attempt: Attempt, status: str, gate: GateConfig) -> S
     if verdict is None:
         return Section(title, told)
     counts = verdict.counts
-    bars = Bullets(judging.bar_lines(verdict, gate))
+    bars = Bullets(bar_lines(verdict, gate))
     parts = [
-        Section("Primary metrics", [Grid(judging.primary_table(counts, attempt.k, gate))]),
-        Section("Statistical summary", [Grid(judging.summary_table(counts, gate.alpha)), bars]),
+        Section("Primary metrics", [Grid(primary_table(counts, attempt.k, gate))]),
+        Section("Statistical summary", [Grid(summary_table(counts, gate.alpha)), bars]),
     ]
-    if curve := judging.gate_curve(counts):
+    if curve := gate_curve(counts):
         parts.append(Section("Gate sweep results", [Grid(curve)]))
-    solved, hard, n = judging.matters(attempt.rows)
+    solved, hard, n = matters(attempt.rows)
     subset = [f"Episodes where null fails: {hard}/{n}"]
     if hard:
         subset.append(f"Normal success on null-failing episodes: {percent(solved / hard)} ({solved}/{hard})")
     parts.append(Section("Communication-matters subset", [Bullets(subset)]))
     if verdict.retention is not None:
-        kept = judging.retention_line(verdict.retention) + " (paired bootstrap, 95 %)"
+        kept = retention_line(verdict.retention) + " (paired bootstrap, 95 %)"
         parts.append(Section("Retention", [Text(kept)]))
     normal, p0 = outcomes(attempt.rows, ["normal", "P0"], "nll")
     nats = f"normal {normal.mean():.3f}, P0 {p0.mean():.3f}; score on search {attempt.score:+.3f}"

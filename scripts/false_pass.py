@@ -29,10 +29,11 @@ from m2ray import gate as judging
 from m2ray import stats
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.files import write_atomic, write_json
-from m2ray.gate import GateConfig, Table, load_gate
+from m2ray.gate import GateConfig, load_gate
 from m2ray.report import markdown
 from m2ray.rows import best, gain, read_rows
 from m2ray.space import Judge
+from m2ray.verdicts import Table
 
 Bools: TypeAlias = NDArray[np.bool_]
 Floats: TypeAlias = NDArray[np.float64]

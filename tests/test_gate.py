@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from m2ray import gate as judging
+from m2ray import verdicts
 from m2ray.command import UserError
 from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, GateConfig, judge, judge_counts, load_gate
 from m2ray.rows import judged_rows, write_rows
@@ -144,7 +145,7 @@ def test_the_bar_rises_with_p0():
 )
 def test_statuses(changed, status):
     counts = {"normal": (30, 50), "null": (10, 50), "random": (10, 50), "shuffle": (5, 50), "P0": (10, 50)}
-    table = judging.primary_table({**counts, **changed}, 4, GATE)
+    table = verdicts.primary_table({**counts, **changed}, 4, GATE)
     assert {row[0].lower(): row[3] for row in table[1:]}[next(iter(changed))] == status
 
 
@@ -352,9 +353,9 @@ def test_retention_without_interval_says_so():
     from m2ray.stats import Estimate
 
     nan = float("nan")
-    assert judging.retention_line(Estimate(nan, nan, nan)) == "not defined: P1 does not beat P0"
-    assert judging.retention_line(Estimate(0.5, nan, nan)).startswith("0.50, no bounded interval")
-    assert judging.retention_line(Estimate(0.5, 0.4, 0.6)) == "0.50 [0.40, 0.60]"
+    assert verdicts.retention_line(Estimate(nan, nan, nan)) == "not defined: P1 does not beat P0"
+    assert verdicts.retention_line(Estimate(0.5, nan, nan)).startswith("0.50, no bounded interval")
+    assert verdicts.retention_line(Estimate(0.5, 0.4, 0.6)) == "0.50 [0.40, 0.60]"
 
 
 # --- bad input -----------------------------------------------------------------------------------------------
