@@ -1,10 +1,12 @@
-"""The family of split arithmetic: `arithmetic-VxD`, of which `arithmetic` is the one of six operands modulo 10.
+"""The family of split arithmetic: `arithmetic-VxD`, of which `arithmetic` is the one of eight operands modulo 10.
 
-V operands from 0 to D - 1 are to be added and subtracted, by signs that are drawn. A holds half of the operands,
-by chance which; B holds the expression, with the others in it. B writes the running totals modulo D, so that each
-value is one addition. An answer is right where all totals are. The last alone is the result, but a wrong message
-gives the right one once in D episodes, as often as a guess does: that it misleads could not be seen. All are right
-once in D ** (V / 2) episodes for a B that guesses, and hardly more often for one that believes a wrong message.
+V operands are to be added and subtracted, by signs that are drawn. A holds half of the operands, by chance which;
+B holds the expression, with the others in it. B writes the running totals modulo D, so that each value is one
+addition. Operands are below D / 2: so a sign or an operand alone tells something of the next total, and a small
+model can learn the one after the other; of full range neither tells anything without the other.
+
+An answer is right where all totals are. The last alone is the result, but a wrong message gives the right one
+about as often as a guess does: that it misleads could not be seen.
 """
 
 from __future__ import annotations
@@ -56,7 +58,12 @@ _TERM = re.compile(r"([+-]) (?:x\d+|(\d+))(?= |$)", re.ASCII)
 
 @dataclass(frozen=True)
 class ArithmeticLevel(Level):
-    """`variables` operands of `domain` values, and as many totals."""
+    """`variables` operands, and as many totals modulo `domain`."""
+
+    @property
+    def span(self) -> int:
+        """Operands are from 0 to one less."""
+        return (self.domain + 1) // 2
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -78,12 +85,12 @@ class ArithmeticLevel(Level):
     @property
     def possible_facts(self) -> int:
         """See `Level`."""
-        return self.variables * self.domain
+        return self.variables * self.span
 
     def draw(self, below: Callable[[int], int]) -> Draw:
         """See `Level`."""
         count = self.variables
-        values = [below(self.domain) for _ in range(count)]
+        values = [below(self.span) for _ in range(count)]
         signs = "+" + "".join("+-"[below(2)] for _ in range(count - 1))
         order = list(range(count))
         for i in range(count - 1, 0, -1):
@@ -100,16 +107,16 @@ class ArithmeticLevel(Level):
         """See `Level`."""
         if match := _OPERAND.fullmatch(part):
             operand = Operand(int(match[1]) - 1, int(match[2]))
-            if operand.place < self.variables and operand.value < self.domain:
+            if operand.place < self.variables and operand.value < self.span:
                 return operand
         elif len(terms := _TERM.findall("+ " + part.partition(" of ")[2])) == self.variables:
             values = tuple(int(value) if value else None for _, value in terms)
             expression = Expression("".join(sign for sign, _ in terms), values, self.domain)
-            if str(expression) == part and all(value is None or value < self.domain for value in values):
+            if str(expression) == part and all(value is None or value < self.span for value in values):
                 return expression
         raise ValueError(
             f"{part[:60]!r} is no fact of level {self.name}; write `x1 = 0`, up to x{self.variables} and "
-            f"{self.domain - 1}, or `{self._sum}` with any signs and with values for some operands"
+            f"{self.span - 1}, or `{self._sum}` with any signs and with values for some operands"
         )
 
     def checks(self, facts: Sequence[Any], values: Sequence[int]) -> list[bool]:
@@ -147,7 +154,7 @@ class ArithmeticLevel(Level):
             if isinstance(fact, Expression):
                 known |= {Operand(i, value) for i, value in enumerate(fact.values) if value is not None}
         return [
-            [v for v in range(self.domain) if all(fact.value == v for fact in known if fact.place == i)]
+            [v for v in range(self.span) if all(fact.value == v for fact in known if fact.place == i)]
             for i in range(self.variables)
         ]
 
@@ -163,11 +170,11 @@ class ArithmeticLevel(Level):
 
 
 def named(name: str) -> ArithmeticLevel | None:
-    """A level of this family; V is even and from 2 to 26, D from 2 to 100."""
-    match = re.fullmatch(r"arithmetic-(\d{1,3})x(\d{1,3})", "arithmetic-6x10" if name == "arithmetic" else name)
+    """A level of this family; V is even and from 2 to 26, D from 3 to 100."""
+    match = re.fullmatch(r"arithmetic-(\d{1,3})x(\d{1,3})", "arithmetic-8x10" if name == "arithmetic" else name)
     if match is None:
         return None
     variables, domain = int(match[1]), int(match[2])
-    if not (2 <= variables <= 26 and variables % 2 == 0 and 2 <= domain <= 100):
+    if not (2 <= variables <= 26 and variables % 2 == 0 and 3 <= domain <= 100):
         return None
     return ArithmeticLevel(f"arithmetic-{variables}x{domain}", variables, domain)

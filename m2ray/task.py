@@ -141,7 +141,7 @@ FAMILIES: dict[str, Callable[[str], Level | None]] = {
     **dict.fromkeys(("easy", "medium", "hard", "lookup"), _constraints),
     "arithmetic": _arithmetic,
 }
-EXAMPLES = (*FAMILIES, "lookup-6x10", "arithmetic-8x10")
+EXAMPLES = (*FAMILIES, "lookup-6x10", "arithmetic-6x10")
 
 
 @lru_cache
@@ -150,7 +150,7 @@ def level(name: str) -> Level:
     one of a plug's family.
 
     Raises:
-        UserError: no such level, or one out of bounds (2 to 26 variables, even; 2 to 100 values).
+        UserError: no such level, or out of bounds (2 to 26 variables, even; 2, of arithmetic 3, to 100 values).
     """
     family, added, found = name.partition("-")[0], plugs.installed(plugs.TASKS), None
     if family in FAMILIES or family in added:

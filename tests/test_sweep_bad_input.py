@@ -69,7 +69,7 @@ def changed(key, value) -> dict:
         (
             "trial/task",
             {"level": "arithmetic"},
-            "receiver mini: its vocabulary lacks words of level arithmetic-6x10",
+            "receiver mini: its vocabulary lacks words of level arithmetic-8x10",
         ),
         ("trial/codec/k", 4000, "codec.k: 4000 slots exceed the context of mini"),
         ("trial/codec/encoder", "mlp", "codec.encoder: 'mlp' does not exist; use 'last_token'"),
