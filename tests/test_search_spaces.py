@@ -29,7 +29,7 @@ def configs(plan):
 
 def test_the_spaces_are_those_of_the_documentation():
     recipes = ["recipe-mini", "recipe-qwen-k4", "recipe-qwen"]
-    searches = ["attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart"]
+    searches = ["attempt-02-qwen", "attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart"]
     assert ["adapted-easy", "arithmetic", *searches, *recipes, "scale"] == NAMES
 
 
@@ -159,7 +159,7 @@ def test_what_a_searching_space_judges_on_no_other_space_looks_at():
         name: [plan.example.splits.seeds(split) for split in ("search", "select", "confirm")]
         for name, plan in PLANS.items()
     }
-    for one, other in itertools.permutations(set(NAMES) - {"attempt-02", "attempt-03"}, 2):
+    for one, other in itertools.permutations(set(NAMES) - {"attempt-02", "attempt-02-qwen", "attempt-03"}, 2):
         confirm = seen[one][-1]
         assert not any(set(confirm) & set(seeds) for seeds in seen[other]), (one, other)
 
