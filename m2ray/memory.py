@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +14,25 @@ from m2ray.command import UserError
 from m2ray.files import write_json
 
 T = TypeVar("T")
+# The second is all that oneDNN says where it finds none.
+ON_CPU = ("DefaultCPUAllocator: can't allocate memory", "could not create a primitive")
 FILE = "rows-at-once.json"
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory does not suffice; torch has a class for that on accelerators alone."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
     )
+
+
+def free() -> None:
+    """Give back what a failed pass left. Outside of the handler, whose traceback holds the tensors that filled the
+    memory; frames that refer to each other hold more until they are collected.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def in_halves(rows: Sequence[int], do: Callable[[Sequence[int]], T]) -> list[T]:
@@ -34,7 +46,7 @@ def in_halves(rows: Sequence[int], do: Callable[[Sequence[int]], T]) -> list[T]:
     except (RuntimeError, MemoryError) as error:
         if len(rows) == 1 or not out_of_memory(error):
             raise
-    # Outside of the handler, whose traceback holds the tensors that filled the memory.
+    free()
     half = len(rows) // 2
     return [*in_halves(rows[:half], do), *in_halves(rows[half:], do)]
 

@@ -20,7 +20,7 @@ from m2ray.config import TrialConfig
 from m2ray.evaluation import search_score, value_nll
 from m2ray.files import write_json
 from m2ray.losses import Heads
-from m2ray.memory import RowsAtOnce, out_of_memory
+from m2ray.memory import RowsAtOnce, free, out_of_memory
 from m2ray.receiver import Receiver
 from m2ray.schedule import Annealer, draw_batch, learning_rate
 from m2ray.source import Source
@@ -296,7 +296,7 @@ def gradients(trainings: Sequence[Training]) -> list[tuple[Tensor, dict[str, Ten
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-        # Outside of the handler, whose traceback holds the tensors that filled the memory.
+        free()
         if not all([training.room.halve() for training in trainings]):
             raise TrainingFailed(OUT_OF_MEMORY)
         for training in trainings:
