@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from m2ray.task import Draw, Level
+from m2ray.task import Draw, Level, shuffled, size_of
 
 
 class Operand(NamedTuple):
@@ -92,11 +92,7 @@ class ArithmeticLevel(Level):
         count = self.variables
         values = [below(self.span) for _ in range(count)]
         signs = "+" + "".join("+-"[below(2)] for _ in range(count - 1))
-        order = list(range(count))
-        for i in range(count - 1, 0, -1):
-            j = below(i + 1)
-            order[i], order[j] = order[j], order[i]
-        mine = sorted(order[: count // 2])
+        mine = sorted(shuffled(range(count), below)[: count // 2])
         known = tuple(None if i in mine else value for i, value in enumerate(values))
         steps = (value if sign == "+" else -value for sign, value in zip(signs, values, strict=True))
         totals = tuple(total % self.domain for total in accumulate(steps))
@@ -171,10 +167,5 @@ class ArithmeticLevel(Level):
 
 def named(name: str) -> ArithmeticLevel | None:
     """A level of this family; V is even and from 2 to 26, D from 3 to 100."""
-    match = re.fullmatch(r"arithmetic-(\d{1,3})x(\d{1,3})", "arithmetic-8x10" if name == "arithmetic" else name)
-    if match is None:
-        return None
-    variables, domain = int(match[1]), int(match[2])
-    if not (2 <= variables <= 26 and variables % 2 == 0 and 3 <= domain <= 100):
-        return None
-    return ArithmeticLevel(f"arithmetic-{variables}x{domain}", variables, domain)
+    size = size_of("arithmetic-8x10" if name == "arithmetic" else name, "arithmetic", 3)
+    return ArithmeticLevel(f"arithmetic-{size[0]}x{size[1]}", *size) if size else None

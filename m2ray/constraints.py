@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from itertools import product
 from typing import Literal, NamedTuple
 
-from m2ray.task import Draw, Level, Values
+from m2ray.task import Draw, Level, Values, shuffled, size_of
 
 Kind = Literal["=", "!=", "+", "-"]
 
@@ -77,10 +77,7 @@ class ConstraintLevel(Level):
     def draw(self, below: Callable[[int], int]) -> Draw:
         """See `Level`."""
         solution = tuple(below(self.domain) for _ in range(self.variables))
-        constraints = self._draw_constraints(solution, below)
-        for i in range(len(constraints) - 1, 0, -1):
-            j = below(i + 1)
-            constraints[i], constraints[j] = constraints[j], constraints[i]
+        constraints = shuffled(self._draw_constraints(solution, below), below)
         half = len(constraints) // 2
         return Draw(tuple(constraints[:half]), tuple(constraints[half:]), solution)
 
@@ -198,10 +195,6 @@ LEVELS = {
 
 def named(name: str) -> ConstraintLevel | None:
     """A level of this family: one of `LEVELS`, or `lookup-VxD`; V is even and from 2 to 26, D from 2 to 100."""
-    match = re.fullmatch(r"lookup-(\d{1,3})x(\d{1,3})", name)
-    if match is None:
-        return LEVELS.get(name)
-    variables, domain = int(match[1]), int(match[2])
-    if 2 <= variables <= 26 and variables % 2 == 0 and 2 <= domain <= 100:
-        return ConstraintLevel(name, variables, domain, variables, ("=",))
-    return None
+    if size := size_of(name, "lookup", 2):
+        return ConstraintLevel(name, *size, size[0], ("=",))
+    return LEVELS.get(name)

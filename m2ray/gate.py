@@ -351,7 +351,7 @@ def judge_bare(counts: Counts, k: int, gate: GateConfig) -> int:
     """Judge bare counts, and say what they cannot tell."""
     if k < 1:
         raise UserError(f"--k: {k} is no number of slots; give 1 or more")
-    from m2ray.verdicts import print_verdict
+    from m2ray.verdicts import print_verdict  # which needs this module
 
     verdict = judge_counts(counts, k, gate)
     print_verdict(verdict, gate, None, f"Counts, k = {k}, gate {gate.name}")
@@ -368,7 +368,7 @@ def judge_file(path: Path, gate: GateConfig, config: str | None, seed: int | Non
     All of a split are Holm-corrected together whatever is asked for: asking for one does not make it the only
     one that was tried.
     """
-    from m2ray.verdicts import print_verdict
+    from m2ray.verdicts import print_verdict  # as above
 
     rows = read_rows(path)
     own = rows[(rows.config != "") & (rows.condition != FAILED)]

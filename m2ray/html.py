@@ -207,8 +207,7 @@ def record(page: Page) -> Table:
 
 def changes(about: dict[str, Any]) -> Table:
     """What was changed when the sweep was resumed."""
-    table = [["Date", "Setting", "Before", "Since"]]
-    return table + [[str(c[key]) for key in ("date", "key", "before", "now")] for c in about.get("changes", [])]
+    return [["Date", "Setting", "Before", "Since"], *report.changes_of(about)]
 
 
 def embedded(file: Path) -> str:

@@ -66,8 +66,11 @@ def check(plan: Plan, gate: GateConfig) -> None:
                     f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
                     f"{receiver.max_positions}; use fewer"
                 )
-            if config.training.start:
-                begin_from(Path(config.training.start), Codec(config.codec, receiver), config, receiver)
+        # One of each codec: reading a checkpoint takes its time, and other settings do not matter to it.
+        starts = {(c.training.start, c.codec): c for c in [*plan.points.values(), *plan.checked]}
+        for (start, codec), config in starts.items():
+            if start:
+                begin_from(Path(start), Codec(codec, receiver), config, receiver)
         check_receiver_seeds(example, receiver)
         source = Source(example.task)
         receiver.frame(source.level)  # refuses a level whose words the receiver does not know

@@ -105,9 +105,8 @@ class OptunaProposer:
         self.failures: dict[str, str] = {}
         self.ended: set[str] = set()
         self._asked: dict[str, optuna.Trial] = {}
-        self._untold: dict[
-            int, tuple[str, float | None]
-        ] = {}  # by trial number, what ended and Optuna is not told
+        # By trial number, what ended and Optuna is not told; and how many it is.
+        self._untold: dict[int, tuple[str, float | None]] = {}
         self._told = 0
         self._chosen: dict[str, dict[str, Scalar]] = {}
         self._ahead: deque[str] = deque(plan.points)
@@ -152,7 +151,7 @@ class OptunaProposer:
 
     def _tell(self) -> None:
         """Tell Optuna what ended: at once, or in the order of the trials and no more than the next may know."""
-        search, asked = self.plan.space.search, len(self.study.trials)
+        search, asked = self.plan.space.search, self._sampled
         in_order = search.deterministic and asked < search.trials
         last = asked - self._at_once if in_order else asked
         for number in sorted(self._untold):
@@ -166,6 +165,11 @@ class OptunaProposer:
                 self._shown.add(told)
 
     @property
+    def _sampled(self) -> int:
+        """Configurations asked of Optuna so far; its own list is copied whole each time it is looked at."""
+        return len(self._chosen)
+
+    @property
     def _at_once(self) -> int:
         resources = self.plan.space.resources
         return (resources.trials_at_once or 1) * resources.pack
@@ -173,7 +177,7 @@ class OptunaProposer:
     def _knows_enough(self) -> bool:
         """Whether Optuna has been told of all that the next suggestion is to know."""
         self._tell()
-        return not self.plan.space.search.deterministic or self._told > len(self.study.trials) - self._at_once
+        return not self.plan.space.search.deterministic or self._told > self._sampled - self._at_once
 
     @property
     def total(self) -> int:
@@ -186,7 +190,7 @@ class OptunaProposer:
         """
         if self._ahead:
             name = self._ahead.popleft()
-        elif len(self.study.trials) >= self.plan.space.search.trials:
+        elif self._sampled >= self.plan.space.search.trials:
             return None
         elif not self._knows_enough():
             return LATER
@@ -194,7 +198,7 @@ class OptunaProposer:
             # A sampler of its own for each suggestion: nothing to restore when a sweep is resumed.
             search = self.plan.space.search
             self.study.sampler = optuna.samplers.TPESampler(
-                seed=search.sampler_seed * 1_000_003 + len(self.study.trials),
+                seed=search.sampler_seed * 1_000_003 + self._sampled,
                 multivariate=True,
                 group=True,
                 n_startup_trials=search.startup,

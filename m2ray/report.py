@@ -213,15 +213,23 @@ def provenance(about: dict[str, Any]) -> list[str]:
     """Where the rows came from, as lines."""
     if not about:
         return []
-    receiver, changes = about.get("receiver", {}), about.get("changes", [])
+    receiver = about.get("receiver", {})
     return [
         f"Command: `{about.get('command')}`",
         f"Date: {about.get('date')}; machine: {about.get('machine')}; commit: {about.get('git')}",
         f"Receiver: {receiver.get('name')} (digest {receiver.get('digest')})",
         *(
-            f"Resumed with a change on {c['date']}: {c['key']}: {c['before']!s:.{MOST}} to {c['now']!s:.{MOST}}"
-            for c in changes
+            f"Resumed with a change on {date}: {key}: {before} to {now}"
+            for date, key, before, now in changes_of(about)
         ),
+    ]
+
+
+def changes_of(about: dict[str, Any]) -> Table:
+    """Date, setting, before and since of what was changed when a sweep was resumed; whole in sweep.yaml only."""
+    return [
+        [str(c["date"]), str(c["key"]), f"{c['before']!s:.{MOST}}", f"{c['now']!s:.{MOST}}"]
+        for c in about.get("changes", [])
     ]
 
 

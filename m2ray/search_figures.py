@@ -81,7 +81,8 @@ def draw(root: Path, about: Mapping[str, Any]) -> tuple[list[tuple[str, str, Any
     found: list[tuple[str, str, Any]] = []
     unit = UNITS.get(str(fetch(about, "space.trial.evaluation.score")), UNITS["gain"])
     if len(scored) > 1:
-        found.append(("budget", "Best search score so far, by configurations trained", budget(trials, unit)))
+        spent = "minutes" if timed(trials) else "configurations trained"
+        found.append(("budget", f"Best search score so far, by {spent}", budget(trials, unit)))
     if not searched:
         return found, ["Importance and parallel coordinates: nothing was searched."]
     if len(searched) > 1:
@@ -140,14 +141,18 @@ def nearby(axes: Any, places: np.ndarray, values: np.ndarray) -> np.ndarray:
     return near
 
 
+def timed(trials: Sequence[Trial]) -> bool:
+    """Whether the journal tells when each ended."""
+    return all(trial.minutes is not None for trial in trials)
+
+
 def budget(trials: Sequence[Trial], unit: str = UNITS["gain"]) -> Any:
     """Every score where its configuration ended, in minutes or at least in order, and the best until then."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    minutes = [trial.minutes for trial in trials if trial.minutes is not None]
-    timed = len(minutes) == len(trials)
-    places = np.array(minutes) if timed else np.arange(1.0, len(trials) + 1)
+    in_minutes = timed(trials)
+    places = np.array([trial.minutes for trial in trials] if in_minutes else np.arange(1, len(trials) + 1), float)
     values = np.array([math.nan if trial.score is None else trial.score for trial in trials])
     point = np.array([not trial.chosen for trial in trials])
     near = nearby(axes, places, values)
@@ -162,10 +167,10 @@ def budget(trials: Sequence[Trial], unit: str = UNITS["gain"]) -> Any:
     axes.step(places, np.fmax.accumulate(values), where="post", color=COLOURS["normal"], label="best so far")
     if lost := int(np.isnan(values).sum()):
         axes.plot(places[np.isnan(values)], [values[near].min()] * lost, "x", color="#000000", label="failed")
-    axes.set_xlabel("minutes since the search began" if timed else "configurations trained")
+    axes.set_xlabel("minutes since the search began" if in_minutes else "configurations trained")
     axes.set_ylabel(f"score on the search split ({unit})")
     axes.set_title(f"What the budget bought, n = {counted(len(trials), 'configuration')}", fontsize=11)
-    axes.locator_params(axis="x", integer=not timed)
+    axes.locator_params(axis="x", integer=not in_minutes)
     beside(axes)
     bare(axes)
     return figure

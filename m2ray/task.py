@@ -18,14 +18,15 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from m2ray import plugs
 from m2ray.command import UserError
 
+T = TypeVar("T")
 AnswerForm = Literal["json", "values"]
 Values = tuple[int, ...]
 
@@ -124,22 +125,33 @@ class Level(ABC):
         """What A's facts leave open: for each field that probes read from a message a set of values, as bits."""
 
 
-def _constraints(name: str) -> Level | None:
-    from m2ray import constraints  # which needs this module
+def shuffled(items: Iterable[T], below: Callable[[int], int]) -> list[T]:
+    """The items in an order of chance (Fisher-Yates), for `Level.draw`."""
+    order = list(items)
+    for i in range(len(order) - 1, 0, -1):
+        j = below(i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
 
-    return constraints.named(name)
+
+def size_of(name: str, family: str, least: int) -> tuple[int, int] | None:
+    """V and D of a level `family-VxD`, None of another name; V is even and from 2 to 26, D from `least` to 100."""
+    match = re.fullmatch(rf"{family}-(\d{{1,3}})x(\d{{1,3}})", name)
+    if match is None:
+        return None
+    variables, domain = int(match[1]), int(match[2])
+    return (variables, domain) if variables in range(2, 27, 2) and least <= domain <= 100 else None
 
 
-def _arithmetic(name: str) -> Level | None:
-    from m2ray import arithmetic  # as above
-
-    return arithmetic.named(name)
+def _of(module: str) -> Callable[[str], Level | None]:
+    """The levels of a module, which needs this one: it is imported when it is asked."""
+    return lambda name: cast(Level | None, import_module(module).named(name))
 
 
 # By what a level's name has before its first `-`: what makes the level of a name, None where it has none such.
 FAMILIES: dict[str, Callable[[str], Level | None]] = {
-    **dict.fromkeys(("easy", "medium", "hard", "lookup"), _constraints),
-    "arithmetic": _arithmetic,
+    **dict.fromkeys(("easy", "medium", "hard", "lookup"), _of("m2ray.constraints")),
+    "arithmetic": _of("m2ray.arithmetic"),
 }
 EXAMPLES = (*FAMILIES, "lookup-6x10", "arithmetic-6x10")
 
@@ -351,64 +363,3 @@ def ceilings(played: Sequence[Episode], shift: int = 17) -> Ceilings:
             )
         )
     return Ceilings(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
-
-
-# --- episodes from a file ------------------------------------------------------------------------------------
-
-_FIELDS = ("receiver_context", "sender_message", "receiver_output")
-
-
-def _is_text(value: object) -> bool:
-    """Whether a tokenizer can read it: lone surrogates, which JSON can spell, are no characters."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
-
-
-def read_episodes(path: Path, level: Level) -> list[Episode]:
-    """Episodes from a JSONL file in the reference attempt's fields, checked line by line.
-
-    `receiver_context` (B's half) and `sender_message` are facts as the template writes them; a message in free
-    words needs A's half beside it in the optional `sender_context`. `receiver_output` is a correct answer in
-    JSON. A line's number, counted from 0, is its seed.
-
-    Raises:
-        UserError: names the file, line, key and mend of the first fault.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
-    found = []
-    # Bytes end lines at \n and \r alone; text would also at characters that JSON allows inside a string.
-    for number, line in enumerate(path.read_bytes().splitlines()):
-        where = f"{path}: line {number + 1}"
-        try:
-            data = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error}); write one object a line") from None
-        if not isinstance(data, dict):
-            raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object a line")
-        for field in (*_FIELDS, *(("sender_context",) if "sender_context" in data else ())):
-            if not _is_text(data.get(field)):
-                raise UserError(f"{where}: {field}: missing, empty or not text; add it")
-        unknown = set(data) - {*_FIELDS, "sender_context"}
-        if unknown:
-            raise UserError(f"{where}: {min(unknown)}: unknown key; remove it")
-        halves = []
-        for field in ("sender_context" if "sender_context" in data else "sender_message", "receiver_context"):
-            try:
-                halves.append(read_facts(data[field], level))
-            except ValueError as error:
-                raise UserError(f"{where}: {field}: {error}") from None
-        values = read_answer(level, data["receiver_output"], "json")
-        if values is None:
-            raise UserError(f"{where}: receiver_output: not a JSON answer of level {level.name}; mend it")
-        episode = Episode(level, number, halves[0], halves[1], values, data["sender_message"])
-        if not verify(episode, data["receiver_output"], "json").success:
-            raise UserError(f"{where}: receiver_output: breaks a constraint of its own line; mend it")
-        found.append(episode)
-    if not found:
-        raise UserError(f"{path}: no episodes; write one JSON object a line")
-    return found
-
-
-def with_messages(played: Sequence[Episode], messages: Sequence[str]) -> list[Episode]:
-    """The same episodes with A's message in other words."""
-    return [replace(episode, message=text) for episode, text in zip(played, messages, strict=True)]

@@ -84,8 +84,9 @@ class Training:
         self.room = RowsAtOnce(folder, 2 * config.training.batch_size // self.workers)
         self._closing = ExitStack()
         tensors, meta = self._saved()
-        self._begin(meta["restart"] if meta else 0)
-        if meta and meta["step"]:
+        goes_on = bool(meta and meta["step"])
+        self._begin(meta["restart"] if meta else 0, None if goes_on else config.training.start)
+        if goes_on:
             restore_training(tensors, self.trainee, self.optimizer)
             self.step, self.spent = meta["step"], meta["seconds"]
             self.history += meta["history"]
@@ -106,13 +107,13 @@ class Training:
             raise UserError(f"{file}: made with other settings; choose another name or remove the folder")
         return tensors, meta
 
-    def _begin(self, restart: int) -> None:
-        """Fresh weights."""
+    def _begin(self, restart: int, start: str | None) -> None:
+        """Fresh weights, or those of a checkpoint."""
         config, training, receiver = self.config, self.config.training, self.receiver
         torch.manual_seed(self.seed + 1_000_003 * restart)
         codec = Codec(config.codec, receiver).to(receiver.device)
-        if training.start:
-            begin_from(Path(training.start), codec, config, receiver)
+        if start:
+            begin_from(Path(start), codec, config, receiver)
         heads = Heads(config, receiver).to(receiver.device)
         self.trainee = Trainee(config, codec, heads, receiver)
         self._wrapped: nn.Module = DistributedDataParallel(self.trainee) if self.workers > 1 else self.trainee
@@ -202,7 +203,7 @@ class Training:
             self._save(gives_up)
         self.report(metrics, checkpoint)
         if gives_up:
-            self._begin(self.restart + 1)
+            self._begin(self.restart + 1, training.start)
 
     def _seconds(self) -> float:
         return self.spent + time.monotonic() - self._since

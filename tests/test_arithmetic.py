@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from m2ray.arithmetic import Expression, Operand
 from m2ray.command import UserError
+from m2ray.source import read_episodes
 from m2ray.task import (
     PARTS,
     ceilings,
@@ -20,7 +21,6 @@ from m2ray.task import (
     episodes,
     level,
     part_of,
-    read_episodes,
     read_facts,
     verify,
     write_answer,

@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2ray.command import UserError
+from m2ray.source import read_episodes, with_messages
 from m2ray.task import (
     draw,
     episodes,
     level,
     read_answer,
-    read_episodes,
     read_facts,
     verify,
-    with_messages,
     write_answer,
 )
 
