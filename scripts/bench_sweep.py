@@ -22,6 +22,21 @@ from marked import marked
 
 WORKERS = ("ray::ImplicitFunc", "ray::Evaluator")
 TICKS = os.sysconf("SC_CLK_TCK")
+FIRST: dict[str, Any] = {  # a sweep whose epochs are of one step
+    "name": "first",
+    "trial": {
+        "splits": {
+            "train": "100000:101000",
+            "search": "1000:1020",
+            "select": "4000:4020",
+            "confirm": "2000:2020",
+        },
+        "training": {"epochs": 1, "epoch_samples": 32, "batch_size": 32},
+        "evaluation": {"text_bytes": [], "scale_gates": []},
+    },
+    "points": {"one": {}},
+    "judge": {"select": 0, "confirm": 0, "diagnose": 0},
+}
 
 
 class Watched:
@@ -61,25 +76,10 @@ class Watched:
 
 
 def first_step_s(results: Path, cache: Path) -> float:
-    """Seconds until a sweep whose epochs are of one step has made its first."""
-    space = {
-        "name": "first",
-        "trial": {
-            "splits": {
-                "train": "100000:101000",
-                "search": "1000:1020",
-                "select": "4000:4020",
-                "confirm": "2000:2020",
-            },
-            "training": {"epochs": 1, "epoch_samples": 32, "batch_size": 32},
-            "evaluation": {"conditions": ["normal", "P0", "P1"], "text_bytes": [], "scale_gates": []},
-        },
-        "points": {"one": {}},
-        "judge": {"select": 0, "confirm": 0, "diagnose": 0},
-    }
+    """Seconds until the sweep `FIRST` has made its first step."""
     results.mkdir(parents=True)
     file = results / "first.yaml"
-    file.write_text(yaml.dump(space))
+    file.write_text(yaml.dump(FIRST))
     watched = Watched([str(file), "--results", str(results)], cache)
     done = results / "first" / "checkpoints" / "one" / "seed-0" / "epoch-01" / "config.json"
     seconds = watched.until(done.is_file, 0.05)
@@ -93,6 +93,7 @@ def bench_sweep() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        cold, warm = (first_step_s(root / name, root / "small") for name in ("cold", "warm"))
         watched = Watched(["--results", str(root / "default")], root / "cache")
 
         def look() -> bool:
@@ -103,7 +104,6 @@ def bench_sweep() -> dict[str, Any]:
         if watched.popen.returncode:
             raise RuntimeError(f"the default sweep left with {watched.popen.returncode}")
         compute = sum(last - first for first, last in watched.compute.values())
-        cold, warm = (first_step_s(root / name, root / "cache") for name in ("cold", "warm"))
     return {
         "overhead_ratio": wall * cores / compute,
         "default_sweep_s": wall,

@@ -6,8 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from m2ray.space import load_plan
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench.py"
+
+
+def test_the_sweeps_that_it_times_are_valid(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from bench_sweep import FIRST
+
+    space = tmp_path / "first.yaml"
+    space.write_text(yaml.dump(FIRST))
+    assert load_plan(space).points.keys() == {"one"}
 
 
 @pytest.mark.slow
