@@ -25,12 +25,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 FIRST: dict[str, Any] = {  # a sweep whose epochs are of one step
     "name": "first",
     "trial": {
-        "splits": {
-            "train": "100000:101000",
-            "search": "1000:1020",
-            "select": "4000:4020",
-            "confirm": "2000:2020",
-        },
+        "splits": {"train": "100000:101000", "search": "1000:1020", "select": "4000:4020", "confirm": "2000:2020"},
         "training": {"epochs": 1, "epoch_samples": 32, "batch_size": 32},
         "evaluation": {"text_bytes": [], "scale_gates": []},
     },
@@ -76,7 +71,7 @@ class Watched:
 
 
 def first_step_s(results: Path, cache: Path) -> float:
-    """Seconds until the sweep `FIRST` has made its first step."""
+    """Seconds until the sweep `FIRST` has made its first step, scored the codec and saved it."""
     results.mkdir(parents=True)
     file = results / "first.yaml"
     file.write_text(yaml.dump(FIRST))
