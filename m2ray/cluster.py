@@ -17,7 +17,6 @@ from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -182,8 +181,10 @@ def train_distributed(
     Raises:
         TrainingFailed: training failed more often than that.
     """
+    from ray.train.torch import TorchTrainer  # takes a second, and most trials have one worker
+
     rows = rows_at_once(folder)
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = TorchTrainer(
         _worker_loop,
         train_loop_config={
             "trial": config.model_dump_json(),

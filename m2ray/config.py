@@ -109,6 +109,13 @@ class CodecConfig(Strict):
     cut: Annotated[
         Literal["tokens", "clauses"], Field(description="segments: what gets an equal share of the slots")
     ] = "tokens"
+    start: Annotated[
+        Literal["words", "states"],
+        Field(
+            description="segments: what a slot starts as. words: the sum of its words' embeddings; states: what "
+            "the receiver holds at its last word behind the first layer, which wants a scale_gate as large as that"
+        ),
+    ] = "words"
     lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
     calibration: Annotated[
         Literal["layernorm", "norm"],

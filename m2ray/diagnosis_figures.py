@@ -16,7 +16,8 @@ from torch import Tensor
 from m2ray import stats
 from m2ray.figures import COLOURS, save
 from m2ray.findings import STAGE, Diagnosis
-from m2ray.probes import centred, cosines
+from m2ray.losses import centred
+from m2ray.probes import cosines
 from m2ray.stats import Estimate
 
 SHOWN = 80  # messages on a similarity map

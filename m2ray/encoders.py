@@ -93,12 +93,16 @@ class Segments(nn.Module):
     message, plus a learned change that starts at zero. The same weights serve any k: with k at the number of
     tokens it is the identity, from where training can anneal k. With `cut: clauses` each clause of the message
     gets the same share of the slots, so that a slot that holds a clause holds all of it, whatever its length.
+
+    With `start: states` slot j starts as the receiver's hidden state behind its first layer at the segment's last
+    word, where attention has already bound the words before it. At that state's own norm a pretrained receiver
+    reads more of it, untrained, than of a sum of embeddings.
     """
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
         width = config.width
-        self.unit = receiver.embedding_norm
+        self.unit, self.start = receiver.embedding_norm, config.start
         ends_N = torch.zeros(len(receiver.embedding_ND), dtype=torch.bool)
         if config.cut == "clauses":
             vocabulary = receiver.tokenizer.get_vocab().items()
@@ -126,13 +130,22 @@ class Segments(nn.Module):
         """See the module's head."""
         share_BKT = segment_shares(reading.mask_BT, self.ends_N[reading.ids_BT], k)
         tokens_BTW = self.layers(self.features(reading), src_key_padding_mask=~reading.mask_BT)
-        raw_BKD = share_BKT @ reading.embeds_BTD.float()
+        raw_BKD = self._begin(reading, share_BKT)
         mean_BKT = share_BKT / share_BKT.sum(dim=2, keepdim=True).clamp(min=1)
         slots_K = torch.arange(k, device=tokens_BTW.device) / k * 24
         pooled_BKW = mean_BKT @ tokens_BTW + waves(slots_K, tokens_BTW.shape[2])
         # In units of an embedding's entries, so that a learning rate means the same for any receiver.
         unit = self.unit / math.sqrt(raw_BKD.shape[2])
         return raw_BKD + unit * cast(Tensor, self.change(self.mix(pooled_BKW)))
+
+    def _begin(self, reading: Reading, share_BKT: Tensor) -> Tensor:
+        if self.start == "words":
+            return share_BKT @ reading.embeds_BTD.float()
+        words_BK = self.stands_for(reading, share_BKT.shape[1])
+        rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
+        first_BKD = reading.first_BTD[rows_B1, words_BK.clamp(min=0)].float()
+        # The norm is the calibration's to give; a change in units of an embedding needs something of that size.
+        return F.normalize(first_BKD, dim=-1) * self.unit * (words_BK >= 0)[..., None]
 
 
 def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:

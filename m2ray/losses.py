@@ -247,6 +247,20 @@ def mean_cosine(prefix_HKD: Tensor) -> Tensor:
     return total / max(1, rows * (rows - 1))
 
 
+def centred(features_EF: Tensor) -> Tensor:
+    """Rows less their mean."""
+    return features_EF.double() - features_EF.double().mean(0)
+
+
+def effective_rank(features_EF: Tensor) -> float:
+    """Exp of the entropy of the spectrum of the centred rows (Roy and Vetterli 2007); 1 where all are equal."""
+    apart_EF = centred(features_EF)
+    gram = apart_EF @ apart_EF.T if len(apart_EF) < apart_EF.shape[1] else apart_EF.T @ apart_EF
+    share_R = torch.linalg.eigvalsh(gram).clamp(min=0)
+    share_R = share_R / share_R.sum().clamp(min=1e-12)
+    return float(torch.exp(-(share_R * share_R.clamp(min=1e-12).log()).sum()))
+
+
 LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
     "ce": ce,
     "kl": kl,
@@ -288,7 +302,8 @@ def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tup
     """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
     values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
     for name, term in losses.terms().items():
-        if needs_answer(name) and signals.heard is None:  # before any of them counts
+        seen = signals.slots if name == "slots" else signals.heard if needs_answer(name) else signals.encoded
+        if seen is None:  # it does not count yet, or no longer, so that the receiver was not asked
             continue
         values[name] = value_of(name, signals, term)
         total = total + term.weight_at(step, steps) * values[name]

@@ -25,7 +25,7 @@ from m2ray import stats
 from m2ray.command import UserError
 from m2ray.conditions import Material
 from m2ray.encoders import last_state, mean_state
-from m2ray.losses import mean_cosine
+from m2ray.losses import centred, effective_rank, mean_cosine
 from m2ray.receiver import Reading
 from m2ray.stats import Estimate
 from m2ray.task import Episode, Fact
@@ -76,20 +76,6 @@ def cosines(features_EF: Tensor) -> Tensor:
     """Cosine of every pair of rows, [E, E]; 0 for a row of zeros."""
     unit_EF = F.normalize(features_EF.double(), dim=1)
     return unit_EF @ unit_EF.T
-
-
-def centred(features_EF: Tensor) -> Tensor:
-    """Rows less their mean."""
-    return features_EF.double() - features_EF.double().mean(0)
-
-
-def effective_rank(features_EF: Tensor) -> float:
-    """Exp of the entropy of the spectrum of the centred rows (Roy and Vetterli 2007); 1 where all are equal."""
-    apart_EF = centred(features_EF)
-    gram = apart_EF @ apart_EF.T if len(apart_EF) < apart_EF.shape[1] else apart_EF.T @ apart_EF
-    share_R = torch.linalg.eigvalsh(gram).clamp(min=0)
-    share_R = share_R / share_R.sum().clamp(min=1e-12)
-    return float(torch.exp(-(share_R * share_R.clamp(min=1e-12).log()).sum()))
 
 
 def similarity_map(features_EF: Tensor, shared_EE: Tensor) -> SimilarityMap:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 
 from m2ray.codec import Codec
@@ -67,6 +66,8 @@ def rounded(fit_MKD: Tensor, bits: int) -> Restore:
 
 def coded(fit_MKD: Tensor, parts: int, codes: int) -> Restore:
     """Each of `parts` equal parts of the flattened prefix as its nearest code, by k-means over the messages."""
+    from scipy.cluster.vq import kmeans2
+
     books = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a code that no message uses does no harm

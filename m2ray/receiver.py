@@ -27,7 +27,7 @@ from m2ray.layout import Layout, Place, Wording, pad
 from m2ray.starts import Starts
 from m2ray.task import Episode
 
-READ_BYTES = 16 << 20  # of the last hidden states of messages that are kept
+READ_BYTES = 32 << 20  # of the hidden states of messages that are kept
 
 
 class Pass(NamedTuple):
@@ -65,7 +65,8 @@ class Reading(NamedTuple):
     ids_BT: Tensor
     mask_BT: Tensor
     embeds_BTD: Tensor
-    states_BTD: Tensor  # last hidden layer
+    first_BTD: Tensor  # behind the first layer
+    states_BTD: Tensor  # behind the last layer
 
 
 class Receiver(Wording):
@@ -247,7 +248,7 @@ class Receiver(Wording):
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> Reading:
-        """The receiver's own token embeddings and last hidden states of messages, padded on the right."""
+        """The receiver's own token embeddings and hidden states of messages, padded on the right."""
         return self.read_ids([self.tokens(text) for text in texts])
 
     @torch.no_grad()
@@ -261,11 +262,12 @@ class Receiver(Wording):
         known = {key: self._read[key] for key in keys if key in self._read}
         if fresh := {key: i for i, key in enumerate(keys) if key not in known}:
             fresh_FTD = embeds_BTD[list(fresh.values())]
-            states_FTD = self.model.get_decoder()(inputs_embeds=fresh_FTD, use_cache=False)[0]
-            for key, states_TD in zip(fresh, states_FTD, strict=True):
-                self._read[key] = known[key] = states_TD[: len(key)].clone()
-        states_BTD = pad_sequence([known[key] for key in keys], batch_first=True)
-        return Reading(ids_BT, mask_BT, embeds_BTD, states_BTD)
+            out = self.model.get_decoder()(inputs_embeds=fresh_FTD, use_cache=False, output_hidden_states=True)
+            both_FT2D = torch.stack([out.hidden_states[1], out[0]], dim=2)
+            for key, both_T2D in zip(fresh, both_FT2D, strict=True):
+                self._read[key] = known[key] = both_T2D[: len(key)].clone()
+        first_BTD, states_BTD = pad_sequence([known[key] for key in keys], batch_first=True).unbind(2)
+        return Reading(ids_BT, mask_BT, embeds_BTD, first_BTD, states_BTD)
 
     # --- decode ---
 

@@ -1,6 +1,8 @@
 """The statistics of the judge: intervals and tests of scipy and statsmodels, with their limits said.
 
 Shares are successes over n, in 0..1. E stands for episodes.
+
+statsmodels is imported where it is used: it takes longer than all else that a worker needs of this file.
 """
 
 from __future__ import annotations
@@ -12,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike, NDArray
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 ALPHA = 0.05
 
@@ -37,6 +37,8 @@ def wilson(successes: int, n: int, alpha: float = ALPHA) -> Interval:
     """
     if not (n >= 1 and 0 <= successes <= n):
         raise ValueError(f"{successes}/{n} is no count of successes")
+    from statsmodels.stats.proportion import proportion_confint
+
     low, high = proportion_confint(successes, n, alpha=alpha, method="wilson")
     # Rounding may leave the bounds 1e-17 inside the share at 0 and at n.
     share = successes / n
@@ -130,6 +132,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979): compare each with alpha as it is."""
     if not p_values:
         return []
+    from statsmodels.stats.multitest import multipletests
+
     return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
 
 

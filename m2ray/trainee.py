@@ -24,13 +24,13 @@ from m2ray.losses import (
     Signals,
     Slots,
     answer_nll,
+    effective_rank,
     mean_cosine,
     needs_answer,
     row_nll,
     value_weight,
     weighted_sum,
 )
-from m2ray.probes import effective_rank
 from m2ray.receiver import Pass, Passed, Reading, Receiver
 from m2ray.task import Episode
 
@@ -129,9 +129,9 @@ class Trainee(nn.Module):
         if losses.reconstruction_tokens and workers > 1:
             whole_reading = receiver.read_ids(message_ids)
             signals.message_ids_HT, signals.message_mask_HT = whole_reading.ids_BT, whole_reading.mask_BT
-        if losses.slots:
-            signals.slots = yield from self._slots(batch[mine], reading, encoded)
         steps, values = self.config.training.steps, dict[str, Tensor]()
+        if losses.slots and (log or losses.slots.weight_at(step, steps)):
+            signals.slots = yield from self._slots(batch[mine], reading, encoded)
         if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if needs_answer(name)):
             values = yield from self._listen(signals, batch, mine, encoded, log)
         total, metrics = weighted_sum(signals, losses, step, steps)

@@ -17,9 +17,12 @@ def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
     """Condition, success rate, what is expected, status: the reference report's first table.
 
     Statuses: normal FAILs below its bar. Null and random are OK within 5 points of P0, slightly high or low where
-    only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0, else FAIL.
+    only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0 (or at the gate's
+    floor, where P0 is no higher), else FAIL.
     """
     bars = [c for c in gate.criteria if c.kind == "lower_bound" and c.condition == "normal" and c.applies(k)]
+    below = [c for c in gate.criteria if c.kind == "below" and (c.condition, c.against) == ("shuffle", "P0")]
+    floor = max((c.floor for c in below), default=0.0)
     shares = {name: share(count) for name, count in counts.items()}
     table = [["Condition", "Success Rate", "Expected", "Status"]]
     for name in ("normal", "null", "random", "shuffle"):
@@ -34,8 +37,9 @@ def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
                 expected = f"> {100 * max(known):.0f}%"
                 status = "OK" if stats.wilson(*counts[name], gate.alpha).low >= max(known) else FAIL
         elif name == "shuffle":
-            expected = f"< {100 * shares['P0']:.0f}%"
-            status = "OK" if shares[name] < shares["P0"] else FAIL
+            grounded = shares["P0"] <= floor
+            expected = f"<= {100 * floor:.0f}%" if grounded else f"< {100 * shares['P0']:.0f}%"
+            status = "OK" if shares[name] < shares["P0"] or (grounded and shares[name] <= floor) else FAIL
             status = "BACKWARDS" if shares[name] > shares.get("normal", 1.0) else status
         else:
             off = shares[name] - shares["P0"]

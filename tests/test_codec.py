@@ -62,6 +62,18 @@ def test_segments_start_on_the_embedding_manifold(tiny):
     torch.testing.assert_close(prefix_KD.norm(dim=1), torch.full((len(ids),), 1.5 * tiny.embedding_norm))
 
 
+def test_segments_start_from_states_where_asked(tiny):
+    """An untrained slot is the receiver's own state behind its first layer at the segment's last word."""
+    codec = make(tiny, start="states", scale_gate=3.0)
+    ids = tiny.tokens(MESSAGES[0])
+    prefix_KD = codec(tiny.read([MESSAGES[0]]), k=len(ids)).prefix_BKD[0]
+    own_TD = tiny.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
+    assert torch.cosine_similarity(prefix_KD, own_TD).min() > 0.9999
+    torch.testing.assert_close(prefix_KD.norm(dim=1), torch.full((len(ids),), 3.0 * tiny.embedding_norm))
+    beyond_KD = codec(tiny.read([MESSAGES[0]]), k=2 * len(ids)).prefix_BKD[0]
+    assert (beyond_KD.norm(dim=1) == 0).sum() == len(ids)
+
+
 def test_slots_beyond_the_message_do_not_drown_the_gradient(tiny):
     norms = []
     for k in (4, 2 * max(len(tiny.tokens(message)) for message in MESSAGES)):

@@ -149,6 +149,12 @@ def test_statuses(changed, status):
     assert {row[0].lower(): row[3] for row in table[1:]}[next(iter(changed))] == status
 
 
+def test_a_wrong_message_cannot_fall_below_nothing():
+    counts = {"normal": (95, 100), "shuffle": (5, 100), "P0": (0, 100)}
+    for wrong, status in ((5, "OK"), (6, "FAIL")):
+        assert verdicts.primary_table({**counts, "shuffle": (wrong, 100)}, 4, GATE)[-1][2:] == ["<= 5%", status]
+
+
 # --- which gate judges which k -------------------------------------------------------------------------------
 
 

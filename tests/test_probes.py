@@ -13,7 +13,8 @@ from m2ray.command import UserError
 from m2ray.conditions import Material
 from m2ray.config import CodecConfig
 from m2ray.encoders import last_state
-from m2ray.probes import effective_rank, facts_of, fields_of, probe, read_facts, ridge, similarity_map, stages
+from m2ray.losses import effective_rank
+from m2ray.probes import facts_of, fields_of, probe, read_facts, ridge, similarity_map, stages
 from m2ray.task import episodes, level
 from m2ray.trainee import diagnose as training_metrics
 
