@@ -127,7 +127,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         super().__init__()
         if config.k + 1 >= receiver.max_positions:
             raise UserError(f"codec.k: {config.k} slots exceed the receiver's context; use a smaller k")
-        self.config = config
+        self.config, self.keys = config, set(CodecConfig.model_fields)
         self.record: dict[str, Any] = {"receiver": receiver.name}  # what a checkpoint's config.json says of it
         self.receiver_digest = receiver.digest
         self.unit = receiver.embedding_norm
@@ -195,14 +195,14 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         return F.normalize(latent_BKD, dim=-1, eps=floor) * self.unit * gate
 
     @property
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, in the keys that there were when it was made: those added later change no digest."""
+        return {key: value for key, value in self.config.model_dump().items() if key in self.keys}
+
+    @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of configuration, receiver and weights."""
-        return self.digest_with(self.config.model_dump())
-
-    def digest_with(self, settings: dict[str, Any]) -> str:
-        """`digest` of a codec whose record holds these settings: an older one lacks keys that came later."""
-        order = [key for key in CodecConfig.model_fields if key in settings]
-        text = json.dumps({key: settings[key] for key in order}, separators=(",", ":"))
+        text = json.dumps(self.settings, separators=(",", ":"))
         sha = hashlib.sha256((text + self.receiver_digest).encode())
         for name, tensor in sorted(self.state_dict().items()):
             sha.update(name.encode())
@@ -213,7 +213,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         """Write `codec.safetensors` and `config.json`; `about` says how it was trained."""
         save_tensors(folder / "codec.safetensors", dict(self.state_dict()), {"receiver": self.receiver_digest})
         record = {
-            "codec": self.config.model_dump(),
+            "codec": self.settings,
             "receiver_digest": self.receiver_digest,
             "digest": self.digest,
             **about,
@@ -238,7 +238,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Its card, with the verdict where one was given."""
-        record = {**self.record, "codec": self.config.model_dump(), "digest": self.digest}
+        record = {**self.record, "codec": self.settings, "digest": self.digest}
         return card_of({**record, "receiver_digest": self.receiver_digest}, kwargs.get("repo_id") or "FOLDER")
 
 
@@ -301,7 +301,8 @@ def load_codec(folder: Path, receiver: Receiver) -> Codec:
             f"{folder}/codec.safetensors: does not fit config.json ({' '.join(str(error).split())[:200]}); "
             "restore the k and encoder it was trained with"
         ) from None
-    if codec.digest_with(record["codec"]) != record["digest"]:
+    codec.keys = set(record["codec"])
+    if codec.digest != record["digest"]:
         raise UserError(f"{folder}: digest: weights or settings were changed since training; remake it")
     codec.record = record
     return codec.to(receiver.device).eval()

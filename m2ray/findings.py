@@ -171,8 +171,9 @@ def reading(d: Diagnosis) -> Iterator[Finding]:
     elif shuffle.low > line:
         yield Finding(
             "wrong_hurts",
-            f"The receiver reads something of the prefix, but not what helps: a wrong one costs {wrong} a digit, "
-            f"the right one brings nothing, {count}; the prefix {content} (probe {told(prefix)}, chance 50%).",
+            f"The receiver reads something of the prefix, but {'little' if d.ahead['P0'].low > 0 else 'nothing'} of "
+            f"it helps: a wrong one costs {wrong} a digit; with the right one {count}; the prefix {content} (probe "
+            f"{told(prefix)}, chance 50%).",
         )
     elif shuffle.high < line:
         yield Finding(

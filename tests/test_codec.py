@@ -243,12 +243,14 @@ def test_gate_starts_where_it_is_told(tiny):
 
 def test_a_checkpoint_from_before_a_setting_existed_still_loads(tiny, tmp_path):
     codec = make(tiny)
-    older = {key: value for key, value in codec.config.model_dump().items() if key != "cut"}
+    codec.keys -= {"cut", "start"}
     codec.save(tmp_path, {})
     record = json.loads((tmp_path / "config.json").read_text())
-    record |= {"codec": older, "digest": codec.digest_with(older)}
-    (tmp_path / "config.json").write_text(json.dumps(record))
-    assert load_codec(tmp_path, tiny).config == codec.config
+    assert "cut" not in record["codec"]
+    loaded = load_codec(tmp_path, tiny)
+    assert (loaded.config, loaded.digest) == (codec.config, record["digest"])
+    loaded.save(tmp_path, {})
+    assert load_codec(tmp_path, tiny).digest == record["digest"]
     record["codec"]["width"] = 36
     (tmp_path / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError):
