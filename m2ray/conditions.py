@@ -14,8 +14,6 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
 from m2ray import plugs
@@ -109,6 +107,9 @@ def derangement(episodes: Sequence[Episode], shift: int = SHIFT) -> list[int]:
 
 def _any_derangement(allowed: list[list[bool]]) -> list[int]:
     """Where no swap helps: rare, but a message in free words may match two episodes that differ."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     partner: list[int] = maximum_bipartite_matching(csr_array(allowed), perm_type="column").tolist()
     if min(partner) < 0:
         raise UserError(

@@ -169,11 +169,11 @@ def reading(d: Diagnosis) -> Iterator[Finding]:
             f"[{d.retention.low:.2f}, {d.retention.high:.2f}]; a wrong message costs {wrong} a digit.",
         )
     elif shuffle.low > line:
+        share = "little" if d.ahead["P0"].low > 0 else "nothing"
         yield Finding(
             "wrong_hurts",
-            f"The receiver reads something of the prefix, but {'little' if d.ahead['P0'].low > 0 else 'nothing'} of "
-            f"it helps: a wrong one costs {wrong} a digit; with the right one {count}; the prefix {content} (probe "
-            f"{told(prefix)}, chance 50%).",
+            f"The receiver reads something of the prefix, but {share} of it helps: a wrong one costs {wrong} a "
+            f"digit, with the right one {count}; the prefix {content} (probe {told(prefix)}, chance 50%).",
         )
     elif shuffle.high < line:
         yield Finding(

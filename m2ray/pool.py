@@ -27,12 +27,9 @@ LOOK_S = 5.0  # between two looks at whether this process's node is alive
 class Evaluator:
     """One resident process that does jobs; what it loaded, such as the receiver, stays loaded between them."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-
-    def run(self, job: Job) -> pd.DataFrame | None:
-        """Do one job."""
-        return self._work(job)
+    def run(self, work: Work, job: Job) -> pd.DataFrame | None:
+        """Do one job. What the work imports comes with the first, so as not to delay the trials' own start."""
+        return work(job)
 
 
 @dataclass
@@ -63,7 +60,8 @@ class Pool:
         # No CPU is reserved: on a small machine the trials hold them all, and evaluation must not wait for them.
         # What asks for nothing would all land on one node, were it not told to spread.
         kind = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(Evaluator)
-        self._make: Callable[[], Any] = lambda: kind.remote(work)
+        self._make: Callable[[], Any] = kind.remote
+        self._work = work
         self._size, self._tries, self._limit_s = size, tries, limit_s
         self._queue: deque[tuple[Job, int]] = deque()
         self._idle: list[Any] = [self._make() for _ in range(size)]
@@ -79,7 +77,7 @@ class Pool:
         while self._queue and len(self._busy) < self._size:
             actor = self._idle.pop() if self._idle else self._make()
             job, attempt = self._queue.popleft()
-            self._busy[actor.run.remote(job)] = (actor, job, attempt, time.monotonic())
+            self._busy[actor.run.remote(self._work, job)] = (actor, job, attempt, time.monotonic())
 
     def __len__(self) -> int:
         return len(self._queue) + len(self._busy)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray.tune
-import scipy.stats
+import scipy
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 

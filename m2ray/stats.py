@@ -2,7 +2,7 @@
 
 Shares are successes over n, in 0..1. E stands for episodes.
 
-statsmodels is imported where it is used: it takes longer than all else that a worker needs of this file.
+statsmodels is imported where it is used: it takes longer than all that a sweep needs before it judges.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy  # which loads scipy.stats where it is first used
 from numpy.typing import ArrayLike, NDArray
 
 ALPHA = 0.05
