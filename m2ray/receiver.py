@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ class Pass(NamedTuple):
     starts: list[list[int]]
     states: bool  # whether hidden states are asked for
     grad: bool  # whether gradients flow back to the embeddings
+    key: Hashable = None  # passes without gradients of equal key give the same
 
 
 class Passed(NamedTuple):

@@ -68,7 +68,8 @@ def gather_encoded(encoded: Encoded) -> Encoded:
 
 def together(receiver: Receiver, asking: Sequence[Asking[T]], at_once: int | None = None) -> list[T]:
     """Let several go on until each has its result; what they ask of the receiver at the same time is one pass, of
-    which it reads `at_once` rows at a time.
+    which it reads `at_once` rows at a time. What several ask alike, such as what it makes of the same messages as
+    text, it is asked once.
     """
     results: dict[int, T] = {}
     waiting: dict[int, Pass] = {}
@@ -83,9 +84,11 @@ def together(receiver: Receiver, asking: Sequence[Asking[T]], at_once: int | Non
         go_on(i, None)
     while waiting:
         kind = next((one.states, one.grad) for one in waiting.values())
-        alike = [i for i, one in waiting.items() if (one.states, one.grad) == kind]
-        for i, passed in zip(alike, receiver.forward([waiting.pop(i) for i in alike], at_once), strict=True):
-            go_on(i, passed)
+        alike = {i: waiting.pop(i) for i in list(waiting) if (waiting[i].states, waiting[i].grad) == kind}
+        asked = {i if one.key is None else one.key: one for i, one in alike.items()}
+        made = dict(zip(asked, receiver.forward(list(asked.values()), at_once), strict=True))
+        for i, one in alike.items():
+            go_on(i, made[i if one.key is None else one.key])
     return [results[i] for i in range(len(asking))]
 
 
@@ -146,7 +149,8 @@ class Trainee(nn.Module):
         encoder = self.codec.encoder
         assert isinstance(encoder, Segments)
         words_BK = encoder.stands_for(reading, encoded.prefix_BKD.shape[1])
-        told = yield receiver.standing(rows, reading.embeds_BTD, "message", grad=False)
+        words = receiver.standing(rows, reading.embeds_BTD, "message", grad=False)
+        told = yield words._replace(key=("words", *rows))
         told_BLTD = torch.stack(told.hidden[:-1], dim=1)
         rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
         theirs_BLKD = told_BLTD.transpose(1, 2)[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
@@ -189,7 +193,8 @@ class Trainee(nn.Module):
             values["shuffle_gap"] = (wrong_BA[0] - nll_BA)[:, places_V].mean()
         if losses.kl or losses.states:
             text = receiver.layout(rows, [episode.message for episode in rows])
-            passed = yield receiver.hearing(text, None, answer_len, hidden, grad=False)
+            hearing = receiver.hearing(text, None, answer_len, hidden, grad=False)
+            passed = yield hearing._replace(key=("text", *rows))
             signals.told = receiver.heard(text, answer_len, passed)
         return values
 

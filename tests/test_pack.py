@@ -91,6 +91,27 @@ def test_a_pack_reads_the_prompts_of_all_in_common_passes(tiny, tmp_path, monkey
     assert made.count(2) >= 4  # one a step at the least; what search_score asks comes one by one
 
 
+def test_what_a_pack_hears_as_text_is_read_once(tiny, tmp_path, monkeypatch):
+    read = []
+    forward = type(tiny).forward
+
+    def counted(self, passes, at_once=None):
+        read.extend(one.key for one in passes if one.key)
+        return forward(self, passes, at_once)
+
+    monkeypatch.setattr(type(tiny), "forward", counted)
+    told = {"losses__slots": {}, "losses__states": {}, "training__epochs": 1}
+    pack = [begin(tiny, tmp_path / str(lr), "plain", **told, training__lr=lr) for lr in (1e-3, 3e-2)]
+    train_pack([iter([training]) for training in pack], lambda number, error: pytest.fail(str(error)))
+    assert {key[0] for key in read} == {"words", "text"}
+    assert len(read) == len(set(read)) == 2 * pack[0].step
+    alone = begin(tiny, tmp_path / "alone", "plain", **told, training__lr=1e-3)
+    alone.run()
+    slow, fast = (curve(tmp_path / str(lr) / "plain") for lr in (1e-3, 3e-2))
+    assert slow == pytest.approx(curve(alone.folder), rel=1e-4)
+    assert slow != pytest.approx(fast, rel=1e-4)
+
+
 def test_a_training_that_is_killed_within_an_epoch_goes_on_from_its_last_minute(tiny, tmp_path, monkeypatch):
     """With a state saved after each step, a run that dies at any of them ends as the undisturbed one does."""
     conf = config(tiny, losses__slots={})
