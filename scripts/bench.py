@@ -1,7 +1,7 @@
 """How much faster than the reference loop: training and evaluation, the same losses and the same answers. And what
-packing trials and the default sweep as a whole cost.
+packing trials and the default sweep as a whole cost, and what bfloat16 and torch.compile would bring.
 
-python scripts/bench.py --out FOLDER [--receiver mini] [--seconds 20] [--parts train,eval,pack,sweep]
+python scripts/bench.py --out FOLDER [--receiver mini] [--seconds 20] [--parts train,eval,pack,variants,sweep]
 
 The naive side is the reference attempt's algorithm, written plainly: per sample two message encodings and three
 receiver forwards at batch 1, with logits over the whole vocabulary at every position; evaluation one episode at a
@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from bench_pack import bench_pack
 from bench_sweep import bench_sweep
+from bench_variants import bench_variants
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -235,6 +236,7 @@ PARTS: dict[str, Callable[[TrialConfig, Receiver, float], dict[str, Any]]] = {
     "train": lambda config, receiver, seconds: by_place(bench_training, "train", config, receiver, seconds),
     "eval": lambda config, receiver, seconds: by_place(bench_evaluation, "eval", config, receiver, seconds),
     "pack": lambda config, receiver, seconds: bench_pack(config.receiver, steps=int(2 * seconds)),
+    "variants": lambda config, receiver, seconds: bench_variants(config.receiver, in_turns, seconds),
     "sweep": lambda config, receiver, seconds: bench_sweep(),
 }
 # What is shown: figure, unit, bound, and which side of it is good.
@@ -245,6 +247,9 @@ SHOWN = [
     ("eval_ratio_first", "x", None, ""),
     ("packed_ratio", "x", 1.2, ">="),
     ("packed_memory_ratio", "x", 0.35, "<="),
+    ("bf16_ratio", "x", None, ""),
+    ("compile_ratio", "x", None, ""),
+    ("compile_s", "s", None, ""),
     ("overhead_ratio", "x", 1.25, "<="),
     ("warm_start_s", "s", 8.0, "<="),
     ("peak_memory_gb", "GB", 3.0, "<="),
