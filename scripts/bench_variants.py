@@ -1,8 +1,8 @@
 """What would make a training step faster, measured so that defaults stand on figures: bfloat16 and torch.compile.
 
-Used by scripts/bench.py. The recipe of search_spaces/quickstart.yaml, a step of its own batch, forward and backward;
-`bf16_ratio` is that of `training.precision: bfloat16` over float32, `compile_ratio` that of a compiled receiver over
-one as it is, `compile_s` what compiling costs each process once.
+Used by scripts/bench.py. The recipe of search_spaces/quickstart.yaml, a step of its own batch, forward and
+backward; `bf16_ratio` is that of `training.precision: bfloat16` over float32, `compile_ratio` that of a
+compiled receiver over one as it is, `compile_s` what compiling costs each process once.
 """
 
 from __future__ import annotations

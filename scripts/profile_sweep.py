@@ -1,8 +1,8 @@
 """Where the default sweep's time goes: processor time of each kind of process, and within training and evaluation.
 
-`python scripts/profile_sweep.py --out results/bench` runs the default sweep once and adds up the processor time of
-its processes by kind; then it trains and plays one codec of that space in this process, on one thread as in a trial,
-under PyTorch's profiler. Writes profile.md.
+`python scripts/profile_sweep.py --out results/bench` runs the default sweep once and adds up the processor time
+of its processes by kind; then it trains and plays one codec of that space in this process, on one thread as in
+a trial, under PyTorch's profiler. Writes profile.md.
 """
 
 from __future__ import annotations
