@@ -115,6 +115,7 @@ def save(figure: Any, *paths: Path) -> None:
         # Dates and versions would make the same figures other files at every run.
         stamp = "Software" if path.suffix == ".png" else "Date"
         figure.savefig(path, dpi=130, bbox_inches="tight", metadata={stamp: None})
+        figure.set_layout_engine("none")  # the next format keeps what was laid out for the first
     plt.close(figure)
 
 
