@@ -148,7 +148,7 @@ def bench_training(config: TrialConfig, receiver: Receiver, seconds: float) -> d
     torch.manual_seed(0)
     codec, heads = Codec(config.codec, receiver), Heads(config, receiver)
     trainee = Trainee(config, codec, heads, receiver)
-    optimizer = torch.optim.AdamW(trainee.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(trainee.parameters(), lr=1e-4, fused=True)  # on both sides
     drawn = episodes(level(config.task.level), range(9_000_000, 9_000_000 + max(BATCHES)), "train")
 
     def step(loss: Tensor) -> None:
