@@ -194,8 +194,11 @@ def strike(where: Path, name: str, mark: str, delay: float) -> tuple[bool, int]:
     return hit, run.end()
 
 
-def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: random.Random) -> Round:
-    """One round: a run, a kill, and the same command again until it ends well."""
+def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: random.Random) -> Round | None:
+    """One round: a run, a kill, and the same command again until it ends well.
+
+    None where there was nothing left to kill when the moment came.
+    """
     folder, began = where / "chaos", time.monotonic()
     marks = list(moments(folder))
     # A trainer or an evaluator works only behind the start, and a trainer has gone when all is trained.
@@ -205,6 +208,8 @@ def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: ran
         hit, code = strike(where, name, mark, delay)
         if hit or not starved(where):
             break
+    if not hit:
+        return None
     exits, repeated, said = [code], 0, [(where / "stderr").read_text()[-500:]]
     while exits[-1] != DONE and len(exits) < TRIES:
         before, trained = rows_on_disk(folder)[0], finished(folder)
@@ -219,7 +224,7 @@ def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: ran
     leaderboard = folder / "leaderboard.csv"
     return Round(
         target=name,
-        at=f"{mark} + {delay:.1f} s" if hit else "had ended",
+        at=f"{mark} + {delay:.1f} s",
         exits=exits,
         lost=lost,
         doubled=doubled + int((merged["_merge"] == "left_only").sum()),
@@ -254,10 +259,16 @@ def main(argv: Sequence[str]) -> int:
         board = (root / "whole" / "chaos" / "leaderboard.csv").read_bytes()
         names = list(TARGETS)
         for number in range(args.rounds):
-            where = root / f"round-{number:02d}"
-            where.mkdir()
             name = names[(names.index(args.first) + number) % len(names)]
-            rounds.append(disturb(name, where, whole, board, dice))
+            made = None
+            for again in range(TRIES):
+                where = root / f"round-{number:02d}-{again}"
+                where.mkdir()
+                if made := disturb(name, where, whole, board, dice):
+                    break
+            if made is None:
+                raise RuntimeError(f"{name}: {TRIES} sweeps had ended before there was one to kill")
+            rounds.append(made)
             print(f"{number + 1}: {asdict(rounds[-1]) | {'said': ''}}", flush=True)
     table = [[r.target, r.at, r.exits, r.lost, r.doubled, r.repeated, r.same_board, r.seconds] for r in rounds]
     headers = ["killed", "at", "exit codes", "rows lost", "doubled", "repeated", "board equal", "s"]
