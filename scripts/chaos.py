@@ -202,7 +202,7 @@ def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: ran
     folder, began = where / "chaos", time.monotonic()
     marks = list(moments(folder))
     # A trainer or an evaluator works only behind the start, and a trainer has gone when all is trained.
-    mark = dice.choice({"training worker": marks[1:-1], "evaluator": marks[1:]}.get(name, marks))
+    mark = dice.choice({"training worker": marks[1:3], "evaluator": marks[1:]}.get(name, marks))
     delay = dice.uniform(0.0, 3.0)
     for _ in range(TRIES):
         hit, code = strike(where, name, mark, delay)
