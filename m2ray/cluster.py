@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,28 @@ def start(address: str | None, nested: bool) -> None:
                     "or give --address"
                 ) from None
             raise UserError(f"--address {address}: {NOBODY.format(error=last_line(str(error)))}") from None
+
+
+def check_room(resources: Resources, workers: int, local: bool) -> None:
+    """Refuse trials that a local machine can never hold, where Ray would wait for a node for ever.
+
+    Args:
+        resources: Of each worker.
+        workers: Of the largest training.
+        local: Whether no node can come.
+
+    Raises:
+        UserError: one training asks for more than there is.
+    """
+    there = ray.cluster_resources()
+    for key, name in (("cpus_per_worker", "CPU"), ("gpus_per_worker", "GPU")):
+        asked, held = workers * getattr(resources, key), there.get(name, 0.0)
+        if asked <= held:
+            continue
+        said = f"resources.{key}: a training asks for {asked:g} {name}s, and there are {held:g}"
+        if local:
+            raise UserError(f"{said}; lower it or workers, or give the --address of a larger cluster")
+        print(f"{said}; it waits for nodes to come", file=sys.stderr)
 
 
 def _probe(address: str) -> None:

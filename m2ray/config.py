@@ -332,6 +332,8 @@ class TrialConfig(Strict):
                     raise ValueError(f"losses.{name}: needs codec.bottleneck: vq; set that or remove the loss")
         if losses.slots and codec.encoder != "segments":
             raise ValueError("losses.slots: only slots of the encoder segments stand for words; remove it")
+        if codec.start != "words" and codec.encoder != "segments":
+            raise ValueError("codec.start: only slots of the encoder segments start as something; remove it")
         if training.anneal and codec.encoder != "segments":
             raise ValueError("training.anneal: only the encoder segments serves any k; remove it")
         if training.anneal and training.anneal.start < codec.k:

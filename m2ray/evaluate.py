@@ -76,8 +76,19 @@ def main(argv: Sequence[str]) -> int:
     print(wilson_table(rows))
     if args.out is not None:
         write_rows(args.out, rows)
-        print(f"rows: {args.out}\nnext: python -m m2ray.gate {args.out}")
+        print(f"rows: {args.out}")
+        if not (lacking := [name for name in judged_conditions() if name not in names]):
+            print(f"next: python -m m2ray.gate {args.out}")
+        else:
+            print(f"the gate would judge {', '.join(lacking)} as well; leave --conditions out to play all")
     return DONE
+
+
+def judged_conditions() -> list[str]:
+    """What the gate compares."""
+    from m2ray.gate import load_gate
+
+    return list(dict.fromkeys(name for criterion in load_gate().criteria for name in criterion.conditions))
 
 
 def check_out(path: Path) -> None:

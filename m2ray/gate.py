@@ -379,8 +379,10 @@ def judge_file(path: Path, gate: GateConfig, config: str | None, seed: int | Non
     cells = list(own[["config", "seed", "split"]].drop_duplicates().itertuples(index=False, name=None))
     wanted = [cell for cell in cells if config in (None, cell[0]) and seed in (None, cell[1])]
     if not wanted:
-        known = ", ".join(f"{name}/{number}/{where}" for name, number, where in cells[:5]) or "none"
-        raise UserError(f"{path}: no rows of that --config, --seed and --split; choose from {known}")
+        near = [cell for cell in cells if cell[0] == config] or cells
+        known = ", ".join(f"{name}/{number}/{where}" for name, number, where in near[:5]) or "none"
+        more = ", ..." if near[5:] else ""
+        raise UserError(f"{path}: no rows of that --config, --seed and --split; choose from {known}{more}")
     passed = []
     for where in dict.fromkeys(cell[2] for cell in wanted):
         family = [cell for cell in cells if cell[2] == where]
@@ -396,6 +398,8 @@ def judge_file(path: Path, gate: GateConfig, config: str | None, seed: int | Non
                 title = f"{cell[0]}, seed {cell[1]}, split {where}, k = {verdict.k}, gate {gate.name}"
                 print_verdict(verdict, gate, part, title)
                 passed.append(verdict.passed)
+        if where != "confirm":
+            print(f"Split {where}: a verdict counts on confirm, on episodes that nothing was chosen by.")
     return DONE if all(passed) else NOT_PASSED
 
 

@@ -324,9 +324,10 @@ def execute(plan: Plan, root: Path, about: Mapping[str, Any], args: Any) -> int:
     from m2ray.report import build, print_board
 
     started = time.monotonic()
-    nested = any(config.workers > 1 for config in [*plan.points.values(), *plan.checked])
-    cluster.start(args.address, nested)
+    workers = max(config.workers for config in [*plan.points.values(), *plan.checked])
+    cluster.start(args.address, nested=workers > 1)
     try:
+        cluster.check_room(plan.space.resources, workers, local=args.address is None)
         if not args.resume:
             manifest.write(root, about)
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"))
@@ -334,6 +335,7 @@ def execute(plan: Plan, root: Path, about: Mapping[str, Any], args: Any) -> int:
         with Board(root.name, proposer.total, work_of(plan).jobs, form) as board:
             sweep = Sweep(plan, root, proposer, board)
             sweep.run()
+            board.phase("report: tables and pictures")
     finally:
         cluster.stop()
     leaderboard = build(root)

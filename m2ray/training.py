@@ -326,8 +326,12 @@ def begin_from(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiv
     start = load_codec(folder, receiver)
     if (start.record.get("trial") or {}).get("task") != config.task.model_dump():
         raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
-    if start.config.model_copy(update={"k": config.codec.k}) != config.codec:
-        raise UserError(f"training.start: {folder}: its codec differs in more than k; give both the same settings")
+    theirs, ours = (one.model_dump(exclude={"k"}) for one in (start.config, config.codec))
+    if theirs != ours:
+        differ = [f"codec.{key} is {theirs[key]}, not {ours[key]}" for key in ours if theirs[key] != ours[key]]
+        raise UserError(
+            f"training.start: {folder}: more than its k differs: {', '.join(differ)}; give both the same"
+        )
     try:
         codec.load_state_dict(start.state_dict())
     except RuntimeError:

@@ -110,6 +110,7 @@ def test_a_bad_value_is_refused_with_its_key_and_mend(tmp_path, text, line):
         ("losses: {}", "losses: no objective has a weight above 0; add one, such as ce"),
         ("losses: {ce: {weight: 0}, kl: null}", "losses: no objective has a weight above 0"),
         ("{codec: {encoder: resampler}, training: {anneal: {}}}", "training.anneal: only the encoder segments"),
+        ("{codec: {encoder: resampler, start: states}}", "codec.start: only slots of the encoder segments"),
         (
             "{codec: {k: 24}, training: {anneal: {start: 20}}}",
             "training.anneal.start: below codec.k = 24; start at 24",

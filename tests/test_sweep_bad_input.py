@@ -202,3 +202,12 @@ def test_another_receiver_is_not_resumed(refused, begun, tiny_folder):
 def test_a_damaged_sweep_yaml_is_refused(refused, begun, tmp_path):
     (tmp_path / "results" / "small" / "sweep.yaml").write_text("space: [")
     assert "sweep.yaml: not valid YAML" in refused(begun, "--resume")
+
+
+def test_a_training_that_this_machine_can_never_hold_is_refused(refused, tmp_path):
+    """Ray would wait for a node that never comes."""
+    space = tmp_path / "space.yaml"
+    space.write_text(yaml.safe_dump(changed("resources/cpus_per_worker", 4096)))
+    said = refused(space)
+    assert said.startswith("resources.cpus_per_worker: a training asks for 4096 CPUs, and there are ")
+    assert said.endswith("lower it or workers, or give the --address of a larger cluster\n")

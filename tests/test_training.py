@@ -313,7 +313,7 @@ def test_a_training_begins_with_the_weights_of_a_checkpoint_of_another_k(tiny, t
 @pytest.mark.parametrize(
     ("over", "says"),
     [
-        ({"codec__width": 64}, r"its codec differs in more than k; give both the same settings$"),
+        ({"codec__width": 64}, r"more than its k differs: codec.width is \d+, not 64; give both the same$"),
         ({"task": {"level": "medium"}}, r"trained on another task; use a checkpoint of the same$"),
         ({"training__start": "nowhere"}, r"nowhere: no config.json; give a checkpoint folder"),
     ],
