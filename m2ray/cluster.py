@@ -114,11 +114,13 @@ def check_room(resources: Resources, workers: int, local: bool) -> None:
         UserError: one training asks for more than there is.
     """
     there = ray.cluster_resources()
-    for key, name in (("cpus_per_worker", "CPU"), ("gpus_per_worker", "GPU")):
-        asked, held = workers * getattr(resources, key), there.get(name, 0.0)
+    for name, amount in ask(resources).items():
+        asked, held = workers * amount, there.get(name, 0.0)
         if asked <= held:
             continue
-        said = f"resources.{key}: a training asks for {asked:g} {name}s, and there are {held:g}"
+        said = (
+            f"resources.{name.lower()}s_per_worker: a training asks for {asked:g} {name}s, and there are {held:g}"
+        )
         if local:
             raise UserError(f"{said}; lower it or workers, or give the --address of a larger cluster")
         print(f"{said}; it waits for nodes to come", file=sys.stderr)

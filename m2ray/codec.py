@@ -127,7 +127,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         super().__init__()
         if config.k + 1 >= receiver.max_positions:
             raise UserError(f"codec.k: {config.k} slots exceed the receiver's context; use a smaller k")
-        self.config, self.keys = config, set(CodecConfig.model_fields)
+        self.config = config
         self.record: dict[str, Any] = {"receiver": receiver.name}  # what a checkpoint's config.json says of it
         self.receiver_digest = receiver.digest
         self.unit = receiver.embedding_norm
@@ -197,7 +197,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
     @property
     def settings(self) -> dict[str, Any]:
         """Its configuration, in the keys that there were when it was made: those added later change no digest."""
-        return {key: value for key, value in self.config.model_dump().items() if key in self.keys}
+        known = self.record.get("codec", CodecConfig.model_fields)
+        return {key: value for key, value in self.config.model_dump().items() if key in known}
 
     @property
     def digest(self) -> str:
@@ -303,8 +304,7 @@ def load_codec(folder: Path, receiver: Receiver) -> Codec:
             f"{folder}/codec.safetensors: does not fit config.json ({' '.join(str(error).split())[:200]}); "
             "restore the k and encoder it was trained with"
         ) from None
-    codec.keys = set(record["codec"])
+    codec.record = record
     if codec.digest != record["digest"]:
         raise UserError(f"{folder}: digest: weights or settings were changed since training; remake it")
-    codec.record = record
     return codec.to(receiver.device).eval()

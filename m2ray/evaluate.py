@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     from m2ray.codec import read_record
     from m2ray.conditions import condition
     from m2ray.evaluation import condition_names
+    from m2ray.gate import load_gate
     from m2ray.jobs import Job, run_job, seeds_of, trial_of
     from m2ray.loading import load_receiver
     from m2ray.report import wilson_table
@@ -77,18 +78,11 @@ def main(argv: Sequence[str]) -> int:
     if args.out is not None:
         write_rows(args.out, rows)
         print(f"rows: {args.out}")
-        if not (lacking := [name for name in judged_conditions() if name not in names]):
+        if not (lacking := [name for name in load_gate().conditions if name not in names]):
             print(f"next: python -m m2ray.gate {args.out}")
         else:
             print(f"the gate would judge {', '.join(lacking)} as well; leave --conditions out to play all")
     return DONE
-
-
-def judged_conditions() -> list[str]:
-    """What the gate compares."""
-    from m2ray.gate import load_gate
-
-    return list(dict.fromkeys(name for criterion in load_gate().criteria for name in criterion.conditions))
 
 
 def check_out(path: Path) -> None:

@@ -84,6 +84,11 @@ class GateConfig(Strict):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     criteria: Annotated[list[Criterion], Field(min_length=1)]
 
+    @property
+    def conditions(self) -> list[str]:
+        """All that it compares."""
+        return list(dict.fromkeys(name for criterion in self.criteria for name in criterion.conditions))
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -188,6 +193,11 @@ def share(count: tuple[int, int]) -> float:
     return count[0] / count[1]
 
 
+def fallen(measured: float, against: float, floor: float) -> bool:
+    """Whether a share is below another, or at a floor below which that one leaves nothing to fall."""
+    return measured <= floor if against <= floor else measured < against
+
+
 def _judge_one(criterion: Criterion, counts: Counts, alpha: float, rows: pd.DataFrame | None) -> Finding:
     first, second = criterion.condition, criterion.against or ""
     p_value = None
@@ -206,7 +216,7 @@ def _judge_one(criterion: Criterion, counts: Counts, alpha: float, rows: pd.Data
     elif criterion.kind == "below":
         measured, threshold = share(counts[first]), share(counts[second])
         grounded = threshold <= criterion.floor
-        passed = measured <= criterion.floor if grounded else measured < threshold
+        passed = fallen(measured, threshold, criterion.floor)
         sentence = f"{first} {percent(measured)} is {'' if passed else 'not '}below {second} {percent(threshold)}"
         if grounded:
             sentence = (

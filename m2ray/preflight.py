@@ -52,7 +52,7 @@ def check(plan: Plan, gate: GateConfig) -> None:
     example, file = plan.example, plan.file
     trackers.check(example.trackers)
     played = condition_names(example.evaluation)
-    for name in dict.fromkeys([*REPORTED, *(name for c in gate.criteria for name in c.conditions)]):
+    for name in dict.fromkeys([*REPORTED, *gate.conditions]):
         if name not in played:
             raise UserError(
                 f"{file}: trial.evaluation.conditions: lacks {name}, which gate {gate.name} and the score "

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from m2ray import stats
-from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, Counts, GateConfig, Verdict, against_bar, percent, share
+from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, Counts, GateConfig, Verdict, against_bar, fallen, percent, share
 from m2ray.rows import FAILED, outcomes
 
 Table = list[list[str]]
@@ -37,9 +37,8 @@ def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
                 expected = f"> {100 * max(known):.0f}%"
                 status = "OK" if stats.wilson(*counts[name], gate.alpha).low >= max(known) else FAIL
         elif name == "shuffle":
-            grounded = shares["P0"] <= floor
-            expected = f"<= {100 * floor:.0f}%" if grounded else f"< {100 * shares['P0']:.0f}%"
-            status = "OK" if shares[name] < shares["P0"] or (grounded and shares[name] <= floor) else FAIL
+            expected = f"<= {100 * floor:.0f}%" if shares["P0"] <= floor else f"< {100 * shares['P0']:.0f}%"
+            status = "OK" if fallen(shares[name], shares["P0"], floor) else FAIL
             status = "BACKWARDS" if shares[name] > shares.get("normal", 1.0) else status
         else:
             off = shares[name] - shares["P0"]

@@ -34,6 +34,12 @@ FIRST: dict[str, Any] = {  # a sweep whose epochs are of one step
 }
 
 
+def processor_s(folder: Path) -> float:
+    """Processor time of a process, by its folder below /proc, in seconds."""
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
 class Watched:
     """A command with everything that it starts, told apart by its environment."""
 
@@ -57,8 +63,7 @@ class Watched:
                 held += int(rollup.partition("\nPss:")[2].split()[0]) * 1024
                 title = (folder / "cmdline").read_bytes().split(b"\0")[0].decode()
                 if title.startswith(WORKERS):
-                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
-                    spent = (int(fields[11]) + int(fields[12])) / TICKS
+                    spent = processor_s(folder)
                     first, _ = self.compute.get(int(folder.name), (spent, spent))
                     self.compute[int(folder.name)] = (first, spent)
         self.peak = max(self.peak, held)
@@ -68,6 +73,22 @@ class Watched:
         while self.popen.poll() is None and not happened():
             time.sleep(pause)
         return time.monotonic() - self.begun
+
+    def through(self) -> float:
+        """Seconds until its end, looked at all the while.
+
+        Raises:
+            RuntimeError: it did not end well.
+        """
+
+        def looked() -> bool:
+            self.look()
+            return False
+
+        wall = self.until(looked, 0.5)
+        if self.popen.returncode:
+            raise RuntimeError(f"the sweep left with {self.popen.returncode}")
+        return wall
 
 
 def first_step_s(results: Path, cache: Path) -> float:
@@ -90,14 +111,7 @@ def bench_sweep() -> dict[str, Any]:
         root = Path(folder)
         cold, warm = (first_step_s(root / name, root / "small") for name in ("cold", "warm"))
         watched = Watched(["--results", str(root / "default")], root / "cache")
-
-        def look() -> bool:
-            watched.look()
-            return False
-
-        wall = watched.until(look, 0.5)
-        if watched.popen.returncode:
-            raise RuntimeError(f"the default sweep left with {watched.popen.returncode}")
+        wall = watched.through()
         compute = sum(last - first for first, last in watched.compute.values())
     return {
         "overhead_ratio": wall * cores / compute,

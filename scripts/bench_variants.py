@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
+from bench_pack import QUICKSTART
 
 from m2ray.codec import Codec
 from m2ray.loading import load_receiver
@@ -22,7 +22,6 @@ from m2ray.space import load_plan
 from m2ray.task import episodes, level
 from m2ray.trainee import Trainee
 
-QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 CHOSEN = {"codec.k": 8, "training.lr": 1e-3, "losses.slots.weight": 10.0}
 
 

@@ -15,7 +15,9 @@ import time
 from pathlib import Path
 
 import torch
-from bench_sweep import TICKS, Watched
+from bench_pack import QUICKSTART
+from bench_sweep import Watched, processor_s
+from bench_variants import CHOSEN
 from marked import marked
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -26,7 +28,6 @@ from m2ray.report import markdown
 from m2ray.space import load_plan
 from m2ray.training import Training, gradients
 
-QUICKSTART = Path(__file__).parent.parent / "search_spaces" / "quickstart.yaml"
 KINDS = {  # by how a process's command line begins
     "ray::ImplicitFunc": "training",
     "ray::Evaluator": "evaluation, diagnosis",
@@ -48,25 +49,17 @@ class Profiled(Watched):
             with contextlib.suppress(OSError, IndexError, ValueError):
                 title = (folder / "cmdline").read_bytes().split(b"\0")[:3]
                 words = b" ".join(title).decode(errors="replace")
-                fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 kind = next((kind for begins, kind in KINDS.items() if words.startswith(begins)), "Ray's own")
                 if "m2ray.sweep" in words:
                     kind = "driver: start, search, board, reports"
-                self.spent[int(folder.name)] = (kind, (int(fields[11]) + int(fields[12])) / TICKS)
+                self.spent[int(folder.name)] = (kind, processor_s(folder))
 
 
 def processes() -> tuple[float, dict[str, float]]:
     """Wall time of the default sweep, and processor time by kind of process."""
     with tempfile.TemporaryDirectory() as folder:
         run = Profiled(["--results", str(Path(folder) / "results")], Path(folder) / "cache")
-
-        def look() -> bool:
-            run.look()
-            return False
-
-        wall = run.until(look, 0.5)
-        if run.popen.returncode:
-            raise RuntimeError(f"the default sweep left with {run.popen.returncode}")
+        wall = run.through()
     kinds: dict[str, float] = {}
     for kind, spent in run.spent.values():
         kinds[kind] = kinds.get(kind, 0.0) + spent
@@ -121,7 +114,7 @@ def main() -> None:
         for kind, spent in sorted(kinds.items(), key=lambda item: -item[1])
     ]
     parts = ["# Where the default sweep's time goes", about, markdown(by_kind)]
-    config = load_plan(QUICKSTART).config({"codec.k": 8, "training.lr": 1e-3, "losses.slots.weight": 10.0})
+    config = load_plan(QUICKSTART).config(CHOSEN)
     for name, table in operations(config).items():
         parts += [f"## {name[0].upper()}{name[1:]}, on one thread", markdown(table)]
     text = "\n\n".join(parts) + "\n"
