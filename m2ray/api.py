@@ -9,6 +9,7 @@ import pandas as pd
 from m2ray import evaluation, gate
 from m2ray.codec import Codec
 from m2ray.config import EvaluationConfig
+from m2ray.criteria import load_gate
 from m2ray.receiver import Receiver
 from m2ray.task import Episode
 
@@ -48,4 +49,4 @@ def judge(rows: pd.DataFrame) -> gate.Verdict:
     Raises:
         UserError: a condition that the gate asks for is missing.
     """
-    return gate.judge(rows, gate.load_gate())
+    return gate.judge(rows, load_gate())

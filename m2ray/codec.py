@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray import plugs
-from m2ray.command import UserError, why
+from m2ray.command import UserError, is_hub_name, why
 from m2ray.config import CodecConfig
 from m2ray.encoders import ENCODERS, Segments
 from m2ray.files import write_json
@@ -223,6 +224,29 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.save(save_directory, {key: value for key, value in self.record.items() if key not in CORE})
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Codec:  # type: ignore[override]
+        """A codec from a folder, or from the hub.
+
+        Args:
+            name: A folder that `save`, `save_pretrained` or m2ray.publish wrote, or a name on the hub.
+            options: `receiver`, a Receiver or its name (default: the name in the codec's record), and those of
+                `ModelHubMixin.from_pretrained`.
+
+        Raises:
+            UserError: as `load_codec`; no such folder, or the hub has none of that name or does not answer.
+        """
+        if Path(name).is_dir():
+            return super().from_pretrained(name, **options)
+        if not is_hub_name(str(name)):
+            raise UserError(f"{name}: no such folder; give a codec's folder, or its name on the hub")
+        try:
+            return super().from_pretrained(name, **options)
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(
+                f"{name}: no such folder, and not to be had from the hub ({why(error)}); check the name"
+            ) from None
 
     @classmethod
     def _from_pretrained(

@@ -84,6 +84,11 @@ def check_place(option: str, folder: Path) -> None:
         raise UserError(f"{option}: {there}: {error.strerror}; choose another folder") from None
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no folder can be one on the model hub, OWNER/NAME: a path is none."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def why(error: BaseException) -> str:
     """What an exception says, in a part of a line."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -34,8 +34,8 @@ def main(argv: Sequence[str]) -> int:
 
     from m2ray.codec import read_record
     from m2ray.conditions import condition
+    from m2ray.criteria import load_gate
     from m2ray.evaluation import condition_names
-    from m2ray.gate import load_gate
     from m2ray.jobs import Job, run_job, seeds_of, trial_of
     from m2ray.loading import load_receiver
     from m2ray.report import wilson_table

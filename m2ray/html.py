@@ -21,6 +21,7 @@ from markupsafe import Markup, escape
 from m2ray import diagnoses, gate, report
 from m2ray.board import counted
 from m2ray.command import UserError
+from m2ray.criteria import GateConfig
 from m2ray.files import write_atomic
 from m2ray.sections import Picture, Section
 from m2ray.space import fetch
@@ -40,7 +41,7 @@ class Page(NamedTuple):
 
     about: dict[str, Any]
     board: pd.DataFrame
-    gate: gate.GateConfig
+    gate: GateConfig
     reports: Sequence[Section]
     pictures: Sequence[Picture]
     left_out: Sequence[str]

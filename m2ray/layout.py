@@ -24,6 +24,7 @@ from m2ray.task import Episode, Level, write_answer
 
 Place = Literal["message", "before", "after"]
 
+KEPT_TEXTS = 20_000  # whose tokens are known
 WORTH_SHARING = 16  # tokens; a copied cache of fewer costs more than reading them again
 
 
@@ -81,12 +82,16 @@ class Wording:
         self.style = STYLES[style]
         self.name = name
         self.max_positions = max_positions
-        self._half = lru_cache(maxsize=20_000)(self._render)
+        self._half = lru_cache(KEPT_TEXTS)(self._render)
+        self._ids = lru_cache(KEPT_TEXTS)(self._tokenize)
         self._frames: dict[Level, AnswerFrame] = {}
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text, with no special tokens added."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self._ids(text))
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
         """Token ids before and after the slots of B's prompt. Never depends on the message."""

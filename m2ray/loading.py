@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from m2ray.command import UserError, why
+from m2ray.command import UserError, is_hub_name, why
 from m2ray.prompt import CARD, STYLES
 from m2ray.receiver import Receiver
 
@@ -35,9 +35,9 @@ def resolve(name: str) -> str:
             return str(root / name)
     if Path(name).is_dir():
         return name
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not is_hub_name(name):
         raise UserError(
-            f"receiver {name}: no such folder; give mini, a folder, a hub name such as "
+            f"receiver {name}: no such folder; give mini, mini-arithmetic, a folder, a hub name such as "
             "Qwen/Qwen2.5-3B-Instruct, or fetch one with scripts/fetch_receiver.py"
         )
     return name

@@ -17,8 +17,8 @@ import yaml
 
 from m2ray import plugs
 from m2ray.command import UserError, check_place
+from m2ray.criteria import GateConfig
 from m2ray.files import write_atomic
-from m2ray.gate import GateConfig
 from m2ray.space import Plan
 from m2ray.strict import read_yaml
 

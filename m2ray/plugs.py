@@ -43,7 +43,8 @@ def check(group: str, own: Collection[str], name: str) -> EntryPoint | None:
     claims = [*(["m2ray itself"] if name in own else []), *map(_said, entries)]
     if not claims:
         known = [*own, *installed(group)]
-        raise UserError(f"{name!r:.60} does not exist; use {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+        choices = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+        raise UserError(f"{name!r:.60} does not exist; use {choices}, or install the package that adds it")
     if len(claims) > 1:
         raise UserError(
             f"{name!r} is claimed by {' and by '.join(claims)}; uninstall one, or rename its entry point"

@@ -15,17 +15,17 @@ from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.conditions import Injection, condition, derangement
 from m2ray.config import TrialConfig
+from m2ray.criteria import GateConfig, load_gate
 from m2ray.evaluation import check_no_leak, condition_names, play
-from m2ray.gate import GateConfig, load_gate
 from m2ray.jobs import SPLITS
 from m2ray.loading import load_receiver
 from m2ray.losses import Heads
 from m2ray.receiver import Receiver
 from m2ray.schedule import draw_batch
-from m2ray.source import Source
+from m2ray.source import Source, check_receiver_seeds
 from m2ray.space import Plan
 from m2ray.trainee import Trainee
-from m2ray.training import begin_from, check_receiver_seeds
+from m2ray.training import begin_from
 
 TIMED, TIMES = 64, 3  # rows, at most, of the step and of the batch that a dry run times; times it does
 # Of a message: what its diagnosis costs (conditions decoded and scored, probe messages, free vectors), what a

@@ -24,10 +24,11 @@ from torch.utils.checkpoint import checkpoint
 from m2ray.command import UserError
 from m2ray.decoding import Primed, write
 from m2ray.layout import Layout, Place, Wording, pad
-from m2ray.starts import Starts
+from m2ray.starts import Starts, cast
 from m2ray.task import Episode
 
 READ_BYTES = 32 << 20  # of the hidden states of messages that are kept
+KEPT_NULLS = 20_000
 
 
 class Pass(NamedTuple):
@@ -80,9 +81,9 @@ class Receiver(Wording):
         self.model = model.eval().requires_grad_(False)
         self.card = card
         self.starts = Starts(model)
-        self._read: LRUCache[tuple[int, ...], Tensor] = LRUCache(
-            READ_BYTES, getsizeof=lambda states: states.nbytes
-        )
+        # Answer NLL [A] under zeros, by episode, k, place and precision: of no codec, so that all share them.
+        self.nulls: LRUCache[Hashable, Tensor] = LRUCache(KEPT_NULLS)
+        self._read: LRUCache[Hashable, Tensor] = LRUCache(READ_BYTES, getsizeof=lambda states: states.nbytes)
         ends = model.generation_config.eos_token_id if model.generation_config else None
         ends = ends if isinstance(ends, list) else [ends]
         self.end_ids = {end for end in [*ends, tokenizer.eos_token_id] if end is not None}
@@ -259,16 +260,23 @@ class Receiver(Wording):
         lengths_B = torch.tensor([len(row) for row in rows], device=self.device)
         mask_BT = torch.arange(ids_BT.shape[1], device=self.device) < lengths_B[:, None]
         embeds_BTD = self.model.get_input_embeddings()(ids_BT)
-        keys = [tuple(row) for row in rows]
+        now = cast(self.device)
+        keys = [(now, tuple(row)) for row in rows]
         known = {key: self._read[key] for key in keys if key in self._read}
         if fresh := {key: i for i, key in enumerate(keys) if key not in known}:
             fresh_FTD = embeds_BTD[list(fresh.values())]
             out = self.model.get_decoder()(inputs_embeds=fresh_FTD, use_cache=False, output_hidden_states=True)
             both_FT2D = torch.stack([out.hidden_states[1], out[0]], dim=2)
             for key, both_T2D in zip(fresh, both_FT2D, strict=True):
-                self._read[key] = known[key] = both_T2D[: len(key)].clone()
+                self._read[key] = known[key] = both_T2D[: len(key[1])].clone()
         first_BTD, states_BTD = pad_sequence([known[key] for key in keys], batch_first=True).unbind(2)
         return Reading(ids_BT, mask_BT, embeds_BTD, first_BTD, states_BTD)
+
+    def forget(self) -> None:
+        """Give back the memory of what it has read: messages, beginnings of prompts, answers behind zeros."""
+        self._read.clear()
+        self.nulls.clear()
+        self.starts.forget()
 
     # --- decode ---
 

@@ -18,8 +18,9 @@ import pandas as pd
 from m2ray import gate as judging
 from m2ray import manifest, sections, stats
 from m2ray.command import DONE, Parser, UserError, run
+from m2ray.criteria import GateConfig, load_gate
 from m2ray.files import write_atomic
-from m2ray.gate import GateConfig, Verdict, load_gate
+from m2ray.gate import Verdict
 from m2ray.rows import FAILED, RowStore, judged_rows, paired_gain
 from m2ray.sections import Bullets, Commands, Grid, Picture, Section, Text
 from m2ray.strict import validate
@@ -31,7 +32,8 @@ ORDER = (judging.PASS, judging.FAIL, NOT_CONFIRMED, INCOMPLETE, FAILED_RUN)
 SHOWN = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "matched")
 RETENTION = ("retention", "retention_ci_low", "retention_ci_high")
 RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, *RETENTION, "gate1", "gate2")
-MOST = 80  # characters of a changed setting that reports show; sweep.yaml has all of it
+MOST = 80  # characters of a changed setting that the page shows; sweep.yaml has all of it
+NAMED = 8  # changed settings that a line names
 PLAIN_NAME = re.compile(r"[\w][\w .+=@-]{0,127}")
 
 
@@ -218,10 +220,20 @@ def provenance(about: dict[str, Any]) -> list[str]:
         f"Command: `{about.get('command')}`",
         f"Date: {about.get('date')}; machine: {about.get('machine')}; commit: {about.get('git')}",
         f"Receiver: {receiver.get('name')} (digest {receiver.get('digest')})",
-        *(
-            f"Resumed with a change on {date}: {key}: {before} to {now}"
-            for date, key, before, now in changes_of(about)
-        ),
+        *resumed(about),
+    ]
+
+
+def resumed(about: dict[str, Any]) -> list[str]:
+    """A line for each day on which settings were changed when the sweep was resumed."""
+    days: dict[str, list[str]] = {}
+    for date, key, _, _ in changes_of(about):
+        days.setdefault(date, []).append(key)
+    return [
+        f"Resumed on {date} with a change of {', '.join(keys[:NAMED])}"
+        + (f" and {len(keys) - NAMED} more" if keys[NAMED:] else "")
+        + "; what each was and is stands in sweep.yaml, under changes"
+        for date, keys in days.items()
     ]
 
 
@@ -325,7 +337,7 @@ def main(argv: Sequence[str]) -> int:
     """Rebuild every table and picture of a results folder."""
     parser = Parser(prog="python -m m2ray.report", description="Rebuild every table and picture from rows.")
     parser.add_argument("folder", type=Path, help="results/NAME")
-    parser.add_argument("--gate", type=Path, help="gate YAML; default: the reference's")
+    parser.add_argument("--gate", type=Path, help="gate YAML; default: the one that the sweep was registered with")
     args = parser.parse_args(argv)
     print_board(build(args.folder, args.gate))
     print(f"\nwritten: {args.folder}/report.html, leaderboard.csv, leaderboard.md, attempts/, figures/")

@@ -114,7 +114,9 @@ def read_rows(path: Path) -> pd.DataFrame:
             table = pq.read_table(file)
         rows = table.to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a sound Parquet file ({why(error)}); remake it") from None
+        raise UserError(
+            f"{path}: not a sound Parquet file ({why(error)}); remake it, or give rows or a results folder"
+        ) from None
     checked = _checked(rows, str(path))
     said = (table.schema.metadata or {}).get(CHECKSUM)
     try:

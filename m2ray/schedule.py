@@ -1,12 +1,17 @@
-"""When a training does what: which samples each step learns from, at what rate, with how many slots."""
+"""When a training does what: which samples each step learns from, at what rate, with how many slots; and when it
+has come to nothing.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from m2ray.config import TrialConfig
 from m2ray.source import Source
 from m2ray.task import Episode
+
+COLLAPSE_SHARE, COLLAPSE_STEPS = 0.05, 5  # of what the text is worth; logged steps that are averaged
 
 
 class Annealer:
@@ -52,3 +57,16 @@ def learning_rate(config: TrialConfig, step: int, steps: int, per_epoch: int) ->
     warm = min(1.0, (step + 1) / training.warmup) if training.warmup else 1.0
     done = {"cosine": step / steps, "cosine_per_epoch": step % per_epoch / per_epoch, "constant": 0.0}
     return training.lr * warm * (1 + math.cos(math.pi * done[training.schedule])) / 2
+
+
+def collapsed(history: Sequence[dict[str, float]], worth: float) -> bool:
+    """Whether the codec ignores its message: a wrong one is as good as the right one, in nats a value.
+
+    Prefixes need not be alike for that, only alike to the receiver.
+
+    Args:
+        history: Logged steps; the last few are averaged.
+        worth: What the message as text is worth to the receiver over none.
+    """
+    gaps = [entry["shuffle_gap"] for entry in history[-COLLAPSE_STEPS:]]
+    return abs(sum(gaps) / len(gaps)) < COLLAPSE_SHARE * worth

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from m2ray import gate as judging
-from m2ray.gate import GateConfig, Verdict, percent
+from m2ray.criteria import GateConfig
+from m2ray.gate import Verdict, percent
 from m2ray.publish import PLAYED
 from m2ray.rows import outcomes
 from m2ray.space import fetch

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from m2ray.command import UserError
-from m2ray.config import Splits, TaskConfig
+from m2ray.config import Splits, TaskConfig, TrialConfig
 from m2ray.layout import pad
 from m2ray.loading import load_receiver
 from m2ray.receiver import Receiver
@@ -150,6 +150,22 @@ def with_messages(played: Sequence[Episode], messages: Sequence[str]) -> list[Ep
 def cache_root() -> Path:
     """The user's cache folder of this program."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "m2ray"
+
+
+def check_receiver_seeds(config: TrialConfig, receiver: Receiver) -> None:
+    """Refuse evaluation seeds that the receiver itself was trained on.
+
+    Raises:
+        UserError: a split overlaps the seeds on the receiver's card.
+    """
+    card = receiver.card.get("train_seeds")
+    if card is None or receiver.card.get("level") != config.task.level:
+        return
+    start, stop = (int(part) for part in card.split(":"))
+    for name in ("search", "select", "confirm"):
+        seeds = config.splits.seeds(name)
+        if seeds.start < stop and start < seeds.stop:
+            raise UserError(f"splits.{name}: overlaps the receiver's own training seeds {card}; move it")
 
 
 class Sender:

@@ -9,7 +9,7 @@ Shapes: B rows, T tokens, P tokens of the longest beginning, L layers, H heads, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,17 +21,27 @@ from torch.nn import functional as F
 KEPT_BYTES = 512 << 20  # of each receiver
 
 
+def cast(device: torch.device) -> torch.dtype | None:
+    """What autocast makes of a pass now: what was read under another is not the same."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else None
+
+
 class Starts:
     """Beginnings of prompts as KV caches, by their tokens; those unused for longest make room."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._kept: LRUCache[tuple[int, ...], Tensor] = LRUCache(KEPT_BYTES, getsizeof=lambda kept: kept.nbytes)
+        self._kept: LRUCache[Hashable, Tensor] = LRUCache(KEPT_BYTES, getsizeof=lambda kept: kept.nbytes)
 
     @cached_property
     def past(self) -> str:
         """The cache as argument and output: transformers renames it on its way through version 5."""
         return "cache" if "cache" in inspect.signature(self._model.forward).parameters else "past_key_values"
+
+    def forget(self) -> None:
+        """Drop them all."""
+        self._kept.clear()
 
     def before(self, rows: Sequence[Sequence[int]], new: int) -> dict[str, Any]:
         """Arguments of a forward pass over `new` positions that follow a beginning in each row.
@@ -61,15 +71,17 @@ class Starts:
     @torch.no_grad()
     def _read(self, starts: set[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
         """Keys and values [L, 2, H, P, E] of each beginning."""
-        known = {ids: self._kept[ids] for ids in starts if ids in self._kept}
+        device = self._model.get_input_embeddings().weight.device
+        now = cast(device)
+        known = {ids: self._kept[now, ids] for ids in starts if (now, ids) in self._kept}
         missing = sorted(starts - known.keys(), key=len)
         if missing:
-            device, longest = self._model.get_input_embeddings().weight.device, len(missing[-1])
+            longest = len(missing[-1])
             # Padded on the right, behind everything that a causal model looks at: no mask is needed.
             ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in missing], device=device)
             read = self._model.get_decoder()(input_ids=ids_BT, use_cache=True)[self.past]
             both_L2BHPE = torch.stack([torch.stack([layer.keys, layer.values]) for layer in read.layers])
             for ids, kept in zip(missing, both_L2BHPE.unbind(2), strict=True):
                 known[ids] = kept[..., : len(ids), :].clone()
-                self._kept[ids] = known[ids]
+                self._kept[now, ids] = known[ids]
         return known

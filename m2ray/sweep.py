@@ -256,7 +256,9 @@ def main(argv: Sequence[str]) -> int:
     """Run a sweep, print the leaderboard and where everything was written."""
     parser = Parser(prog="python -m m2ray.sweep", description="Train, ablate, judge and tabulate codecs.")
     parser.add_argument("space", nargs="?", type=Path, default=DEFAULT_SPACE, help=f"default: {DEFAULT_SPACE}")
-    parser.add_argument("--receiver", help="mini, a folder, or a hub name; over the space's own")
+    parser.add_argument(
+        "--receiver", help="mini, mini-arithmetic, one fetched, a folder, or a hub name; over the space's own"
+    )
     parser.add_argument("--trials", type=int, help="configurations to sample, beyond the points")
     parser.add_argument("--name", help="folder below --results; default: the space's name")
     parser.add_argument("--seeds", help="training seeds of each configuration, such as 0,1,2")
@@ -265,7 +267,9 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="suggest the same whichever trial ends first; one trial at a time, or resources.trials_at_once",
     )
-    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where sweeps have their folders; default: results"
+    )
     parser.add_argument("--address", help="of a running Ray cluster, or auto; default: a local one")
     parser.add_argument("--resume", action="store_true", help="go on with a sweep that was stopped")
     parser.add_argument("--accept-changes", action="store_true", help="with --resume: settings that differ")

@@ -32,6 +32,7 @@ from m2ray.losses import (
     weighted_sum,
 )
 from m2ray.receiver import Pass, Passed, Reading, Receiver
+from m2ray.starts import cast
 from m2ray.task import Episode
 
 T = TypeVar("T")
@@ -101,9 +102,6 @@ class Trainee(nn.Module):
         self.config = config
         self._receiver = (receiver,)  # in a tuple: frozen, no part of this module
         self.rows_at_once: int | None = None
-        self._nulls: dict[
-            tuple[int, int], Tensor
-        ] = {}  # by episode and k: NLL [A] under zeros, which stays the same
 
     def forward(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """`ask`, answered for this trainee alone."""
@@ -200,17 +198,22 @@ class Trainee(nn.Module):
 
     def _null(self, rows: Sequence[Episode], k: int, signals: Signals) -> Asking[Tensor]:
         """Answer NLL [B, A] with zeros in the slots, of each episode computed once."""
-        (receiver,), frame = self._receiver, signals.frame
-        fresh = [episode for episode in rows if (episode.seed, k) not in self._nulls]
+        (receiver,), frame, place = self._receiver, signals.frame, self.config.codec.place
+        now = cast(receiver.device)
+        keys = [(episode, k, place, now) for episode in rows]
+        known = {key: receiver.nulls[key] for key in keys if key in receiver.nulls}
+        fresh = [key[0] for key in keys if key not in known]
         if fresh:
-            layout = receiver.layout(fresh, k, self.config.codec.place)
+            layout = receiver.layout(fresh, k, place)
             zeros_BKD = signals.encoded.prefix_BKD.new_zeros(len(fresh), k, receiver.width)
-            passed = yield receiver.hearing(layout, zeros_BKD, len(frame.ids_A), False, grad=False)
+            hearing = receiver.hearing(layout, zeros_BKD, len(frame.ids_A), False, grad=False)
+            passed = yield hearing._replace(key=("null", k, place, *fresh))
             with torch.no_grad():
                 logits_BAW = receiver.heard(layout, len(frame.ids_A), passed).logits_BAW
                 nll_BA = answer_nll(logits_BAW, frame, receiver.targets(fresh))
-            self._nulls |= {(episode.seed, k): nll_A for episode, nll_A in zip(fresh, nll_BA, strict=True)}
-        return torch.stack([self._nulls[episode.seed, k] for episode in rows])
+            for episode, nll_A in zip(fresh, nll_BA.unbind(), strict=True):
+                receiver.nulls[episode, k, place, now] = known[episode, k, place, now] = nll_A
+        return torch.stack([known[key] for key in keys])
 
     def _negatives(self, batch: Sequence[Episode], log: bool) -> range:
         losses = self.config.losses

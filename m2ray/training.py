@@ -22,8 +22,8 @@ from m2ray.files import write_json
 from m2ray.losses import Heads
 from m2ray.memory import RowsAtOnce, free, out_of_memory
 from m2ray.receiver import Receiver
-from m2ray.schedule import Annealer, draw_batch, learning_rate
-from m2ray.source import Source
+from m2ray.schedule import Annealer, collapsed, draw_batch, learning_rate
+from m2ray.source import Source, check_receiver_seeds
 from m2ray.state import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.strict import validate
 from m2ray.task import Episode
@@ -32,7 +32,6 @@ from m2ray.trainee import Trainee, together, world, world_mean
 
 Report = Callable[[dict[str, Any], Path], None]
 
-COLLAPSE_SHARE, COLLAPSE_STEPS = 0.05, 5  # of what the text is worth; logged steps that are averaged
 OUT_OF_MEMORY = "out of memory with one row at a time; use a smaller batch_size, codec or receiver"
 SAVE_S = 60.0  # what a kill costs at most, besides an epoch's evaluation
 
@@ -297,6 +296,7 @@ def gradients(trainings: Sequence[Training]) -> list[tuple[Tensor, dict[str, Ten
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
+        trainings[0].receiver.forget()
         free()
         if not all([training.room.halve() for training in trainings]):
             raise TrainingFailed(OUT_OF_MEMORY)
@@ -338,32 +338,3 @@ def begin_from(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiv
         raise UserError(
             f"training.start: {folder}: the encoder {config.codec.encoder} is made for one k; use {start.config.k}"
         ) from None
-
-
-def collapsed(history: Sequence[dict[str, float]], worth: float) -> bool:
-    """Whether the codec ignores its message: a wrong one is as good as the right one, in nats a value.
-
-    Prefixes need not be alike for that, only alike to the receiver.
-
-    Args:
-        history: Logged steps; the last few are averaged.
-        worth: What the message as text is worth to the receiver over none.
-    """
-    gaps = [entry["shuffle_gap"] for entry in history[-COLLAPSE_STEPS:]]
-    return abs(sum(gaps) / len(gaps)) < COLLAPSE_SHARE * worth
-
-
-def check_receiver_seeds(config: TrialConfig, receiver: Receiver) -> None:
-    """Refuse evaluation seeds that the receiver itself was trained on.
-
-    Raises:
-        UserError: a split overlaps the seeds on the receiver's card.
-    """
-    card = receiver.card.get("train_seeds")
-    if card is None or receiver.card.get("level") != config.task.level:
-        return
-    start, stop = (int(part) for part in card.split(":"))
-    for name in ("search", "select", "confirm"):
-        seeds = config.splits.seeds(name)
-        if seeds.start < stop and start < seeds.stop:
-            raise UserError(f"splits.{name}: overlaps the receiver's own training seeds {card}; move it")

@@ -7,7 +7,8 @@ import math
 import pandas as pd
 
 from m2ray import stats
-from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, Counts, GateConfig, Verdict, against_bar, fallen, percent, share
+from m2ray.criteria import GateConfig
+from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, Counts, Verdict, against_bar, fallen, percent, share
 from m2ray.rows import FAILED, outcomes
 
 Table = list[list[str]]

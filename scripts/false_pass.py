@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from m2ray import gate as judging
 from m2ray import stats
 from m2ray.command import DONE, Parser, UserError, run
+from m2ray.criteria import REFERENCE, GateConfig, load_gate
 from m2ray.files import write_atomic, write_json
-from m2ray.gate import GateConfig, load_gate
 from m2ray.report import markdown
 from m2ray.rows import best, gain, read_rows
 from m2ray.space import Judge
@@ -242,7 +242,7 @@ class Line(NamedTuple):
 
 def lines_of(splits: dict[str, list[Column]], sweeps: int, seeds: int, draws: int) -> list[Line]:
     """Simulate every size and number of configurations: one line a reading, with its rate and interval."""
-    gates = [load_gate(file) for file in sorted(judging.REFERENCE.parent.glob("*.yaml"))]
+    gates = [load_gate(file) for file in sorted(REFERENCE.parent.glob("*.yaml"))]
     gates += [tests_alone(gate) for gate in gates]
     whole = len(splits["confirm"][0].success_E)
     lines = []

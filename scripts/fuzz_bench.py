@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from m2ray import manifest, preflight
 from m2ray.codec import Codec
 from m2ray.config import CodecConfig, TrialConfig
-from m2ray.gate import REFERENCE
+from m2ray.criteria import REFERENCE
 from m2ray.loading import EMBEDDED, load_receiver
 from m2ray.rows import RowStore, write_rows
 from m2ray.space import load_plan

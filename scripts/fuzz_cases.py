@@ -32,7 +32,7 @@ from fuzz_bench import (
 )
 from fuzz_by_hand import by_hand
 
-from m2ray.gate import REFERENCE
+from m2ray.criteria import REFERENCE
 
 POOL = 500  # cases, a smaller number of which is drawn from
 

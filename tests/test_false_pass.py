@@ -14,8 +14,8 @@ from test_gate import make_rows
 from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.config import CodecConfig, EvaluationConfig
+from m2ray.criteria import load_gate
 from m2ray.evaluation import Subject, evaluate
-from m2ray.gate import load_gate
 from m2ray.loading import load_receiver
 from m2ray.rows import best, gain, outcomes, paired_gain, write_rows
 from m2ray.task import episodes, level

@@ -11,8 +11,8 @@ from test_report import BAD, attempt, folder_of
 from test_search_figures import AXES, searched
 
 from m2ray import figures, search_figures
+from m2ray.criteria import load_gate
 from m2ray.figures import COLOURS
-from m2ray.gate import load_gate
 from m2ray.report import attempts_of, leaderboard
 from m2ray.stats import wilson
 

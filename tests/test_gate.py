@@ -10,7 +10,8 @@ import pytest
 from m2ray import gate as judging
 from m2ray import verdicts
 from m2ray.command import UserError
-from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, GateConfig, judge, judge_counts, load_gate
+from m2ray.criteria import GateConfig, load_gate
+from m2ray.gate import FAIL, NOT_APPLICABLE, PASS, judge, judge_counts
 from m2ray.rows import judged_rows, write_rows
 from m2ray.strict import validate
 

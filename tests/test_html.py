@@ -15,7 +15,7 @@ from test_report import BAD, attempt, folder_of
 
 from m2ray import html, report, sections
 from m2ray.command import UserError
-from m2ray.gate import load_gate
+from m2ray.criteria import load_gate
 from m2ray.html import Page
 from m2ray.rows import RowStore, failure_row
 from m2ray.sections import Picture

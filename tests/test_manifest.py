@@ -63,7 +63,7 @@ def test_a_change_is_refused_with_what_it_was_and_is_or_recorded_where_it_is_acc
     assert noted == changed(**{key: now}), "how and when it began stays"
     assert (change["date"], change["now"]) == ("2026-11-24", now if key != "points" else {"k": 4})
     assert any(
-        f"with a change on 2026-11-24: {change['key']}: " in line
+        f"Resumed on 2026-11-24 with a change of {change['key']}; what each was" in line
         for line in provenance({**noted, "changes": [change]})
     )
     manifest.settle(tmp_path, changed(**{key: now}), accept=False)  # nothing differs from now on

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from m2ray import stats
-from m2ray.gate import load_gate
+from m2ray.criteria import load_gate
 from m2ray.report import legend
 
 SAID = re.compile(

@@ -324,3 +324,26 @@ def test_states_behind_the_message_lie_side_by_side_whatever_stands_in_its_place
         last_BAD = side.states_BLSD[:, -1, -count:-1]
         logits_BAW = receiver.model.get_output_embeddings()(last_BAD)
         torch.testing.assert_close(logits_BAW, side.logits_BAW[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+def test_what_was_read_in_bfloat16_is_no_part_of_what_is_read_in_float32(receiver):
+    prefix_BKD = drawn_prefix(receiver, 4, 3)
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        layout = receiver.layout(PLAYED[:4], 3, "after")
+        return receiver.read(MESSAGES[:4]).states_BTD, receiver.logits(layout, prefix_BKD, 5)
+
+    receiver.forget()
+    plain = both()
+    receiver.forget()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = both()
+    again = both()
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+    assert not torch.equal(plain[1], rough[1].float())
+
+
+def test_tokens_may_be_changed_by_whoever_asked_for_them(receiver):
+    ids = receiver.tokens(MESSAGES[0])
+    ids.append(0)
+    assert receiver.tokens(MESSAGES[0]) == ids[:-1]

@@ -147,7 +147,7 @@ def _pickled(folder: Path) -> None:
 
 
 BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "missing": (shutil.rmtree, "no such folder; give mini, a folder, a hub name"),
+    "missing": (shutil.rmtree, "no such folder; give mini, mini-arithmetic, a folder, a hub name"),
     "empty": (_empty, "not loadable as a causal LM"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no file named model\.safetensors"),
     "truncated weights": (_truncated, "not loadable as a causal LM .*incomplete"),

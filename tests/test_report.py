@@ -16,7 +16,8 @@ from test_gate import GOOD, make_rows
 from m2ray import report
 from m2ray.command import UserError
 from m2ray.command import run as run_command
-from m2ray.gate import judge, load_gate
+from m2ray.criteria import load_gate
+from m2ray.gate import judge
 from m2ray.report import attempts_of, build, leaderboard
 from m2ray.rows import KEY, failure_row, judged_rows, write_rows
 

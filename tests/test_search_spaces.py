@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 from m2ray.config import CrossEntropyTerm, LossTerm, MarginTerm
+from m2ray.criteria import load_gate
 from m2ray.evaluation import condition_names
-from m2ray.gate import load_gate
 from m2ray.loading import load_receiver
 from m2ray.space import Axis, fetch, load_plan, name_of
 from m2ray.strict import read_yaml

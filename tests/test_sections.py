@@ -9,10 +9,10 @@ from test_findings import idle, known
 from test_report import BAD, attempt, folder_of
 
 from m2ray import gate, report, sections
+from m2ray.criteria import load_gate
 from m2ray.diagnoses import folder_of as diagnosis_of
 from m2ray.diagnosis_text import root_cause
 from m2ray.files import write_json
-from m2ray.gate import load_gate
 from m2ray.rows import RowStore
 from m2ray.sections import Bullets, Commands, Grid
 

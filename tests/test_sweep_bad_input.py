@@ -96,7 +96,11 @@ def changed(key, value) -> dict:
         ("axes/task.level", {"choice": ["easy"]}, "axes.task.level: the same for all configurations"),
         ("trial/splits/select", "1010:1030", "select 1010:1030"),
         ("trial/splits/train", "1:2000", "train 1:2000"),
-        ("trial/receiver", "./nobody", "receiver ./nobody: no such folder; give mini, a folder, a hub name"),
+        (
+            "trial/receiver",
+            "./nobody",
+            "receiver ./nobody: no such folder; give mini, mini-arithmetic, a folder, a hub name",
+        ),
         ("judge/confirm", 3, "judge.confirm: more than judge.select; lower it"),
         ("judge/gate", "no.yaml", "no.yaml: no such file"),
         ("name", "../x", "name: "),

@@ -203,7 +203,7 @@ class TestTrainRefuses:
             ({"training__epoch_samples": 8}, "training.epoch_samples: .*; raise it"),
             ({"task": {"file": "gone.jsonl"}}, "gone.jsonl: no such file; check the path"),
             ({"task": {"messages": "mini"}}, "task.messages: mini has no chat template; name an instruct model"),
-            ({"receiver": "./gone"}, "receiver ./gone: no such folder; give mini, a folder"),
+            ({"receiver": "./gone"}, "receiver ./gone: no such folder; give mini, mini-arithmetic, a folder"),
             ({"receiver": "mini", "splits__select": "10000000:10000010"}, "splits.select: overlaps .*; move it"),
         ],
     )
@@ -283,7 +283,7 @@ class TestEvaluateRefuses:
             (["--out", "rows.csv"], "--out rows.csv: rows are Parquet; name it something.parquet"),
             (["--out", "here.parquet"], "--out here.parquet: is a folder; name a file"),
             (["--out", "taken/rows.parquet"], "--out taken/rows.parquet: .*taken is a file; choose another"),
-            (["--receiver", "./gone"], "receiver ./gone: no such folder; give mini, a folder"),
+            (["--receiver", "./gone"], "receiver ./gone: no such folder; give mini, mini-arithmetic, a folder"),
             (["--receiver", "mini"], "receiver_digest: trained with receiver .*; use the receiver it was"),
         ],
     )

@@ -15,14 +15,12 @@ from m2ray.command import UserError
 from m2ray.config import TrialConfig, parse_seeds
 from m2ray.loading import load_receiver
 from m2ray.losses import LOSSES
-from m2ray.schedule import Annealer, draw_batch, learning_rate
-from m2ray.source import Source
+from m2ray.schedule import Annealer, collapsed, draw_batch, learning_rate
+from m2ray.source import Source, check_receiver_seeds
 from m2ray.state import load_tensors, save_tensors
 from m2ray.strict import validate
 from m2ray.training import (
     TrainingFailed,
-    check_receiver_seeds,
-    collapsed,
     train,
 )
 
