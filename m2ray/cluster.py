@@ -34,7 +34,7 @@ from m2ray.strict import validate
 from m2ray.training import Training, TrainingFailed, train
 
 # Read by Ray when it runs, here and in the processes it starts.
-QUIET = {
+SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -48,6 +48,8 @@ QUIET = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Else Tune takes the first Ctrl-C for the end of the search, and the sweep goes on to judge what there is.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # glibc: else every thread that a trial runs in leaves behind memory that no other uses.
+    "MALLOC_ARENA_MAX": "1",
 }
 
 FAILED_SCORE = -1e9  # what a searcher is told of a failed trial: finite, and worse than any
@@ -69,7 +71,7 @@ def start(address: str | None, nested: bool) -> None:
     Raises:
         UserError: nothing answers at the address, or no local cluster starts.
     """
-    for key, value in QUIET.items():
+    for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     os.environ.setdefault(
         "RAY_AUTH_MODE", "token" if (Path.home() / ".ray" / "auth_token").is_file() else "disabled"

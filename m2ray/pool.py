@@ -50,7 +50,7 @@ class Pool:
 
     Args:
         work: What an actor does with a job.
-        size: Actors, all made at once: made later, they would wait for what the trials hold.
+        size: Actors, all made at once: made later, they would wait for what the trials hold. See `grow`.
         gpus: Of each, a share or a number.
         tries: Times a job is begun before it is given up.
         limit_s: Seconds of a job.
@@ -67,6 +67,11 @@ class Pool:
         self._idle: list[Any] = [self._make() for _ in range(size)]
         self._busy: dict[Any, tuple[Any, Job, int, float]] = {}
         self._here, self._looked = ray.get_runtime_context().get_node_id(), time.monotonic()
+
+    def grow(self, size: int) -> None:
+        """So many evaluators from now on, where that is more; each is made for the first job that waits for it."""
+        self._size = max(self._size, size)
+        self._feed()
 
     def submit(self, job: Job) -> None:
         """Queue a job."""

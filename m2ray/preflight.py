@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,9 +24,11 @@ from m2ray.receiver import Receiver
 from m2ray.schedule import draw_batch
 from m2ray.source import Source, check_receiver_seeds
 from m2ray.space import Plan
+from m2ray.task import Episode
 from m2ray.trainee import Trainee
 from m2ray.training import begin_from
 
+OFF = 2.0  # how many times too large or small a scale is worth a word
 TIMED, TIMES = 64, 3  # rows, at most, of the step and of the batch that a dry run times; times it does
 # Of a message: what its diagnosis costs (conditions decoded and scored, probe messages, free vectors), what a
 # report's score on the search split costs, in answers to decode.
@@ -171,6 +173,26 @@ def seconds_a_sample(config: TrialConfig, receiver: Receiver) -> float:
     return timed(receiver, step) / rows
 
 
+def notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> list[str]:
+    """What is valid in a space and yet seldom meant, judged by a few of its messages."""
+    reading = receiver.read([episode.message for episode in episodes])
+    lengths_B = reading.mask_BT.sum(1)
+    shortest, longest = int(lengths_B.min()), int(lengths_B.max())
+    norm = float(reading.first_BTD[reading.mask_BT].float().norm(dim=-1).mean()) / receiver.embedding_norm
+    codecs = dict.fromkeys(config.codec for config in [*plan.points.values(), *plan.checked])
+    said = []
+    for codec in codecs:
+        if codec.k > shortest:
+            said.append(f"codec.k {codec.k} is more than the {shortest} to {longest} tokens of a message as text")
+        off = codec.scale_gate / norm
+        if codec.start == "states" and not 1 / OFF < off < OFF:
+            said.append(
+                f"codec.scale_gate {codec.scale_gate:g}: with codec.start: states slots start as states that have "
+                f"{norm:.1f} times an embedding's norm; near {norm:.1f} the receiver knows them"
+            )
+    return list(dict.fromkeys(said))
+
+
 def timed(receiver: Receiver, act: Callable[[], Any]) -> float:
     """Seconds of the fastest of a few, after one that warms up: of processor time, which other work on the machine
     does not add to; of a GPU the clock's.
@@ -229,3 +251,5 @@ def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
         "  checks           space valid; splits disjoint by seed and content, and from what the receiver learnt; "
         "B's tokens do not leak the message"
     )
+    for note in notes(plan, receiver, episodes):
+        print(f"  note             {note}")

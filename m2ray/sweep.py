@@ -154,7 +154,7 @@ class Sweep:
         """Search, select, confirm, on a cluster that is up; what an earlier run left is not done again."""
         from m2ray.jobs import checkpoints, last_checkpoints, run_any, trial_of
         from m2ray.pool import Pool
-        from m2ray.search import search
+        from m2ray.search import search, trials_at_once
 
         space = self.plan.space
         self.recall()
@@ -166,6 +166,8 @@ class Sweep:
             for folder in checkpoints(trained):
                 self.evaluate(trial_of(folder), "search", folder)
             search(self, self, space.resources, space.search.pruner, most_epochs(self.plan), self.root / "ray")
+            if space.resources.gpus_per_evaluator <= space.resources.gpus_per_worker:
+                self._pool.grow(trials_at_once(space.resources))  # in the places of the trials
             self.finish_evaluation()
             latest = last_checkpoints(trained)
             chosen = self.best(latest, "search", space.judge.select)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -268,3 +269,15 @@ def test_a_record_that_asks_for_gigabytes_is_refused_before_they_are_made(tiny, 
     (tmp_path / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="too few weights for what"):
         load_codec(tmp_path, tiny)
+
+
+@pytest.mark.parametrize("name", ["results/recipe-mini/best-k5", "best-k5", "./best-k5"])
+def test_a_codec_that_is_nowhere_is_one_line(tiny, name):
+    with pytest.raises(UserError, match=f"^{re.escape(name)}: no such folder; give a codec's folder, or its name"):
+        Codec.from_pretrained(name, receiver=tiny)
+
+
+def test_a_codec_that_the_hub_cannot_give_is_one_line(tiny, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^m2ray/best-k5: no such folder, and not to be had from the hub"):
+        Codec.from_pretrained("m2ray/best-k5", receiver=tiny)

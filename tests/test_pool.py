@@ -58,6 +58,24 @@ def tries(folder, number) -> int:
     return len((folder / f"{number}.log").read_text().splitlines())
 
 
+def test_a_pool_that_grows_has_more_at_work(tmp_path):
+    barrier = tmp_path / "barrier"
+    barrier.mkdir()
+
+    def work(job):
+        (barrier / str(job)).touch()
+        while len(list(barrier.iterdir())) < 3:  # alone, an evaluator would wait here for ever
+            time.sleep(0.05)
+        return pd.DataFrame({"pid": [os.getpid()]})
+
+    pool = pool_of(work, size=1, limit_s=60)
+    for number in range(3):
+        pool.submit(number)
+    pool.grow(3)
+    pool.grow(2)
+    assert len({int(done.rows.pid[0]) for done in drained(pool)}) == 3
+
+
 def wait_for(file, lines=1):
     deadline = time.monotonic() + 120
     while not (file.is_file() and len(file.read_text().splitlines()) >= lines):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import yaml
 
 from m2ray.config import CrossEntropyTerm, LossTerm, MarginTerm
 from m2ray.criteria import load_gate
@@ -268,3 +269,20 @@ def test_no_key_of_a_trial_is_required(tree):
 def test_a_misspelt_key_or_bad_value_does_not_fit_the_schema(tree):
     with pytest.raises(jsonschema.ValidationError):
         VALIDATOR.validate(tree)
+
+
+def test_a_dry_run_has_a_word_for_what_is_valid_and_yet_seldom_meant(tmp_path, capsys):
+    space = yaml.safe_load((FOLDER / "recipe-mini.yaml").read_text())
+    space["points"] = {
+        "asis": {"set": {"codec.k": 4}},
+        "long": {"set": {"codec.k": 30}},
+        "off": {"set": {"codec.k": 4, "codec.start": "states", "codec.scale_gate": 100.0}},
+    }
+    file = tmp_path / "odd.yaml"
+    file.write_text(yaml.safe_dump(space))
+    assert main([str(file), "--dry-run", "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    notes = [line.split("note", 1)[1].strip() for line in lines if "  note " in line]
+    assert len(notes) == 2
+    assert notes[0].startswith("codec.k 30 is more than the 15 to ")
+    assert notes[1].startswith("codec.scale_gate 100: with codec.start: states slots start as states that have ")

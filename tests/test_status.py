@@ -1,6 +1,8 @@
 """How far a sweep is, from another shell; and a sweep's progress for machines."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from sweeps import sweep, write_space
@@ -58,3 +60,12 @@ def test_status_says_what_rows_and_checkpoints_say(told, capsys):
 def test_status_of_no_sweep_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"no sweep.yaml; give results/NAME"):
         status_of(tmp_path)
+
+
+def test_status_of_a_published_sweep_knows_it_by_its_rows(tmp_path):
+    published = Path(__file__).parent.parent / "results" / "recipe-mini"
+    for name in ("sweep.yaml", "rows.parquet"):
+        shutil.copy(published / name, tmp_path)
+    lines = {line["config"]: line for line in status_of(tmp_path)["configurations"]}
+    assert {line["state"] for line in lines.values()} == {"trained"}
+    assert (lines["k8"]["split"], lines["k8"]["n"]) == ("confirm", 3000)
