@@ -169,12 +169,17 @@ class Trainee(nn.Module):
         targets_BVN, answer_len = receiver.targets(rows), len(frame.ids_A)
         wrong = [signals.encoded.prefix_BKD[self._partners(batch, by)[mine]] for by in self._negatives(batch, log)]
         layout, hidden = receiver.layout(rows, k, place), losses.states is not None
-        prefixes = torch.cat([encoded.prefix_BKD, *wrong])
-        every = layout.repeat(1 + len(wrong))
+        # What only the log looks at needs no gradient, whose activations would double the step's memory.
+        learnt = wrong if losses.contrast or losses.infonce else []
+        prefixes = torch.cat([encoded.prefix_BKD, *learnt])
+        every = layout.repeat(1 + len(learnt))
         passed = yield receiver.hearing(every, prefixes, answer_len, hidden, grad=True)
         heard = receiver.heard(every, answer_len, passed)
-        every_BA = answer_nll(heard.logits_BAW, frame, targets_BVN.repeat(1 + len(wrong), 1, 1))
+        every_BA = answer_nll(heard.logits_BAW, frame, targets_BVN.repeat(1 + len(learnt), 1, 1))
         nll_BA, *wrong_BA = torch.split(every_BA, share)
+        if wrong and not learnt:
+            passed = yield receiver.hearing(layout, wrong[0].detach(), answer_len, False, grad=False)
+            wrong_BA = [answer_nll(receiver.heard(layout, answer_len, passed).logits_BAW, frame, targets_BVN)]
         signals.heard, signals.nll_BA = heard.first(share), nll_BA
         signals.nll_B = row_nll(nll_BA, frame, weight)
         if wrong_BA:

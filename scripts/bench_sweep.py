@@ -85,7 +85,7 @@ class Watched:
             self.look()
             return False
 
-        wall = self.until(looked, 0.5)
+        wall = self.until(looked, 1.0)  # a look takes a few hundredths of a second of a core
         if self.popen.returncode:
             raise RuntimeError(f"the sweep left with {self.popen.returncode}")
         return wall

@@ -256,7 +256,7 @@ def main() -> None:
     parser.add_argument("--nodes", default="1,2,4")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; the page gets its name, with .md")
     args = parser.parse_args()
-    for key, value in cluster.QUIET.items():
+    for key, value in cluster.SETTINGS.items():
         os.environ.setdefault(key, value)
     os.environ["RAY_AUTH_MODE"] = "disabled"
     runs: list[dict[str, float]] = []

@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def nodes(monkeypatch):
     """A cluster whose head, as in cluster.yaml, runs no trial."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    for key, value in cluster.QUIET.items():
+    for key, value in cluster.SETTINGS.items():
         monkeypatch.setenv(key, value)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield made
