@@ -26,7 +26,7 @@ from m2ray.command import UserError, why
 from m2ray.config import TrialConfig
 from m2ray.jobs import run_folder, trial_of
 from m2ray.loading import load_receiver
-from m2ray.memory import rows_at_once
+from m2ray.memory import MALLOC, rows_at_once
 from m2ray.pack import train_pack
 from m2ray.pool import last_line
 from m2ray.space import Resources
@@ -48,8 +48,7 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     # Else Tune takes the first Ctrl-C for the end of the search, and the sweep goes on to judge what there is.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    # glibc: else every thread that a trial runs in leaves behind memory that no other uses.
-    "MALLOC_ARENA_MAX": "1",
+    **MALLOC,
 }
 
 FAILED_SCORE = -1e9  # what a searcher is told of a failed trial: finite, and worse than any

@@ -64,10 +64,14 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     from safetensors import SafetensorError
 
     path = resolve(name)
+    target = torch.device(device) if device else default_device()
+    if target.type == "cpu":
+        # Query heads then share keys and values where they are; transformers would copy them for each wherever there is
+        # a mask, since accelerators have no fast kernel for that. The CPU's has, and gives the same.
+        os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     for file in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _read_object(Path(path) / file):
             raise UserError(f"receiver {name}: {file}: auto_map: {OWN_CODE}")
-    target = torch.device(device) if device else default_device()
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
     tokenizer_class = _tokenizer_class(path)
     transformers.utils.logging.disable_progress_bar()

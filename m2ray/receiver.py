@@ -143,11 +143,14 @@ class Receiver(Wording):
 
     def embed(self, layout: Layout, prefix_BKD: Tensor | None) -> Tensor:
         """Input embeddings [B, T, D] of a layout, its open slots filled with the prefix."""
-        embeds_BTD = self.model.get_input_embeddings()(layout.ids_BT)
-        if prefix_BKD is None or layout.slots_BK.shape[1] == 0:
+        return self._filled(layout.ids_BT, layout.slots_BK, prefix_BKD)
+
+    def _filled(self, ids_BT: Tensor, slots_BK: Tensor, prefix_BKD: Tensor | None) -> Tensor:
+        embeds_BTD = self.model.get_input_embeddings()(ids_BT)
+        if prefix_BKD is None or slots_BK.shape[1] == 0:
             return embeds_BTD
         rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
-        return embeds_BTD.index_put((rows_B1, layout.slots_BK), prefix_BKD.to(embeds_BTD.dtype))
+        return embeds_BTD.index_put((rows_B1, slots_BK), prefix_BKD.to(embeds_BTD.dtype))
 
     def forward(self, passes: Sequence[Pass], at_once: int | None = None) -> list[Passed]:
         """Make passes that ask for the same, as one batch.
@@ -198,7 +201,9 @@ class Receiver(Wording):
         # A row's first tokens are known; what follows them moves to the front.
         places_BT = layout.known_B[:, None] + torch.arange(length, device=self.device)
         places_BT = places_BT.clamp(max=layout.ids_BT.shape[1] - 1)
-        return Pass(self.embed(layout, prefix_BKD)[rows_B1, places_BT], layout.starts(), states, grad)
+        slots_BK = layout.slots_BK - layout.known_B[:, None]
+        embeds_BTD = self._filled(layout.ids_BT[rows_B1, places_BT], slots_BK, prefix_BKD)
+        return Pass(embeds_BTD, layout.starts(), states, grad)
 
     def heard(self, layout: Layout, answer_len: int, passed: Passed) -> Heard:
         """What a pass of `hearing` says: logits, and where asked the hidden states behind the message's place.

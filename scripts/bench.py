@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from m2ray.evaluation import play
 from m2ray.layout import Place
 from m2ray.loading import load_receiver
 from m2ray.losses import Heads, answer_nll, row_nll
+from m2ray.memory import MALLOC
 from m2ray.receiver import Reading, Receiver
 from m2ray.report import markdown
 from m2ray.space import load_plan
@@ -306,6 +308,8 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--out", type=Path, required=True, help="folder for bench.json and bench.md")
     args = parser.parse_args()
+    if not MALLOC.keys() <= os.environ.keys():  # memory as in a sweep's processes, for both sides
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **MALLOC})
     receiver = load_receiver(args.receiver)
     config = load_plan(SPACE).points["attempt-02"].model_copy(update={"receiver": args.receiver})
     file = args.out / "bench.json"

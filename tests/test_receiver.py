@@ -347,3 +347,20 @@ def test_tokens_may_be_changed_by_whoever_asked_for_them(receiver):
     ids = receiver.tokens(MESSAGES[0])
     ids.append(0)
     assert receiver.tokens(MESSAGES[0]) == ids[:-1]
+
+
+def test_heads_that_share_keys_and_values_give_what_copies_of_them_give(mini, monkeypatch):
+    prefix_BKD = drawn_prefix(mini, 8, 4).requires_grad_()
+
+    def played() -> tuple[list[str], torch.Tensor, torch.Tensor]:
+        mini.forget()
+        logits_BAW = mini.logits(mini.layout(PLAYED[:8], 4, "after"), prefix_BKD, 5)
+        (slope_BKD,) = torch.autograd.grad(logits_BAW.square().sum(), prefix_BKD)
+        return mini.decode(PLAYED[:8], 4, prefix_BKD), logits_BAW, slope_BKD
+
+    shared = played()
+    monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")
+    copied = played()
+    assert shared[0] == copied[0]
+    torch.testing.assert_close(shared[1], copied[1])
+    torch.testing.assert_close(shared[2], copied[2])
