@@ -66,8 +66,8 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     path = resolve(name)
     target = torch.device(device) if device else default_device()
     if target.type == "cpu":
-        # Query heads then share keys and values where they are; transformers would copy them for each wherever there is
-        # a mask, since accelerators have no fast kernel for that. The CPU's has, and gives the same.
+        # Query heads then share keys and values where they are. Transformers would copy them for each wherever
+        # there is a mask, since accelerators have no fast kernel for that; the CPU's has, and gives the same.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     for file in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _read_object(Path(path) / file):
