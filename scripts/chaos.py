@@ -243,6 +243,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--first", choices=list(TARGETS), default="driver", help="which kind of kill begins")
     parser.add_argument("--out", type=Path, help="JSON: every round")
     args = parser.parse_args(argv)
+    # A shell that starts this in the background has it ignore Ctrl-C, and the sweeps would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     dice, rounds = random.Random(args.seed), []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
