@@ -1,7 +1,7 @@
 """How much faster than the reference loop: training and evaluation, the same losses and the same answers. And what
 packing trials and the default sweep as a whole cost, and what bfloat16 and torch.compile would bring.
 
-python scripts/bench.py --out FOLDER [--receiver mini] [--seconds 20] [--parts train,eval,pack,variants,sweep]
+python scripts/bench.py --out FOLDER [--receiver mini] [--seconds 20] [--parts train,eval,pack,variants,start,...]
 
 The naive side is the reference attempt's algorithm, written plainly: per sample two message encodings and three
 receiver forwards at batch 1, with logits over the whole vocabulary at every position; evaluation one episode at a
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from bench_pack import bench_pack
-from bench_sweep import bench_sweep
+from bench_sweep import bench_start, bench_sweep
 from bench_variants import bench_variants
 from torch import Tensor
 from torch.nn import functional as F
@@ -265,6 +265,7 @@ PARTS: dict[str, Callable[[TrialConfig, Receiver, float], dict[str, Any]]] = {
     "eval": lambda config, receiver, seconds: by_place(bench_evaluation, "eval", config, receiver, seconds),
     "pack": lambda config, receiver, seconds: bench_pack(config.receiver, steps=int(2 * seconds)),
     "variants": lambda config, receiver, seconds: bench_variants(config.receiver, in_turns, seconds),
+    "start": lambda config, receiver, seconds: bench_start(),
     "sweep": lambda config, receiver, seconds: bench_sweep(),
 }
 # What is shown: figure, unit, bound, and which side of it is good.
@@ -281,6 +282,7 @@ SHOWN = [
     ("compile_s", "s", None, ""),
     ("overhead_ratio", "x", 1.25, "<="),
     ("warm_start_s", "s", 8.0, "<="),
+    ("plain_start_s", "s", None, ""),
     ("peak_memory_gb", "GB", 3.0, "<="),
     ("default_sweep_s", "s", 300.0, "<="),
 ]
