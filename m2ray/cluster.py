@@ -72,9 +72,10 @@ def start(address: str | None, nested: bool) -> None:
     """
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
-    os.environ.setdefault(
-        "RAY_AUTH_MODE", "token" if (Path.home() / ".ray" / "auth_token").is_file() else "disabled"
-    )
+    if address is None or not (Path.home() / ".ray" / "auth_token").is_file():
+        # A token that any Ray may have left there is none of a local cluster's, whose ports are on loopback. Set
+        # here, "token" would reach the processes that Ray starts, but not this one, which read it with the import.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is None:
         # Without "local" Ray would join a cluster that `ray start` has left on this machine.

@@ -4,6 +4,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter, defaultdict
 
 import pytest
@@ -274,3 +276,12 @@ def test_a_local_ray_that_never_starts_is_one_line(monkeypatch):
 def test_nobody_at_the_address_is_one_line_at_once(address, says):
     with pytest.raises(UserError, match=f"--address {address}: {says}"):
         cluster.start(address, nested=False)
+
+
+def test_a_token_that_another_ray_left_behind_keeps_no_local_cluster_from_starting(tmp_path):
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    env = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_MODE"} | {"HOME": str(tmp_path)}
+    code = "from m2ray import cluster; cluster.start(None, nested=False); cluster.stop(); print('up')"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "up", done.stderr
