@@ -141,7 +141,7 @@ def test_a_file_that_is_no_parquet_or_was_cut_short_is_refused(tmp_path, content
     with pytest.raises(UserError, match="not a sound Parquet file") as raised:
         read_rows(path)
     assert str(raised.value).startswith(f"{path}: ")
-    assert str(raised.value).endswith("; remake it")
+    assert str(raised.value).endswith("; remake it, or give rows or a results folder")
     assert "\n" not in str(raised.value)
 
 

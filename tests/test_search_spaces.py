@@ -276,7 +276,7 @@ def test_a_dry_run_has_a_word_for_what_is_valid_and_yet_seldom_meant(tmp_path, c
     space["points"] = {
         "asis": {"set": {"codec.k": 4}},
         "long": {"set": {"codec.k": 30}},
-        "off": {"set": {"codec.k": 4, "codec.start": "states", "codec.scale_gate": 100.0}},
+        "off": {"set": {"codec.k": 4, "codec.start": "states", "codec.scale_gate": 1.0}},
     }
     file = tmp_path / "odd.yaml"
     file.write_text(yaml.safe_dump(space))
@@ -285,4 +285,4 @@ def test_a_dry_run_has_a_word_for_what_is_valid_and_yet_seldom_meant(tmp_path, c
     notes = [line.split("note", 1)[1].strip() for line in lines if "  note " in line]
     assert len(notes) == 2
     assert notes[0].startswith("codec.k 30 is more than the 15 to ")
-    assert notes[1].startswith("codec.scale_gate 100: with codec.start: states slots start as states that have ")
+    assert notes[1].startswith("codec.scale_gate 1: with codec.start: states slots start as states that have ")
