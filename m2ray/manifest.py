@@ -43,7 +43,10 @@ def check_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
     check_place("--results", root)
     there = file_of(root).is_file()
     if there and not resume and not dry:
-        raise UserError(f"{root}: already holds a sweep; go on with --resume, or choose another --name")
+        raise UserError(
+            f"{root}: already holds a sweep (a clone of the repository has the published ones); choose another "
+            "--name, or go on with --resume"
+        )
     if resume and not there:
         raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
 

@@ -188,7 +188,7 @@ def notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> list[s
         if codec.start == "states" and not 1 / OFF < off < OFF:
             said.append(
                 f"codec.scale_gate {codec.scale_gate:g}: with codec.start: states slots start as states that have "
-                f"{norm:.1f} times an embedding's norm; near {norm:.1f} the receiver knows them"
+                f"{norm:.0f} times an embedding's norm here, and are cut to this; set it near {norm:.0f}"
             )
     return list(dict.fromkeys(said))
 

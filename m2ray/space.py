@@ -346,6 +346,19 @@ def name_of(config: TrialConfig) -> str:
     return f"{config.codec.encoder}-k{config.codec.k}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def refuse_record(file: Path, data: Mapping[str, Any]) -> None:
+    """Refuse the record that a sweep keeps in its folder, which is neither a space nor a configuration.
+
+    Raises:
+        UserError: it is one.
+    """
+    if {"space", "command", "gate"} <= set(data):
+        raise UserError(
+            f"{file}: the record of a sweep, not what one is made from; give the space that its key file names, "
+            f"or the folder {file.parent} to m2ray.status, m2ray.report or m2ray.gate"
+        )
+
+
 def load_plan(
     file: Path, overrides: Mapping[str, Any] | None = None, search: Mapping[str, Any] | None = None
 ) -> Plan:
@@ -360,6 +373,7 @@ def load_plan(
         UserError: names file, key and mend.
     """
     data, search = read_yaml(file), search or {}
+    refuse_record(file, data)
     if "name" not in data and (stray := sorted(set(data) & set(TrialConfig.model_fields))):
         raise UserError(
             f"{file}: {stray[0]}: a key of one configuration, not of a space; run `python -m m2ray.train {file}`, "

@@ -70,13 +70,14 @@ def _line(folder: Path, rows: pd.DataFrame, name: str) -> dict[str, Any]:
         "epochs": epochs,
         "score": sum(scores) / len(scores) if scores else None,
         "split": split,
-        "n": len(played),
+        "n": 0,
         "normal": None,
         "normal_ci": None,
     }
     if len(played):
-        line["normal"] = float(played.success.mean())
-        line["normal_ci"] = list(stats.wilson(int(played.success.sum()), len(played)))
+        # Training seeds play the same episodes, which more of them do not make more.
+        n, success = played.episode.nunique(), float(played.success.mean())
+        line |= {"n": n, "normal": success, "normal_ci": list(stats.wilson(round(success * n), n))}
     return line
 
 

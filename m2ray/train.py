@@ -8,6 +8,7 @@ from typing import Any
 
 from m2ray.command import DONE, Parser, UserError, check_place, run
 from m2ray.config import TrialConfig
+from m2ray.space import refuse_record
 from m2ray.strict import read_yaml, validate
 
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on from the last epoch in the folder")
     args = parser.parse_args(argv)
     data = read_yaml(args.config)
+    refuse_record(args.config, data)
     if {"name", "trial", "points", "axes"} & set(data):
         raise UserError(
             f"{args.config}: a search space, not one configuration; run `python -m m2ray.sweep {args.config}`, or "

@@ -9,6 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
+from m2ray.command import UserError
 from m2ray.config import CrossEntropyTerm, LossTerm, MarginTerm
 from m2ray.criteria import load_gate
 from m2ray.evaluation import condition_names
@@ -16,6 +17,7 @@ from m2ray.loading import load_receiver
 from m2ray.space import Axis, fetch, load_plan, name_of
 from m2ray.strict import read_yaml
 from m2ray.sweep import main
+from m2ray.train import main as train_main
 from m2ray.training import train
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
@@ -286,3 +288,10 @@ def test_a_dry_run_has_a_word_for_what_is_valid_and_yet_seldom_meant(tmp_path, c
     assert len(notes) == 2
     assert notes[0].startswith("codec.k 30 is more than the 15 to ")
     assert notes[1].startswith("codec.scale_gate 1: with codec.start: states slots start as states that have ")
+
+
+@pytest.mark.parametrize("command", [main, train_main])
+def test_a_sweeps_record_is_neither_a_space_nor_a_configuration(command):
+    record = str(FOLDER.parent / "results" / "recipe-mini" / "sweep.yaml")
+    with pytest.raises(UserError, match=r"sweep.yaml: the record of a sweep, not what one is made from"):
+        command([record])

@@ -68,4 +68,6 @@ def test_status_of_a_published_sweep_knows_it_by_its_rows(tmp_path):
         shutil.copy(published / name, tmp_path)
     lines = {line["config"]: line for line in status_of(tmp_path)["configurations"]}
     assert {line["state"] for line in lines.values()} == {"trained"}
-    assert (lines["k8"]["split"], lines["k8"]["n"]) == ("confirm", 3000)
+    k8 = lines["k8"]  # of three training seeds, on the same episodes
+    assert (k8["split"], k8["n"]) == ("confirm", 1000)
+    assert k8["normal_ci"] == pytest.approx(wilson(round(1000 * k8["normal"]), 1000))

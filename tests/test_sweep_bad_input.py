@@ -172,7 +172,10 @@ def begun(tmp_path):
 
 
 def test_a_folder_with_a_sweep_is_not_overwritten(refused, begun):
-    assert "results/small: already holds a sweep; go on with --resume, or choose another --name" in refused(begun)
+    assert (
+        "results/small: already holds a sweep (a clone of the repository has the published ones); choose"
+        in refused(begun)
+    )
 
 
 @pytest.mark.parametrize(
