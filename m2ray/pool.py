@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2ray.command import UserError
 
@@ -58,15 +59,25 @@ class Pool:
 
     def __init__(self, work: Work, size: int, gpus: float, tries: int = 3, limit_s: float = 3600.0) -> None:
         # No CPU is reserved: on a small machine the trials hold them all, and evaluation must not wait for them.
-        # What asks for nothing would all land on one node, were it not told to spread.
-        kind = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(Evaluator)
-        self._make: Callable[[], Any] = kind.remote
+        self._kind = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(Evaluator)
+        self._gpus, self._made = gpus, 0
         self._work = work
         self._size, self._tries, self._limit_s = size, tries, limit_s
         self._queue: deque[tuple[Job, int]] = deque()
         self._idle: list[Any] = [self._make() for _ in range(size)]
         self._busy: dict[Any, tuple[Any, Job, int, float]] = {}
         self._here, self._looked = ray.get_runtime_context().get_node_id(), time.monotonic()
+
+    def _make(self) -> Any:
+        """Another evaluator. What asks for nothing Ray puts on a node that has one already, even told to spread:
+        each is given the next node.
+        """
+        if self._gpus:
+            return self._kind.remote()
+        nodes = sorted(node["NodeID"] for node in ray.nodes() if node["Alive"])
+        self._made += 1
+        there = NodeAffinitySchedulingStrategy(nodes[self._made % len(nodes)], soft=False)
+        return self._kind.options(scheduling_strategy=there).remote()
 
     def grow(self, size: int) -> None:
         """So many evaluators from now on, where that is more; each is made for the first job that waits for it."""
