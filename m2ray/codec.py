@@ -26,7 +26,8 @@ from m2ray.config import CodecConfig
 from m2ray.encoders import ENCODERS, Segments
 from m2ray.files import write_json
 from m2ray.hub import LIBRARY, card_of
-from m2ray.receiver import Reading, Receiver
+from m2ray.passes import Reading
+from m2ray.receiver import Receiver
 from m2ray.state import load_tensors, save_tensors
 from m2ray.strict import validate
 

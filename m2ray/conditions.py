@@ -20,7 +20,8 @@ from m2ray import plugs
 from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.layout import Place
-from m2ray.receiver import Reading, Receiver
+from m2ray.passes import Reading
+from m2ray.receiver import Receiver
 from m2ray.task import Episode
 
 SHIFT = 17  # the attempt's: the message of the episode 17 places on

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 
 from m2ray import stats
+from m2ray.ceilings import Ceilings, ceilings
 from m2ray.codec import load_codec
 from m2ray.command import DONE, Parser, UserError, run
 from m2ray.conditions import Injection, Material
@@ -35,7 +36,7 @@ from m2ray.loading import load_receiver
 from m2ray.quantisers import AS_IT_IS, quantisers
 from m2ray.receiver import Receiver
 from m2ray.report import markdown
-from m2ray.task import Ceilings, Episode, ceilings, write_facts
+from m2ray.task import Episode, write_facts
 from m2ray.verdicts import Table
 
 MESSAGES = 8192  # that fit ranges and codebooks, at most

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from m2ray.command import UserError
 from m2ray.config import CodecConfig
-from m2ray.receiver import Reading, Receiver
+from m2ray.passes import Reading
+from m2ray.receiver import Receiver
 
 CLAUSE_ENDS = (";", ".", "!", "?", "\n", "Ċ")  # the last is a byte-level tokenizer's line break
 

@@ -19,7 +19,8 @@ from m2ray.codec import Encoded
 from m2ray.config import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm, TrialConfig
 from m2ray.encoders import waves
 from m2ray.layout import AnswerFrame
-from m2ray.receiver import Heard, Receiver
+from m2ray.passes import Heard
+from m2ray.receiver import Receiver
 
 
 def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from m2ray.command import UserError
 from m2ray.conditions import Material
 from m2ray.encoders import last_state, mean_state
 from m2ray.losses import centred, effective_rank, mean_cosine
-from m2ray.receiver import Reading
+from m2ray.passes import Reading
 from m2ray.stats import Estimate
 from m2ray.task import Episode, Fact
 

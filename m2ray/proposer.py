@@ -16,8 +16,9 @@ from typing import Any, Literal
 import optuna
 from optuna.storages.journal import JournalFileBackend
 
+from m2ray.axis import Scalar
 from m2ray.config import TrialConfig
-from m2ray.space import Plan, Scalar, fetch, name_of
+from m2ray.space import Plan, fetch, name_of
 
 Later = Literal["later"]
 LATER: Later = "later"

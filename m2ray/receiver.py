@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Hashable, Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from cachetools import LRUCache
@@ -24,51 +24,12 @@ from torch.utils.checkpoint import checkpoint
 from m2ray.command import UserError
 from m2ray.decoding import Primed, write
 from m2ray.layout import Layout, Place, Wording, pad
+from m2ray.passes import Heard, Pass, Passed, Reading
 from m2ray.starts import Starts, cast
 from m2ray.task import Episode
 
 READ_BYTES = 32 << 20  # of the hidden states of messages that are kept
 KEPT_NULLS = 20_000
-
-
-class Pass(NamedTuple):
-    """A forward pass to be made: rows of embeddings behind beginnings that are known."""
-
-    embeds_BTD: Tensor
-    starts: list[list[int]]
-    states: bool  # whether hidden states are asked for
-    grad: bool  # whether gradients flow back to the embeddings
-    key: Hashable = None  # passes without gradients of equal key give the same
-
-
-class Passed(NamedTuple):
-    """A forward pass that was made."""
-
-    last_BTD: Tensor
-    hidden: tuple[Tensor, ...]  # [B, T, D] behind each layer; empty where none were asked for
-
-
-class Heard(NamedTuple):
-    """What the receiver makes of its prompt, teacher-forced on the reference answer."""
-
-    logits_BAW: Tensor  # that predict the answer tokens
-    states_BLSD: Tensor | None  # behind each of L layers, at the last S tokens of prompt and answer
-    mask_BS: Tensor | None  # which of those lie behind the message's place
-
-    def first(self, rows: int) -> Heard:
-        """The first rows of a batch."""
-        states_BLSD, mask_BS = (None if field is None else field[:rows] for field in self[1:])
-        return Heard(self.logits_BAW[:rows], states_BLSD, mask_BS)
-
-
-class Reading(NamedTuple):
-    """What the receiver makes of messages on their own: the codec's input."""
-
-    ids_BT: Tensor
-    mask_BT: Tensor
-    embeds_BTD: Tensor
-    first_BTD: Tensor  # behind the first layer
-    states_BTD: Tensor  # behind the last layer
 
 
 class Receiver(Wording):

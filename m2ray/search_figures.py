@@ -11,11 +11,12 @@ import numpy as np
 import optuna
 import pandas as pd
 
+from m2ray.axis import Axis, Scalar
 from m2ray.board import counted
 from m2ray.command import UserError
 from m2ray.figures import COLOURS, bare, beside
 from m2ray.proposer import Journal
-from m2ray.space import Axis, Scalar, fetch
+from m2ray.space import fetch
 from m2ray.strict import validate
 
 LEAST = 5  # configurations from which on importance is more than an accident

@@ -39,7 +39,8 @@ def status_of(folder: Path) -> dict[str, Any]:
         else:
             began[entry["config"]] = "failed" if entry["cause"] else "trained"
     for config in rows[rows.config != ""].config.unique():  # a published folder may have nothing but its rows
-        began[config] = began.get(config, "waits").replace("waits", "trained")
+        if began.get(config, "waits") == "waits":
+            began[config] = "trained"
     for config in rows[rows.condition == FAILED].config.unique():
         began[str(config)] = "failed"
     lines = [{"config": name, "state": state, **_line(folder, rows, name)} for name, state in began.items()]

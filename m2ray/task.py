@@ -1,4 +1,4 @@
-"""Tasks: from seeds to episodes that two agents can only solve together, with their verifier and ceilings.
+"""Tasks: from seeds to episodes that two agents can only solve together, with their verifier.
 
 Agent A holds one half of what must be known, agent B the other; neither alone pins the answer down. What the
 halves say, and what answers them, is the business of a family of levels: `m2ray.constraints`, `m2ray.arithmetic`,
@@ -12,7 +12,6 @@ So a message judged on confirm was never seen in training, whichever seeds anybo
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 import zlib
@@ -320,46 +319,3 @@ def verify(episode: Episode, text: str, form: AnswerForm) -> Outcome:
     held = episode.level.checks(episode.sender + episode.receiver, values)
     in_domain = all(0 <= value < episode.level.domain for value in values)
     return Outcome(in_domain and all(held), True, sum(held) / len(held))
-
-
-# --- ceilings ------------------------------------------------------------------------------------------------
-
-
-class Ceilings(NamedTuple):
-    """Success rates of perfect reasoners (shares) and the content of a message (bits), means over episodes."""
-
-    without_message: float
-    with_message: float
-    wrong_message: float
-    blind: float
-    message_bits: float
-    news_bits: float
-
-
-def ceilings(played: Sequence[Episode], shift: int = 17) -> Ceilings:
-    """What perfect reasoners reach who guess evenly among the answers they cannot rule out.
-
-    Args:
-        played: Episodes of one level.
-        shift: The wrong message is that of the episode this many places on. One that contradicts B's own half
-            leaves no answer and counts as a failure.
-    """
-    rows = []
-    for i, episode in enumerate(played):
-        count = episode.level.count_solutions
-        wrong = played[(i + shift) % len(played)].sender
-        every = episode.sender + episode.receiver
-        everything = episode.level.domain**episode.level.variables
-        both, alone, sent = count(every), count(episode.receiver), count(episode.sender)
-        misled, lucky = count(wrong + episode.receiver), count(wrong + every)
-        rows.append(
-            (
-                both / alone,
-                1.0,
-                lucky / misled if misled else 0.0,
-                both / everything,
-                math.log2(everything / sent),
-                math.log2(alone / both),
-            )
-        )
-    return Ceilings(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))

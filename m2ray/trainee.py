@@ -31,7 +31,8 @@ from m2ray.losses import (
     value_weight,
     weighted_sum,
 )
-from m2ray.receiver import Pass, Passed, Reading, Receiver
+from m2ray.passes import Pass, Passed, Reading
+from m2ray.receiver import Receiver
 from m2ray.starts import cast
 from m2ray.task import Episode
 

@@ -40,7 +40,8 @@ from m2ray.layout import Place
 from m2ray.loading import load_receiver
 from m2ray.losses import Heads, answer_nll, row_nll
 from m2ray.memory import MALLOC
-from m2ray.receiver import Reading, Receiver
+from m2ray.passes import Reading
+from m2ray.receiver import Receiver
 from m2ray.report import markdown
 from m2ray.space import load_plan
 from m2ray.task import Episode, episodes, level

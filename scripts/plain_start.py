@@ -24,8 +24,6 @@ MODEL = str(Path(__file__).parent.parent / "m2ray" / "receivers" / "mini")
 
 def trial(settings: dict[str, Any]) -> None:
     """Load the model and make a step's forward and backward pass."""
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     embeds_BTD = torch.randn(32, 40, model.config.hidden_size, requires_grad=True)
     model(inputs_embeds=embeds_BTD).logits.square().mean().backward()

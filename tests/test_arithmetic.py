@@ -12,20 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2ray.arithmetic import Expression, Operand
+from m2ray.ceilings import ceilings
 from m2ray.command import UserError
 from m2ray.source import read_episodes
-from m2ray.task import (
-    PARTS,
-    ceilings,
-    draw,
-    episodes,
-    level,
-    part_of,
-    read_facts,
-    verify,
-    write_answer,
-    write_facts,
-)
+from m2ray.task import PARTS, draw, episodes, level, part_of, read_facts, verify, write_answer, write_facts
 
 EIGHT = level("arithmetic")
 SMALL = [level(f"arithmetic-{size}") for size in ("2x3", "2x5", "4x3", "4x4")]  # to be enumerated in a test

@@ -28,7 +28,7 @@ from m2ray.losses import (
     value_weight,
     weighted_sum,
 )
-from m2ray.receiver import Heard
+from m2ray.passes import Heard
 from m2ray.task import episodes, level
 
 # Five answer tokens, values in places 1 and 3, two values a place, a vocabulary of seven words.

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 
 from m2ray import figures, search_figures, training_figures
+from m2ray.axis import Axis
 from m2ray.command import UserError
 from m2ray.search_figures import Trial, trials_of
-from m2ray.space import Axis
 
 figures.quiet()
 SPACE = {

@@ -9,12 +9,13 @@ import jsonschema
 import pytest
 import yaml
 
+from m2ray.axis import Axis
 from m2ray.command import UserError
 from m2ray.config import CrossEntropyTerm, LossTerm, MarginTerm
 from m2ray.criteria import load_gate
 from m2ray.evaluation import condition_names
 from m2ray.loading import load_receiver
-from m2ray.space import Axis, fetch, load_plan, name_of
+from m2ray.space import fetch, load_plan, name_of
 from m2ray.strict import read_yaml
 from m2ray.sweep import main
 from m2ray.train import main as train_main

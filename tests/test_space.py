@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2ray.axis import Axis
 from m2ray.command import UserError
 from m2ray.config import TrialConfig
-from m2ray.space import Axis, fetch, load_plan
+from m2ray.space import fetch, load_plan
 
 OTHER = """
 name: other

@@ -13,20 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2ray.ceilings import ceilings
 from m2ray.command import UserError
 from m2ray.constraints import Constraint
-from m2ray.task import (
-    PARTS,
-    ceilings,
-    draw,
-    episodes,
-    level,
-    part_of,
-    read_facts,
-    verify,
-    write_answer,
-    write_facts,
-)
+from m2ray.task import PARTS, draw, episodes, level, part_of, read_facts, verify, write_answer, write_facts
 from m2ray.task import solutions as all_solutions
 
 EASY = level("easy")
