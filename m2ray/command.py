@@ -95,6 +95,12 @@ def why(error: BaseException) -> str:
     return textwrap.shorten(str(said), 300, placeholder=" ...")
 
 
+def last_line(text: str) -> str:
+    """The line of a traceback that says what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "unknown cause"
+
+
 LONGEST = 600  # characters of a line for people
 FULL = (errno.ENOSPC, errno.EDQUOT)
 

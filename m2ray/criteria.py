@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from m2ray.config import Share
 from m2ray.strict import Strict, load
+
+if TYPE_CHECKING:
+    from m2ray.space import Plan
 
 REFERENCE = Path(__file__).parent / "gates" / "reference.yaml"
 
@@ -82,3 +85,9 @@ class GateConfig(Strict):
 def load_gate(path: Path | None = None) -> GateConfig:
     """Read a gate file; default: the reference's."""
     return load(GateConfig, path or REFERENCE)
+
+
+def gate_of(plan: Plan) -> GateConfig:
+    """The gate that a space names, else the reference's."""
+    name = plan.space.judge.gate
+    return load_gate(plan.file.parent / name if name else None)

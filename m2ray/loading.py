@@ -7,13 +7,15 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from m2ray.command import UserError, is_hub_name, why
 from m2ray.prompt import CARD, STYLES
-from m2ray.receiver import Receiver
+
+if TYPE_CHECKING:
+    import torch
+
+    from m2ray.receiver import Receiver
 
 EMBEDDED = Path(__file__).parent / "receivers"
 OWN_CODE = "comes with code of its own, which is never run; use a model that transformers itself knows"
@@ -21,6 +23,8 @@ OWN_CODE = "comes with code of its own, which is never run; use a model that tra
 
 def default_device() -> torch.device:
     """The accelerator where there is one."""
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -60,8 +64,11 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     Raises:
         UserError: missing, unreadable, incomplete, or not a causal LM. Code that comes with a model is never run.
     """
+    import torch
     import transformers
     from safetensors import SafetensorError
+
+    from m2ray.receiver import Receiver
 
     path = resolve(name)
     target = torch.device(device) if device else default_device()

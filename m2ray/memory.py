@@ -17,13 +17,6 @@ T = TypeVar("T")
 # The second is all that oneDNN says where it finds none.
 ON_CPU = ("DefaultCPUAllocator: can't allocate memory", "could not create a primitive")
 FILE = "rows-at-once.json"
-# glibc reads these when a process starts. One arena: else every thread that a trial runs in leaves behind memory
-# that no other uses. The rest: else every step asks the system for the same pages again, a tenth of its time.
-MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-}
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import pandas as pd
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from m2ray.command import UserError
+from m2ray.command import UserError, last_line
 
 if TYPE_CHECKING:
     from m2ray.jobs import DiagnosisJob
@@ -29,7 +29,7 @@ class Evaluator:
     """One resident process that does jobs; what it loaded, such as the receiver, stays loaded between them."""
 
     def run(self, work: Work, job: Job) -> pd.DataFrame | None:
-        """Do one job. What the work imports comes with the first, so as not to delay the trials' own start."""
+        """Do one job."""
         return work(job)
 
 
@@ -51,7 +51,9 @@ class Pool:
 
     Args:
         work: What an actor does with a job.
-        size: Actors, all made at once: made later, they would wait for what the trials hold. See `grow`.
+        size: Actors. Those that hold a share of a GPU are made at once: later, they would wait for what the trials
+            hold. Others are made for the first job that waits for one: the trials come first to the processes that
+            Ray has at hand. See `grow`.
         gpus: Of each, a share or a number.
         tries: Times a job is begun before it is given up.
         limit_s: Seconds of a job.
@@ -64,7 +66,7 @@ class Pool:
         self._work = work
         self._size, self._tries, self._limit_s = size, tries, limit_s
         self._queue: deque[tuple[Job, int]] = deque()
-        self._idle: list[Any] = [self._make() for _ in range(size)]
+        self._idle: list[Any] = [self._make() for _ in range(size if gpus else 0)]
         self._busy: dict[Any, tuple[Any, Job, int, float]] = {}
         self._here, self._looked = ray.get_runtime_context().get_node_id(), time.monotonic()
 
@@ -80,7 +82,7 @@ class Pool:
         return self._kind.options(scheduling_strategy=there).remote()
 
     def grow(self, size: int) -> None:
-        """So many evaluators from now on, where that is more; each is made for the first job that waits for it."""
+        """So many evaluators from now on, where that is more."""
         self._size = max(self._size, size)
         self._feed()
 
@@ -166,9 +168,3 @@ class Pool:
             ray.kill(actor)
         self._idle.clear()
         self._busy.clear()
-
-
-def last_line(text: str) -> str:
-    """The line of an error text that says what happened."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "unknown cause"

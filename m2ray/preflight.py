@@ -15,7 +15,7 @@ from m2ray.codec import Codec
 from m2ray.command import UserError
 from m2ray.conditions import Injection, condition, derangement
 from m2ray.config import TrialConfig
-from m2ray.criteria import GateConfig, load_gate
+from m2ray.criteria import GateConfig
 from m2ray.evaluation import check_no_leak, condition_names, play
 from m2ray.jobs import SPLITS
 from m2ray.loading import load_receiver
@@ -34,12 +34,6 @@ TIMED, TIMES = 64, 3  # rows, at most, of the step and of the batch that a dry r
 # report's score on the search split costs, in answers to decode.
 DIAGNOSED, SCORED = 25, 2
 REPORTED = ("normal", "null", "shuffle", "P0")  # what score and reports compare, whatever the gate
-
-
-def gate_of(plan: Plan) -> GateConfig:
-    """The gate that a space names, else the reference's."""
-    name = plan.space.judge.gate
-    return load_gate(plan.file.parent / name if name else None)
 
 
 def check(plan: Plan, gate: GateConfig) -> None:
@@ -62,14 +56,14 @@ def check(plan: Plan, gate: GateConfig) -> None:
             )
     try:
         receiver = load_receiver(example.receiver)
-        for config in [*plan.points.values(), *plan.checked]:
+        for config in plan.all:
             if config.codec.k + 1 >= receiver.max_positions:
                 raise UserError(
                     f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
                     f"{receiver.max_positions}; use fewer"
                 )
         # One of each codec: reading a checkpoint takes its time, and other settings do not matter to it.
-        starts = {(c.training.start, c.codec): c for c in [*plan.points.values(), *plan.checked]}
+        starts = {(c.training.start, c.codec): c for c in plan.all}
         for (start, codec), config in starts.items():
             if start:
                 begin_from(Path(start), Codec(codec, receiver), config, receiver)
@@ -129,7 +123,7 @@ def work_of(plan: Plan) -> Work:
         "confirm": seeds * (len(plan.points) + min(space.judge.confirm, trials)),
     }
     depends = [condition(name).depends for name in condition_names(example.evaluation)]
-    slots = len({(c.codec.k, c.codec.place) for c in [*plan.points.values(), *plan.checked]})
+    slots = len({(c.codec.k, c.codec.place) for c in plan.all})
     jobs = answers = 0
     for split in SPLITS:
         times = {"checkpoint": plays[split], "slots": min(slots, plays[split]), "receiver": min(1, plays[split])}
@@ -179,7 +173,7 @@ def notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> list[s
     lengths_B = reading.mask_BT.sum(1)
     shortest, longest = int(lengths_B.min()), int(lengths_B.max())
     norm = float(reading.first_BTD[reading.mask_BT].float().norm(dim=-1).mean()) / receiver.embedding_norm
-    codecs = dict.fromkeys(config.codec for config in [*plan.points.values(), *plan.checked])
+    codecs = dict.fromkeys(config.codec for config in plan.all)
     said = []
     for codec in codecs:
         if codec.k > shortest:

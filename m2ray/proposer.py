@@ -186,7 +186,7 @@ class OptunaProposer:
         return len(self.plan.points) + self.plan.space.search.trials
 
     def propose(self) -> dict[str, Any] | Later | None:
-        """Settings of the next trial (see `m2ray.cluster.run_trial`), None when there is no more, `LATER` when one
+        """Settings of the next trial (see `m2ray.trial.run_trial`), None when there is no more, `LATER` when one
         that runs must end first.
         """
         if self._ahead:

@@ -14,9 +14,10 @@ import scipy
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from m2ray.cluster import ask, run_trial
+from m2ray.cluster import ask
 from m2ray.proposer import LATER, Later
 from m2ray.space import Resources
+from m2ray.trial import run_trial
 
 
 class Proposer(Protocol):

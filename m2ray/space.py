@@ -201,7 +201,12 @@ class Plan:
     @property
     def example(self) -> TrialConfig:
         """A configuration that stands for all where only what they share is asked: task, splits, receiver."""
-        return next(iter([*self.points.values(), *self.checked]))
+        return self.all[0]
+
+    @property
+    def all(self) -> list[TrialConfig]:
+        """The points, and configurations in which every choice and bound of every axis occurs."""
+        return [*self.points.values(), *self.checked]
 
     def _check_axes(self) -> list[TrialConfig]:
         """Try every choice and every bound of each axis in some of the configurations where it applies.

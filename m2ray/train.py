@@ -56,9 +56,10 @@ def main(argv: Sequence[str]) -> int:
         if config.workers > 1:
             from m2ray import cluster
             from m2ray.space import Resources
+            from m2ray.trial import train_distributed
 
             cluster.start(None, nested=True)
-            cluster.train_distributed(config, args.seed, folder, about, Resources())
+            train_distributed(config, args.seed, folder, about, Resources())
             cluster.stop()
         else:
             train(config, args.seed, load_receiver(config.receiver), folder, report, about)

@@ -39,7 +39,7 @@ import torch
 import train_receiver
 from train_receiver import OutOfTime
 
-from m2ray import manifest, publish, sweep
+from m2ray import manifest, publish, stages, sweep
 from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, UserError, check_place, run, stoppable
 from m2ray.config import parse_seeds
 from m2ray.files import write_json
@@ -200,7 +200,7 @@ class Job:
         argv += ["--results", str(self.out.parent), "--name", self.out.name]
         if manifest.file_of(self.out).is_file():
             argv.append("--resume")
-        left = self.until - time.monotonic() - sweep.LAST_S
+        left = self.until - time.monotonic() - stages.LAST_S
         if left < 0:
             raise OutOfTime("before the sweep, which needs a minute to stop in")
         notice = threading.Timer(min(left, threading.TIMEOUT_MAX), self.stop_sweep)

@@ -32,6 +32,7 @@ from bench_variants import bench_variants
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2ray.cluster import MALLOC
 from m2ray.codec import Codec
 from m2ray.conditions import Injection, Material, condition, derangement
 from m2ray.config import TrialConfig
@@ -39,7 +40,6 @@ from m2ray.evaluation import play
 from m2ray.layout import Place
 from m2ray.loading import load_receiver
 from m2ray.losses import Heads, answer_nll, row_nll
-from m2ray.memory import MALLOC
 from m2ray.passes import Reading
 from m2ray.receiver import Receiver
 from m2ray.report import markdown

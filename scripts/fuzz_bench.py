@@ -18,10 +18,10 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from m2ray import manifest, preflight
+from m2ray import manifest
 from m2ray.codec import Codec
 from m2ray.config import CodecConfig, TrialConfig
-from m2ray.criteria import REFERENCE
+from m2ray.criteria import REFERENCE, gate_of
 from m2ray.loading import EMBEDDED, load_receiver
 from m2ray.rows import RowStore, write_rows
 from m2ray.space import load_plan
@@ -92,7 +92,7 @@ def make_bench(folder: Path) -> None:
     write_rows(folder / "results" / "done" / "rows.parquet", pd.DataFrame(rows))
     plan = load_plan(folder / "space.yaml")
     for name in ("begun", "done"):
-        manifest.write(folder / "results" / name, manifest.describe(plan, preflight.gate_of(plan), ["space.yaml"]))
+        manifest.write(folder / "results" / name, manifest.describe(plan, gate_of(plan), ["space.yaml"]))
 
 
 # --- what is done to it --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from m2ray.memory import rows_at_once
 from m2ray.search import search
 from m2ray.space import Resources
 from m2ray.training import TrainingFailed, train
+from m2ray.trial import train_distributed
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def alone(tmp_path_factory) -> Path:
 
 def distributed(folder, lr=1e-3, retries=1):
     conf = config(k=8, lr=lr).model_copy(update={"workers": 2})
-    cluster.train_distributed(conf, 0, folder, {"config": "two"}, Resources(retries=retries))
+    train_distributed(conf, 0, folder, {"config": "two"}, Resources(retries=retries))
     return folder
 
 
@@ -134,7 +135,7 @@ def test_a_worker_out_of_memory_halves_the_rows_of_all_and_costs_no_retry(tmp_pa
     train(conf, 0, load_receiver("mini"), tmp_path / "one" / "seed-0", lambda m, at: None, {"config": "one"})
     folder = tmp_path / "two" / "seed-0"
     with a_worker_without_memory_after(folder / "epoch-01" / "config.json"):
-        cluster.train_distributed(
+        train_distributed(
             conf.model_copy(update={"workers": 2}), 0, folder, {"config": "two"}, Resources(retries=0)
         )
     assert 1 <= rows_at_once(folder) <= 256

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from sweeps import SPACE, write_space
 
-from m2ray import manifest, sweep
+from m2ray import cluster, manifest, sweep
 from m2ray.command import DONE, UserError
 from m2ray.report import provenance
 
@@ -100,16 +100,17 @@ def test_a_file_that_no_sweep_wrote_is_refused(tmp_path, text):
 
 def test_the_command_line_records_what_it_is_told_to_accept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        sweep, "execute", lambda plan, root, about, args: root.mkdir(parents=True, exist_ok=True) or DONE
+        sweep, "execute", lambda plan, root, *rest: root.mkdir(parents=True, exist_ok=True) or DONE
     )
+    monkeypatch.setattr(cluster, "start", lambda *args, **named: None)
     monkeypatch.chdir(tmp_path)
     file = write_space(tmp_path)
     assert sweep.main([str(file)]) == DONE
-    from m2ray import preflight
+    from m2ray.criteria import gate_of
     from m2ray.space import load_plan
 
     plan = load_plan(file)
-    manifest.write(tmp_path / "results" / "small", manifest.describe(plan, preflight.gate_of(plan), [str(file)]))
+    manifest.write(tmp_path / "results" / "small", manifest.describe(plan, gate_of(plan), [str(file)]))
     assert sweep.main([str(file), "--resume"]) == DONE
     write_space(tmp_path, search={**SPACE["search"], "trials": 3})
     with pytest.raises(UserError, match=r"space.search.trials: differs .*\(was 2, is 3\)"):

@@ -11,7 +11,8 @@ import pytest
 import ray
 
 from m2ray import cluster
-from m2ray.pool import Pool, last_line
+from m2ray.command import last_line
+from m2ray.pool import Pool
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,6 +19,7 @@ from m2ray import preflight, trackers, training
 from m2ray import train as train_command
 from m2ray.command import UserError
 from m2ray.config import TrialConfig
+from m2ray.criteria import gate_of
 from m2ray.loading import load_receiver
 from m2ray.space import load_plan, name_of
 from m2ray.strict import validate
@@ -203,7 +204,7 @@ def test_a_sweep_is_refused_before_it_begins_where_a_tracker_is_missing(tiny_fol
     monkeypatch.setitem(sys.modules, "mlflow", None)
     plan = load_plan(space(tmp_path, str(tiny_folder)))
     with pytest.raises(UserError, match="trackers: mlflow: not installed"):
-        preflight.check(plan, preflight.gate_of(plan))
+        preflight.check(plan, gate_of(plan))
 
 
 def test_all_configurations_of_a_sweep_have_the_same_trackers(tiny_folder, tmp_path):
