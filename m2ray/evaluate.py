@@ -65,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
         except UserError as error:
             raise UserError(f"{args.checkpoint}: {error}; --receiver says where it is now") from None
     sweep = sweep_of(args.checkpoint)
-    constants = sweep / "checkpoints" / "constants" if sweep else cache_root() / "constants"
+    # What is published stays as it is.
+    constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
     if "constant" in names and not list(constants.glob("*/epoch-01/config.json")):
         print(f"training the constant prefix of condition constant, once, into {constants}", flush=True)
     rows = run_job(Job(trial, split, tuple(dict.fromkeys(names)), args.checkpoint, constants))

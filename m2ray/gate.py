@@ -315,9 +315,11 @@ def judge_file(path: Path, gate: GateConfig, config: str | None, seed: int | Non
         own = own[own.split == split]
     cells = list(own[["config", "seed", "split"]].drop_duplicates().itertuples(index=False, name=None))
     wanted = [cell for cell in cells if config in (None, cell[0]) and seed in (None, cell[1])]
+    if not cells:
+        raise UserError(f"{path}: no rows of a codec; give those of m2ray.evaluate, or the folder of a sweep")
     if not wanted:
         near = [cell for cell in cells if cell[0] == config] or cells
-        known = ", ".join(f"{name}/{number}/{where}" for name, number, where in near[:5]) or "none"
+        known = ", ".join(f"{name}/{number}/{where}" for name, number, where in near[:5])
         more = ", ..." if near[5:] else ""
         raise UserError(f"{path}: no rows of that --config, --seed and --split; choose from {known}{more}")
     passed = []

@@ -244,7 +244,10 @@ class Plan:
         where = f"points.{name}"
         tree = merged(self.base, {})
         if point.use is not None:
-            other = load(Space, self.file.parent / point.use)
+            try:
+                other = load(Space, self.file.parent / point.use)
+            except UserError as error:
+                raise UserError(f"{self.file}: {where}.use: {error}") from None
             for section in ("codec", "losses", "training"):
                 tree.pop(section, None)
                 if section in other.trial:

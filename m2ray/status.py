@@ -29,6 +29,8 @@ def status_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: no sweep's folder.
     """
+    if folder.name == "sweep.yaml":
+        folder = folder.parent
     if not (folder / "sweep.yaml").is_file():
         raise UserError(f"{folder}: no sweep.yaml; give results/NAME of a sweep")
     about, rows = manifest.read(folder), RowStore(folder).read()

@@ -73,6 +73,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, not a file, larger than 1 MB, not YAML, or not a mapping.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give a YAML file in it")
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     if path.stat().st_size > MAX_YAML_BYTES:

@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
     if args.accept_changes and not args.resume:
         raise UserError("--accept-changes: goes with --resume; add that or leave it out")
+    if args.json and args.dry_run:
+        raise UserError("--json: goes with a sweep that runs; leave it or --dry-run out")
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     plan = load_plan(args.space, overrides, search_overrides(args.trials, args.seeds, args.deterministic))
     root = args.results / (args.name or plan.space.name)

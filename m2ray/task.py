@@ -251,7 +251,13 @@ def draw(level: Level, seed: int, part: str = "confirm") -> Episode:
 
 
 def episodes(level: Level, seeds: Iterable[int], part: str = "confirm") -> list[Episode]:
-    """The episodes of a range of seeds, in order."""
+    """The episodes of a range of seeds, in order.
+
+    Raises:
+        UserError: no level, or one without a message in that part.
+    """
+    if not isinstance(level, Level):
+        raise UserError(f"{level!r:.60} is no level; give m2ray.level({level!r:.60})")
     return [draw(level, seed, part) for seed in seeds]
 
 

@@ -413,12 +413,14 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
     pd.read_parquet(rows_file).drop(columns="success").to_parquet(short)
     unpaired = tmp_path / "unpaired.parquet"
     rows = make_rows()
+    write_rows(tmp_path / "text.parquet", rows[rows.config == ""])
     write_rows(unpaired, rows[(rows.condition != "random") | (rows.episode < 2010)])
     for argv, says in (
         ([damaged], "damaged.parquet: not a sound Parquet file"),
         ([short], "column success: missing"),
         ([rows_file, "--config", "nobody"], "good/0/confirm"),
         ([rows_file, "--split", "select"], "no rows"),
+        ([tmp_path / "text.parquet"], "text.parquet: no rows of a codec; give those of m2ray.evaluate"),
         ([unpaired], "a, seed 0, split confirm: rows: condition"),
     ):
         with pytest.raises(UserError, match=says):

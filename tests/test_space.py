@@ -335,6 +335,9 @@ def test_a_bad_space_is_refused_with_its_key_and_mend(tmp_path, text, line):
 
 
 def test_a_point_that_uses_a_file_that_is_missing_or_no_space_is_refused_by_that_files_name(tmp_path):
-    assert refused(tmp_path, "points: {a: {use: none.yaml}}") == "none.yaml: no such file; check the path"
+    where = f"space.yaml: points.a.use: {tmp_path}"
+    said = refused(tmp_path, "points: {a: {use: none.yaml}}")
+    assert said == f"{where}/none.yaml: no such file; check the path"
     (tmp_path / "gate.yaml").write_text("name: reference\ncriteria: []")
-    assert refused(tmp_path, "points: {a: {use: gate.yaml}}").startswith("gate.yaml: criteria: unknown key")
+    said = refused(tmp_path, "points: {a: {use: gate.yaml}}")
+    assert said.startswith(f"{where}/gate.yaml: criteria: unknown key")

@@ -67,6 +67,7 @@ def test_status_of_a_published_sweep_knows_it_by_its_rows(tmp_path):
     for name in ("sweep.yaml", "rows.parquet"):
         shutil.copy(published / name, tmp_path)
     lines = {line["config"]: line for line in status_of(tmp_path)["configurations"]}
+    assert status_of(tmp_path / "sweep.yaml")["configurations"] == list(lines.values())
     assert {line["state"] for line in lines.values()} == {"trained"}
     k8 = lines["k8"]  # of three training seeds, on the same episodes
     assert (k8["split"], k8["n"]) == ("confirm", 1000)

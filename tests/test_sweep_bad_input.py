@@ -141,6 +141,7 @@ def test_a_faulty_space_is_refused(refused, tmp_path, key, value, says):
         (["--name", ""], "--name: '' is no plain folder name"),
         (["--receiver", "./nobody"], "receiver ./nobody: no such folder"),
         (["--accept-changes"], "--accept-changes: goes with --resume; add that or leave it out"),
+        (["--json", "--dry-run"], "--json: goes with a sweep that runs; leave it or --dry-run out"),
         (["--resume"], "no sweep.yaml to resume; check --name and --results, or leave --resume out"),
         (["--address", "127.0.0.1:1"], "--address 127.0.0.1:1: no Ray cluster answers"),
         (["--address", "head"], "--address head: write host:port of the head node, or auto"),

@@ -309,6 +309,11 @@ def test_a_level_that_does_not_exist_is_refused_with_those_that_do(name):
         level(name)
 
 
+def test_a_levels_name_is_no_level():
+    with pytest.raises(UserError, match=r"'easy' is no level; give m2ray.level\('easy'\)"):
+        episodes("easy", [1])
+
+
 def test_the_smallest_and_largest_lookup_levels_can_be_played():
     for name in ("lookup-2x100", "lookup-26x2", "lookup-26x100"):
         episode = draw(level(name), 0, "train")
