@@ -180,6 +180,7 @@ def search(
     pruner: str,
     total_epochs: int,
     folder: Path,
+    nested: bool = False,
     work: Callable[[dict[str, Any]], None] = run_trial,
 ) -> None:
     """Run trials until the proposer has no more.
@@ -191,6 +192,7 @@ def search(
         pruner: none, asha or wilcoxon.
         total_epochs: Longest trial, all its training seeds together.
         folder: For Ray's own files.
+        nested: Whether trainings have workers of their own.
         work: What a trial does.
     """
 
@@ -213,7 +215,8 @@ def search(
             scheduler=scheduler(pruner, total_epochs),
             num_samples=-1,
             max_concurrent_trials=at_once,
-            reuse_actors=True,
+            # The kept process of a nested trial that was stopped early would keep its workers, and their CPUs.
+            reuse_actors=not nested,
         ),
         run_config=ray.tune.RunConfig(
             name=f"search-{os.getpid()}",

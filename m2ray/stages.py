@@ -155,7 +155,15 @@ class Sweep:
             trained = self.root / "checkpoints"
             for folder in checkpoints(trained):
                 self.evaluate(trial_of(folder), "search", folder)
-            search(self, self, space.resources, space.search.pruner, most_epochs(self.plan), self.root / "ray")
+            search(
+                self,
+                self,
+                space.resources,
+                space.search.pruner,
+                most_epochs(self.plan),
+                self.root / "ray",
+                nested=any(config.workers > 1 for config in self.plan.all),
+            )
             if space.resources.gpus_per_evaluator <= space.resources.gpus_per_worker:
                 self._pool.grow(trials_at_once(space.resources))  # in the places of the trials
             self.finish_evaluation()

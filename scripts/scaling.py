@@ -93,7 +93,7 @@ def run_sleepers(nodes: int, waves: list[int]) -> list[dict[str, float]]:
             trials = wave * SLOTS * nodes
             sleepers, begun, used = Sleepers(trials), time.monotonic(), driver_s()
             with tempfile.TemporaryDirectory() as folder:
-                search(sleepers, sleepers, Resources(), "none", EPOCHS, Path(folder), sleeping_trial)
+                search(sleepers, sleepers, Resources(), "none", EPOCHS, Path(folder), work=sleeping_trial)
             assert sleepers.ended == trials
             took = {"nodes": nodes, "trials": trials, "waves": wave, "seconds": time.monotonic() - begun}
             found.append({**took, "driver_s": driver_s() - used})
