@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import re
 import statistics
 import sys
 import time
@@ -303,6 +305,12 @@ def rows_of(figures: dict[str, Any]) -> list[list[str]]:
     return table
 
 
+def processor() -> str:
+    """Its maker's name for it."""
+    told = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return told[1] if told else platform.machine()
+
+
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -324,6 +332,7 @@ def main() -> None:
             "device": str(receiver.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            "processor": processor(),
             "load_average": os.getloadavg()[0],
             "command": f"python scripts/bench.py --parts {name} --seconds {args.seconds:g}",
         }

@@ -90,7 +90,7 @@ def measure(receiver: str, processes: int, steps: int, cores: int) -> tuple[floa
     return MEMBERS * BATCH * steps / slowest, sum(held for _, held in told)
 
 
-def bench_pack(receiver: str, steps: int, rounds: int = 3) -> dict[str, Any]:
+def bench_pack(receiver: str, steps: int, rounds: int = 7) -> dict[str, Any]:
     """Packed over separate, medians of rounds in which the sides take turns."""
     cores = torch.get_num_threads()
     told = [(measure(receiver, 1, steps, cores), measure(receiver, MEMBERS, steps, cores)) for _ in range(rounds)]
@@ -100,5 +100,6 @@ def bench_pack(receiver: str, steps: int, rounds: int = 3) -> dict[str, Any]:
         "packed_ratio": rate[0] / rate[1],
         "packed_memory_ratio": held[0] / held[1],
         "packed_samples_per_s": {"packed": rate[0], "separate": rate[1]},
+        "packed_rounds": [[round(pair[i][0], 1) for pair in told] for i in range(2)],
         "packed_memory_gb": {"packed": held[0] / 1e9, "separate": held[1] / 1e9},
     }

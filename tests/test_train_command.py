@@ -233,7 +233,7 @@ class TestTrainRefuses:
         ("content", "said"),
         [
             (None, "no such file; check the path"),
-            ("folder", "no such file; check the path"),
+            ("folder", "a folder; give a YAML file in it"),
             (b"\x80\x81\xfe\x00\xff", "not valid YAML .*; mend the syntax"),
             (b"codec: {k: 4", "not valid YAML .*; mend the syntax"),
             (b"- codec", "expected a mapping"),
