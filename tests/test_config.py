@@ -285,7 +285,7 @@ def test_a_file_over_a_megabyte_is_refused_unread(tmp_path):
 
 
 def test_a_path_without_a_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match="none.yaml: no such file; check the path"):
+    with pytest.raises(UserError, match=r"none.yaml: no such file; check the path"):
         read_yaml(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="a folder; give a YAML file in it"):
         read_yaml(tmp_path)
