@@ -52,10 +52,10 @@ class Axis(Strict):
         elif self.int_ is not None:
             value = trial.suggest_int(key, *self.int_)
         elif self.uniform is not None:
-            value = trial.suggest_float(key, *self.uniform)
+            value = float(trial.suggest_float(key, *self.uniform))  # NumPy's, where the bounds nearly meet
         else:
             assert self.loguniform is not None
-            value = trial.suggest_float(key, *self.loguniform, log=True)
+            value = float(trial.suggest_float(key, *self.loguniform, log=True))
         return value
 
     def sample(self) -> list[Scalar]:

@@ -2,7 +2,7 @@
 
 import optuna
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from m2ray.axis import Axis
@@ -71,6 +71,7 @@ axes = st.one_of(
 
 @settings(deadline=None)
 @given(axes, st.integers(0, 10**6))
+@example({"uniform": [1e-06, 1.0000000000000002e-06]}, 0)
 def test_suggestions_are_of_the_kind_and_within_the_bounds_written(data, seed):
     ((kind, values),) = data.items()
     axis, study = Axis.model_validate(data), random_study(seed)
