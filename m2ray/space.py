@@ -208,6 +208,11 @@ class Plan:
         """The points, and configurations in which every choice and bound of every axis occurs."""
         return [*self.points.values(), *self.checked]
 
+    @property
+    def workers(self) -> int:
+        """Processes of the training that has most of them."""
+        return max(config.workers for config in self.all)
+
     def _check_axes(self) -> list[TrialConfig]:
         """Try every choice and every bound of each axis in some of the configurations where it applies.
 

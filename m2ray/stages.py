@@ -162,7 +162,7 @@ class Sweep:
                 space.search.pruner,
                 most_epochs(self.plan),
                 self.root / "ray",
-                nested=any(config.workers > 1 for config in self.plan.all),
+                nested=self.plan.workers > 1,
             )
             if space.resources.gpus_per_evaluator <= space.resources.gpus_per_worker:
                 self._pool.grow(trials_at_once(space.resources))  # in the places of the trials

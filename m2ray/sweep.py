@@ -106,8 +106,6 @@ def begin(plan: Plan, gate: GateConfig, root: Path, argv: Sequence[str], args: A
     """
     from m2ray import cluster
 
-    workers = max(config.workers for config in plan.all)
-
     def check() -> Mapping[str, Any]:
         from m2ray import preflight
 
@@ -120,7 +118,7 @@ def begin(plan: Plan, gate: GateConfig, root: Path, argv: Sequence[str], args: A
     try:
         with ThreadPoolExecutor(1) as beside:
             checked = beside.submit(check)
-            cluster.start(args.address, nested=workers > 1, preload=PRELOAD)
+            cluster.start(args.address, nested=plan.workers > 1, preload=PRELOAD)
             return checked.result()
     except BaseException:
         cluster.stop()
@@ -136,8 +134,7 @@ def execute(plan: Plan, root: Path, about: Mapping[str, Any], args: Any, started
     from m2ray.stages import Sweep
 
     try:
-        workers = max(config.workers for config in plan.all)
-        cluster.check_room(plan.space.resources, workers, local=args.address is None)
+        cluster.check_room(plan.space.resources, plan.workers, local=args.address is None)
         if not args.resume:
             manifest.write(root, about)
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"))

@@ -253,7 +253,7 @@ def check_seeds(plan: Plan, settings: dict[str, Any]) -> None:
     before = train_receiver.seeds_before(load_receiver(settings["base"]), level(settings["level"]))
     stop = before.stop + settings["samples"] // settings["batch"] * settings["batch"]
     taken = {"the receiver's training seeds": range(before.start, stop), "G0's seeds": range(HELD_OUT)}
-    for config in [*plan.points.values(), *plan.checked]:
+    for config in plan.all:
         for name, text in config.splits:
             split = parse_seeds(text)
             for whose, seeds in taken.items():
