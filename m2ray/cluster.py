@@ -156,6 +156,15 @@ def stop() -> None:
     ray.shutdown()
 
 
+def own_threads() -> None:
+    """Called where a process's work begins: as many threads as Ray gave it CPUs, or as the user says. Torch, if it
+    was imported before, has one for each core of the machine, and processes would hinder each other.
+    """
+    if torch := sys.modules.get("torch"):
+        cpus = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cpus))))
+
+
 def ask(resources: Resources) -> dict[str, float]:
     """What one worker asks of Ray."""
     amounts = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}

@@ -12,6 +12,7 @@ import pandas as pd
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from m2ray.cluster import own_threads
 from m2ray.command import UserError, last_line
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Evaluator:
 
     def run(self, work: Work, job: Job) -> pd.DataFrame | None:
         """Do one job."""
+        own_threads()
         return work(job)
 
 

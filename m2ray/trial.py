@@ -14,7 +14,7 @@ import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from m2ray.cluster import ask
+from m2ray.cluster import ask, own_threads
 from m2ray.codec import read_record
 from m2ray.command import UserError, last_line
 from m2ray.config import TrialConfig
@@ -45,6 +45,7 @@ def _so_far(
 
 def _worker_loop(settings: dict[str, Any]) -> None:
     """What every DDP worker runs: the one training loop, in a process group that Ray Train has set up."""
+    own_threads()
     config = TrialConfig.model_validate_json(settings["trial"])
 
     def report(metrics: dict[str, Any], checkpoint: Path) -> None:
@@ -174,5 +175,6 @@ class Member:
 
 def run_trial(settings: dict[str, Any]) -> None:
     """Train a pack of configurations in this process; one by itself is a pack of one."""
+    own_threads()
     members = [Member(member) for member in settings["pack"]]
     train_pack([member.trainings() for member in members], lambda number, error: members[number].failed(error))

@@ -1,4 +1,4 @@
-"""A local Ray's start: trials run in processes that are ready before anything is asked of them."""
+"""A local Ray's start: processes are ready before anything is asked of them, and then keep to their own CPUs."""
 
 import sys
 import time
@@ -8,6 +8,7 @@ import ray
 from test_cluster import EPOCHS, Script, config
 
 from m2ray import cluster
+from m2ray.pool import Pool
 from m2ray.search import search
 from m2ray.space import Resources
 
@@ -26,6 +27,25 @@ def ready() -> set[int]:
         except OSError:
             continue
     return found
+
+
+def test_torch_that_was_imported_early_keeps_to_the_cpus_of_each_process(monkeypatch):
+    def threads(job):
+        import torch
+
+        return torch.get_num_threads()
+
+    monkeypatch.setenv("RAY_preload_python_modules", "torch")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cluster.start(None, nested=False, preload=["torch"])
+    try:
+        pool = Pool(threads, 2, 0.0)
+        for job in range(2):
+            pool.submit(job)
+        assert [done.rows for done in pool.drain()] == [1, 1]
+        pool.close()
+    finally:
+        cluster.stop()
 
 
 def test_a_trial_gets_a_process_that_has_imported_what_it_was_told_to(tmp_path, monkeypatch):
