@@ -12,30 +12,15 @@ print(m2ray.judge(rows).verdict)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from m2ray.api import evaluate, judge
-    from m2ray.codec import Codec
-    from m2ray.loading import load_receiver
-    from m2ray.receiver import Receiver
-    from m2ray.task import episodes, level, verify
-
-# Loaded when first asked for: `import m2ray` is at once, torch takes seconds.
-_HOMES = {
-    "Codec": "codec",
-    "Receiver": "receiver",
-    "episodes": "task",
-    "evaluate": "api",
-    "judge": "api",
-    "level": "task",
-    "load_receiver": "loading",
-    "verify": "task",
-}
+    from m2ray.api import Codec, Receiver, episodes, evaluate, judge, level, load_receiver, verify
 
 __all__ = ["Codec", "Receiver", "episodes", "evaluate", "judge", "level", "load_receiver", "verify"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    # Loaded on first use: `import m2ray` returns at once, while torch takes seconds.
+    if name not in __all__:
         raise AttributeError(f"module m2ray has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(f"m2ray.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module("m2ray.api"), name)

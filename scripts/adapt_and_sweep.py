@@ -2,7 +2,7 @@
 
     python scripts/adapt_and_sweep.py --base qwen2.5-coder-0.5b --out results/adapted-qwen --minutes 9
 
-Stages: `adapt` (LoRA, see scripts/train_receiver.py), `g0` (the message must help as text: P1 and P1 - P0 on
+Stages: `adapt` (LoRA, see python -m m2ray.train_receiver), `g0` (the message must help as text: P1 and P1 - P0 on
 held-out episodes), `sweep` (m2ray.sweep on the merged receiver), `publish` (the best codec as a folder). Each is
 checkpointed: the same command again goes on where it was, and does nothing twice. With --minutes it ends, orderly,
 at the next step after that, with exit code 75, to be run again. `result.json` holds all figures; its verdict is
@@ -34,20 +34,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lora
 import torch
-import train_receiver
-from train_receiver import OutOfTime
 
-from m2ray import manifest, publish, stages, sweep
-from m2ray.command import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, UserError, check_place, run, stoppable
-from m2ray.config import parse_seeds
-from m2ray.files import write_json
-from m2ray.gate import FAIL, PASS
-from m2ray.loading import load_receiver
-from m2ray.space import Plan, load_plan
-from m2ray.stats import wilson
-from m2ray.task import level
+from m2ray.cli import sweep, train_receiver
+from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, run_command, stoppable
+from m2ray.codec.model_card import PLAYED
+from m2ray.config.plan import Plan, load_plan
+from m2ray.config.record import record_file
+from m2ray.config.trial import parse_seeds
+from m2ray.engine.record import PACKAGES
+from m2ray.engine.sweep import STOP_GRACE_S
+from m2ray.judging.gate import FAIL, PASS
+from m2ray.judging.statistics import wilson
+from m2ray.receiver.loading import load_receiver
+from m2ray.reporting.publish import publish
+from m2ray.tasks.registry import level
+from m2ray.training.lora import largest_rank, merged
+from m2ray.training.receiver_training import OutOfTime, seeds_before, state_file
+from m2ray.util.errors import UserError
+from m2ray.util.files import check_writable, write_json
 
 GO_ON = 75  # EX_TEMPFAIL: not done, and nothing is wrong
 UNFINISHED, NO_RECEIVER = "unfinished", "G0 not reached"
@@ -69,7 +74,7 @@ class Job:
         self.command = command_of(args)
         self.begun = False  # whether this call did anything yet
         self.late = False  # whether it was told to stop, by the clock
-        fits = lora.largest_rank(args.base, ADAPTER_BYTES)
+        fits = largest_rank(args.base, ADAPTER_BYTES)
         rank = min(fits, MOST_RANK) if args.rank is None else args.rank
         if rank > fits:
             raise UserError(f"--rank {rank}: its adapter is over {ADAPTER_BYTES:,} bytes; use {fits} at most")
@@ -112,7 +117,7 @@ class Job:
             "next": next_,
             "command": self.command,
             "device": device(),
-            "packages": {name: importlib.metadata.version(name) for name in (*manifest.PACKAGES, "peft")},
+            "packages": {name: importlib.metadata.version(name) for name in (*PACKAGES, "peft")},
             "python": platform.python_version(),
             "settings": self.settings,
         }
@@ -162,7 +167,7 @@ class Job:
         self.step("merge base and adapter again")
         done = self.result["adapt"]
         card = {key: value for key, value in done.items() if key != "digest"}
-        found = train_receiver.save(lora.merged(self.settings["base"], self.adapter), card, self.receiver)
+        found = train_receiver.save(merged(self.settings["base"], self.adapter), card, self.receiver)
         if found != done["digest"]:
             raise UserError(
                 f"{self.receiver}: digest {found}, the receiver that was adapted had {done['digest']}; "
@@ -184,7 +189,7 @@ class Job:
             verdict = UNFINISHED if reached else NO_RECEIVER
             self.record("sweep" if reached else "adapt", verdict, g0={"reached": reached, **figures})
         if reached:
-            train_receiver.state_file(self.receiver).unlink(missing_ok=True)
+            state_file(self.receiver).unlink(missing_ok=True)
             print(f"G0 reached: {wanted}")
             return True
         more = f"train on with --samples above {self.settings['samples']}"
@@ -198,9 +203,9 @@ class Job:
         self.step("sweep")
         argv = [str(self.space), "--receiver", str(self.receiver)]
         argv += ["--results", str(self.out.parent), "--name", self.out.name]
-        if manifest.file_of(self.out).is_file():
+        if record_file(self.out).is_file():
             argv.append("--resume")
-        left = self.until - time.monotonic() - stages.LAST_S
+        left = self.until - time.monotonic() - STOP_GRACE_S
         if left < 0:
             raise OutOfTime("before the sweep, which needs a minute to stop in")
         notice = threading.Timer(min(left, threading.TIMEOUT_MAX), self.stop_sweep)
@@ -231,7 +236,7 @@ class Job:
             board = pd.read_csv(self.out / "leaderboard.csv")
             # Passes come first, then the best score.
             line = json.loads(board[board.split == "confirm"].iloc[0].to_json())
-            folder = publish.publish(self.out, line["config"], line["seed"], f"best-k{line['k']}")
+            folder = publish(self.out, line["config"], line["seed"], f"best-k{line['k']}")
             verdict = PASS if line["verdict"] == PASS else FAIL
             self.record("", verdict, codec={**line, "folder": folder.name})
         line = self.result["codec"]
@@ -240,7 +245,7 @@ class Job:
             kept = "{retention:.2f} [{retention_ci_low:.2f}, {retention_ci_high:.2f}]".format_map(line)
         print(f"{self.result['verdict']}: {line['config']}, k = {line['k']}, n = {line['n']}; retention {kept}")
         play = ["python", "-m", "m2ray.evaluate", self.out / line["folder"], "--receiver", self.receiver]
-        print(f"next: {shlex.join(map(str, [*play, '--seeds', publish.PLAYED]))}")
+        print(f"next: {shlex.join(map(str, [*play, '--seeds', PLAYED]))}")
         return DONE if self.result["verdict"] == PASS else NOT_PASSED
 
 
@@ -250,7 +255,7 @@ def check_seeds(plan: Plan, settings: dict[str, Any]) -> None:
     Raises:
         UserError: names the split.
     """
-    before = train_receiver.seeds_before(load_receiver(settings["base"]), level(settings["level"]))
+    before = seeds_before(load_receiver(settings["base"]), level(settings["level"]))
     stop = before.stop + settings["samples"] // settings["batch"] * settings["batch"]
     taken = {"the receiver's training seeds": range(before.start, stop), "G0's seeds": range(HELD_OUT)}
     for config in plan.all:
@@ -306,7 +311,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--samples: {args.samples} do not fill a batch of {args.batch}; write more")
     if importlib.util.find_spec("peft") is None:
         raise UserError("peft: not installed; run `pip install -e '.[receivers]'`")
-    check_place("--out", args.out)
+    check_writable("--out", args.out)
     job = Job(args, until)
     check_seeds(job.plan, job.settings)
     try:
@@ -325,4 +330,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

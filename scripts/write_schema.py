@@ -13,9 +13,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from m2ray.command import DONE, Parser, run
-from m2ray.config import TrialConfig
-from m2ray.space import SHARED, Space
+from m2ray.cli.runner import DONE, Parser, run_command
+from m2ray.config.space import SHARED, Space
+from m2ray.config.trial import TrialConfig
 
 OUT = Path(__file__).parent.parent / "search_spaces" / "space.schema.json"
 Schema = dict[str, Any]
@@ -74,4 +74,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

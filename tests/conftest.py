@@ -7,9 +7,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from m2ray.loading import load_receiver
-from m2ray.receiver import Receiver
-from m2ray.task import draw, level
+from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.receiver import Receiver
+from m2ray.tasks.episodes import draw_episode
+from m2ray.tasks.registry import level
 
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -22,7 +23,7 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    corpus = [draw(level(name), s, "train").message for name in ("easy", "lookup") for s in range(50)]
+    corpus = [draw_episode(level(name), s, "train").message for name in ("easy", "lookup") for s in range(50)]
     trainer = trainers.BpeTrainer(
         vocab_size=320,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],

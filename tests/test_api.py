@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import m2ray
-from m2ray.command import UserError
+from m2ray.util.errors import UserError
 
 BEST = Path(__file__).parent.parent / "results" / "recipe-mini" / "best-k4"
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from m2ray.conditions import Condition, Injection
-from m2ray.encoders import mean_state
+from m2ray.codec.encoders import mean_state
+from m2ray.evaluation.conditions import Condition, Injection
 
 
 class MeanPool(nn.Module):

@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from m2ray.task import Draw, Level
+from m2ray.tasks.level import Draw, Level
 
 
 class Digit(NamedTuple):

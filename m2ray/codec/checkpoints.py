@@ -1,0 +1,98 @@
+# NEWDOC
+"""The codec: a message, as the receiver reads it, becomes k prefix vectors in the receiver's embedding space.
+
+    reading --encoder--> latent_BKD --bottleneck--> latent_BKD --calibration--> prefix_BKD
+
+Shapes: B messages, K slots, D width of the receiver, G groups of a slot's vector, C codes of a codebook.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m2ray.config.trial import TrialConfig
+from m2ray.util.errors import UserError, describe_error
+from m2ray.util.strict_yaml import validate
+
+CORE = ("codec", "receiver_digest", "digest")  # what a checkpoint's record holds whatever it was trained for
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json.
+
+    Raises:
+        UserError: missing or unreadable.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        below = sorted(folder.glob("*/config.json"))
+        mend = f", such as {below[-1].parent}" if below else " that m2ray.train wrote"
+        raise UserError(f"{folder}: no config.json; give a checkpoint folder{mend}")
+    try:
+        record = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({describe_error(error)}); remake the checkpoint") from None
+    if not isinstance(record, dict) or not set(CORE) <= set(record):
+        raise UserError(f"{file}: not the record of a codec; give a checkpoint folder that m2ray.train wrote")
+    return record
+
+
+@dataclass(frozen=True)
+class CheckpointId:
+    """Whose rows these are: a trained configuration's checkpoint."""
+
+    config: str
+    seed: int
+    checkpoint: str
+    step: int
+    params: str
+
+
+def checkpoint_id(folder: Path) -> CheckpointId:
+    """Whose checkpoint it is.
+
+    Raises:
+        UserError: its record does not say.
+    """
+    record = read_record(folder)
+    for key, kind in (("config", str), ("seed", int), ("step", int), ("digest", str)):
+        if not isinstance(record.get(key), kind):
+            file = f"{folder}/config.json"
+            raise UserError(f"{file}: {key}: missing or not {kind.__name__}; give a checkpoint of m2ray.train")
+    params = json.dumps(record.get("params", {}), sort_keys=True)
+    return CheckpointId(record["config"], record["seed"], record["digest"], record["step"], params)
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """All complete checkpoints of trained configurations below a folder, oldest epoch first."""
+    found = [file.parent for file in root.glob("*/seed-*/epoch-*/config.json")]
+    return sorted(found)
+
+
+def last_checkpoints(root: Path) -> dict[tuple[str, int], Path]:
+    """The latest checkpoint of each (configuration, training seed)."""
+    latest: dict[tuple[str, int], Path] = {}
+    for folder in checkpoints(root):
+        record = read_record(folder)
+        latest[record["config"], record["seed"]] = folder
+    return latest
+
+
+def trial_of(folder: Path) -> TrialConfig:
+    """The configuration a checkpoint was trained with.
+
+    Raises:
+        UserError: not a checkpoint, or its record does not say.
+    """
+    record = read_record(folder)
+    if "trial" not in record:
+        raise UserError(f"{folder}/config.json: trial: missing; give a checkpoint that m2ray.train wrote")
+    return validate(TrialConfig, record["trial"], f"{folder}/config.json: trial")
+
+
+def run_folder(root: Path, name: str, seed: int) -> Path:
+    """Where a configuration's training writes."""
+    return root / name / f"seed-{seed}"

@@ -1,0 +1,246 @@
+"""The codec: a message, as the receiver reads it, becomes k prefix vectors in the receiver's embedding space.
+
+    reading --encoder--> latent_BKD --bottleneck--> latent_BKD --calibration--> prefix_BKD
+
+Shapes: B messages, K slots, D width of the receiver, G groups of a slot's vector, C codes of a codebook.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m2ray.codec.checkpoints import CORE, read_record
+from m2ray.codec.encoders import ENCODERS, Segments
+from m2ray.codec.model_card import LIBRARY, model_card
+from m2ray.codec.tensor_file import load_tensors, save_tensors
+from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
+from m2ray.config.trial import CodecConfig
+from m2ray.receiver.loading import is_hub_name, load_receiver
+from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.requests import EncodedMessage
+from m2ray.util import plugins
+from m2ray.util.errors import UserError, describe_error
+from m2ray.util.files import write_json
+from m2ray.util.strict_yaml import validate
+
+FILES = ["codec.safetensors", "config.json"]
+
+
+class CodecOutput(NamedTuple):
+    """What a forward pass yields; code fields are None without a VQ bottleneck."""
+
+    prefix_BKD: Tensor
+    latent_BKD: Tensor  # before the bottleneck; under VQ in units of an embedding entry where norms are free
+    codes_BKG: Tensor | None
+    code_probs_BKGC: Tensor | None  # soft assignment, differentiable
+    quantised_BKD: Tensor | None
+
+
+class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
+    """Encoder, bottleneck and calibration, bound to one receiver.
+
+    `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub, on the files of `save`.
+    """
+
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
+        super().__init__()
+        if config.k + 1 >= receiver.max_positions:
+            raise UserError(f"codec.k: {config.k} slots exceed the receiver's context; use a smaller k")
+        self.config = config
+        self.record: dict[str, Any] = {"receiver": receiver.name}  # what a checkpoint's config.json says of it
+        self.receiver_digest = receiver.digest
+        self.unit = receiver.embedding_norm
+        self.width = receiver.width
+        make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
+        with plugins.blame(plugins.ENCODERS, config.encoder):
+            self.encoder: nn.Module = make(config, receiver)
+        self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
+        self.norm = nn.LayerNorm(receiver.width) if config.calibration == "layernorm" else None
+        start = config.scale_gate if self.norm else math.log(config.scale_gate)
+        self.gate = nn.Parameter(torch.tensor(start))
+
+    @property
+    def any_k(self) -> bool:
+        """Whether the same weights serve any number of slots."""
+        return isinstance(self.encoder, Segments)
+
+    @property
+    def scale_gate(self) -> Tensor:
+        """Prefix norm over mean token-embedding norm, as learned."""
+        return self.gate if self.norm else self.gate.exp()
+
+    def forward(
+        self, reading: EncodedMessage, k: int | None = None, gather: Gather = lambda tensor: tensor
+    ) -> CodecOutput:
+        """Messages to prefixes.
+
+        Args:
+            reading: The messages as the receiver reads them.
+            k: Slots, where the encoder serves any; default, and else, the configured k.
+            gather: Collects a tensor's rows from all workers, so that codebooks follow the global batch.
+        """
+        return self.decode(self.encode(reading, k or self.config.k), gather=gather)
+
+    def encode(self, reading: EncodedMessage, k: int) -> Tensor:
+        """Messages to latents, [B, K, D].
+
+        Raises:
+            UserError: an encoder of another package breaks down, or gives another shape.
+        """
+        with plugins.blame(plugins.ENCODERS, self.config.encoder):
+            latent_BKD = cast(Tensor, self.encoder(reading, k))
+        found, wanted = list(latent_BKD.shape), [len(reading.mask_BT), k, self.width]
+        if found != wanted:
+            raise plugins.plugin_error(
+                plugins.ENCODERS, self.config.encoder, f"gave shape {found}, expected {wanted}"
+            )
+        return latent_BKD
+
+    def decode(
+        self, latent_BKD: Tensor, scale_gate: float | None = None, gather: Gather = lambda tensor: tensor
+    ) -> CodecOutput:
+        """Latents to prefixes; `scale_gate` overrides the learned one."""
+        if self.quantiser is None:
+            return CodecOutput(self.calibrate(latent_BKD, scale_gate), latent_BKD, None, None, None)
+        scaled_BKD = latent_BKD / (self.unit / math.sqrt(self.width)) if self.norm is None else latent_BKD
+        quantised_BKD, codes_BKG, probs_BKGC = self.quantiser(scaled_BKD, gather)
+        through_BKD = scaled_BKD + (quantised_BKD - scaled_BKD).detach()
+        return CodecOutput(
+            self.calibrate(through_BKD, scale_gate), scaled_BKD, codes_BKG, probs_BKGC, quantised_BKD
+        )
+
+    def calibrate(self, latent_BKD: Tensor, scale_gate: float | None = None) -> Tensor:
+        """Give latents the scale of token embeddings: LayerNorm, or the norm alone, times unit x scale_gate."""
+        gate = self.scale_gate if scale_gate is None else scale_gate
+        if self.norm is not None:
+            return cast(Tensor, self.norm(latent_BKD)) * (self.unit / math.sqrt(self.width)) * gate
+        # A slot without tokens (more slots than the message has) starts at zero. Below a tenth of an embedding's
+        # norm a vector keeps its length: rescaled, it would be all noise, its gradient drowning all others.
+        floor = 0.1 * (self.unit if self.quantiser is None else math.sqrt(self.width))
+        return F.normalize(latent_BKD, dim=-1, eps=floor) * self.unit * gate
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its configuration, in the keys that there were when it was made: those added later change no digest."""
+        known = self.record.get("codec", CodecConfig.model_fields)
+        return {key: value for key, value in self.config.model_dump().items() if key in known}
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of configuration, receiver and weights."""
+        text = json.dumps(self.settings, separators=(",", ":"))
+        sha = hashlib.sha256((text + self.receiver_digest).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().numpy())
+        return sha.hexdigest()[:16]
+
+    def save(self, folder: Path, about: dict[str, Any]) -> None:
+        """Write `codec.safetensors` and `config.json`; `about` says how it was trained."""
+        save_tensors(folder / "codec.safetensors", dict(self.state_dict()), {"receiver": self.receiver_digest})
+        record = {
+            "codec": self.settings,
+            "receiver_digest": self.receiver_digest,
+            "digest": self.digest,
+            **about,
+        }
+        write_json(folder / "config.json", record)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory, {key: value for key, value in self.record.items() if key not in CORE})
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Codec:  # type: ignore[override]
+        """A codec from a folder, or from the hub.
+
+        Args:
+            name: A folder that `save`, `save_pretrained` or m2ray.publish wrote, or a name on the hub.
+            options: `receiver`, a Receiver or its name (default: the name in the codec's record), and those of
+                `ModelHubMixin.from_pretrained`.
+
+        Raises:
+            UserError: as `load_codec`; no such folder, or the hub has none of that name or does not answer.
+        """
+        if Path(name).is_dir():
+            return super().from_pretrained(name, **options)
+        if not is_hub_name(str(name)):
+            raise UserError(f"{name}: no such folder; give a codec's folder, or its name on the hub")
+        try:
+            return super().from_pretrained(name, **options)
+        except (HfHubHTTPError, OSError) as error:
+            raise UserError(
+                f"{name}: no such folder, and not to be had from the hub ({describe_error(error)}); check the name"
+            ) from None
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, receiver: Receiver | str | None = None, config: Any = None, **download: Any
+    ) -> Codec:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(snapshot_download(model_id, allow_patterns=FILES, **download))
+        if not isinstance(receiver, Receiver):  # its name; where none is given, the mixin hands over the record's
+            receiver = load_receiver(receiver or str(read_record(folder).get("receiver")))
+        return load_codec(folder, receiver)
+
+    def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
+        """Its card, with the verdict where one was given."""
+        record = {**self.record, "codec": self.settings, "digest": self.digest}
+        return model_card({**record, "receiver_digest": self.receiver_digest}, kwargs.get("repo_id") or "FOLDER")
+
+
+def least_parameters(config: CodecConfig, width: int) -> int:
+    """A lower bound of a codec's parameters for a receiver of some width, by its configuration; of a plug's
+    encoder nothing is known.
+    """
+    hidden = config.width
+    least = {
+        "last_token": hidden * (width + hidden + config.k * width),
+        "resampler": hidden * (2 * width + config.layers * hidden + config.k),
+        "segments": hidden * (2 * width + config.layers * hidden),
+        "memory": (config.k + config.lora_rank) * width,
+        "constant": config.k * width,
+    }
+    return least.get(config.encoder, 0) + (config.codebook * width if config.bottleneck == "vq" else 0)
+
+
+def load_codec(folder: Path, receiver: Receiver) -> Codec:
+    """Load a codec for the receiver it was trained with. Never unpickles.
+
+    Raises:
+        UserError: missing, truncated, changed, of another receiver, or of another shape than it says.
+    """
+    record = read_record(folder)
+    file = folder / "config.json"
+    if record["receiver_digest"] != receiver.digest:
+        raise UserError(
+            f"{file}: receiver_digest: trained with receiver {record['receiver_digest']}, not with "
+            f"{receiver.name} ({receiver.digest}); use the receiver it was trained with"
+        )
+    config = validate(CodecConfig, record["codec"], f"{file}: codec")
+    tensors, _ = load_tensors(folder / "codec.safetensors")
+    # A codec is built before its weights are compared: not one of gigabytes for weights of kilobytes.
+    if least_parameters(config, receiver.width) > sum(tensor.numel() for tensor in tensors.values()):
+        raise UserError(f"{folder}/codec.safetensors: too few weights for what config.json says; restore either")
+    codec = Codec(config, receiver)
+    try:
+        codec.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder}/codec.safetensors: does not fit config.json ({' '.join(str(error).split())[:200]}); "
+            "restore the k and encoder it was trained with"
+        ) from None
+    codec.record = record
+    if codec.digest != record["digest"]:
+        raise UserError(f"{folder}: digest: weights or settings were changed since training; remake it")
+    return codec.to(receiver.device).eval()

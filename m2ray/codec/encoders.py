@@ -1,0 +1,263 @@
+"""Encoders: what the receiver reads of a message becomes k latent vectors, (reading, k) -> latent_BKD.
+
+Shapes: B messages, T tokens of a message, K slots, D width of the receiver, W width of the encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m2ray.config.trial import CodecConfig
+from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.requests import EncodedMessage
+from m2ray.util.errors import UserError
+
+CLAUSE_ENDS = (";", ".", "!", "?", "\n", "Ċ")  # the last is a byte-level tokenizer's line break
+
+
+class LastToken(nn.Module):
+    """The attempt's encoder: an MLP on the last token of the last hidden layer."""
+
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
+        super().__init__()
+        self.k, width = config.k, config.width
+        self.mlp = nn.Sequential(
+            nn.Linear(receiver.width, width),
+            nn.GELU(),
+            nn.LayerNorm(width),
+            nn.Linear(width, width),
+            nn.GELU(),
+            nn.LayerNorm(width),
+            nn.Linear(width, config.k * receiver.width),
+        )
+
+    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
+        """See the module's head."""
+        latent_BF = cast(Tensor, self.mlp(last_state(reading)))
+        return latent_BF.reshape(len(latent_BF), self.k, -1)
+
+
+class TokenFeatures(nn.Module):
+    """Message tokens as the encoder's own features: hidden state and embedding, normalised, plus position."""
+
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
+        super().__init__()
+        self.unit = receiver.embedding_norm
+        self.project = nn.Linear(2 * receiver.width, config.width)
+
+    def forward(self, reading: EncodedMessage) -> Tensor:
+        """[B, T, W]."""
+        states_BTD = F.rms_norm(reading.states_BTD.float(), reading.states_BTD.shape[-1:])
+        embeds_BTD = reading.embeds_BTD.float() / self.unit * math.sqrt(reading.embeds_BTD.shape[-1])
+        features_BTW = cast(Tensor, self.project(torch.cat([states_BTD, embeds_BTD], dim=-1)))
+        place_T = torch.arange(features_BTW.shape[1], device=features_BTW.device, dtype=torch.float32)
+        return features_BTW + sinusoidal_positions(place_T, features_BTW.shape[2])
+
+
+def sinusoidal_positions(at_T: Tensor, width: int) -> Tensor:
+    """Sinusoidal positions, [T, W] (Vaswani et al. 2017, section 3.5)."""
+    rates_H = torch.exp(torch.arange(0, width // 2, device=at_T.device) * (-math.log(1e4) / (width // 2)))
+    angles_TH = at_T[:, None] * rates_H
+    return torch.cat([angles_TH.sin(), angles_TH.cos()], dim=1)
+
+
+class Resampler(nn.Module):
+    """k learned queries attend to all token states of the message (cross-attention, as in Perceiver)."""
+
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
+        super().__init__()
+        width = config.width
+        self.features = TokenFeatures(config, receiver)
+        self.queries_KW = nn.Parameter(torch.randn(config.k, width) / math.sqrt(width))
+        layer = nn.TransformerDecoderLayer(
+            width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerDecoder(layer, config.layers)
+        self.out = nn.Linear(width, receiver.width)
+
+    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
+        """See the module's head."""
+        memory_BTW = self.features(reading)
+        queries_BKW = self.queries_KW.expand(len(memory_BTW), -1, -1)
+        read_BKW = self.layers(queries_BKW, memory_BTW, memory_key_padding_mask=~reading.mask_BT)
+        return cast(Tensor, self.out(read_BKW))
+
+
+class Segments(nn.Module):
+    """Starts on the embedding manifold: slot j is the sum of the token embeddings of the j-th k-th of the
+    message, plus a learned change that starts at zero. The same weights serve any k: with k at the number of
+    tokens it is the identity, from where training can anneal k. With `cut: clauses` each clause of the message
+    gets the same share of the slots, so that a slot that holds a clause holds all of it, whatever its length.
+
+    With `start: states` slot j starts as the receiver's hidden state behind its first layer at the segment's last
+    word, where attention has already bound the words before it. At that state's own norm a pretrained receiver
+    reads more of it, untrained, than of a sum of embeddings.
+    """
+
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
+        super().__init__()
+        width = config.width
+        self.unit, self.start = receiver.embedding_norm, config.start
+        ends_N = torch.zeros(len(receiver.embedding_ND), dtype=torch.bool)
+        if config.cut == "clauses":
+            vocabulary = receiver.tokenizer.get_vocab().items()
+            ends_N[[token for text, token in vocabulary if text.endswith(CLAUSE_ENDS)]] = True
+        self.register_buffer("ends_N", ends_N, persistent=False)
+        self.ends_N: Tensor
+        self.features = TokenFeatures(config, receiver)
+        layer = nn.TransformerEncoderLayer(
+            width, 4, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+        self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU())
+        self.change = nn.Linear(2 * width, receiver.width)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias)
+
+    def stands_for(self, reading: EncodedMessage, k: int) -> Tensor:
+        """[B, K], the place in the message of each slot's last word that ends no clause; -1 where it has none."""
+        ends_BT = self.ends_N[reading.ids_BT]
+        words_BKT = segment_shares(reading.mask_BT, ends_BT, k).bool() & ~ends_BT[:, None]
+        places_T = torch.arange(words_BKT.shape[2], device=words_BKT.device)
+        return torch.where(words_BKT, places_T, -1).amax(2)
+
+    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
+        """See the module's head."""
+        share_BKT = segment_shares(reading.mask_BT, self.ends_N[reading.ids_BT], k)
+        tokens_BTW = self.layers(self.features(reading), src_key_padding_mask=~reading.mask_BT)
+        raw_BKD = self._begin(reading, share_BKT)
+        mean_BKT = share_BKT / share_BKT.sum(dim=2, keepdim=True).clamp(min=1)
+        slots_K = torch.arange(k, device=tokens_BTW.device) / k * 24
+        pooled_BKW = mean_BKT @ tokens_BTW + sinusoidal_positions(slots_K, tokens_BTW.shape[2])
+        # In units of an embedding's entries, so that a learning rate means the same for any receiver.
+        unit = self.unit / math.sqrt(raw_BKD.shape[2])
+        return raw_BKD + unit * cast(Tensor, self.change(self.mix(pooled_BKW)))
+
+    def _begin(self, reading: EncodedMessage, share_BKT: Tensor) -> Tensor:
+        if self.start == "words":
+            return share_BKT @ reading.embeds_BTD.float()
+        words_BK = self.stands_for(reading, share_BKT.shape[1])
+        rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
+        first_BKD = reading.first_BTD[rows_B1, words_BK.clamp(min=0)].float()
+        # The norm is the calibration's to give; a change in units of an embedding needs something of that size.
+        return F.normalize(first_BKD, dim=-1) * self.unit * (words_BK >= 0)[..., None]
+
+
+def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
+    """Which tokens each of k segments of a message holds.
+
+    Args:
+        mask_BT: True at tokens of the message, False at padding.
+        ends_BT: True at a clause's last token; a message without any is one clause.
+        k: Segments.
+
+    Returns:
+        [B, K, T], 1 where a token lies in a segment. Clause c of C has the segments from floor(c k / C) to before
+        floor((c + 1) k / C), and its i-th of l tokens lies in the floor(i / l)-th part of them; with fewer
+        segments than clauses, neighbouring clauses share one.
+    """
+    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    ends_BT = ends_BT & mask_BT
+    clause_BT = ends_BT.long().cumsum(1) - ends_BT.long()
+    same_BTT = (clause_BT[:, :, None] == clause_BT[:, None]) & mask_BT[:, None]
+    length_BT = same_BTT.sum(-1).clamp(min=1)
+    within_BT = (same_BTT & (places_T[:, None] > places_T)).sum(-1)
+    clauses_B1 = clause_BT.masked_fill(~mask_BT, 0).amax(1, keepdim=True) + 1
+    first_BT = k * clause_BT // clauses_B1
+    count_BT = k * (clause_BT + 1) // clauses_B1 - first_BT
+    segment_BT = first_BT + within_BT * count_BT // length_BT
+    slots_K1 = torch.arange(k, device=mask_BT.device)[:, None]
+    return ((segment_BT[:, None] == slots_K1) & mask_BT[:, None]).float()
+
+
+class Memory(nn.Module):
+    """The receiver itself reads the message, with LoRA and k memory tokens whose last states are the latent.
+
+    The adapted weights exist only inside this forward pass (`functional_call`): the receiver that later reads
+    the prefix is untouched, so that one receiver can serve many codecs at once.
+    """
+
+    TARGETS = ("q_proj.weight", "v_proj.weight")
+
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
+        super().__init__()
+        self._receiver = (receiver,)  # in a tuple: its weights are no part of this module
+        self.memory_KD = nn.Parameter(
+            receiver.embedding_ND.float().mean(0) + torch.randn(config.k, receiver.width) * self._std(receiver)
+        )
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        for name, weight in self._targets().items():
+            key = name.replace(".", "/")
+            self.down[key] = nn.Parameter(torch.randn(config.lora_rank, weight.shape[1]) / weight.shape[1] ** 0.5)
+            self.up[key] = nn.Parameter(torch.zeros(weight.shape[0], config.lora_rank))
+        if not self.up:
+            raise UserError(f"receiver {receiver.name}: has no {' or '.join(self.TARGETS)} for the encoder memory")
+        self.out = nn.Linear(receiver.width, receiver.width)
+        nn.init.eye_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    @staticmethod
+    def _std(receiver: Receiver) -> float:
+        return float(receiver.embedding_ND.float().std())
+
+    def _targets(self) -> dict[str, Tensor]:
+        decoder = self._receiver[0].model.get_decoder()
+        return {name: weight for name, weight in decoder.named_parameters() if name.endswith(self.TARGETS)}
+
+    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
+        """See the module's head."""
+        decoder = self._receiver[0].model.get_decoder()
+        adapted = {}
+        for name, weight in self._targets().items():
+            key = name.replace(".", "/")
+            adapted[name] = weight + (self.up[key] @ self.down[key]).to(weight.dtype)
+        # Each message's memory tokens follow its last token directly: no padding in between.
+        lengths_B = reading.mask_BT.sum(dim=1)
+        rows_B1 = torch.arange(len(lengths_B), device=lengths_B.device)[:, None]
+        slots_BK = lengths_B[:, None] + torch.arange(k, device=lengths_B.device)
+        embeds_BTD = F.pad(reading.embeds_BTD, (0, 0, 0, k))
+        memory_BKD = self.memory_KD.to(embeds_BTD.dtype).expand(len(lengths_B), -1, -1)
+        embeds_BTD = embeds_BTD.index_put((rows_B1, slots_BK), memory_BKD)
+        inputs = {"inputs_embeds": embeds_BTD, "use_cache": False}
+        states_BTD = torch.func.functional_call(decoder, adapted, (), inputs)[0]
+        return cast(Tensor, self.out(states_BTD[rows_B1, slots_BK].float()))
+
+
+class Constant(nn.Module):
+    """Content-free: the same k trained vectors whatever the message. The ceiling of mere priming."""
+
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
+        super().__init__()
+        picks_K = torch.randint(len(receiver.embedding_ND), (config.k,))
+        self.vectors_KD = nn.Parameter(receiver.embedding_ND[picks_K.to(receiver.device)].float().cpu().clone())
+
+    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
+        """See the module's head."""
+        return self.vectors_KD.expand(len(reading.mask_BT), -1, -1)
+
+
+ENCODERS: dict[str, Callable[[CodecConfig, Receiver], nn.Module]] = {
+    "last_token": LastToken,
+    "resampler": Resampler,
+    "segments": Segments,
+    "memory": Memory,
+    "constant": Constant,
+}
+
+
+def last_state(reading: EncodedMessage) -> Tensor:
+    """The last token's last hidden state, [B, D]."""
+    last_B = (reading.mask_BT.sum(dim=1) - 1).clamp(min=0)
+    return reading.states_BTD[torch.arange(len(last_B), device=last_B.device), last_B].float()
+
+
+def mean_state(reading: EncodedMessage) -> Tensor:
+    """The mean of the last hidden states over a message's tokens, [B, D]."""
+    weight_BT1 = reading.mask_BT[..., None].float()
+    return (reading.states_BTD.float() * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)

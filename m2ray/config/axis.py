@@ -1,0 +1,65 @@
+"""A searched key of a space: the values that it may take, and when it applies."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+import optuna
+from pydantic import BeforeValidator, Field, model_validator
+
+from m2ray.util.strict_yaml import StrictModel
+
+Scalar = str | int | float | bool | None
+
+
+def _check_scalar(value: Any) -> Any:
+    if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError(f"{value!r:.60} is no text, finite number, true, false or null; write one of these")
+
+
+Value = Annotated[Scalar, BeforeValidator(_check_scalar)]
+
+
+class Axis(StrictModel):
+    """One searched key: exactly one of the four kinds, and when it applies."""
+
+    choice: Annotated[list[Value] | None, Field(min_length=1)] = None
+    int_: Annotated[tuple[int, int] | None, Field(alias="int", strict=False)] = None
+    uniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    loguniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
+    when: Annotated[dict[str, list[Value]], Field(description="keys and the values under which this applies")] = {}
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Axis:
+        given = [kind for kind in (self.choice, self.int_, self.uniform, self.loguniform) if kind is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of choice, int, uniform, loguniform")
+        if self.choice is not None and len(set(self.choice)) < len(self.choice):
+            raise ValueError("choice: a value is given twice; keep one")
+        for name, bounds in (("int", self.int_), ("uniform", self.uniform), ("loguniform", self.loguniform)):
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"{name}: the range {list(bounds)} is empty; write [low, high] with low < high")
+        if self.loguniform is not None and self.loguniform[0] <= 0:
+            raise ValueError("loguniform: low must be above 0; use uniform or raise it")
+        return self
+
+    def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Scalar:
+        """Ask Optuna for a value."""
+        if self.choice is not None:
+            value: Scalar = trial.suggest_categorical(key, self.choice)
+        elif self.int_ is not None:
+            value = trial.suggest_int(key, *self.int_)
+        elif self.uniform is not None:
+            value = float(trial.suggest_float(key, *self.uniform))  # NumPy's, where the bounds nearly meet
+        else:
+            assert self.loguniform is not None
+            value = float(trial.suggest_float(key, *self.loguniform, log=True))
+        return value
+
+    def sample(self) -> list[Scalar]:
+        """Values that stand for all when a space is checked before anything runs."""
+        if self.choice is not None:
+            return list(self.choice)
+        return list(self.int_ or self.uniform or self.loguniform or ())

@@ -1,0 +1,255 @@
+"""The configuration of one training, as pydantic models: the keys of `trial` in every space."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+
+from m2ray.config.objectives import CrossEntropyTerm, Losses
+from m2ray.tasks.registry import level as task_level
+from m2ray.util import plugins
+from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Share, StrictModel
+
+# The names of m2ray's own, as in the tables of `m2ray.encoders` and `m2ray.conditions`; plugs have others.
+ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
+
+
+CONDITIONS = ("normal", "null", "random", "shuffle", "P0", "P1", "identity", "constant", "mean", "matched")
+
+
+def _is_encoder(name: str) -> str:
+    plugins.resolve(plugins.ENCODERS, ENCODERS, name)
+    return name
+
+
+# To editors only m2ray's own names are known.
+Encoder = Annotated[str, AfterValidator(_is_encoder), WithJsonSchema({"enum": list(ENCODERS), "type": "string"})]
+
+
+def parse_seeds(text: str) -> range:
+    """`42:542` as a range of episode seeds, end excluded.
+
+    Raises:
+        ValueError: not of that form, negative, or empty.
+    """
+    match = SEED_RANGE.fullmatch(text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f"{text!r} is no range of seeds; write it as 1000:1100 (end excluded)")
+    return range(int(match[1]), int(match[2]))
+
+
+def _check_seeds(text: str) -> str:
+    parse_seeds(text)
+    return text
+
+
+Seeds = Annotated[str, AfterValidator(_check_seeds)]
+
+
+class Splits(StrictModel):
+    """Episode seeds of each split. Disjoint; messages are kept apart by content as well (see `m2ray.task`)."""
+
+    train: Seeds = "100000:1000000"
+    search: Seeds = "1000:1200"
+    select: Seeds = "4000:4500"
+    confirm: Seeds = "2000:3000"
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Splits:
+        ranges = {name: parse_seeds(getattr(self, name)) for name in type(self).model_fields}
+        for (a, one), (b, other) in itertools.combinations(ranges.items(), 2):
+            if one.start < other.stop and other.start < one.stop:
+                raise ValueError(
+                    f"{a} {one.start}:{one.stop} overlaps {b} {other.start}:{other.stop}; keep them apart"
+                )
+        return self
+
+    def seeds(self, name: str) -> range:
+        """The seeds of a split."""
+        return parse_seeds(getattr(self, name))
+
+
+class TaskConfig(StrictModel):
+    """Which episodes, and in whose words A's message is."""
+
+    level: str = "easy"
+    messages: Annotated[str, Field(description="template, or the receiver name of a sender LM")] = "template"
+    file: Annotated[str | None, Field(description="JSONL of episodes instead of drawn ones")] = None
+
+    @field_validator("level")
+    @classmethod
+    def _exists(cls, name: str) -> str:
+        return task_level(name).name
+
+
+class CodecConfig(StrictModel):
+    """The codec: what reads the message, what the latent passes through, how the prefix is scaled."""
+
+    encoder: Encoder = "segments"
+    k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
+    place: Annotated[Literal["message", "before", "after"], Field(description="where B's prompt gets them")] = (
+        "message"
+    )
+    width: Annotated[
+        int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, over 4 heads")
+    ] = 256
+    layers: Annotated[int, Field(ge=1, le=32, description="resampler, segments: depth")] = 2
+    cut: Annotated[
+        Literal["tokens", "clauses"], Field(description="segments: what gets an equal share of the slots")
+    ] = "tokens"
+    start: Annotated[
+        Literal["words", "states"],
+        Field(
+            description="segments: what a slot starts as. words: the sum of its words' embeddings; states: what "
+            "the receiver holds at its last word behind the first layer, which wants a scale_gate as large as that"
+        ),
+    ] = "words"
+    lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
+    calibration: Annotated[
+        Literal["layernorm", "norm"],
+        Field(description="layernorm: the attempt's, affine; norm: each vector rescaled, direction kept"),
+    ] = "norm"
+    scale_gate: Annotated[
+        Positive, Field(description="starting prefix norm over mean token-embedding norm; learned")
+    ] = 1.5
+    bottleneck: Literal["none", "vq"] = "none"
+    codebook: Annotated[int, Field(ge=2, le=65536, description="vq: codes per group")] = 512
+    groups: Annotated[int, Field(ge=1, le=64, description="vq: codes per slot; each covers a share of D")] = 1
+
+
+class Anneal(StrictModel):
+    """Slots step down one by one from `start` to the codec's k while training (encoder `segments`).
+
+    A step is taken once the codec has recovered `bound` of what the text is worth to the receiver, and at the
+    latest when a straight line from the start to `deadline` (share of all steps) asks for it.
+    """
+
+    start: Count = 20
+    bound: Share = 0.8
+    hold: Annotated[int, Field(ge=1, description="least steps at each k")] = 10
+    deadline: Annotated[float, Field(gt=0, le=1)] = 0.6
+
+
+class TrainingConfig(StrictModel):
+    """The optimisation of one codec."""
+
+    epochs: Count = 10
+    epoch_samples: Annotated[int, Field(ge=1, description="samples drawn per epoch, in order, from train")] = 3072
+    batch_size: Annotated[int, Field(ge=2, description="global batch, over all workers")] = 64
+    lr: Positive = 1e-3
+    schedule: Literal["cosine", "cosine_per_epoch", "constant"] = "cosine"
+    warmup: Annotated[int, Field(ge=0, description="steps of linear warm-up")] = 20
+    weight_decay: NonNegative = 0.01
+    grad_clip: Positive = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    anneal: Anneal | None = None
+    start: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="a checkpoint whose weights training begins with, of any k where the encoder serves any",
+        ),
+    ] = None
+    restarts: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="times that training starts afresh, from other weights and at half the learning rate, "
+            "where half of it shows that the codec ignores its message",
+        ),
+    ] = 0
+    log_every: Count = 20
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimiser steps of an epoch; samples that do not fill a batch are left out."""
+        return self.epoch_samples // self.batch_size
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.epoch_steps * self.epochs
+
+
+class EvaluationConfig(StrictModel):
+    """How conditions are decoded: the same for all, so that every comparison is paired."""
+
+    temperature: NonNegative = 0.0
+    max_new_tokens: Count = 128
+    batch_size: Count = 250
+    constant_samples: Annotated[
+        int, Field(ge=64, description="episodes that train the condition constant's prefix")
+    ] = 6400
+    score: Annotated[
+        Literal["gain", "success"],
+        Field(
+            description="what a searcher sees of a checkpoint: the gain in nats a value, or in the exact "
+            "probability that B, sampling at temperature 1, writes a right answer"
+        ),
+    ] = "gain"
+    conditions: list[str] = list(CONDITIONS)
+    text_bytes: list[Count] = [16, 64]
+    scale_gates: list[NonNegative] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _null_is_a_name(cls, names: Any) -> Any:
+        # YAML reads an unquoted null as nothing; in a list of conditions it is the one of that name.
+        return ["null" if name is None else name for name in names] if isinstance(names, list) else names
+
+    @field_validator("conditions")
+    @classmethod
+    def _exist(cls, names: list[str]) -> list[str]:
+        known = [*CONDITIONS, *plugins.installed(plugins.CONDITIONS)]
+        for name in names:
+            if name not in known:
+                raise ValueError(f"condition {name!r} does not exist; use some of {', '.join(known)}")
+            plugins.resolve(plugins.CONDITIONS, CONDITIONS, name)
+        return names
+
+    @property
+    def decoding(self) -> str:
+        """How rows name it."""
+        return f"t={self.temperature:g}" if self.temperature else "greedy"
+
+
+class TrialConfig(StrictModel):
+    """One configuration: everything `python -m m2ray.train` needs."""
+
+    receiver: str = "mini"
+    task: TaskConfig = TaskConfig()
+    splits: Splits = Splits()
+    codec: CodecConfig = CodecConfig()
+    losses: Losses = Field(default_factory=lambda: Losses(ce=CrossEntropyTerm()))
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    workers: Annotated[int, Field(ge=1, description="DDP workers; 1 trains in process")] = 1
+    trackers: Annotated[
+        list[Literal["tensorboard", "mlflow", "wandb"]],
+        Field(description="where training curves go besides history.json; offline, see m2ray.trackers"),
+    ] = []
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrialConfig:
+        losses, codec, training = self.losses, self.codec, self.training
+        if codec.bottleneck == "vq" and losses.commitment is None:
+            raise ValueError("codec.bottleneck: vq needs losses.commitment; add it, weight 0.25 say")
+        if codec.bottleneck == "none":
+            for name in ("commitment", "code_information"):
+                if getattr(losses, name) is not None:
+                    raise ValueError(f"losses.{name}: needs codec.bottleneck: vq; set that or remove the loss")
+        if losses.slots and codec.encoder != "segments":
+            raise ValueError("losses.slots: only slots of the encoder segments stand for words; remove it")
+        if codec.start != "words" and codec.encoder != "segments":
+            raise ValueError("codec.start: only slots of the encoder segments start as something; remove it")
+        if training.anneal and codec.encoder != "segments":
+            raise ValueError("training.anneal: only the encoder segments serves any k; remove it")
+        if training.anneal and training.anneal.start < codec.k:
+            raise ValueError(f"training.anneal.start: below codec.k = {codec.k}; start at {codec.k} or above")
+        if training.batch_size % self.workers:
+            raise ValueError(f"training.batch_size: not a multiple of {self.workers} workers; change either")
+        if training.epoch_samples < training.batch_size:
+            raise ValueError("training.epoch_samples: smaller than a batch; raise it")
+        return self

@@ -1,0 +1,314 @@
+"""What a diagnosis found: its figures, the sentences that follow from them, and both as JSON.
+
+Each sentence has a rule with a threshold that stands below. A gap is NLL(condition) - NLL(right message) in nats a
+digit: above 0 the right message is worth something. What the receiver can make of a message at all, `worth`, is
+the gap between P0 (no message) and P1 (the message as text).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from m2ray.diagnosis.probes import Probe, SimilarityMap
+from m2ray.judging.statistics import Estimate
+from m2ray.judging.verdict_tables import format_count
+from m2ray.util.text import percent
+
+READS = 0.1  # a gap counts where its interval lies above this share of the worth
+
+
+RECOVERED = 0.8  # retention from which nothing of note is lost
+
+
+HOLDS, EMPTY = 0.5, 0.1  # from chance (0) to certainty (1): a stage holds the message; holds nothing
+
+
+KEEPS = 0.6  # a stage loses the message where it keeps less than this of what the stage before held
+
+
+ALIKE = 0.98  # mean cosine above which prefixes are all alike
+
+
+ONE_WAY = 2.0  # effective rank below which prefixes differ in one way only
+
+
+FAR = 3.0  # times, or a part of, the mean token-embedding norm
+
+
+CAPACITY = 0.8  # of the success of text: free vectors that reach it show that k suffices
+
+
+STAGE = {
+    "tokens": "all token states",
+    "pooled": "the pooled state",
+    "latent": "the latent",
+    "prefix": "the prefix",
+}
+
+
+LOSS = {"pooled": "at the pooled state", "latent": "in the encoder", "prefix": "at bottleneck and calibration"}
+
+
+class Finding(NamedTuple):
+    """One sentence with its figures."""
+
+    name: str
+    sentence: str
+
+
+class Gap(NamedTuple):
+    """NLL(condition) - NLL(right message), nats per token of its kind, with 95 % bootstrap intervals."""
+
+    digits: Estimate
+    format: Estimate
+
+
+class Norms(NamedTuple):
+    """Norm of a prefix vector over the mean token-embedding norm: mean, and 5 % and 95 % quantiles."""
+
+    mean: float
+    low: float
+    high: float
+    scale_gate: float
+
+
+class Success(NamedTuple):
+    """Episodes solved by decoding, and nats a digit."""
+
+    successes: int
+    n: int
+    digits: float
+
+    @property
+    def share(self) -> float:
+        """Of the episodes, in 0..1."""
+        return self.successes / self.n
+
+    def __str__(self) -> str:
+        return format_count((self.successes, self.n))
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The figures of one checkpoint."""
+
+    about: dict[str, Any]
+    path: tuple[str, ...]  # the stages that the message passes in this encoder
+    maps: dict[str, SimilarityMap]
+    probes: dict[str, Probe]
+    nll: dict[str, tuple[float, float]]  # nats a digit, nats a format token
+    gaps: dict[str, Gap]
+    seen: dict[str, Estimate]  # gaps of digits on messages that the codec was trained on
+    success: dict[str, Success]  # `constant` and `free` only where ceilings were measured
+    ahead: dict[str, Estimate]  # success(right message) - success(condition), paired
+    retention: Estimate  # m2ray.stats.retention
+    norms: Norms
+
+    @property
+    def worth(self) -> float:
+        """Nats a digit that the message is worth to the receiver as text."""
+        return self.nll["P0"][0] - self.nll["P1"][0]
+
+    @property
+    def solves(self) -> float:
+        """Share of episodes that the message as text solves beyond no message."""
+        return self.success["P1"].share - self.success["P0"].share
+
+    @property
+    def helps(self) -> bool:
+        """Whether B solves more with the right message than with none."""
+        return self.ahead["P0"].low > READS * self.solves
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the figures say, the receiver's reading first."""
+        rules = (
+            check_reading,
+            check_confidence,
+            check_stages,
+            check_collapse,
+            check_memorisation,
+            check_priming,
+            check_format,
+            check_norm,
+            check_capacity,
+        )
+        return [finding for rule in rules for finding in rule(self)]
+
+    def json(self) -> dict[str, Any]:
+        """All figures and findings as plain values; NaN becomes None."""
+        figures = {field.name: to_plain(getattr(self, field.name)) for field in fields(self)}
+        return {"findings": to_plain(self.findings), **figures, "worth": to_plain(self.worth)}
+
+
+def to_plain(value: Any) -> Any:
+    """Named tuples as mappings, floats rounded to 6 places, NaN as None."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: to_plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(part) for part in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 6)
+    return value
+
+
+def format_nats(estimate: Estimate) -> str:
+    """A gap with its interval."""
+    return f"{estimate.value:+.3f} nats [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def probe_accuracy(probe: Probe) -> str:
+    """How often a probe is right about facts."""
+    return percent(probe.facts.value)
+
+
+def check_reading(d: Diagnosis) -> Iterator[Finding]:
+    """Whether the receiver reads the prefix, and whether there is anything to read."""
+    shuffle, line = d.gaps["shuffle"].digits, READS * d.worth
+    prefix = d.probes["prefix"]
+    content = "holds the message" if prefix.held >= HOLDS else "holds a part of the message"
+    if prefix.held <= EMPTY:
+        content = "holds nothing of the message"
+    wrong, solved = format_nats(shuffle), d.success
+    count = f"{solved['normal']} solved with it, {solved['P0']} without, {solved['P1']} with the text"
+    if d.worth <= 0 or d.solves <= 0:
+        yield Finding(
+            "deaf",
+            "The receiver makes nothing of the message even as text, so no codec can be judged on it: "
+            f"{solved['P1']} solved with it, {solved['P0']} without; it is worth {d.worth:+.3f} nats a digit.",
+        )
+    elif shuffle.high < 0:
+        yield Finding(
+            "backwards", f"Backwards: a wrong message does better than the right one, shuffle gap {wrong}."
+        )
+    elif shuffle.low > line and d.helps:
+        yield Finding(
+            "healthy",
+            f"The codec carries its message and the receiver reads it: {count}, retention {d.retention.value:.2f} "
+            f"[{d.retention.low:.2f}, {d.retention.high:.2f}]; a wrong message costs {wrong} a digit.",
+        )
+    elif shuffle.low > line:
+        share = "little" if d.ahead["P0"].low > 0 else "nothing"
+        yield Finding(
+            "wrong_hurts",
+            f"The receiver reads something of the prefix, but {share} of it helps: a wrong one costs {wrong} a "
+            f"digit, with the right one {count}; the prefix {content} (probe {probe_accuracy(prefix)}, chance 50%).",
+        )
+    elif shuffle.high < line:
+        yield Finding(
+            "unread",
+            f"The prefix {content}: probe {probe_accuracy(prefix)} (chance 50%); the receiver does not read it: shuffle gap "
+            f"{wrong} a digit, where the text is worth {d.worth:.3f}; {count}.",
+        )
+    else:
+        yield Finding(
+            "hardly_read",
+            f"The prefix {content}: probe {probe_accuracy(prefix)} (chance 50%); the receiver hardly reads it, if at all: "
+            f"shuffle gap {wrong} a digit, where the text is worth {d.worth:.3f}; {count}.",
+        )
+
+
+def check_confidence(d: Diagnosis) -> Iterator[Finding]:
+    """Success that the nats do not show."""
+    gap = d.gaps["P0"].digits
+    if d.worth > 0 and d.helps and gap.value < d.worth * d.retention.value / 2:
+        yield Finding(
+            "overconfident",
+            "The receiver is overconfident with the prefix: it solves "
+            f"{100 * d.ahead['P0'].value:.1f} points more than without, yet gains only {format_nats(gap)} a digit (text "
+            f"{d.worth:.3f}): where it errs, it is sure of itself. A score in nats undervalues this codec.",
+        )
+
+
+def check_stages(d: Diagnosis) -> Iterator[Finding]:
+    """At which stages the message is lost, where the receiver does not recover it anyway."""
+    if d.retention.value >= RECOVERED:
+        return
+    lost = False
+    for before, stage in zip(d.path, d.path[1:], strict=False):
+        one, other = d.probes[before], d.probes[stage]
+        if other.held < KEEPS * one.held and other.facts.high < one.facts.low:
+            lost = True
+            yield Finding(
+                f"lost_{stage}",
+                f"The message is lost {LOSS[stage]}: probes are right about its facts {probe_accuracy(one)} of the time "
+                f"from {STAGE[before]}, {probe_accuracy(other)} from {STAGE[stage]} (chance 50%).",
+            )
+    if not lost:
+        steps = ", ".join(f"{probe_accuracy(d.probes[stage])} from {STAGE[stage]}" for stage in d.path)
+        yield Finding("kept", f"No single stage loses the message: probes are right about its facts {steps}.")
+
+
+def check_collapse(d: Diagnosis) -> Iterator[Finding]:
+    """Prefixes that are all alike, or differ in one way only."""
+    prefix = d.maps["prefix"]
+    if prefix.cosine > ALIKE or prefix.effective_rank < ONE_WAY:
+        yield Finding(
+            "collapsed",
+            f"Collapsed: prefixes of different messages have mean cosine {prefix.cosine:.3f} and effective rank "
+            f"{prefix.effective_rank:.1f}; what varies between them is {percent(prefix.spread)} of their norm.",
+        )
+
+
+def check_memorisation(d: Diagnosis) -> Iterator[Finding]:
+    """Training messages that are read where unseen ones are not."""
+    seen, unseen = d.seen["shuffle"], d.gaps["shuffle"].digits
+    if seen.low > READS * d.worth and seen.low > unseen.high and unseen.value < seen.value / 2:
+        yield Finding(
+            "memorised",
+            f"It learned its training messages by heart: there the right one is worth {format_nats(seen)} a digit over a "
+            f"wrong one, on unseen messages {format_nats(unseen)}.",
+        )
+
+
+def check_priming(d: Diagnosis) -> Iterator[Finding]:
+    """A content-free prefix that does as well."""
+    ahead = d.ahead.get("constant")
+    if ahead is not None and d.solves > 0 and ahead.high < READS * d.solves:
+        points = ", ".join(f"{100 * bound:+.1f}" for bound in ahead[1:])
+        yield Finding(
+            "priming",
+            f"A trained prefix without content does as well: it solves {d.success['constant']}, this one "
+            f"{d.success['normal']}, {100 * ahead.value:+.1f} [{points}] points apart; what it gains is priming.",
+        )
+
+
+def check_format(d: Diagnosis) -> Iterator[Finding]:
+    """A gain over zeros that lies in the answer's form."""
+    gap = d.gaps["null"]
+    if gap.format.low > READS * d.worth and gap.format.value > gap.digits.value:
+        yield Finding(
+            "format",
+            f"What the prefix gains over zeros is form, not content: {format_nats(gap.format)} a format token against "
+            f"{format_nats(gap.digits)} a digit.",
+        )
+
+
+def check_norm(d: Diagnosis) -> Iterator[Finding]:
+    """A scale that the receiver never met."""
+    if not 1 / FAR <= d.norms.mean <= FAR:
+        yield Finding(
+            "norm",
+            f"The prefix's norm is {d.norms.mean:.2f} times a token embedding's (90 % of vectors: "
+            f"{d.norms.low:.2f} to {d.norms.high:.2f}; scale_gate {d.norms.scale_gate:.2f}): far off what the "
+            "receiver was trained on.",
+        )
+
+
+def check_capacity(d: Diagnosis) -> Iterator[Finding]:
+    """Whether k vectors could carry the message at all."""
+    free, text, own = (d.success.get(name) for name in ("free", "P1", "normal"))
+    if free is None or text is None:
+        return
+    figures = f"{d.about['k']} vectors fitted to each episode solve {free}"
+    if free.share >= CAPACITY * text.share:
+        yield Finding(
+            "capacity_suffices", f"Capacity is not the limit: {figures}, the text {text}, the codec {own}."
+        )
+    else:
+        yield Finding("capacity_limits", f"Capacity may be the limit: {figures}, the text {text}; try a larger k.")

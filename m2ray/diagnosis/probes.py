@@ -1,0 +1,228 @@
+"""What each stage of a codec holds of the message: linear probes and similarity maps.
+
+A message passes through stages: the receiver's states of all its tokens, the one pooled state, the encoder's
+latent, the prefix. A probe is a ridge regression in closed form, fitted on messages of the training part and
+scored on held-out ones, so what it reads is there for other messages too. It is a lower bound: a receiver may
+read what is not linear.
+
+Shapes: E held-out messages, M messages that fit the probes, F features, R directions, C fields, V variables,
+N sets of values, T tokens, P positions, K slots, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from m2ray.codec.encoders import last_state, mean_state
+from m2ray.codec.prefix_statistics import centred, effective_rank, mean_cosine
+from m2ray.evaluation.conditions import ConditionInputs
+from m2ray.judging import statistics as stats
+from m2ray.judging.statistics import Estimate
+from m2ray.receiver.requests import EncodedMessage
+from m2ray.tasks.episodes import Episode
+from m2ray.tasks.level import Fact
+from m2ray.util.errors import UserError
+
+POSITIONS = 32  # token states that a probe sees one by one; those beyond count in the sum alone
+
+
+FIT_COUNT, HELD_COUNT = 20, 5  # how often a fact must be said, and left out, to be a field
+
+
+STRENGTHS = np.logspace(-7, 0, 15)  # of the ridge, over the largest eigenvalue
+
+
+ROUNDING = 1e-10  # share of the features' energy below which a direction is rounding
+
+
+def stages(material: ConditionInputs) -> dict[str, Tensor]:
+    """Features of every message at every stage, [E, F] each.
+
+    `tokens`: all token states and their sum. `pooled`: the one state that `last_token` reads, for other encoders
+    the mean over tokens. `latent`: as the encoder wrote it. `prefix`: in the receiver's own precision.
+    """
+    pool = last_state if material.trained.config.encoder == "last_token" else mean_state
+    features = {
+        "tokens": material.encode(token_states),
+        "pooled": material.encode(pool),
+        "latent": material.latents_EKD,
+        "prefix": material.prefixes_EKD.to(material.receiver.dtype),
+    }
+    return {name: rows.flatten(1).float().cpu() for name, rows in features.items()}
+
+
+def token_states(reading: EncodedMessage) -> Tensor:
+    """The sum of a message's token states, then each of them, up to a fixed number, [B, 1 + P, D]."""
+    states_BTD = reading.states_BTD.float() * reading.mask_BT[..., None]
+    each_BPD = F.pad(states_BTD, (0, 0, 0, POSITIONS - states_BTD.shape[1]))
+    return torch.cat([states_BTD.sum(1, keepdim=True), each_BPD], dim=1)
+
+
+class SimilarityMap(NamedTuple):
+    """How a stage tells messages apart. Cosines are between different messages."""
+
+    cosine: float  # mean: 1 is total collapse
+    cosine_centred: float  # mean size, the mean message taken off: 1 is a single direction
+    effective_rank: float
+    spread: float  # distance from the mean over norm, root mean square
+    follows: float  # correlation of the centred cosine with the facts two messages share; NaN if all are equal
+
+
+def cosines(features_EF: Tensor) -> Tensor:
+    """Cosine of every pair of rows, [E, E]; 0 for a row of zeros."""
+    unit_EF = F.normalize(features_EF.double(), dim=1)
+    return unit_EF @ unit_EF.T
+
+
+def similarity_map(features_EF: Tensor, shared_EE: Tensor) -> SimilarityMap:
+    """Measure a stage; `shared_EE` counts the facts that two messages share."""
+    apart_EF = centred(features_EF)
+    pairs = torch.triu_indices(len(features_EF), len(features_EF), offset=1).unbind()
+    near_P, shared_P = cosines(apart_EF)[pairs], shared_EE[pairs].double()
+    norm, spread = (x.square().sum(1).mean().sqrt().item() for x in (features_EF.double(), apart_EF))
+    follows = float(torch.corrcoef(torch.stack([near_P, shared_P]))[0, 1]) if spread else math.nan
+    return SimilarityMap(
+        float(mean_cosine(features_EF[:, None].double())),
+        float(near_P.abs().mean()),
+        effective_rank(features_EF),
+        spread / max(norm, 1e-12),
+        follows,
+    )
+
+
+class Fields(NamedTuple):
+    """What a message says, field by field."""
+
+    facts: list[Fact]
+    said_MC: Tensor  # whether the message says the fact
+    left_MV: Tensor  # which values of a variable A's half leaves (`Level.left`), one bit a value
+
+
+def facts_of(fit: Sequence[Episode], held: Sequence[Episode]) -> list[Fact]:
+    """The facts that are said, and left out, often enough to be probed, most frequent first.
+
+    Raises:
+        UserError: none is; there are too few messages.
+    """
+
+    def count(episodes: Sequence[Episode]) -> Counter[Fact]:
+        return Counter(fact for episode in episodes for fact in episode.content)
+
+    fitted, tested = count(fit), count(held)
+    facts = [
+        fact
+        for fact, times in fitted.most_common()
+        if FIT_COUNT <= times <= len(fit) - FIT_COUNT and HELD_COUNT <= tested[fact] <= len(held) - HELD_COUNT
+    ]
+    if not facts:
+        raise UserError(
+            f"diagnose: no fact is said by {HELD_COUNT} of {len(held)} held-out messages and by {FIT_COUNT} of "
+            f"{len(fit)} of the training part; give more --seeds A:B, or a longer splits.train"
+        )
+    return facts
+
+
+def fields_of(episodes: Sequence[Episode], facts: list[Fact]) -> Fields:
+    """The fields of messages, read off A's half."""
+    said = [[fact in episode.content for fact in facts] for episode in episodes]
+    left = [episode.level.left(episode.sender) for episode in episodes]
+    return Fields(facts, torch.tensor(said), torch.tensor(left))
+
+
+def shared_facts(episodes: Sequence[Episode]) -> Tensor:
+    """How many facts each pair of messages shares, [E, E]."""
+    every = sorted({fact for episode in episodes for fact in episode.content})
+    said_EC = torch.tensor([[fact in episode.content for fact in every] for episode in episodes]).float()
+    return said_EC @ said_EC.T
+
+
+class Probe(NamedTuple):
+    """What linear probes read at a stage, in 0..1 with 95 % bootstrap intervals over messages."""
+
+    facts: Estimate  # balanced accuracy, mean over facts; chance is 0.5
+    values: Estimate  # accuracy, mean over variables, of the set of values that A's half leaves
+    majority: float  # the same of the commonest set
+    kept: Estimate  # (values - majority) / (1 - majority)
+
+    @property
+    def held(self) -> float:
+        """How far the facts are from chance (0) to certainty (1)."""
+        return max(0.0, 2 * self.facts.value - 1)
+
+
+def probe(fit_MF: Tensor, held_EF: Tensor, fit: Fields, held: Fields) -> Probe:
+    """Probe one stage for every field, all with one ridge."""
+    classes = [left_M.unique() for left_M in fit.left_MV.T]
+    onehot = [left_M[:, None] == classes_N for left_M, classes_N in zip(fit.left_MV.T, classes, strict=True)]
+    left_out_MC, guesses_EC = ridge(fit_MF, held_EF, torch.cat([fit.said_MC, *onehot], dim=1))
+    facts = len(fit.facts)
+    read = read_facts(left_out_MC[:, :facts], guesses_EC[:, :facts], fit.said_MC, held.said_MC)
+    hits, majority = [], []
+    parts = torch.split(guesses_EC[:, facts:], [len(classes_N) for classes_N in classes], dim=1)
+    for guesses_EN, classes_N, onehot_MN, left_E in zip(parts, classes, onehot, held.left_MV.T, strict=True):
+        hits.append(classes_N[guesses_EN.argmax(1)] == left_E)
+        majority.append(classes_N[onehot_MN.sum(0).argmax()] == left_E)
+    hits_E, majority_E = (torch.stack(rows).double().mean(0) for rows in (hits, majority))
+    values = stats.paired_difference(hits_E, torch.zeros_like(hits_E))
+    kept = stats.retention(hits_E, majority_E, torch.ones_like(hits_E))
+    return Probe(read, values, float(majority_E.mean()), kept)
+
+
+def ridge(fit_MF: Tensor, held_EF: Tensor, targets_MC: Tensor) -> tuple[Tensor, Tensor]:
+    """Ridge regression, its strength the one with the least leave-one-out error.
+
+    In the principal directions of the features a ridge is diagonal, and leaving one message out has a closed form,
+    residual / (1 - leverage) (Allen 1974): all strengths cost one decomposition. Directions that hold nothing but
+    rounding are dropped.
+
+    Returns:
+        Left-one-out guesses for the messages that fit it [M, C], and guesses for the held-out ones [E, C].
+    """
+    fit_MF, targets_MC = fit_MF.double(), targets_MC.double()
+    centre_F, mean_C, floor = fit_MF.mean(0), targets_MC.mean(0), ROUNDING * fit_MF.square().sum()
+    fit_MF, held_EF, wanted_MC = fit_MF - centre_F, held_EF.double() - centre_F, targets_MC - mean_C
+    if fit_MF.shape[1] <= len(fit_MF):
+        energy_R, axes_FR = torch.linalg.eigh(fit_MF.T @ fit_MF)
+        energy_R, axes_FR = energy_R[energy_R > floor], axes_FR[:, energy_R > floor]
+    else:
+        energy_R, left_MR = torch.linalg.eigh(fit_MF @ fit_MF.T)
+        energy_R, left_MR = energy_R[energy_R > floor], left_MR[:, energy_R > floor]
+        axes_FR = fit_MF.T @ (left_MR / energy_R.sqrt())
+    fit_MR, held_ER = fit_MF @ axes_FR, held_EF @ axes_FR
+    along_RC, spread_C = fit_MR.T @ wanted_MC, wanted_MC.square().mean(0).clamp(min=1e-12)
+    least, best = math.inf, (mean_C.expand_as(targets_MC), mean_C.expand(len(held_EF), -1))
+    for strength in STRENGTHS if len(energy_R) else []:
+        inverse_R1 = 1 / (energy_R + strength * energy_R.max())[:, None]
+        leverage_M1 = fit_MR.square() @ inverse_R1 + 1 / len(fit_MR)
+        left_out_MC = (wanted_MC - fit_MR @ (inverse_R1 * along_RC)) / (1 - leverage_M1)
+        error = float((left_out_MC.square().mean(0) / spread_C).mean())
+        if error < least:
+            least, best = error, (targets_MC - left_out_MC, mean_C + held_ER @ (inverse_R1 * along_RC))
+    return best
+
+
+def read_facts(left_out_MC: Tensor, guesses_EC: Tensor, fit_said_MC: Tensor, said_EC: Tensor) -> Estimate:
+    """Balanced accuracy of yes or no for every fact, mean over facts.
+
+    A fact is called said above the midpoint of the mean guess where it was and where it was not. The interval is
+    that of the mean's linearisation, each message weighing what it adds to each fact's two rates.
+    """
+    yes_MC, no_MC = fit_said_MC.double(), (~fit_said_MC).double()
+    midpoint_C = ((left_out_MC * yes_MC).sum(0) / yes_MC.sum(0) + (left_out_MC * no_MC).sum(0) / no_MC.sum(0)) / 2
+    right_EC = ((guesses_EC > midpoint_C) == said_EC).double()
+    yes_EC, no_EC = said_EC.double(), (~said_EC).double()
+    yes_rate_C = (right_EC * yes_EC).sum(0) / yes_EC.sum(0)
+    no_rate_C = (right_EC * no_EC).sum(0) / no_EC.sum(0)
+    weight_EC = yes_EC / yes_EC.sum(0) + no_EC / no_EC.sum(0)
+    beyond_EC = weight_EC * (right_EC - torch.where(said_EC, yes_rate_C, no_rate_C))
+    balanced = (yes_rate_C + no_rate_C).mean() / 2
+    adds_E = balanced + len(said_EC) * beyond_EC.mean(1) / 2
+    return stats.paired_difference(adds_E, torch.zeros_like(adds_E))

@@ -1,0 +1,110 @@
+"""sweep.yaml: everything that decides a sweep's outcome, and where it was made."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from m2ray.config.gate_file import GateConfig
+from m2ray.config.plan import Plan
+from m2ray.config.record import Change, read_sweep_record, record_file, write_sweep_record
+from m2ray.receiver.loading import load_receiver
+from m2ray.util import plugins
+from m2ray.util.code_digest import code_digest
+from m2ray.util.errors import UserError
+from m2ray.util.files import check_writable
+
+PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
+
+
+# What may not change unnoticed when a sweep is resumed.
+DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
+
+
+def check_results_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
+    """Refuse to mix two sweeps in one folder.
+
+    Raises:
+        UserError: the folder holds a sweep and `--resume` was not given, or the other way round.
+    """
+    if name is not None and (not name or name in (".", "..") or Path(name).name != name):
+        raise UserError(f"--name: {name!r} is no plain folder name; use letters, digits, - and _")
+    check_writable("--results", root)
+    there = record_file(root).is_file()
+    if there and not resume and not dry:
+        raise UserError(
+            f"{root}: already holds a sweep (a clone of the repository has the published ones); choose another "
+            "--name, or go on with --resume"
+        )
+    if resume and not there:
+        raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
+
+
+def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any]:
+    """A sweep with all settings resolved, the versions of what runs it, and the receiver's digest."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    receiver = load_receiver(plan.example.receiver)
+    return {
+        "command": shlex.join(["python", "-m", "m2ray.sweep", *argv]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {receiver.device.type}",
+        "python": platform.python_version(),
+        "code": code_digest(),
+        "git": commit.stdout.strip() or "not a git checkout",
+        "receiver": {"name": receiver.name, "digest": receiver.digest},
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | plugins.packages(),
+        "space": plan.space.model_dump(by_alias=True),
+        "file": str(plan.file),
+        "gate": gate.model_dump(),
+        "points": {name: config.model_dump() for name, config in plan.points.items()},
+    }
+
+
+def settle_changes(folder: Path, about: Mapping[str, Any], accept: bool) -> None:
+    """Refuse to resume a sweep under other settings than it began with, or record that it was done on purpose.
+
+    Args:
+        folder: The sweep's.
+        about: What `describe` says now.
+        accept: Whether changes are accepted: `sweep.yaml` has them from then on, under `changes` with the date.
+
+    Raises:
+        UserError: names the first setting that differs, what it was and what it is.
+    """
+    before, now = read_sweep_record(folder), yaml.safe_load(yaml.safe_dump(dict(about)))
+    changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
+    if changes and not accept:
+        key, was, is_ = changes[0]
+        more = f"; {len(changes) - 1} more" if changes[1:] else ""
+        raise UserError(
+            f"{record_file(folder)}: {key}: differs from what this sweep began with (was {was!r:.60}, is {is_!r:.60}"
+            f"{more}); restore it, start anew under another --name, or go on with --resume --accept-changes"
+        )
+    if changes:
+        noted = [{"date": now["date"], **change._asdict()} for change in changes]
+        decided = {key: now[key] for key in DECISIVE}
+        write_sweep_record(folder, {**before, **decided, "changes": [*before.get("changes", []), *noted]})
+
+
+def differences(key: str, before: Any, now: Any) -> Iterator[Change]:
+    """The settings in which two trees differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in {**before, **now}:
+            yield from differences(f"{key}.{name}", before.get(name), now.get(name))
+    elif before != now:
+        yield Change(key, before, now)

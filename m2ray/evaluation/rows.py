@@ -1,0 +1,287 @@
+"""The append-only row store. A row is one episode's outcome under one condition for one checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from m2ray.util.errors import UserError, describe_error
+from m2ray.util.files import write_atomic
+
+SCHEMA = pa.schema(
+    [
+        ("config", pa.string()),  # '' where the row does not depend on a checkpoint
+        ("seed", pa.int64()),  # training seed, or -1
+        ("checkpoint", pa.string()),  # digest, or ''
+        ("step", pa.int64()),
+        ("receiver", pa.string()),  # digest
+        ("task", pa.string()),
+        ("split", pa.string()),  # search, select, confirm or A:B
+        ("k", pa.int64()),  # 0 where the row does not depend on it
+        ("place", pa.string()),
+        ("decoding", pa.string()),
+        ("condition", pa.string()),
+        ("episode", pa.int64()),
+        ("partner", pa.int64()),  # episode whose message was used, or -1
+        ("success", pa.bool_()),
+        ("parsed", pa.bool_()),
+        ("partial", pa.float64()),  # share of constraints that hold
+        ("nll", pa.float64()),  # nats per answer value
+        ("answer", pa.string()),
+        ("params", pa.string()),  # JSON: a configuration's columns on the board
+    ]
+)
+
+
+KEY = [
+    "config",
+    "seed",
+    "checkpoint",
+    "receiver",
+    "task",
+    "split",
+    "k",
+    "place",
+    "decoding",
+    "condition",
+    "episode",
+]
+
+
+CHECKSUM = b"m2ray.sha256"  # of the rows, in a file's metadata
+
+
+FAILED = "failed"  # the condition of the one row that says why a configuration has no others
+
+
+def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
+    for name in SCHEMA.names:
+        if name not in rows.columns:
+            raise UserError(f"{source}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep")
+        if rows[name].dtype.kind in "mM":  # times, which Arrow takes for numbers
+            raise UserError(f"{source}: column {name}: holds times; mend the column's type")
+    try:
+        table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
+    except (pa.ArrowException, OverflowError) as error:
+        raise UserError(f"{source}: {describe_error(error)}; mend the column's type") from None
+    for name in SCHEMA.names:
+        if name != "nll" and table[name].null_count:
+            raise UserError(f"{source}: column {name}: holds empty cells; fill them, only nll may be unknown")
+    # Without what pandas writes about itself, which would give columns back the types they came with.
+    return table.replace_schema_metadata(None)
+
+
+def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row a key, in an order that does not depend on who wrote first."""
+    return rows.drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
+
+
+def _checksum(table: pa.Table) -> bytes:
+    """SHA-256 of what the rows say, whatever the file's layout: damage anywhere that changes a value shows."""
+    sha = hashlib.sha256()
+    for name in SCHEMA.names:
+        values = table[name].to_numpy()
+        text = pa.types.is_string(SCHEMA.field(name).type)
+        sha.update("\x00".join(values).encode() if text else np.ascontiguousarray(values).tobytes())
+    return sha.hexdigest().encode()
+
+
+def _bytes(table: pa.Table) -> bytes:
+    out = io.BytesIO()
+    about = {CHECKSUM: _checksum(table)}
+    pq.write_table(table.replace_schema_metadata(about), out, compression="zstd")
+    return out.getvalue()
+
+
+def write_rows(path: Path, rows: pd.DataFrame) -> None:
+    """Write rows to one Parquet file, atomically."""
+    write_atomic(path, _bytes(_checked(_ordered(rows), str(path))))
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Rows of a Parquet file, or of a results folder.
+
+    Raises:
+        UserError: missing, not Parquet, or a column is missing or of another type.
+    """
+    if path.is_dir():
+        return RowStore(path).read()
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a rows file or a results folder")
+    try:
+        with path.open("rb") as file:  # by name Arrow opens it twice, and a writer may replace it between
+            table = pq.read_table(file)
+        rows = table.to_pandas()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a sound Parquet file ({describe_error(error)}); remake it, or give rows or a results folder"
+        ) from None
+    checked = _checked(rows, str(path))
+    said = (table.schema.metadata or {}).get(CHECKSUM)
+    try:
+        sound = said is None or said == _checksum(checked)
+        frame: pd.DataFrame = checked.to_pandas()
+    except pa.ArrowException:  # text that is no UTF-8 is only found when it is looked at
+        sound = False
+    if not sound:
+        raise UserError(f"{path}: damaged (its rows are not those of its checksum); remake it")
+    return frame
+
+
+class RowStore:
+    """The rows of a results folder: `rows/` while a sweep runs, one `rows.parquet` when it is done.
+
+    Each append is a file of its own, named by its content's checksum and put in place by a rename: any number of
+    writers and readers, nothing torn, nothing overwritten. Keys make rows unique, so a cell that was played twice
+    counts once.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parts = folder / "rows"
+        self.whole = folder / "rows.parquet"
+
+    def append(self, rows: pd.DataFrame) -> None:
+        """Add rows; they are on disk when this returns."""
+        data = _bytes(_checked(rows, str(self.parts)))
+        write_atomic(self.parts / f"{hashlib.sha256(data).hexdigest()[:32]}.parquet", data)
+
+    def _part_files(self) -> list[Path]:
+        return sorted(self.parts.glob("[0-9a-f]*.parquet"))
+
+    def read(self) -> pd.DataFrame:
+        """All rows, each key once.
+
+        Raises:
+            UserError: a part is damaged.
+        """
+        frames = []
+        for file in self._part_files():
+            try:
+                frames.append(self._part(file))
+            except FileNotFoundError:
+                continue  # merged since into the whole, which is read below
+        if self.whole.is_file():
+            frames.insert(0, read_rows(self.whole))
+        if not frames:
+            empty: pd.DataFrame = SCHEMA.empty_table().to_pandas()
+            return empty
+        return _ordered(pd.concat(frames, ignore_index=True))
+
+    @staticmethod
+    def _part(file: Path) -> pd.DataFrame:
+        data = file.read_bytes()
+        if hashlib.sha256(data).hexdigest()[:32] != file.stem:
+            raise UserError(
+                f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which plays its "
+                "episodes again"
+            )
+        frame: pd.DataFrame = pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pandas()
+        return frame
+
+    def set_aside(self) -> list[str]:
+        """Take damaged files out of the store, so that what they held counts as missing and is played again.
+
+        Returns:
+            What was found, a line a file. It keeps its content, under a name that ends in `.damaged`.
+        """
+        found = []
+        for file in [*self._part_files(), *([self.whole] if self.whole.is_file() else [])]:
+            try:
+                read_rows(file) if file == self.whole else self._part(file)
+            except UserError as error:
+                aside = file.with_name(f"{file.name}.damaged")
+                file.rename(aside)
+                found.append(f"{str(error).partition(';')[0]}; it is now {aside.name}")
+        return found
+
+    def compact(self) -> None:
+        """Merge the parts into `rows.parquet`. A crash in between loses nothing: a part read twice counts once."""
+        files = self._part_files()
+        write_rows(self.whole, self.read())
+        for file in files:
+            file.unlink()
+        if self.parts.is_dir() and not any(self.parts.iterdir()):
+            self.parts.rmdir()
+
+
+def failure_row(config: str, k: int, task: str, cause: str) -> pd.DataFrame:
+    """A failed configuration as a row, so that the board can be rebuilt from rows alone."""
+    values = {
+        "config": config,
+        "seed": -1,
+        "checkpoint": "",
+        "step": 0,
+        "receiver": "",
+        "task": task,
+        "split": "",
+        "k": k,
+        "place": "",
+        "decoding": "",
+        "condition": FAILED,
+        "episode": -1,
+        "partner": -1,
+        "success": False,
+        "parsed": False,
+        "partial": 0.0,
+        "nll": float("nan"),
+        "answer": cause,
+        "params": "",
+    }
+    return pd.DataFrame([values])
+
+
+def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.DataFrame:
+    """A configuration's last checkpoint on a split, with the checkpoint-free rows that it is paired with.
+
+    Raises:
+        UserError: there are none.
+    """
+    own = rows[(rows.config == config) & (rows.seed == seed) & (rows.split == split)]
+    if own.empty:
+        raise UserError(f"rows: configuration {config!r}, seed {seed}, split {split}: no rows; check the names")
+    own = own[own.step == own.step.max()]
+    one = own.iloc[0]
+    free = rows[
+        (rows.config == "")
+        & (rows.receiver == one.receiver)
+        & (rows.task == one.task)
+        & (rows.split == split)
+        & (rows.decoding == one.decoding)
+        & ((rows.k == 0) | ((rows.k == one.k) & (rows.place == one.place)))
+    ]
+    together: pd.DataFrame = pd.concat([own, free], ignore_index=True)
+    return together
+
+
+def outcomes(rows: pd.DataFrame, names: Sequence[str], column: str = "success") -> list[np.ndarray]:
+    """A column under each named condition, over the same episodes in the same order.
+
+    Args:
+        rows: Of one checkpoint on one split, as `judged_rows` gives them.
+        names: Conditions.
+        column: success, partial or nll.
+
+    Raises:
+        UserError: a condition is missing, or the conditions were played on different episodes.
+    """
+    wide = {}
+    for name in names:
+        part = rows[rows.condition == name]
+        if part.empty:
+            raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
+        wide[name] = part.set_index("episode")[column].sort_index()
+    first = wide[names[0]].index
+    for name, values in wide.items():
+        if not values.index.equals(first):
+            raise UserError(
+                f"rows: condition {name}: not on the episodes of {names[0]}; evaluate both on the same"
+            )
+    return [wide[name].to_numpy() for name in names]

@@ -1,0 +1,200 @@
+"""The family of constraint satisfaction: `easy`, `medium`, `hard`, `lookup` and `lookup-VxD`.
+
+A hidden assignment of small integers is drawn, then constraints that it satisfies; half of them go to agent A,
+half to agent B. B must name an assignment that satisfies all of them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from itertools import product
+from typing import Literal, NamedTuple
+
+from m2ray.tasks.level import Draw, Level, Values, parse_size, shuffled
+
+Kind = Literal["=", "!=", "+", "-"]
+
+
+class Constraint(NamedTuple):
+    """One constraint; variables count from 0, `other` is -1 for the kinds that name one variable."""
+
+    kind: Kind
+    variable: int
+    other: int
+    value: int
+
+    def holds(self, values: Sequence[int]) -> bool:
+        """Whether an assignment satisfies this constraint."""
+        left = values[self.variable]
+        if self.kind == "=":
+            return left == self.value
+        if self.kind == "!=":
+            return left != self.value
+        right = values[self.other]
+        return (left + right if self.kind == "+" else left - right) == self.value
+
+    def fact(self) -> Constraint:
+        """The one wording of what it says: `x3 + x1 = 2` is `x1 + x3 = 2`, `x3 - x1 = 1` is `x1 - x3 = -1`."""
+        if self.other < 0 or self.variable < self.other:
+            return self
+        value = self.value if self.kind == "+" else -self.value
+        return Constraint(self.kind, self.other, self.variable, value)
+
+    def __str__(self) -> str:
+        if self.other < 0:
+            return f"x{self.variable + 1} {self.kind} {self.value}"
+        return f"x{self.variable + 1} {self.kind} x{self.other + 1} = {self.value}"
+
+
+_CONSTRAINT = re.compile(r"x(\d{1,9}) (?:(=|!=) (-?\d{1,9})|([+-]) x(\d{1,9}) = (-?\d{1,9}))", re.ASCII)
+
+
+@dataclass(frozen=True)
+class ConstraintLevel(Level):
+    """`constraints` in all, of the `kinds` named."""
+
+    constraints: int
+    kinds: tuple[Kind, ...] = ("=", "!=", "+", "-")
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """See `Level`."""
+        pairs = "+" in self.kinds
+        numbers = range(1 - self.domain, 2 * self.domain - 1) if pairs else range(self.domain)
+        return (*sorted({"=", *self.kinds}), *self.names, *map(str, numbers))
+
+    @property
+    def possible_facts(self) -> int:
+        """See `Level`."""
+        about_one = self.variables * self.domain
+        about_two = math.comb(self.variables, 2) * (2 * self.domain - 1)
+        return sum(about_one if kind in ("=", "!=") else about_two for kind in self.kinds)
+
+    def draw(self, below: Callable[[int], int]) -> Draw:
+        """See `Level`."""
+        solution = tuple(below(self.domain) for _ in range(self.variables))
+        constraints = shuffled(self._draw_constraints(solution, below), below)
+        half = len(constraints) // 2
+        return Draw(tuple(constraints[:half]), tuple(constraints[half:]), solution)
+
+    def _draw_constraints(self, solution: Values, below: Callable[[int], int]) -> list[Constraint]:
+        if self.kinds == ("=",):
+            return [Constraint("=", i, -1, value) for i, value in enumerate(solution)]
+        drawn: list[Constraint] = []
+        while len(drawn) < self.constraints:
+            kind = self.kinds[below(len(self.kinds))]
+            i = below(self.variables)
+            if kind == "=":
+                constraint = Constraint("=", i, -1, solution[i])
+            elif kind == "!=":
+                other_value = (solution[i] + 1 + below(self.domain - 1)) % self.domain
+                constraint = Constraint("!=", i, -1, other_value)
+            else:
+                j = below(self.variables - 1)
+                j += j >= i
+                value = solution[i] + solution[j] if kind == "+" else solution[i] - solution[j]
+                constraint = Constraint(kind, i, j, value)
+            if constraint not in drawn:
+                drawn.append(constraint)
+        return drawn
+
+    def read(self, part: str) -> Constraint:
+        """See `Level`."""
+        match = _CONSTRAINT.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part[:60]!r} is not a constraint such as `x1 + x3 = 3`")
+        named = [int(number) - 1 for number in (match[1], match[5]) if number]
+        if not all(0 <= variable < self.variables for variable in named):
+            known = ", ".join(self.names)
+            raise ValueError(f"{part!r} names a variable that level {self.name} does not have; use {known}")
+        if len(set(named)) < len(named):
+            raise ValueError(f"{part!r} names one variable twice; name two")
+        kind: Kind = match[2] or match[4]  # type: ignore[assignment]
+        if kind not in self.kinds:
+            known = ", ".join(self.kinds)
+            raise ValueError(f"{part!r} is of a kind that level {self.name} does not have; use {known}")
+        return Constraint(kind, named[0], named[1] if named[1:] else -1, int(match[3] or match[6]))
+
+    def checks(self, facts: Sequence[Constraint], values: Sequence[int]) -> list[bool]:
+        """See `Level`; each constraint counts as one."""
+        return [constraint.holds(values) for constraint in facts]
+
+    def count_solutions(self, facts: Sequence[Constraint]) -> int:
+        """See `Level`."""
+        if all(c.other < 0 for c in facts):
+            return math.prod(len(values) for values in self._candidates(facts))
+        return int.bit_count(self._solution_mask(facts))
+
+    def value_probabilities(self, facts: Sequence[Constraint], answer: Sequence[int]) -> list[list[float]]:
+        """See `Level`."""
+        if all(c.other < 0 for c in facts):
+            sets = self._candidates(facts)
+            if not all(sets) or any(value not in values for value, values in zip(answer[:-1], sets, strict=False)):
+                raise ValueError("no solution begins like this answer")
+            return [[(v in values) / len(values) for v in range(self.domain)] for values in sets]
+        mask = self._solution_mask(facts)
+        table = []
+        for i, value in enumerate(answer):
+            masks = [mask & self._equals(i, v) for v in range(self.domain)]
+            total = mask.bit_count()
+            if total == 0:
+                raise ValueError("no solution begins like this answer")
+            table.append([m.bit_count() / total for m in masks])
+            mask = masks[value]
+        return table
+
+    def left(self, facts: Sequence[Constraint]) -> list[int]:
+        """See `Level`; a field is a variable."""
+        if all(c.other < 0 for c in facts):
+            return [sum(1 << v for v in values) for values in self._candidates(facts)]
+        mask = self._solution_mask(facts)
+        return [
+            sum(bool(mask & self._equals(i, v)) << v for v in range(self.domain)) for i in range(self.variables)
+        ]
+
+    def _candidates(self, facts: Iterable[Constraint]) -> list[list[int]]:
+        """Values left for each variable by constraints that name one variable."""
+        left = [list(range(self.domain)) for _ in range(self.variables)]
+        for c in facts:
+            left[c.variable] = [v for v in left[c.variable] if (v == c.value) == (c.kind == "=")]
+        return left
+
+    def _solution_mask(self, facts: Iterable[Constraint]) -> int:
+        mask = (1 << self.domain**self.variables) - 1
+        for constraint in facts:
+            mask &= _mask(self.variables, self.domain, constraint)
+        return mask
+
+    def _equals(self, variable: int, value: int) -> int:
+        return _mask(self.variables, self.domain, Constraint("=", variable, -1, value))
+
+
+@cache
+def _assignments(variables: int, domain: int) -> list[Values]:
+    return list(product(range(domain), repeat=variables))
+
+
+@lru_cache(maxsize=100_000)
+def _mask(variables: int, domain: int, constraint: Constraint) -> int:
+    """The assignments that satisfy a constraint, one bit each."""
+    holds = (constraint.holds(values) for values in _assignments(variables, domain))
+    return sum(1 << i for i, ok in enumerate(holds) if ok)
+
+
+LEVELS = {
+    "easy": ConstraintLevel("easy", 4, 3, 8),
+    "medium": ConstraintLevel("medium", 5, 3, 12),
+    "hard": ConstraintLevel("hard", 6, 4, 16),
+    "lookup": ConstraintLevel("lookup", 4, 3, 4, ("=",)),
+}
+
+
+def level_of(name: str) -> ConstraintLevel | None:
+    """A level of this family: one of `LEVELS`, or `lookup-VxD`; V is even and from 2 to 26, D from 2 to 100."""
+    if size := parse_size(name, "lookup", 2):
+        return ConstraintLevel(name, *size, size[0], ("=",))
+    return LEVELS.get(name)

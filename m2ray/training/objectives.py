@@ -1,0 +1,277 @@
+"""The training objectives, each a named function of tensors; what they weigh is configuration.
+
+Shapes: B rows (this worker's), H rows of the whole batch over all workers, A answer tokens, W words of the
+vocabulary, V values of an answer, N values of a domain, M negatives, K slots, D width, G groups, C codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from m2ray.codec.codec import CodecOutput
+from m2ray.codec.encoders import sinusoidal_positions
+from m2ray.codec.prefix_statistics import mean_cosine
+from m2ray.config.objectives import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm
+from m2ray.config.trial import TrialConfig
+from m2ray.receiver.layout import AnswerFrame
+from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.requests import AnswerOutput
+from m2ray.util import plugins
+
+
+def weighted_nll(nll_BA: Tensor, frame: AnswerFrame, value_weight: float) -> Tensor:
+    """Weighted mean over an answer's tokens, [B]: its values weigh `value_weight`, its other tokens 1."""
+    weight_A = torch.ones(nll_BA.shape[1], device=nll_BA.device)
+    weight_A[frame.places_V.to(nll_BA.device)] = value_weight
+    return nll_BA @ (weight_A / weight_A.sum())
+
+
+class SlotStates(NamedTuple):
+    """Hidden states behind each layer but the last, at the prefix and at the message's words it stands for."""
+
+    ours_BLKD: Tensor
+    theirs_BLKD: Tensor  # no gradient
+    mask_BK: Tensor  # False at slots that stand for no word
+
+
+@dataclass
+class Signals:
+    """What the objectives look at. A field is None where no objective in use needs it."""
+
+    frame: AnswerFrame
+    encoded: CodecOutput  # of the whole batch, H rows
+    inputs_HD: Tensor  # pooled message states of the whole batch
+    message_ids_HT: Tensor
+    message_mask_HT: Tensor
+    heads: Heads
+    heard: AnswerOutput | None = None  # under the right message
+    nll_BA: Tensor | None = None
+    nll_B: Tensor | None = None  # row_nll under the right message
+    shuffled_B: Tensor | None = None  # under another episode's message
+    null_B: Tensor | None = None  # under zeros; no gradient
+    negatives_MBA: Tensor | None = None  # under M other messages of the batch
+    told: AnswerOutput | None = None  # of the receiver that sees the text; no gradient
+    slots: SlotStates | None = None
+
+
+class Heads(nn.Module):
+    """Small networks that only some objectives need; trained beside the codec, not part of a checkpoint."""
+
+    WIDTH = 128
+
+    def __init__(self, config: TrialConfig, receiver: Receiver) -> None:
+        super().__init__()
+        losses, self.k, width = config.losses, config.codec.k, receiver.width
+        flat = self.k * width
+        self.rebuild = self.tokens = self.critic = None
+        if losses.reconstruction:
+            self.rebuild = nn.Sequential(nn.Linear(flat, 512), nn.GELU(), nn.Linear(512, width))
+        if losses.reconstruction_tokens:
+            self.tokens = nn.ModuleDict(
+                {
+                    "slots": nn.Linear(width, self.WIDTH),
+                    "decoder": nn.TransformerDecoderLayer(self.WIDTH, 4, 256, 0.0, "gelu", batch_first=True),
+                    "out": nn.Linear(self.WIDTH, len(receiver.embedding_ND)),
+                }
+            )
+        if losses.latent_information:
+            self.critic = nn.ModuleList([nn.Linear(flat, self.WIDTH), nn.Linear(width, self.WIDTH)])
+
+    def flat(self, latent_HKD: Tensor) -> Tensor:
+        """Latents as one vector a message, [H, k * D]; while k anneals, neighbouring slots are averaged."""
+        if latent_HKD.shape[1] != self.k:
+            latent_HKD = F.adaptive_avg_pool1d(latent_HKD.transpose(1, 2), self.k).transpose(1, 2)
+        return latent_HKD.flatten(1)
+
+
+def ce(signals: Signals, term: LossTerm) -> Tensor:
+    """Cross-entropy of the answer, weighted mean per token."""
+    assert signals.nll_B is not None
+    return signals.nll_B.mean()
+
+
+def kl(signals: Signals, term: LossTerm) -> Tensor:
+    """KL(receiver that sees the text || receiver that sees the prefix), mean over answer tokens.
+
+    Distillation of the context into the prefix (Askell et al. 2021; Ge et al. 2023).
+    """
+    assert signals.told is not None
+    assert signals.heard is not None
+    teacher = F.log_softmax(signals.told.logits_BAW.float(), dim=-1)
+    student = F.log_softmax(signals.heard.logits_BAW.float(), dim=-1)
+    return (teacher.exp() * (teacher - student)).sum(-1).mean()
+
+
+def states(signals: Signals, term: LossTerm) -> Tensor:
+    """1 - cosine between the hidden states of the receiver that reads the prefix and of the one that is told the
+    text, mean over layers and tokens behind the message's place.
+
+    Hidden-state distillation (Jiao et al. 2020, TinyBERT) of the context into the prefix. An answer's likelihood
+    alone can be had by ignoring the message; these states cannot, so this keeps a codec from collapsing.
+    """
+    assert signals.told is not None
+    assert signals.heard is not None
+    ours, theirs, mask_BS = signals.heard.states_BLSD, signals.told.states_BLSD, signals.heard.mask_BS
+    assert ours is not None
+    assert theirs is not None
+    assert mask_BS is not None
+    theirs = theirs[:, :, -ours.shape[2] :]  # behind slots that follow B's text lies only the answer
+    apart_BLS = 1 - F.cosine_similarity(ours.float(), theirs.float(), dim=-1)
+    weight_BS = mask_BS / mask_BS.sum(dim=1, keepdim=True)
+    return torch.einsum("bls,bs->bl", apart_BLS, weight_BS).mean()
+
+
+def slots(signals: Signals, term: LossTerm) -> Tensor:
+    """1 - cosine between the receiver's hidden states at a slot and those at the word of the message that the slot
+    stands for (`Segments.stands_for`), mean over slots and over layers but the last.
+
+    What later tokens read of a message is what its words hold behind each layer; a vector in whose place the
+    receiver holds the same is read the same. It needs no answer, so it also serves as a cheap warm-up.
+    """
+    assert signals.slots is not None
+    ours_BLKD, theirs_BLKD, mask_BK = signals.slots
+    apart_BLK = 1 - F.cosine_similarity(ours_BLKD.float(), theirs_BLKD.float(), dim=-1)
+    return (apart_BLK.mean(1) * mask_BK).sum() / mask_BK.sum()
+
+
+def help(signals: Signals, term: LossTerm) -> Tensor:
+    """The attempt's L_help: max(0, NLL_correct - NLL_null + margin). Rewards any prefix that beats zeros."""
+    assert signals.nll_B is not None
+    assert signals.null_B is not None
+    assert isinstance(term, MarginTerm)
+    return F.relu(signals.nll_B - signals.null_B + term.margin).mean()
+
+
+def contrast(signals: Signals, term: LossTerm) -> Tensor:
+    """max(0, margin - (NLL_shuffled - NLL_correct)). Rewards being different; alone, not being right."""
+    assert signals.nll_B is not None
+    assert signals.shuffled_B is not None
+    assert isinstance(term, MarginTerm)
+    return F.relu(term.margin - (signals.shuffled_B - signals.nll_B)).mean()
+
+
+def infonce(signals: Signals, term: LossTerm) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018) with the receiver's log-likelihood of the answer as the score."""
+    assert signals.nll_BA is not None
+    assert signals.negatives_MBA is not None
+    assert isinstance(term, NegativesTerm)
+    wrong_BM = -signals.negatives_MBA.sum(-1).T
+    scores_BM = torch.cat([-signals.nll_BA.sum(-1, keepdim=True), wrong_BM], dim=1) / term.temperature
+    return -F.log_softmax(scores_BM, dim=1)[:, 0].mean()
+
+
+def reconstruction(signals: Signals, term: LossTerm) -> Tensor:
+    """MSE between unit vectors: an MLP's guess from the latent against the pooled message state."""
+    assert signals.heads.rebuild is not None
+    guess_HD = signals.heads.rebuild(signals.heads.flat(signals.encoded.latent_BKD))
+    return F.mse_loss(F.normalize(guess_HD, dim=-1), F.normalize(signals.inputs_HD, dim=-1))
+
+
+def reconstruction_tokens(signals: Signals, term: LossTerm) -> Tensor:
+    """Cross-entropy of the message's tokens, told from the latent by position alone, mean per token."""
+    parts = signals.heads.tokens
+    assert parts is not None
+    ids_HT, mask_HT = signals.message_ids_HT, signals.message_mask_HT
+    slots_HKE = parts["slots"](signals.encoded.latent_BKD)
+    places_T = torch.arange(ids_HT.shape[1], device=ids_HT.device, dtype=slots_HKE.dtype)
+    places_HTE = sinusoidal_positions(places_T, Heads.WIDTH).expand(len(ids_HT), -1, -1)
+    logits_HTW = parts["out"](parts["decoder"](places_HTE, slots_HKE, tgt_key_padding_mask=~mask_HT))
+    return F.cross_entropy(logits_HTW[mask_HT], ids_HT[mask_HT])
+
+
+def info_preserve(signals: Signals, term: LossTerm) -> Tensor:
+    """MSE between the pairwise cosine similarities of latents and of inputs, over the batch."""
+    latent_HF = F.normalize(signals.encoded.latent_BKD.flatten(1), dim=-1)
+    inputs_HD = F.normalize(signals.inputs_HD, dim=-1)
+    return F.mse_loss(latent_HF @ latent_HF.T, inputs_HD @ inputs_HD.T)
+
+
+def commitment(signals: Signals, term: LossTerm) -> Tensor:
+    """VQ commitment: MSE of the latent to its code (van den Oord et al. 2017, eq. 3)."""
+    assert signals.encoded.quantised_BKD is not None
+    return F.mse_loss(signals.encoded.latent_BKD, signals.encoded.quantised_BKD.detach())
+
+
+def code_information(signals: Signals, term: LossTerm) -> Tensor:
+    """Minus the mutual information of message and code, H(mean p) - mean H(p), per code, in nats."""
+    probs_HKGC = signals.encoded.code_probs_BKGC
+    assert probs_HKGC is not None
+
+    def entropy(probs: Tensor) -> Tensor:
+        return -(probs * probs.clamp(min=1e-9).log()).sum(-1)
+
+    return (entropy(probs_HKGC).mean(0) - entropy(probs_HKGC.mean(0))).mean()
+
+
+def latent_information(signals: Signals, term: LossTerm) -> Tensor:
+    """Minus the InfoNCE bound on the mutual information of message and latent, up to log H, in nats."""
+    assert signals.heads.critic is not None
+    latent_HE = F.normalize(signals.heads.critic[0](signals.heads.flat(signals.encoded.latent_BKD)), dim=-1)
+    inputs_HE = F.normalize(signals.heads.critic[1](signals.inputs_HD), dim=-1)
+    scores_HH = latent_HE @ inputs_HE.T / 0.1
+    return F.cross_entropy(scores_HH, torch.arange(len(scores_HH), device=scores_HH.device))
+
+
+def diversity(signals: Signals, term: LossTerm) -> Tensor:
+    """Mean cosine between the prefixes of different messages."""
+    return mean_cosine(signals.encoded.prefix_BKD)
+
+
+LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
+    "ce": ce,
+    "kl": kl,
+    "states": states,
+    "slots": slots,
+    "help": help,
+    "contrast": contrast,
+    "infonce": infonce,
+    "reconstruction": reconstruction,
+    "reconstruction_tokens": reconstruction_tokens,
+    "info_preserve": info_preserve,
+    "commitment": commitment,
+    "code_information": code_information,
+    "latent_information": latent_information,
+    "diversity": diversity,
+}
+
+
+NEED_ANSWER = ("ce", "kl", "states", "help", "contrast", "infonce")
+
+
+def needs_answer(name: str) -> bool:
+    """Whether the receiver must read the prefix and the answer for an objective; else it looks at the codec."""
+    return name in NEED_ANSWER or name not in LOSSES
+
+
+def objective_value(name: str, signals: Signals, term: LossTerm) -> Tensor:
+    """An objective's own value, unweighted."""
+    function = plugins.load(plugins.LOSSES, LOSSES, name)
+    with plugins.blame(plugins.LOSSES, name):
+        value = function(signals, term)
+    if not isinstance(value, Tensor) or value.ndim:
+        shape = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60}"
+        raise plugins.plugin_error(plugins.LOSSES, name, f"gave {shape}, expected a tensor without dimensions")
+    return value
+
+
+def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
+    values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
+    for name, term in losses.terms().items():
+        seen = signals.slots if name == "slots" else signals.heard if needs_answer(name) else signals.encoded
+        if seen is None:  # it does not count yet, or no longer, so that the receiver was not asked
+            continue
+        values[name] = objective_value(name, signals, term)
+        total = total + term.weight_at(step, steps) * values[name]
+    return total, values
+
+
+def value_weight(losses: Losses) -> float:
+    """What an answer's values weigh in every row NLL."""
+    return losses.ce.value_weight if losses.ce else CrossEntropyTerm().value_weight

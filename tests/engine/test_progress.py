@@ -1,0 +1,166 @@
+"""What people see while a sweep runs: plain lines in a log, a live table on a terminal."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from m2ray.engine.progress import ProgressBoard
+
+EPOCH = {"epochs_total": 4, "k": 8, "score": 0.25, "shuffle_gap": 0.5, "prefix_cosine": 0.75}
+
+SHOW = """
+import time
+from m2ray.board import Board
+with Board("night", configurations=2, jobs=4) as board:
+    board.phase("search: 2 configurations")
+    for progress in (1, 2, 3, 4):
+        epoch = {"progress": progress, "epochs_total": 4}
+        board.reported("good", {**epoch, "k": 8, "score": 0.25, "shuffle_gap": 0.5})
+        time.sleep(0.8)
+    board.ended("good", "")
+    board.reported("dull", {"progress": 1, "epochs_total": 4, "k": 4, "score": -0.5, "collapsed": True})
+    board.ended("broken", "seed 0: loss nan at step 3; lower lr")
+    board.evaluated("good on search: 5 conditions", "")
+    board.solved("good", 15, 20)
+    time.sleep(1.2)
+print("the end")
+"""
+
+
+def plain(text: str) -> str:
+    """Without what moves the cursor and colours."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+def on_a_terminal() -> str:
+    """All that the program above writes to a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
+    with subprocess.Popen([sys.executable, "-c", SHOW], stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        parts = []
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # Linux: the other side is closed
+                break
+            if not part:
+                break
+            parts.append(part)
+        os.close(ours)
+    assert process.returncode == 0
+    return b"".join(parts).decode()
+
+
+def test_a_terminal_shows_a_table_that_moves():
+    raw = on_a_terminal()
+    text = plain(raw)
+    assert "\x1b[1A" in raw  # goes back up and draws over what stood there
+    for epoch in ("1/4", "2/4", "3/4", "4/4"):
+        assert re.search(rf"good +│ +training +│ +{epoch} +│ +8 +│ +0\.250 +│ +0\.500", text), epoch
+    assert "night: search: 2 configurations" in text
+    assert re.search(r"good +│ +trained", text)
+    assert re.search(r"good .*75 \[53, 89\]", text)
+    assert re.search(r"dull +│ +COLLAPSED", text)
+    assert "broken: FAILED: seed 0: loss nan at step 3; lower lr" in text
+    assert len(set(re.findall(r"(\d+) s, \d+%", text))) >= 3  # time goes on between events
+    assert re.search(r"\d+ s, \d+%, about \d+ s left", text)
+    assert text.rstrip().endswith("the end")
+
+
+def lines_of(capsys, act) -> list[str]:
+    with ProgressBoard("night", configurations=2, jobs=4) as board:
+        act(board)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_log_gets_one_line_an_event(capsys):
+    def act(board):
+        board.phase("search")
+        board.reported("good", {**EPOCH, "progress": 2})
+        board.reported("dull", {**EPOCH, "progress": 1, "collapsed": True})
+        board.ended("good", "")
+        board.evaluated("good on search", "")
+        board.evaluated("dull on search", "evaluator died, 3 times")
+
+    lines = [line.partition("] ")[2] for line in lines_of(capsys, act)]
+    assert lines == [
+        "search",
+        "good: epoch 2/4  k 8  score +0.250 nats  shuffle gap 0.500",
+        "dull: epoch 1/4  k 8  score +0.250 nats  shuffle gap 0.500  COLLAPSED: ignores its message",
+        "good: stopped early, clearly behind the best",
+        "evaluated good on search",
+        "evaluated dull on search: FAILED: evaluator died, 3 times",
+    ]
+
+
+def test_progress_counts_training_and_evaluation_alike(capsys):
+    def act(board):
+        board.phase("begin")
+        board.reported("a", {**EPOCH, "progress": 2})
+        board.ended("b", "loss nan")
+        for _ in range(4):
+            board.evaluated("a", "")
+        board.reported("a", {**EPOCH, "progress": 4})
+
+    shares = [re.search(r"(\d+)%", line)[1] for line in lines_of(capsys, act)]
+    # half of configuration a; b is over; jobs 1 to 4 of 4; the rest of a
+    assert shares == ["0", "12", "38", "50", "62", "75", "88", "100"]
+
+
+def test_what_an_earlier_run_did_counts_but_not_towards_the_speed(capsys, monkeypatch):
+    now = iter([0.0, *[10.0] * 20])
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+
+    def act(board):
+        board.recalled(trained=1, jobs=2)
+        board.phase("search")
+        board.reported("b", {**EPOCH, "progress": 2})
+
+    assert [line.partition("]")[0] for line in lines_of(capsys, act)] == [
+        "[10 s, 50%",
+        # an eighth in 10 s, three eighths to go
+        "[10 s, 62%, about 30 s left",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["shuffle_gap", "prefix_cosine"])
+def test_a_figure_that_a_codec_does_not_have_is_left_out(capsys, missing):
+    metrics = {key: value for key, value in EPOCH.items() if key != missing}
+    assert len(lines_of(capsys, lambda board: board.reported("a", {**metrics, "progress": 1}))) == 1
+
+
+EVENTS = """
+from m2ray.board import Board
+import sys
+with Board("night", configurations=1, jobs=1, form=sys.argv[1]) as board:
+    board.phase("search: 1 configuration")
+    board.reported("good", {"progress": 1, "epochs_total": 1, "k": 8, "score": 0.25, "collapsed": False})
+    board.ended("good", "")
+    board.ended("broken", "lower lr")
+    board.evaluated("good on search", "")
+"""
+
+
+def said(form):
+    done = subprocess.run([sys.executable, "-c", EVENTS, form], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_quiet_says_only_what_went_wrong():
+    assert said("quiet") == ["broken: FAILED: lower lr"]
+
+
+def test_json_says_everything_an_object_a_line():
+    lines = [json.loads(line) for line in said("json")]
+    assert [line["event"] for line in lines] == ["phase", "epoch", "ended", "ended", "evaluated"]
+    assert lines[1]["config"] == "good"
+    assert lines[1]["score"] == 0.25
+    assert [line["state"] for line in lines[2:4]] == ["trained", "failed"]
+    assert lines[3]["cause"] == "lower lr"

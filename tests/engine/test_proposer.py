@@ -1,0 +1,300 @@
+"""What is trained next: points first, seeded suggestions, and a journal that a killed sweep goes on from."""
+
+import json
+import random
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from optuna.storages.journal import JournalFileBackend
+
+from m2ray.config.plan import load_plan
+from m2ray.engine.proposer import WAIT, OptunaProposer
+from m2ray.util.errors import UserError
+from m2ray.util.journal import Journal
+
+COMPLETE, FAIL, RUNNING = (optuna.trial.TrialState[name] for name in ("COMPLETE", "FAIL", "RUNNING"))
+
+SPACE = {
+    "name": "s",
+    "points": {"first": {}, "second": {"set": {"codec.k": 4}}},
+    "axes": {
+        "codec.k": {"choice": [4, 8, 12]},
+        "training.lr": {"loguniform": [1e-4, 1e-2]},
+        "codec.bottleneck": {"choice": ["none", "vq"]},
+        "losses.commitment.weight": {"uniform": [0.1, 1.0], "when": {"codec.bottleneck": ["vq"]}},
+    },
+    "search": {"trials": 8, "startup": 3, "sampler_seed": 7},
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(SPACE))
+    return load_plan(file)
+
+
+@pytest.fixture
+def propose(plan, tmp_path):
+    """A proposer over the journal of that name, as the next process after a kill would make it."""
+    return lambda name="trials": OptunaProposer(
+        plan, tmp_path / "checkpoints", Journal(tmp_path / f"{name}.jsonl")
+    )
+
+
+def score_of(settings) -> float:
+    """Any function of a configuration that differs between configurations."""
+    trial = json.loads(settings["trial"])
+    return trial["training"]["lr"] * trial["codec"]["k"]
+
+
+def run(proposer, count=100) -> list[str]:
+    """Train, one after the other."""
+    names = []
+    while len(names) < count and (settings := proposer.propose()) is not None:
+        proposer.finished(settings["config"], score_of(settings), "")
+        names.append(settings["config"])
+    return names
+
+
+def states(proposer) -> list[tuple]:
+    return [(t.number, t.params, t.value, t.state) for t in proposer.study.trials]
+
+
+def test_points_come_first_then_as_many_suggestions_as_asked_for(propose):
+    names = run(propose())
+    assert names[:2] == ["first", "second"]
+    assert len(names) == 10
+    assert len(set(names)) == 10
+
+
+def test_settings_say_all_that_a_trial_needs(propose, plan, tmp_path):
+    proposer = propose()
+    settings = [proposer.propose() for _ in range(3)]
+    assert [s["point"] for s in settings] == [True, True, False]
+    assert settings[1]["params"]["training.lr"] == 1e-3
+    assert settings[2]["seeds"] == [0]
+    assert settings[2]["root"] == str(tmp_path / "checkpoints")
+    assert json.loads(settings[1]["trial"])["codec"]["k"] == 4
+    assert "codec.k" not in settings[2]["params"]  # it has a column of its own
+    json.dumps(settings)
+
+
+def test_the_same_seed_and_order_suggest_the_same(propose):
+    assert run(propose("a")) == run(propose("b"))
+
+
+def test_another_sampler_seed_suggests_otherwise(propose, plan):
+    space = plan.space.model_copy(update={"search": plan.space.search.model_copy(update={"sampler_seed": 8})})
+    names = run(propose("a"))
+    plan.space = space
+    assert run(propose("b"))[2:] != names[2:]
+
+
+def test_suggestions_turn_to_where_the_scores_are(propose, plan):
+    plan.space = plan.space.model_copy(update={"search": plan.space.search.model_copy(update={"trials": 40})})
+    proposer = propose()
+    run(proposer)
+    rates = [t.params["training.lr"] for t in proposer.study.trials]
+    assert sum(rates[-20:]) > 2 * sum(rates[:10])
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 2, 3, 5, 7, 9, 10])
+def test_a_killed_search_suggests_what_an_unbroken_one_does(propose, killed_after):
+    whole = propose("whole")
+    names = run(whole)
+    first = run(propose("cut"), killed_after)
+    resumed = propose("cut")
+    assert first + run(resumed) == names
+    assert states(resumed) == states(whole)
+
+
+def test_what_was_running_is_trained_on_under_its_name_and_told_once(propose):
+    whole = propose("whole")
+    names = run(whole)
+    cut = propose("cut")
+    run(cut, 4)
+    running = [cut.propose()["config"] for _ in range(2)]  # killed with both at work
+    resumed = propose("cut")
+    assert [state for *_, state in states(resumed)] == [COMPLETE] * 2 + [RUNNING] * 2
+    again = run(resumed, 2)
+    assert again == running
+    assert running[0] == names[4]
+    assert [state for *_, state in states(resumed)] == [COMPLETE] * 4
+    assert len(run(resumed)) == 4
+    assert [e["config"] for e in Journal(resumed._journal._file).entries() if e["event"] == "ended"].count(
+        running[0]
+    ) == 1
+
+
+def test_a_point_that_was_running_goes_first_and_one_that_ended_does_not_come_again(propose):
+    cut = propose()
+    run(cut, 1)
+    cut.propose()
+    assert run(propose(), 1) == ["second"]
+
+
+def test_failures_are_told_as_failures_and_remembered(propose):
+    proposer = propose()
+    run(proposer, 2)
+    name = proposer.propose()["config"]
+    proposer.finished(name, None, "loss nan at step 3; lower lr")
+    run(proposer, 1)
+    resumed = propose()
+    for one in (proposer, resumed):
+        assert [t.state for t in one.study.trials] == [FAIL, COMPLETE]
+        assert one.failures == {name: "loss nan at step 3; lower lr"}
+        assert one.ended == {"first", "second", *one._chosen}
+    assert name not in run(resumed)
+
+
+def test_a_repeated_suggestion_gets_a_name_of_its_own(tmp_path):
+    file = tmp_path / "s.yaml"
+    tree = {"name": "s", "axes": {"codec.k": {"choice": [4, 8]}}, "search": {"trials": 5}}
+    file.write_text(yaml.safe_dump(tree))
+    journal = Journal(tmp_path / "trials.jsonl")
+    names = run(OptunaProposer(load_plan(file), tmp_path, journal))
+    assert len(set(names)) == 5
+    assert OptunaProposer(load_plan(file), tmp_path, journal).configs.keys() == set(names)
+
+
+# --- the journal ---------------------------------------------------------------------------------------------
+
+
+def test_entries_come_back_in_order(tmp_path):
+    journal = Journal(tmp_path / "deep" / "j.jsonl")
+    assert journal.entries() == []
+    for i in range(3):
+        journal.append({"i": i, "text": "x = 1 \u2260 2"})
+    assert [entry["i"] for entry in journal.entries()] == [0, 1, 2]
+    assert len(Path(tmp_path / "deep" / "j.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("keep", range(1, 40))
+def test_a_torn_last_line_has_not_happened_and_swallows_nothing(tmp_path, keep):
+    file = tmp_path / "j.jsonl"
+    Journal(file).append({"config": "a", "score": 1.5})
+    whole = file.read_bytes()
+    file.write_bytes(whole + b'{"config": "b", "score": 0.123456789, "cause": ""}\n'[:keep])
+    (entry,) = Journal(file).entries()
+    assert entry.items() >= {"config": "a", "score": 1.5}.items()
+    Journal(file).append({"config": "c"})
+    assert [entry["config"] for entry in Journal(file).entries()] == ["a", "c"]
+
+
+def test_a_search_goes_on_from_a_torn_journal(propose, tmp_path):
+    names = run(propose("whole"))
+    first = run(propose("cut"), 5)
+    file = tmp_path / "cut.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + lines[-1][:17])  # the end of the fifth was not yet on disk
+    assert run(propose("cut")) == names[4:]
+    assert first == names[:5]
+
+
+def test_the_study_is_in_a_file_that_says_what_the_journal_says(propose, tmp_path):
+    done = propose()
+    run(done, 6)
+    file = tmp_path / "optuna.log"
+
+    def shown():
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+        return [
+            (t.params, t.value, t.state, t.user_attrs["config"])
+            for t in optuna.load_study(study_name=None, storage=storage).trials
+        ]
+
+    def ended(proposer):
+        finished = [t for t in proposer.study.trials if t.state.is_finished()]
+        return [(t.params, t.value, t.state, t.user_attrs["config"]) for t in finished]
+
+    assert shown() == ended(done)
+    assert len(shown()) == 4  # two of the six were points
+    again = propose()
+    assert shown() == ended(again) == ended(done)
+    run(again, 1)
+    assert len(shown()) == 5
+
+
+def test_optuna_dashboard_opens_the_study(propose, tmp_path):
+    pytest.importorskip("optuna_dashboard")
+    run(propose())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = str(Path(sys.executable).with_name("optuna-dashboard"))
+    command = [program, str(tmp_path / "optuna.log"), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+
+            def get(path):
+                for _ in range(200):
+                    try:
+                        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+                            return json.loads(answer.read())
+                    except urllib.error.URLError:  # it is starting
+                        assert server.poll() is None
+                        time.sleep(0.1)
+                pytest.fail("the server does not answer")
+
+            (summary,) = get("/api/studies")["study_summaries"]
+            assert summary["study_name"] == "s"
+            trials = get(f"/api/studies/{summary['study_id']}")["trials"]
+        finally:
+            server.terminate()
+    assert [trial["state"] for trial in trials] == ["Complete"] * 8
+
+
+def in_any_order(proposer, dice, at_once, stop=None) -> dict[str, dict]:
+    """Train up to `at_once` at a time, which end in any order; the choices of each, by name."""
+    running, chosen = {}, {}
+    while True:
+        said = proposer.propose() if len(running) < at_once else WAIT
+        if isinstance(said, dict):
+            running[said["config"]] = said
+            chosen[said["config"]] = json.loads(said["trial"])
+        elif running and (stop is None or stop > 0):
+            name = dice.choice(sorted(running))
+            proposer.finished(name, score_of(running.pop(name)), "")
+            stop = None if stop is None else stop - 1
+        else:
+            assert said is None or stop == 0, "it waits for what does not run"
+            return chosen
+
+
+@pytest.mark.parametrize(("at_once", "pack"), [(1, 1), (2, 1), (3, 1), (2, 2)])
+def test_a_deterministic_search_suggests_the_same_whatever_ends_first(propose, plan, at_once, pack):
+    search = plan.space.search.model_copy(update={"trials": 14, "deterministic": True})
+    resources = plan.space.resources.model_copy(update={"trials_at_once": at_once, "pack": pack})
+    plan.space = plan.space.model_copy(update={"search": search, "resources": resources})
+    wanted = in_any_order(propose("first"), random.Random(0), at_once * pack)
+    assert len(wanted) == 16
+    for seed in range(1, 6):
+        proposer = propose(f"again-{seed}")
+        assert in_any_order(proposer, random.Random(seed), at_once * pack) == wanted
+        assert {trial.state for trial in proposer.study.trials} == {COMPLETE}
+        cut = propose(f"cut-{seed}")
+        before = in_any_order(cut, random.Random(seed), at_once * pack, stop=2 * seed)
+        after = in_any_order(propose(f"cut-{seed}"), random.Random(-seed), at_once * pack)
+        assert before | after == wanted
+
+
+def test_a_search_that_is_not_deterministic_does_not_wait(propose):
+    proposer = propose()
+    assert all(isinstance(proposer.propose(), dict) for _ in range(10))
+    assert proposer.propose() is None
+
+
+def test_a_deterministic_search_is_not_pruned(tmp_path):
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(SPACE | {"search": SPACE["search"] | {"pruner": "asha"}}))
+    with pytest.raises(UserError, match=r"search: deterministic: what a pruner stops .* set pruner to none$"):
+        load_plan(file, {}, {"deterministic": True})

@@ -1,0 +1,129 @@
+"""sweep.yaml: what may not change unnoticed under a sweep's name, and what is noted when it is changed."""
+
+import time
+
+import pytest
+import yaml
+from sweeps import SPACE, write_space
+
+from m2ray.cli import sweep
+from m2ray.cli.runner import DONE
+from m2ray.cli.sweep import main
+from m2ray.config.record import read_sweep_record, record_file, write_sweep_record
+from m2ray.engine import cluster
+from m2ray.engine import record as manifest
+from m2ray.engine.record import describe_sweep, settle_changes
+from m2ray.reporting.provenance import provenance
+from m2ray.util.code_digest import code_digest
+from m2ray.util.errors import UserError
+
+ABOUT = {
+    "command": "python -m m2ray.sweep space.yaml",
+    "date": "2026-11-01",
+    "receiver": {"name": "mini", "digest": "a1"},
+    "space": {"name": "small", "search": {"trials": 2, "seeds": [0]}},
+    "points": {},
+    "gate": {"alpha": 0.05},
+    "code": "c0",
+    "packages": {"torch": "2.13.0", "ray": "2.60.0"},
+}
+
+
+def changed(**values):
+    """ABOUT with dotted keys set, written with __."""
+    tree = yaml.safe_load(yaml.safe_dump(ABOUT))
+    for key, value in values.items():
+        *path, last = key.split("__")
+        node = tree
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("key", "now", "says"),
+    [
+        ("space__search__trials", 5, "space.search.trials: differs from what this sweep began with (was 2, is 5)"),
+        (
+            "space__search__seeds",
+            [0, 1],
+            "space.search.seeds: differs from what this sweep began with (was [0], is",
+        ),
+        ("receiver__digest", "b2", "receiver.digest: differs from what this sweep began with (was 'a1', is 'b2')"),
+        ("code", "c1", "code: differs from what this sweep began with (was 'c0', is 'c1')"),
+        ("packages__torch", "2.14.0", "packages.torch: differs from what this sweep began with (was '2.13.0', is"),
+        ("gate__alpha", 0.01, "gate.alpha: differs"),
+        ("points", {"control": {"k": 4}}, "points.control: differs from what this sweep began with (was None, is"),
+    ],
+)
+def test_a_change_is_refused_with_what_it_was_and_is_or_recorded_where_it_is_accepted(tmp_path, key, now, says):
+    write_sweep_record(tmp_path, ABOUT)
+    with pytest.raises(UserError) as raised:
+        settle_changes(tmp_path, changed(**{key: now}), accept=False)
+    assert str(raised.value).startswith(f"{tmp_path}/sweep.yaml: {says}")
+    assert read_sweep_record(tmp_path) == ABOUT, "a refusal changes nothing"
+
+    settle_changes(tmp_path, changed(date="2026-11-24", command="other", **{key: now}), accept=True)
+    noted = read_sweep_record(tmp_path)
+    (change,) = noted.pop("changes")
+    assert noted == changed(**{key: now}), "how and when it began stays"
+    assert (change["date"], change["now"]) == ("2026-11-24", now if key != "points" else {"k": 4})
+    assert any(
+        f"Resumed on 2026-11-24 with a change of {change['key']}; what each was" in line
+        for line in provenance({**noted, "changes": [change]})
+    )
+    settle_changes(tmp_path, changed(**{key: now}), accept=False)  # nothing differs from now on
+
+
+def test_several_changes_are_counted_and_later_ones_come_behind_earlier_ones(tmp_path):
+    write_sweep_record(tmp_path, ABOUT)
+    with pytest.raises(UserError, match=r"space.search.trials: .*\(was 2, is 3; 1 more\); restore it"):
+        settle_changes(tmp_path, changed(space__search__trials=3, code="c1"), accept=False)
+    settle_changes(tmp_path, changed(space__search__trials=3, code="c1"), accept=True)
+    settle_changes(tmp_path, changed(space__search__trials=4, code="c1"), accept=True)
+    noted = [(c["key"], c["before"], c["now"]) for c in read_sweep_record(tmp_path)["changes"]]
+    assert noted == [("space.search.trials", 2, 3), ("code", "c0", "c1"), ("space.search.trials", 3, 4)]
+
+
+def test_the_code_is_the_source_as_it_is_committed_or_not(tmp_path, monkeypatch):
+    digest = code_digest()
+    for file in ("manifest.py", "codec.py"):
+        (tmp_path / file).write_text("x = 1")
+    monkeypatch.setattr(manifest, "__file__", str(tmp_path / "manifest.py"))
+    first = code_digest()
+    (tmp_path / "codec.py").write_text("x = 2")
+    assert len({digest, first, code_digest()}) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["receiver: 5", "gate: []", "changes: {}", "changes: [1]", "changes: [{key: a, before: 1, now: 2}]"]
+)
+def test_a_file_that_no_sweep_wrote_is_refused(tmp_path, text):
+    record_file(tmp_path).write_text(text)
+    with pytest.raises(UserError, match=r"sweep.yaml: \w+: not what a sweep writes there; restore the file"):
+        read_sweep_record(tmp_path)
+
+
+def test_the_command_line_records_what_it_is_told_to_accept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sweep, "execute", lambda plan, root, *rest: root.mkdir(parents=True, exist_ok=True) or DONE
+    )
+    monkeypatch.setattr(cluster, "start", lambda *args, **named: None)
+    monkeypatch.chdir(tmp_path)
+    file = write_space(tmp_path)
+    assert main([str(file)]) == DONE
+    from m2ray.config.gate_file import load_plan_gate
+    from m2ray.config.plan import load_plan
+
+    plan = load_plan(file)
+    write_sweep_record(tmp_path / "results" / "small", describe_sweep(plan, load_plan_gate(plan), [str(file)]))
+    assert main([str(file), "--resume"]) == DONE
+    write_space(tmp_path, search={**SPACE["search"], "trials": 3})
+    with pytest.raises(UserError, match=r"space.search.trials: differs .*\(was 2, is 3\)"):
+        main([str(file), "--resume"])
+    assert main([str(file), "--resume", "--accept-changes"]) == DONE
+    (change,) = read_sweep_record(tmp_path / "results" / "small")["changes"]
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    assert change == {"date": today, "key": "space.search.trials", "before": 2, "now": 3}
+    assert main([str(file), "--resume"]) == DONE

@@ -1,0 +1,130 @@
+"""Sweeps that are stopped, killed, resumed, or that fail in part: real ones, through the command line."""
+
+import json
+import signal
+
+import pandas as pd
+import pytest
+from sweeps import Process, sweep, write_space
+
+from m2ray.evaluation.rows import KEY, RowStore
+from m2ray.util.journal import Journal
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A sweep that nobody disturbed."""
+    where = tmp_path_factory.mktemp("whole")
+    file = write_space(where)
+    done = sweep(file, "--results", where)
+    assert done.returncode == 0, done.stderr
+    return file, where / "small"
+
+
+def trained(folder) -> dict:
+    return {file: file.stat().st_mtime_ns for file in (folder / "checkpoints").rglob("*") if file.is_file()}
+
+
+def events(folder, kind) -> list[str]:
+    return [entry["config"] for entry in Journal(folder / "trials.jsonl").entries() if entry["event"] == kind]
+
+
+def test_resuming_a_finished_sweep_does_nothing_and_says_the_same(whole):
+    file, folder = whole
+    before, board, rows = trained(folder), (folder / "leaderboard.csv").read_bytes(), RowStore(folder).read()
+    done = sweep(file, "--results", folder.parent, "--resume", "--require-pass")
+    assert done.returncode == 1  # nothing passes
+    assert "epoch" not in done.stdout.split("config  ")[0]
+    assert "evaluated" not in done.stdout
+    assert trained(folder) == before
+    assert (folder / "leaderboard.csv").read_bytes() == board
+    pd.testing.assert_frame_equal(RowStore(folder).read(), rows)
+
+
+def test_a_sweep_stopped_by_ctrl_c_and_then_killed_in_mid_training_ends_as_if_undisturbed(whole, tmp_path):
+    file, undisturbed = whole
+    folder = tmp_path / "small"
+    argv = [file, "--results", tmp_path]
+
+    first = Process(*argv)
+    first.until(lambda: events(folder, "began"), "the first trial began")
+    first.until(lambda: list(folder.glob("checkpoints/*/seed-0/epoch-01/config.json")), "an epoch ended")
+    first.popen.send_signal(signal.SIGINT)
+    _, err = first.popen.communicate(timeout=120)
+    assert first.popen.returncode == 130, err
+    assert err.strip().splitlines()[-1] == f"stopped; the same command with --resume goes on with {folder}"
+    assert "Traceback" not in err
+    first.until_gone()
+    assert not (folder / "leaderboard.csv").exists()
+
+    second = Process(*argv, "--resume")
+    second.until(lambda: events(folder, "ended"), "a trial ended")
+    second.until(lambda: len(set(events(folder, "began"))) > len(events(folder, "ended")), "another began")
+    second.kill()
+    ended = set(events(folder, "ended"))
+    assert ended
+    done_before = {
+        at: time for at, time in trained(folder).items() if at.parts[-4] in ended or at.parts[-3] in ended
+    }
+
+    third = sweep(*argv, "--resume")
+    assert third.returncode == 0, third.stderr
+    after = trained(folder)
+    assert {at: after[at] for at in done_before} == done_before
+    assert sorted(events(folder, "ended")) == sorted({*events(folder, "ended")})
+    assert len(events(folder, "ended")) == 3
+    rows = RowStore(folder).read()
+    assert not rows.duplicated(KEY).any()
+    pd.testing.assert_frame_equal(rows, RowStore(undisturbed).read())
+    assert (folder / "leaderboard.csv").read_bytes() == (undisturbed / "leaderboard.csv").read_bytes()
+
+
+def test_a_trial_that_breaks_is_marked_and_the_others_go_on_over_several_seeds(tmp_path):
+    points = {"broken": {"set": {"training.lr": 1e30}}, "fine": {}}
+    file = write_space(tmp_path, points=points, search={"trials": 0}, axes={}, judge={"select": 0, "confirm": 0})
+    done = sweep(file, "--results", tmp_path, "--seeds", "0,1", "--name", "other")
+    assert done.returncode == 3
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("failed: broken: seed 0: loss ")
+    board = pd.read_csv(tmp_path / "other" / "leaderboard.csv")
+    assert board.config.tolist() == ["fine", "fine", "broken"]
+    assert sorted(board.seed[:2]) == [0, 1]
+    assert board.split[:2].tolist() == ["confirm", "confirm"]
+    assert board.verdict[2] == "failed"
+    assert "lower lr" in board.reason[2]
+    scores = [
+        json.loads((tmp_path / f"other/checkpoints/fine/seed-{seed}/epoch-02/config.json").read_text())["metrics"][
+            "score"
+        ]
+        for seed in (0, 1)
+    ]
+    ends = {
+        e["config"]: e for e in Journal(tmp_path / "other" / "trials.jsonl").entries() if e["event"] == "ended"
+    }
+    assert ends["fine"]["score"] == pytest.approx(sum(scores) / 2)
+    assert ends["broken"]["score"] is None
+
+
+def test_a_sweep_on_a_running_cluster_leaves_it_running(tmp_path):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        space = write_space(tmp_path, search={"trials": 0}, axes={}, judge={"select": 0, "confirm": 0})
+        done = sweep(space, "--results", tmp_path, "--address", cluster.address)
+        assert done.returncode == 0, done.stderr
+        assert pd.read_csv(tmp_path / "small" / "leaderboard.csv").config.tolist() == ["control"]
+        assert cluster.head_node.live_processes()
+    finally:
+        cluster.shutdown()
+
+
+def test_search_with_a_pruner_through_the_command_line(tmp_path):
+    file = write_space(tmp_path, search={"trials": 3, "pruner": "asha"}, judge={"select": 1, "confirm": 1})
+    done = sweep(file, "--results", tmp_path)
+    assert done.returncode == 0, done.stderr
+    board = pd.read_csv(tmp_path / "small" / "leaderboard.csv")
+    assert len(board) == 4
+    assert (board.verdict == "failed").sum() == 0

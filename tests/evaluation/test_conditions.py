@@ -1,0 +1,285 @@
+"""Ablation conditions: each puts into the slots what its name says, for the right episode, whatever the batch."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from m2ray.codec.codec import Codec
+from m2ray.config.trial import CodecConfig, EvaluationConfig
+from m2ray.evaluation.conditions import CONDITIONS, SHIFT, ConditionInputs, Injection, derangement, get_condition
+from m2ray.evaluation.runner import condition_names
+from m2ray.receiver.receiver import Receiver
+from m2ray.tasks.episodes import Episode, episodes
+from m2ray.tasks.registry import level
+from m2ray.util.errors import UserError
+
+EASY = level("easy")
+PLAYED = episodes(EASY, range(1000, 1024), "search")
+DERIVED = [*CONDITIONS, "text-7", "scale_gate=0.5"]
+
+
+def make_codec(receiver: Receiver, seed: int = 0, **settings: object) -> Codec:
+    """An untrained codec that writes another prefix for every message."""
+    torch.manual_seed(seed)
+    tree = {"encoder": "resampler", "width": 32, "layers": 1, "k": 3, **settings}
+    return Codec(CodecConfig.model_validate(tree), receiver).eval()
+
+
+def make_material(
+    receiver: Receiver, played: Sequence[Episode] = PLAYED, batch_size: int = 9, **settings
+) -> ConditionInputs:
+    constant = make_codec(receiver, 1, **{**settings, "encoder": "constant"})
+    return ConditionInputs(receiver, played, make_codec(receiver, **settings), constant, batch_size)
+
+
+def inject(name: str, material: ConditionInputs) -> Injection:
+    return get_condition(name).inject(material)
+
+
+def stacked(injection: Injection) -> torch.Tensor:
+    return torch.stack(list(injection.prefixes))
+
+
+@pytest.fixture(scope="module")
+def material(tiny) -> ConditionInputs:
+    return make_material(tiny)
+
+
+@pytest.fixture(scope="module")
+def prefixes(material) -> torch.Tensor:
+    """The right prefixes, message by message."""
+    with torch.no_grad():
+        return torch.cat(
+            [material.codec(material.receiver.read([e.message])).prefix_BKD for e in material.episodes]
+        )
+
+
+class TestLatentConditions:
+    def test_normal_is_the_prefix_of_each_episodes_own_message(self, material, prefixes):
+        torch.testing.assert_close(stacked(inject("normal", material)), prefixes, atol=1e-5, rtol=1e-4)
+        assert len(prefixes.flatten(1).unique(dim=0)) == len({e.message for e in PLAYED})
+
+    @pytest.mark.parametrize("calibration", ["norm", "layernorm"])
+    def test_null_is_true_zeros_where_decode_of_zero_is_not(self, tiny, calibration):
+        material = make_material(tiny, calibration=calibration)
+        if calibration == "layernorm":
+            torch.nn.init.ones_(material.codec.norm.bias)
+            assert material.codec.decode(torch.zeros(1, 3, tiny.width)).prefix_BKD.any()
+        null = stacked(inject("null", material))
+        assert null.shape == (len(PLAYED), 3, tiny.width)
+        assert not null.any()
+
+    def test_random_decodes_standard_normal_latents(self, material, monkeypatch):
+        seen = []
+        decode = material.codec.decode
+        monkeypatch.setattr(
+            material.codec, "decode", lambda latent, *a, **k: seen.append(latent) or decode(latent, *a, **k)
+        )
+        drawn = stacked(inject("random", material))
+        assert stats.kstest(seen[0].flatten(), "norm").pvalue > 1e-3
+        torch.testing.assert_close(drawn, decode(seen[0]).prefix_BKD)
+
+    def test_random_depends_on_the_episode_alone(self, tiny, material):
+        """The same in any company, another for every episode, whatever its message says."""
+        together = stacked(inject("random", material))
+        some = make_material(tiny, [replace(PLAYED[i], message=PLAYED[0].message) for i in (5, 2, 19)])
+        torch.testing.assert_close(stacked(inject("random", some)), together[[5, 2, 19]])
+        assert len(together.flatten(1).unique(dim=0)) == len(PLAYED)
+
+    def test_shuffle_is_the_prefix_of_the_partners_message(self, material, prefixes):
+        injection = inject("shuffle", material)
+        partners = [prefixes[i] for i in injection.partners]
+        torch.testing.assert_close(stacked(injection), torch.stack(partners), atol=1e-5, rtol=1e-4)
+        assert all(PLAYED[i].content != e.content for i, e in zip(injection.partners, PLAYED, strict=True))
+
+    def test_mean_is_one_prefix_for_all(self, material, prefixes):
+        expected = prefixes.numpy().mean(0)
+        for prefix in stacked(inject("mean", material)):
+            np.testing.assert_allclose(prefix, expected, atol=1e-5)
+
+    def test_matched_has_the_mean_and_covariance_of_the_prefixes(self, tiny):
+        """Over many episodes: mean and covariance within sampling error, Gaussian along every strong direction."""
+        material = make_material(tiny, episodes(EASY, range(1000, 1600), "search"), batch_size=600, k=2)
+        real, drawn = (
+            stacked(inject("normal", material)).flatten(1),
+            stacked(inject("matched", material)).flatten(1),
+        )
+        real, drawn = real.double().numpy(), drawn.double().numpy()
+        cov_real, cov_drawn = np.cov(real.T), np.cov(drawn.T)
+        z = (drawn.mean(0) - real.mean(0)) / np.sqrt(np.diag(cov_real) / len(drawn))
+        assert np.abs(z).max() < 4.5
+        # E||S - C||^2 / ||C||^2 = (1 + tr(C)^2 / tr(C^2)) / n for a sample covariance of n Gaussian rows
+        expected = (1 + np.trace(cov_real) ** 2 / np.trace(cov_real @ cov_real)) / len(drawn)
+        error = np.linalg.norm(cov_drawn - cov_real) ** 2 / np.linalg.norm(cov_real) ** 2
+        assert error < 3 * expected
+        strong = np.linalg.eigh(cov_real)[1][:, -5:]
+        for direction in strong.T:
+            scores = (drawn - real.mean(0)) @ direction / np.sqrt(direction @ cov_real @ direction)
+            assert stats.kstest(scores, "norm").pvalue > 1e-4
+
+    def test_matched_says_nothing_of_the_episodes_own_message(self, tiny, material):
+        drawn = stacked(inject("matched", material)).flatten(1)
+        assert len(drawn.unique(dim=0)) == len(PLAYED)
+        alone = make_material(tiny, [PLAYED[0]] * 8)  # one message: no covariance, its mean for all
+        torch.testing.assert_close(stacked(inject("matched", alone)), stacked(inject("mean", alone)))
+
+    def test_constant_is_the_content_free_codecs_own_prefix(self, material):
+        constant = stacked(inject("constant", material))
+        expected = material.constant.calibrate(material.constant.encoder.vectors_KD).detach()
+        torch.testing.assert_close(constant, expected.expand_as(constant))
+
+    @pytest.mark.parametrize("calibration", ["norm", "layernorm"])
+    @pytest.mark.parametrize("bottleneck", ["none", "vq"])
+    def test_scale_gate_scales_the_right_prefix_and_zero_closes_it(self, tiny, calibration, bottleneck):
+        material = make_material(tiny, calibration=calibration, bottleneck=bottleneck, codebook=8, scale_gate=0.5)
+        normal = stacked(inject("normal", material))
+        torch.testing.assert_close(stacked(inject("scale_gate=0.5", material)), normal)
+        torch.testing.assert_close(stacked(inject("scale_gate=1.5", material)), 3 * normal)
+        assert not stacked(inject("scale_gate=0", material)).any()
+        norms = stacked(inject("scale_gate=0.25", material)).norm(dim=-1)
+        torch.testing.assert_close(norms, torch.full_like(norms, 0.25 * tiny.embedding_norm), rtol=1e-2, atol=1e-4)
+
+    @pytest.mark.parametrize("place", ["message", "before", "after"])
+    def test_all_of_them_take_the_codecs_slots(self, tiny, place):
+        material = make_material(tiny, PLAYED[:6], place=place, k=5)
+        for name in [n for n in DERIVED if get_condition(n).depends != "receiver"]:
+            injection = inject(name, material)
+            assert injection.place == place
+            assert injection.texts is None
+            assert stacked(injection).shape == (6, 5, tiny.width)
+            assert not stacked(injection).requires_grad
+
+
+class TestTextConditions:
+    def test_p0_and_p1_are_no_message_and_the_whole_message(self, material):
+        assert inject("P0", material) == ([""] * len(PLAYED), None, "message", None)
+        assert inject("P1", material) == ([e.message for e in PLAYED], None, "message", None)
+
+    def test_identity_is_the_messages_own_token_embeddings(self, material):
+        injection = inject("identity", material)
+        for episode, vectors in zip(PLAYED, injection.prefixes, strict=True):
+            distance = torch.cdist(vectors, material.receiver.embedding_ND)
+            assert material.receiver.tokenizer.decode(distance.argmin(1)) == episode.message
+            torch.testing.assert_close(vectors, material.receiver.embedding_ND[distance.argmin(1)], atol=0, rtol=0)
+
+    @given(messages=st.lists(st.text(min_size=1), min_size=1, max_size=3), limit=st.integers(1, 40))
+    def test_text_b_is_the_longest_text_that_fits_in_b_bytes(self, tiny, messages, limit):
+        played = [replace(PLAYED[0], message=text) for text in messages]
+        cut = inject(f"text-{limit}", ConditionInputs(tiny, played, None, None, 1)).texts
+        for whole, short in zip(messages, cut, strict=True):
+            assert whole.startswith(short)
+            assert len(short.encode()) <= limit
+            assert short == whole or len(whole[: len(short) + 1].encode()) > limit
+
+    def test_text_b_cuts_before_a_letter_that_does_not_fit(self, tiny):
+        played = [replace(PLAYED[0], message="aé😀z")]  # 1 + 2 + 4 + 1 bytes
+        cuts = [inject(f"text-{b}", ConditionInputs(tiny, played, None, None, 1)).texts[0] for b in range(1, 10)]
+        assert cuts == ["a", "a", "aé", "aé", "aé", "aé", "aé😀", "aé😀z", "aé😀z"]
+
+    def test_conditions_of_the_receiver_need_no_codec(self, tiny):
+        bare = ConditionInputs(tiny, PLAYED[:2], None, None, 1)
+        for name in [n for n in DERIVED if get_condition(n).depends == "receiver"]:
+            assert len(inject(name, bare).texts or inject(name, bare).prefixes) == 2
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_conditions_do_not_depend_on_the_batch_size(tiny, name):
+    injections = [inject(name, make_material(tiny, batch_size=size)) for size in (1, 7, 250)]
+    assert len({(i.place, tuple(i.texts or ()), tuple(i.partners or ())) for i in injections}) == 1
+    if injections[0].prefixes is not None:
+        for injection in injections[1:]:
+            for one, other in zip(injections[0].prefixes, injection.prefixes, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+class TestDerangement:
+    def clash(self, one: Episode, other: Episode) -> bool:
+        return one.content == other.content or one.message == other.message
+
+    def check(self, played: Sequence[Episode]) -> list[int]:
+        partner = derangement(played)
+        assert sorted(partner) == list(range(len(played)))
+        assert not any(self.clash(episode, played[p]) for episode, p in zip(played, partner, strict=True))
+        return partner
+
+    @settings(max_examples=25, deadline=None)
+    @given(
+        start=st.integers(0, 10**9),
+        count=st.integers(2, 120),
+        name=st.sampled_from(["easy", "lookup-6x10"]),
+    )
+    def test_of_drawn_episodes_nobody_gets_a_message_of_its_own_content(self, start, count, name):
+        self.check(episodes(level(name), range(start, start + count), "confirm"))
+
+    def test_it_is_the_attempts_shift_where_that_is_a_derangement(self):
+        played = episodes(level("lookup-8x10"), range(100), "train")
+        assert derangement(played) == [(i + SHIFT) % 100 for i in range(100)]
+
+    @settings(deadline=None)
+    @given(picks=st.lists(st.integers(0, 3), min_size=1, max_size=12))
+    def test_it_is_found_exactly_where_no_message_is_more_than_half(self, picks):
+        played = [PLAYED[pick] for pick in picks]
+        if 2 * max(picks.count(pick) for pick in picks) <= len(picks):
+            self.check(played)
+        else:
+            with pytest.raises(UserError, match="too few different messages"):
+                derangement(played)
+
+    @settings(deadline=None)
+    @given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=5))
+    def test_in_free_words_it_is_found_wherever_there_is_one(self, pairs):
+        """Two contents may be told in the same words, one content in several: brute force over all orders."""
+        played = [replace(PLAYED[content], message=f"words {words}") for content, words in pairs]
+        possible = any(
+            not any(self.clash(episode, played[p]) for episode, p in zip(played, order, strict=True))
+            for order in permutations(range(len(played)))
+        )
+        if possible:
+            self.check(played)
+        else:
+            with pytest.raises(UserError, match=r"condition shuffle: too few .* use more or a larger level"):
+                derangement(played)
+
+    def test_the_same_facts_in_another_order_are_the_same_content(self):
+        one = PLAYED[0]
+        turned = replace(one, sender=one.sender[::-1], message="; ".join(one.message.split("; ")[::-1]))
+        assert turned.message != one.message
+        with pytest.raises(UserError, match="too few different messages"):
+            derangement([one, turned])
+        self.check([one, turned, PLAYED[1], PLAYED[2]])
+
+
+BAD_TEXTS = [f"text{tail}" for tail in ("", "-", "-0", "-1.5", "--4", "-٣", "-" + "9" * 5000)]
+BAD_GATES = [
+    f"scale_gate{tail}" for tail in ("", "=", "=-1", "=nan", "=inf", "=1e999", "=1_0", "= 1", "=" + "9" * 5000)
+]
+
+
+class TestNames:
+    def test_every_name_that_a_configuration_spells_out_exists(self):
+        config = EvaluationConfig(text_bytes=[1, 64, 10**12], scale_gates=[0.0, 1e-7, 0.25, 2e9])
+        names = condition_names(config)
+        assert names[-7:-4] == ["text-1", "text-64", "text-1000000000000"]
+        assert [get_condition(name).depends for name in names[-7:]] == ["receiver"] * 3 + ["checkpoint"] * 4
+
+    @pytest.mark.parametrize("name", ["", "Normal", "p0", "decode", "normal\n", *BAD_TEXTS, *BAD_GATES])
+    def test_unknown_names_are_refused_in_one_line(self, name):
+        with pytest.raises(
+            UserError, match=r"--conditions: .* does not exist; use some of normal, null"
+        ) as caught:
+            get_condition(name)
+        assert "\n" not in str(caught.value)
+
+    @given(name=st.text())
+    def test_any_other_text_is_a_users_error(self, name):
+        assume(name not in CONDITIONS and not re.fullmatch(r"(text-|scale_gate=)[0-9.e+-]+", name))
+        with pytest.raises(UserError):
+            get_condition(name)

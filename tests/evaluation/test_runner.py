@@ -1,0 +1,346 @@
+"""Evaluation: every condition plays the same episodes, what it writes down is what happened, nothing leaks."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from m2ray.codec.checkpoints import CheckpointId
+from m2ray.codec.codec import Codec
+from m2ray.config.trial import CodecConfig, EvaluationConfig, Splits, TrialConfig
+from m2ray.engine.jobs import evaluation_jobs, run_evaluation
+from m2ray.evaluation.conditions import CONDITIONS, ConditionInputs, Injection, get_condition
+from m2ray.evaluation.rows import SCHEMA
+from m2ray.evaluation.runner import answer_episodes, check_no_leak, check_null, condition_names, evaluate
+from m2ray.evaluation.search_score import search_score
+from m2ray.judging.selection import paired_gain
+from m2ray.judging.statistics import wilson
+from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.scoring import success_probability
+from m2ray.tasks.answers import read_answer, verify, write_answer
+from m2ray.tasks.episodes import Episode, episodes
+from m2ray.tasks.registry import level
+from m2ray.training.constant_prefix import trained_constant
+from m2ray.util.errors import UserError
+
+PLAYED = episodes(level("easy"), range(1000, 1040), "search")
+EVERY = [*CONDITIONS, "text-9", "scale_gate=0.5"]
+SHORT = EvaluationConfig(max_new_tokens=12)
+SUBJECTS = [CheckpointId(f"c{n}", n, f"digest{n}", 96, '{"k": 4}') for n in range(2)]
+
+
+def make_codec(receiver: Receiver, seed: int = 0, **settings: object) -> Codec:
+    torch.manual_seed(seed)
+    return Codec(CodecConfig.model_validate({"width": 32, "layers": 1, "k": 4, **settings}), receiver).eval()
+
+
+def rows_of(receiver: Receiver, names=EVERY, config=SHORT, seed=0, played=PLAYED, **settings) -> pd.DataFrame:
+    codec, constant = (make_codec(receiver, s, **c) for s, c in ((seed, settings), (9, {"encoder": "constant"})))
+    return evaluate(receiver, played, "search", names, config, SUBJECTS[seed], codec, constant)
+
+
+@pytest.fixture(scope="module")
+def mini() -> Receiver:
+    return load_receiver("mini")
+
+
+@pytest.fixture(scope="module")
+def rows(mini) -> pd.DataFrame:
+    return rows_of(mini)
+
+
+class TestRows:
+    def test_they_have_the_stores_columns_and_every_condition_plays_the_same_episodes_in_order(self, rows):
+        assert list(rows.columns) == SCHEMA.names
+        assert list(rows.condition.unique()) == EVERY
+        for _, part in rows.groupby("condition"):
+            assert list(part.episode) == [e.seed for e in PLAYED]
+            assert set(part.decoding) == {"greedy"}
+            assert set(part.task) == {"easy"}
+            assert set(part.split) == {"search"}
+
+    def test_outcomes_are_what_the_answers_say(self, rows):
+        by_seed = {e.seed: e for e in PLAYED}
+        for row in rows.itertuples():
+            episode = by_seed[row.episode]
+            values = read_answer(episode.level, row.answer, "values")
+            held = [c.holds(values) for c in episode.sender + episode.receiver] if values else [False]
+            assert row.parsed == (values is not None)
+            assert row.partial == pytest.approx(np.mean(held))
+            assert row.success == (all(held) and all(0 <= v < 3 for v in values or ()))
+        assert rows.success.any()
+        assert not rows.success.all()
+
+    def test_rows_of_a_checkpoint_name_it_and_the_others_name_none(self, rows, mini):
+        for name, part in rows.groupby("condition"):
+            one, depends = part.iloc[0], get_condition(name).depends
+            named = (one.config, one.seed, one.checkpoint, one.step, one.params)
+            if depends == "checkpoint":
+                assert named == ("c0", 0, "digest0", 96, '{"k": 4}')
+            else:
+                assert named == ("", -1, "", 0, "")
+            assert (one.k, one.place) == ((0, "") if depends == "receiver" else (4, "message"))
+            assert one.receiver == mini.digest
+
+    def test_what_does_not_depend_on_the_checkpoint_is_the_same_for_every_checkpoint(self, rows, mini):
+        free = [name for name in EVERY if get_condition(name).depends != "checkpoint"]
+        other = rows_of(mini, free, seed=1)
+        pd.testing.assert_frame_equal(rows[rows.condition.isin(free)].reset_index(drop=True), other)
+
+    def test_only_shuffle_has_partners_and_they_say_something_else(self, rows):
+        content = {e.seed: e.content for e in PLAYED}
+        shuffle = rows[rows.condition == "shuffle"]
+        assert sorted(shuffle.partner) == sorted(shuffle.episode)
+        assert all(content[a] != content[b] for a, b in zip(shuffle.episode, shuffle.partner, strict=True))
+        assert (rows[rows.condition != "shuffle"].partner == -1).all()
+
+    def test_a_shuffled_episode_answers_as_if_its_partner_had_written_to_it(self, rows, mini):
+        shuffle = rows[rows.condition == "shuffle"].set_index("episode")
+        message = {e.seed: e.message for e in PLAYED}
+        fooled = [replace(e, message=message[shuffle.partner[e.seed]]) for e in PLAYED]
+        answers, _ = answer_episodes(
+            mini,
+            fooled,
+            get_condition("normal").inject(ConditionInputs(mini, fooled, make_codec(mini), None, 40)),
+            SHORT,
+        )
+        assert answers == list(shuffle.answer)
+
+    def test_the_names_of_a_configuration_are_spelled_out(self):
+        config = EvaluationConfig(conditions=["P0", "normal"], text_bytes=[8], scale_gates=[0.0, 1.5])
+        assert condition_names(config) == ["P0", "normal", "text-8", "scale_gate=0", "scale_gate=1.5"]
+
+    def test_no_conditions_are_refused(self, tiny):
+        with pytest.raises(UserError, match=r"evaluation.conditions: empty; name at least one"):
+            evaluate(tiny, PLAYED[:2], "search", [], SHORT)
+
+
+class TestReading:
+    """What B makes of texts and vectors, on a receiver that can do the task."""
+
+    def test_identity_is_the_text_answer_for_answer(self, rows):
+        told, vectors = (rows[rows.condition == name] for name in ("P1", "identity"))
+        assert list(told.answer) == list(vectors.answer)
+        np.testing.assert_allclose(told.nll, vectors.nll, atol=1e-4)
+
+    def test_the_text_helps_and_a_codec_that_keeps_every_token_is_the_text(self, rows, mini):
+        """Untrained, with a slot for each token, `segments` is the identity but for the norm."""
+        success = rows.groupby("condition").success.mean()
+        assert success["P1"] > 0.85
+        assert success["P0"] < 0.6
+        by_length: dict[int, list[Episode]] = {}
+        for episode in PLAYED:
+            by_length.setdefault(len(mini.tokens(episode.message)), []).append(episode)
+        length, same = max(by_length.items(), key=lambda item: len(item[1]))
+        own = rows_of(mini, ["normal"], played=same, k=length, scale_gate=1.0)
+        assert own.success.mean() > 0.6
+
+    def test_a_closed_gate_is_null(self, mini):
+        closed = rows_of(mini, ["null", "scale_gate=0"])
+        null, gate = (closed[closed.condition == name] for name in ("null", "scale_gate=0"))
+        assert list(null.answer) == list(gate.answer)
+        assert list(null.nll) == list(gate.nll)
+
+    @pytest.mark.parametrize("temperature", [0.0, 0.7])
+    def test_batches_of_7_play_like_one_of_250(self, mini, temperature):
+        few, many = (
+            rows_of(
+                mini,
+                config=EvaluationConfig(max_new_tokens=12, temperature=temperature, batch_size=size),
+                played=PLAYED[:20],
+            )
+            for size in (7, 250)
+        )
+        pd.testing.assert_frame_equal(few, many, check_exact=False, atol=1e-4, rtol=1e-4)
+        assert set(few.decoding) == {f"t={temperature:g}" if temperature else "greedy"}
+
+    def test_sampling_is_paired_over_conditions(self, mini):
+        """The noise belongs to the episode: two conditions with the same distribution sample the same answers."""
+        hot = rows_of(mini, ["P1", "identity"], EvaluationConfig(max_new_tokens=12, temperature=1.5))
+        told, vectors = (hot[hot.condition == name] for name in ("P1", "identity"))
+        assert list(told.answer) == list(vectors.answer)
+        assert list(told.answer) != list(rows_of(mini, ["P1"]).answer)
+
+
+class TestLikelihood:
+    def by_hand(self, receiver: Receiver, episode: Episode, slots: torch.Tensor) -> float:
+        """Nats per answer value, from one forward pass over embeddings that are strung together here."""
+        before, after = receiver.prompt(episode)
+        frame = receiver.frame(episode.level)
+        answer = frame.ids_A.clone()
+        for v, value in enumerate(episode.solution):
+            answer[frame.places_V[v]] = frame.values_VN[v, value]
+        runs = [
+            receiver.embedding_ND[torch.tensor(ids, dtype=torch.long)] for ids in (before, after, answer.tolist())
+        ]
+        embeds = torch.cat([runs[0], slots, *runs[1:]])
+        with torch.no_grad():
+            logits = receiver.model(inputs_embeds=embeds[None]).logits[0].double().numpy()
+        log_p = log_softmax(logits[len(embeds) - len(answer) - 1 : -1], axis=-1)
+        targets = episode.level.value_probabilities(episode.sender + episode.receiver, episode.solution)
+        values = zip(frame.places_V.tolist(), frame.values_VN.tolist(), targets, strict=True)
+        return float(np.mean([-np.dot(target, log_p[place, words]) for place, words, target in values]))
+
+    @pytest.mark.parametrize("receiver_name", ["tiny", "mini"])
+    def test_nll_is_the_cross_entropy_against_a_perfect_reasoner(self, request, receiver_name):
+        receiver = request.getfixturevalue(receiver_name)
+        played = PLAYED[:6]
+        material = ConditionInputs(receiver, played, make_codec(receiver), None, 6)
+        one_token = EvaluationConfig(max_new_tokens=1)
+        for name in ("P0", "P1", "identity", "null", "normal", "shuffle"):
+            injection = get_condition(name).inject(material)
+            _, nll = answer_episodes(receiver, played, injection, one_token)
+            for i, episode in enumerate(played):
+                if injection.prefixes is not None:
+                    slots = injection.prefixes[i]
+                else:
+                    ids = torch.tensor(receiver.tokens(injection.texts[i]), dtype=torch.long)
+                    slots = receiver.embedding_ND[ids]
+                assert nll[i].item() == pytest.approx(self.by_hand(receiver, episode, slots), abs=1e-4)
+
+    @pytest.mark.parametrize(
+        "settings", [{}, {"place": "before", "encoder": "resampler"}, {"encoder": "constant"}]
+    )
+    def test_the_search_score_is_the_paired_gain_of_the_rows(self, mini, settings):
+        score = search_score(mini, make_codec(mini, **settings), PLAYED, SHORT)
+        played = rows_of(mini, ["normal", "shuffle", "P0"], EvaluationConfig(max_new_tokens=1), **settings)
+        assert score["score"] == pytest.approx(paired_gain(played), abs=1e-5)
+        nll = played.groupby("condition").nll.mean()
+        assert score["gain_P0"] == pytest.approx(nll["P0"] - nll["normal"], abs=1e-5)
+        assert score["gain_shuffle"] == pytest.approx(nll["shuffle"] - nll["normal"], abs=1e-5)
+        assert score["search_nll"] == pytest.approx(nll["normal"], abs=1e-5)
+        np.testing.assert_allclose(score["episode_nll"], played[played.condition == "normal"].nll, atol=1e-4)
+
+    def test_a_codec_that_carries_nothing_scores_no_gain_over_shuffle(self, mini):
+        score = search_score(mini, make_codec(mini, encoder="constant"), PLAYED, SHORT)
+        assert score["gain_shuffle"] == pytest.approx(0, abs=1e-6)
+        assert score["score"] <= 1e-6
+
+
+class TestExactSuccess:
+    """The probability of a right answer, without sampling."""
+
+    def test_it_is_the_sum_over_all_answers_that_the_verifier_takes(self, mini):
+        batch, frame = PLAYED[:3], mini.frame(level("easy"))
+        texts = [episode.message for episode in batch]
+        every = list(itertools.product(range(3), repeat=4))
+        wanted = torch.zeros(3)
+        whole = torch.zeros(3)
+        for values in every:
+            rows = [replace(episode, solution=values) for episode in batch]
+            ids_A = mini.answers(level("easy"), torch.tensor([values]))[0]
+            logits_BAW = mini.logits(mini.layout(rows, texts), None, len(frame.ids_A))
+            chance_B = logits_BAW.log_softmax(-1)[:, range(len(ids_A)), ids_A].sum(1).exp()
+            text = write_answer(level("easy"), values, "values")
+            wanted += chance_B * torch.tensor([verify(e, text, "values").success for e in batch])
+            whole += chance_B
+        torch.testing.assert_close(success_probability(mini, batch, texts, None, "message"), wanted)
+        assert all(0.9 < share <= 1.0001 for share in whole.tolist())
+
+    def test_it_is_what_sampling_comes_to(self, mini):
+        prefixes_BKD = make_codec(mini, k=20)(mini.read([e.message for e in PLAYED]), 20, lambda x: x).prefix_BKD
+        exact_B = success_probability(mini, PLAYED, 20, prefixes_BKD.detach(), "message")
+        solved, times = 0, 60
+        for seed in range(times):
+            answers = mini.decode(PLAYED, 20, prefixes_BKD.detach(), "message", temperature=1.0, seed=seed)
+            pairs = zip(PLAYED, answers, strict=True)
+            solved += sum(verify(e, text, mini.style.answer).success for e, text in pairs)
+        low, high = wilson(solved, times * len(PLAYED), 0.001)
+        assert low < float(exact_B.mean()) < high
+
+    def test_as_the_score_it_is_the_gain_over_no_message_and_a_wrong_one(self, mini):
+        config = SHORT.model_copy(update={"score": "success"})
+        codec = make_codec(mini, k=20)
+        metrics, in_nats = search_score(mini, codec, PLAYED, config), search_score(mini, codec, PLAYED, SHORT)
+        texts = [""] * len(PLAYED)
+        without = float(success_probability(mini, PLAYED, texts, None, "message").mean())
+        assert metrics["gain_P0"] == pytest.approx(metrics["search_success"] - without, abs=1e-5)
+        assert metrics["score"] == min(metrics["gain_P0"], metrics["gain_shuffle"])
+        assert metrics["episode_nll"] == in_nats["episode_nll"]
+        assert "search_success" not in in_nats
+
+
+class TestJobs:
+    """What a checkpoint's evaluation is split into, so that each part is done once."""
+
+    TRIAL = TrialConfig(
+        codec=CodecConfig(k=4, width=32, layers=1),
+        splits=Splits(train="100:400", search="1000:1008"),
+        evaluation=EvaluationConfig(max_new_tokens=4, constant_samples=64, text_bytes=[8], scale_gates=[1.0]),
+    )
+
+    def test_every_condition_is_in_one_job_and_only_those_that_need_it_name_the_checkpoint(self, tmp_path):
+        jobs = list(evaluation_jobs(self.TRIAL, "search", tmp_path / "epoch-01", tmp_path))
+        assert sorted(sum((job.names for job in jobs), ())) == sorted(condition_names(self.TRIAL.evaluation))
+        for job in jobs:
+            kinds = {get_condition(name).depends for name in job.names}
+            assert len(kinds) == 1
+            assert (job.folder is None) == (kinds == {"receiver"})
+
+    def test_the_jobs_rows_are_one_evaluations_rows(self, mini, tmp_path):
+        codec = make_codec(mini)
+        codec.save(tmp_path / "c", {"config": "mine", "seed": 5, "step": 7, "params": {"k": 4}})
+        parts = [run_evaluation(job) for job in evaluation_jobs(self.TRIAL, "search", tmp_path / "c", tmp_path)]
+        rows = pd.concat(parts, ignore_index=True)
+        subject = CheckpointId("mine", 5, codec.digest, 7, '{"k": 4}')
+        constant = trained_constant(mini, self.TRIAL, codec.config, tmp_path)
+        played = episodes(level("easy"), range(1000, 1008), "search")
+        names, config = list(dict.fromkeys(rows.condition)), self.TRIAL.evaluation
+        pd.testing.assert_frame_equal(
+            rows, evaluate(mini, played, "search", names, config, subject, codec, constant)
+        )
+
+    def test_the_constant_is_trained_once_for_its_settings_and_never_stands_in_for_others(self, mini, tmp_path):
+        more = self.TRIAL.evaluation.model_copy(update={"constant_samples": 128})
+        longer = self.TRIAL.model_copy(update={"evaluation": more})
+        wide = CodecConfig(encoder="resampler", k=4, width=64)
+        first = trained_constant(mini, self.TRIAL, self.TRIAL.codec, tmp_path)
+        assert trained_constant(mini, self.TRIAL, wide, tmp_path).digest == first.digest
+        assert len(list(tmp_path.iterdir())) == 1
+        assert trained_constant(mini, longer, self.TRIAL.codec, tmp_path).digest != first.digest
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+class Leaky(Receiver):
+    """Tells B the message outside its slots."""
+
+    def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
+        before, after = super().prompt(episode)
+        return before, after + self.tokens(episode.message[:1])
+
+
+class TestLeaks:
+    def test_a_prompt_that_holds_the_message_is_refused(self, mini):
+        leaky = Leaky(mini.model, mini.tokenizer, mini.style_name, "leaky", mini.card)
+        with pytest.raises(UserError, match="receiver leaky: its prompt style leaks the message"):
+            check_no_leak(leaky, PLAYED)
+
+    def test_even_with_a_single_episode_or_a_single_message(self, mini):
+        leaky = Leaky(mini.model, mini.tokenizer, mini.style_name, "leaky", mini.card)
+        for played in (PLAYED[:1], [PLAYED[0]] * 3):
+            with pytest.raises(UserError, match="leaks the message"):
+                evaluate(leaky, played, "search", ["P0"], SHORT)
+
+    @pytest.mark.parametrize("receiver_name", ["tiny", "mini"])
+    def test_the_receivers_styles_do_not_leak(self, request, receiver_name):
+        check_no_leak(request.getfixturevalue(receiver_name), PLAYED)
+
+    def test_with_the_slots_held_the_message_changes_nothing_bit_for_bit(self, mini):
+        prefix = torch.randn(len(PLAYED), 4, mini.width, generator=torch.Generator().manual_seed(0))
+        injection = Injection(None, list(prefix), "message")
+        first, first_nll = answer_episodes(mini, PLAYED, injection, SHORT)
+        silent = [replace(e, message="x1 = 0") for e in PLAYED]
+        again, again_nll = answer_episodes(mini, silent, injection, SHORT)
+        assert first == again
+        assert torch.equal(first_nll, again_nll)
+
+    def test_null_that_is_not_zeros_is_an_error(self, tiny):
+        zeros = [torch.zeros(2, 3)] * 2
+        check_null(Injection(None, zeros, "message"))
+        with pytest.raises(RuntimeError, match="something other than zeros"):
+            check_null(Injection(None, [*zeros, torch.full((2, 3), 1e-30)], "message"))

@@ -1,0 +1,168 @@
+"""The pictures of what was judged: what they draw is what the rows say."""
+
+import re
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from test_report import BAD, attempt, folder_of
+from test_search_figures import AXES, searched
+
+from m2ray.config.gate_file import load_gate
+from m2ray.judging.statistics import wilson
+from m2ray.reporting.figures import (
+    FEW,
+    draw_all,
+    draw_by_k,
+    draw_conditions,
+    draw_outcomes,
+    draw_scale_gates,
+    drawn_conditions,
+    line_styles,
+    runs_to_draw,
+)
+from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
+from m2ray.reporting.search_figures import draw_budget, draw_importance, draw_parallel, draw_scores
+from m2ray.util.plotting import COLOURS, png_and_svg, save, use_file_backend
+
+use_file_backend()
+
+
+@pytest.fixture(autouse=True)
+def _closed():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def told():
+    """Two seeds of a codec that passes, one that fails, at other k; in the board's order."""
+    parts = [attempt("good", seed=0, k=8), attempt("good", seed=1, k=8), attempt("bad", BAD)]
+    rows = pd.concat(parts, ignore_index=True).drop_duplicates()
+    attempts = judge_runs(rows, load_gate())
+    return runs_to_draw(attempts, make_leaderboard(rows, attempts, load_gate()))
+
+
+@pytest.fixture(scope="module")
+def looks(told):
+    return line_styles([a.config for a in told])
+
+
+def shares(folder_rows, condition):
+    return 100 * folder_rows[folder_rows.condition == condition].success.mean()
+
+
+def test_every_picture_has_a_title_with_n_and_axis_labels_with_units(told, looks):
+    board = pd.DataFrame({"k": [4, 8], "score": [0.1, 0.2], "verdict": ["PASS", "FAIL"]})
+    drawn = [
+        draw_conditions(told),
+        draw_by_k(told, looks),
+        draw_scale_gates(told, looks),
+        draw_outcomes(told),
+        draw_scores(board),
+        draw_budget(searched([0.1, 0.2])),
+        draw_importance({"codec.k": 1.0}, 7),
+        draw_parallel(searched([0.1, 0.2]), AXES),
+    ]
+    for figure in drawn:
+        title = figure.get_suptitle() or figure.axes[0].get_title()
+        words = " ".join([title, figure.get_supxlabel(), *(axes.get_xlabel() for axes in figure.axes)])
+        assert title
+        assert re.search(r"n = \d", words), words
+    for figure in drawn[:7]:
+        labels = [figure.get_supxlabel(), *(axes.get_xlabel() for axes in figure.axes)]
+        labels += [axes.get_ylabel() for axes in figure.axes]
+        assert re.search(r"\(%\)|\(nats|k, prefix|episodes of|scale_gate|importance", " ".join(labels)), labels
+
+
+def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_say(told):
+    figure = draw_conditions(told)
+    good, bad = [axes for axes in figure.axes if axes.get_visible()]
+    assert good.get_title() == "good\nk = 8, 2 of 2 passed"
+    assert bad.get_title() == "bad\nk = 4, 0 of 1 passed"
+    names = [label.get_text() for label in good.get_yticklabels()]
+    assert names == ["normal", "null", "random", "shuffle", "P0", "P1", "identity"]
+    dots = {}
+    for container in good.containers:
+        x, y = container.lines[0].get_data()
+        dots[names[round(float(np.mean(y)))]] = x
+    assert len(dots["normal"]) == 1  # both seeds solve as many: one dot
+    for name in names:
+        assert dots[name][0] == pytest.approx(shares(told[0].rows, name))
+    low, high = wilson(150, 200)
+    (segment,) = good.containers[0].lines[2][0].get_segments()
+    np.testing.assert_allclose(segment[:, 0], [100 * low, 100 * high])
+
+
+def test_conditions_are_those_of_the_rows_texts_by_length():
+    rows = attempt("a", splits=("confirm",))
+    texts = [rows[rows.condition == "P1"].assign(condition=f"text-{size}") for size in (256, 16, 64)]
+    attempts = judge_runs(pd.concat([rows, *texts], ignore_index=True), load_gate())
+    assert drawn_conditions(attempts)[-4:] == ["identity", "text-16", "text-64", "text-256"]
+
+
+def test_k_is_drawn_beside_the_bands_of_no_message_text_and_priming(told, looks):
+    rows = attempt("a", splits=("confirm",))
+    primed = rows[rows.condition == "null"].assign(condition="constant")
+    attempts = judge_runs(pd.concat([rows, primed], ignore_index=True), load_gate())
+    axes = draw_by_k(attempts, line_styles(["a"])).axes[0]
+    bands = {patch.get_label(): patch for patch in axes.patches}
+    low, high = wilson(60, 200)
+    assert bands["P0, no message"].get_y() == pytest.approx(100 * low)
+    assert bands["P0, no message"].get_height() == pytest.approx(100 * (high - low))
+    assert bands["P1, full text"].get_y() == pytest.approx(100 * wilson(180, 200).low)
+    names = axes.get_legend().get_texts()
+    assert [t.get_text() for t in names] == ["P1, full text", "P0, no message", "constant, priming alone", "a"]
+    several = draw_by_k(told, looks).axes[0]
+    assert [tick.get_text() for tick in several.get_xticklabels()] == ["4", "8"]
+
+
+def test_scales_have_a_line_a_training_and_a_colour_a_configuration(told, looks):
+    axes = draw_scale_gates(told, looks).axes[0]
+    assert [len(line.get_xdata()) for line in axes.lines] == [3, 3, 3]
+    assert [to_hex(line.get_color()).upper() for line in axes.lines] == [
+        COLOURS["normal"],
+        COLOURS["normal"],
+        COLOURS["shuffle"],
+    ]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 30], [0.5, 60], [1, 75]])
+
+
+def test_the_grid_shows_the_first_and_the_first_that_failed_and_hides_no_episode(told):
+    figure = draw_outcomes(told)
+    assert [axes.get_title() for axes in figure.axes] == ["good, seed 0, k = 8", "bad, seed 0, k = 4"]
+    for axes, one in zip(figure.axes, (told[0], told[2]), strict=True):
+        pixels = axes.images[0].get_array()
+        names = [label.get_text().partition(",")[0] for label in axes.get_yticklabels()]
+        for row, name in enumerate(names):
+            assert 100 * pixels[row].mean() == pytest.approx(shares(one.rows, name))
+
+
+def test_no_two_of_the_first_dozen_configurations_look_alike():
+    looks = line_styles([f"c{i}" for i in range(20)])
+    assert len(looks) == len(set(looks.values())) == FEW
+
+
+# --- all of them ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_figure_is_the_same_file(tmp_path, told):
+    written = []
+    for name in ("one", "two"):
+        save(draw_outcomes(told), *png_and_svg(tmp_path / f"{name}-k1.5"))
+        written.append([(tmp_path / f"{name}-k1.5.{kind}").read_bytes() for kind in ("png", "svg")])
+    assert written[0] == written[1]
+    assert b"<dc:date>" not in written[0][1]
+
+
+def test_a_folder_of_rows_alone_gives_the_pictures_that_rows_allow(tmp_path):
+    folder = folder_of(tmp_path, attempt("a"), attempt("b", BAD))
+    rows = pd.read_parquet(folder / "rows.parquet")
+    attempts = judge_runs(rows, load_gate())
+    pictures, left_out = draw_all(folder, attempts, make_leaderboard(rows, attempts, load_gate()), {})
+    names = ["conditions", "slots", "scale_gate", "outcomes", "scores"]
+    assert [picture.path for picture in pictures] == [f"figures/{name}.svg" for name in names]
+    assert len(left_out) == 2
+    assert all((folder / picture.path).with_suffix(".png").is_file() for picture in pictures)

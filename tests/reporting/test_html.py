@@ -1,0 +1,251 @@
+"""The page of a sweep: one file, nothing loaded, nothing from files taken for markup."""
+
+import base64
+import hashlib
+import html as entities
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_report import BAD, attempt, folder_of
+
+from m2ray.config.gate_file import load_gate
+from m2ray.evaluation.rows import RowStore, failure_row
+from m2ray.reporting.build import build
+from m2ray.reporting.document import Picture, section_markdown
+from m2ray.reporting.html import LARGEST_SVG, Page, data_url, headline, inline_code, number_of, write_page
+from m2ray.reporting.leaderboard import display_cells, judge_runs, make_leaderboard
+from m2ray.reporting.sections import config_section
+from m2ray.util.errors import UserError
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`</style>&amp;{{ 7 * 7 }}"
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
+
+
+class Reader(HTMLParser):
+    """Every element with its attributes, and all text outside of script and style."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text, self._open = [], "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self._open):
+            self.text += data
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.elements if name == tag]
+
+
+def write(folder, about=None, pictures=(), left_out=()):
+    """The page of a folder's rows, without drawing anything."""
+    rows, gate = RowStore(folder).read(), load_gate()
+    attempts = judge_runs(rows, gate)
+    board = make_leaderboard(rows, attempts, gate)
+    reports = []
+    for config in dict.fromkeys(board.config[board.seed.notna()]):
+        mine = [a for a in attempts if a.config == config]
+        reports.append(config_section(folder, mine, ["status"] * len(mine), gate, about or {}))
+    write_page(folder, Page(about or {}, board, gate, reports, pictures, left_out))
+    return (folder / "report.html").read_text(), board, reports
+
+
+def hostile(place):
+    """A page of every kind of line, with hostile words wherever a file can hold words."""
+    folder = folder_of(
+        place,
+        attempt("winner", gain=0.3),
+        attempt("winner", gain=0.29, seed=1),
+        attempt("loser", BAD, gain=0.01, params={"codec.encoder": EVIL}),
+        attempt("early", gain=-0.1, splits=("search",)),
+        failure_row("broken", 8, "easy", EVIL),
+    )
+    (folder / "confirm-looks.log").write_text(f"2026-01-01 {EVIL}\n")
+    (folder / "diagnoses" / "loser-seed-0").mkdir(parents=True)
+    failed = {"about": {"config": "loser", "seed": 0}, "failed": EVIL}
+    (folder / "diagnoses" / "loser-seed-0" / "diagnosis.json").write_text(json.dumps(failed))
+    (folder / "figures").mkdir()
+    (folder / "figures" / "one.svg").write_text(SVG)
+    about = {
+        "command": EVIL,
+        "date": EVIL,
+        "receiver": {"name": EVIL, "digest": "r"},
+        "packages": {EVIL: EVIL},
+        "space": {"about": EVIL},
+        "changes": [{"date": EVIL, "key": EVIL, "before": EVIL, "now": EVIL}],
+    }
+    pictures = [Picture(f"One {EVIL}", "figures/one.svg"), Picture("Gone", "figures/gone.svg")]
+    return write(folder, about, pictures, [f"Two: {EVIL}"])
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return hostile(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="module")
+def reader(page):
+    return Reader(page[0])
+
+
+def test_words_from_files_are_words_and_nothing_else(page, reader):
+    text = page[0]
+    assert len(reader.all("script")) == len(reader.all("style")) == 1
+    assert not [attrs for _, attrs in reader.elements for name in attrs if name.startswith("on")]
+    assert not [attrs for attrs in reader.all("img") if not attrs["src"].startswith("data:image/")]
+    assert "49" not in re.findall(r"&amp;amp;(\S*)", text)
+    plain = " ".join(reader.text.split())
+    # The record, the answer's neighbours, a configuration, a failure, a diagnosis, a look, what was left out.
+    assert plain.count(" ".join(EVIL.split())) >= 10
+    assert EVIL not in text
+
+
+def test_it_loads_nothing_and_runs_only_its_own_script(page, reader):
+    text = page[0]
+    sources = [attrs[name] for _, attrs in reader.elements for name in ("src", "srcset", "data") if name in attrs]
+    assert sources
+    assert all(source.startswith("data:") for source in sources)
+    assert not reader.all("link") + reader.all("iframe") + reader.all("base")
+    links = [attrs["href"] for attrs in reader.all("a")]
+    assert all(link.startswith("#") or "/" not in link.partition(":")[0] for link in links)
+    assert "url(" not in text
+    assert "@import" not in text
+    policy = next(a["content"] for a in reader.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    for tag in ("script", "style"):
+        (source,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_links_within_the_page_lead_somewhere_and_no_id_is_given_twice(reader):
+    ids = [attrs["id"] for _, attrs in reader.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {a["href"][1:] for a in reader.all("a") if a["href"].startswith("#")} <= set(ids)
+    named = [attrs["aria-labelledby"] for _, attrs in reader.elements if "aria-labelledby" in attrs]
+    assert set(named) <= set(ids)
+
+
+def test_tables_have_captions_and_headers_and_pictures_say_what_they_show(page, reader):
+    assert len(reader.all("caption")) == len(reader.all("table"))
+    assert all(attrs.get("scope") in ("col", "row") for attrs in reader.all("th"))
+    board = re.search(r'<table id="board">.*?</table>', page[0], re.S)[0]
+    inside = Reader(board)
+    headers = [attrs for attrs in inside.all("th") if attrs["scope"] == "col"]
+    assert len(inside.all("button")) == len(headers) == 17
+    assert all(attrs["type"] == "button" for attrs in inside.all("button"))
+    assert reader.all("html") == [{"lang": "en"}]
+    assert [attrs["alt"] for attrs in reader.all("img")] == [f"One {EVIL}"]
+    assert "Gone: the picture is not in this folder." in reader.text
+    sideways = [attrs for _, attrs in reader.elements if attrs.get("class") == "wide"]
+    assert all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in sideways)
+
+
+def test_the_table_is_the_board(page):
+    text, board, _ = page
+    lines = re.findall(r'<tr data-verdict="([^"]*)">(.*?)</tr>', text, re.S)
+    assert [entities.unescape(verdict) for verdict, _ in lines] == list(board.verdict)
+    for (_, line), shown in zip(lines, display_cells(board), strict=True):
+        cells = [Reader(cell).text for cell in re.findall(r"<t[dh].*?</t[dh]>", line, re.S)]
+        assert sorted(cells[:-1]) == sorted(shown.values())
+    options = re.findall(r"<option[^>]*>(.*?)</option>", text)
+    assert options == ["all", *dict.fromkeys(board.verdict)]
+
+
+def test_each_attempt_holds_every_section_of_its_markdown(page):
+    text, _, reports = page
+    parts = re.split(r'<details id="attempt-\d+">', text)[1:]
+    assert len(parts) == len(reports) == 3
+    for part, section in zip(parts, reports, strict=True):
+        markdown = section_markdown(section)
+        headings = re.findall(r"^#+ (.*)$", markdown, re.M)
+        shown = [Reader(h).text for h in re.findall(r"<h[3-6]>.*?</h[3-6]>", part)]
+        assert shown[: len(headings)] == headings
+        tables = [line for line in markdown.splitlines() if line.startswith("|--")]
+        assert part.partition("</section>")[0].count("<table>") == len(tables)
+
+
+def test_the_answer_counts_what_passed_and_names_the_best(page, tmp_path):
+    assert headline(page[1]) == [
+        "2 of 3 trainings passed on confirm, 1 of 2 configurations with every training seed.",
+        "Best that passed, by search score: winner, training seed 0, k = 4 solves 75.0 % [68.6, 80.5] of 200 "
+        "episodes with its message, 30.0 % without a message, 90.0 % with the text.",
+    ]
+    board = page[1]
+    none = headline(board[board.verdict != "PASS"])
+    assert none[0] == "0 of 1 training passed on confirm, 0 of 1 configuration with every training seed."
+    assert none[1].startswith("Nearest, by success: loser, training seed 0, k = 4 solves 32.0 %")
+    assert headline(board[board.verdict == "failed"]) == ["Nothing has been judged on confirm."]
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("95.1", 95.1),
+        ("[76.2, 81.2]", 76.2),
+        ("+0.293", 0.293),
+        ("-1", -1),
+        ("", None),
+        ("k16", None),
+        ("1e", None),
+    ],
+)
+def test_a_cell_is_sorted_by_the_figure_it_shows(text, number):
+    assert number_of(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain", "plain"),
+        ("see `a<b` there", "see <code>a&lt;b</code> there"),
+        ("a ` stray", "a ` stray"),
+        ("`<b>`<i>", "<code>&lt;b&gt;</code>&lt;i&gt;"),
+    ],
+)
+def test_backticks_alone_are_markup(text, shown):
+    assert inline_code(text) == shown
+
+
+def test_a_large_vector_picture_gives_way_to_its_pixels_in_fewer_colours(tmp_path):
+    file = tmp_path / "one.svg"
+    file.write_text(SVG + " " * LARGEST_SVG)
+    assert data_url(file) == ""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "one.png")
+    data = data_url(file)
+    assert data.startswith("data:image/png;base64,")
+    assert len(data) < (tmp_path / "one.png").stat().st_size
+    file.write_text(SVG)
+    assert data_url(file) == f"data:image/svg+xml;base64,{base64.b64encode(SVG.encode()).decode()}"
+    (tmp_path / "two.png").write_text("not a picture")
+    with pytest.raises(UserError, match=r"two\.png: not a picture"):
+        data_url(tmp_path / "two.svg")
+
+
+def test_a_board_of_failures_alone_has_its_page(tmp_path):
+    text, board, reports = write(folder_of(tmp_path, failure_row("a", 4, "easy", "died")))
+    assert reports == []
+    assert "Nothing has been judged on confirm." in Reader(text).text
+    assert len(board) == 1
+
+
+def test_a_damaged_record_is_refused_before_a_page_is_written(tmp_path):
+    folder = folder_of(tmp_path, attempt("a", splits=("confirm",)))
+    (folder / "sweep.yaml").write_text(yaml.safe_dump({"space": {"axes": {"codec.k": {"choice": []}}}}))
+    with pytest.raises(UserError, match=r"sweep\.yaml: space\.axes\.codec\.k"):
+        build(folder)
+    assert not (folder / "leaderboard.md").exists()

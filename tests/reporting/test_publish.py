@@ -1,0 +1,93 @@
+"""Published codecs: complete folders that anybody plays, on any seeds, and can train again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from m2ray.cli.evaluate import main as evaluate
+from m2ray.cli.publish import main
+from m2ray.codec.checkpoints import trial_of
+from m2ray.config.trial import TrialConfig
+from m2ray.engine.jobs import EvaluationJob, run_evaluation
+from m2ray.evaluation.rows import RowStore
+from m2ray.receiver.loading import load_receiver
+from m2ray.reporting.publish import publish
+from m2ray.training.trainer import train
+from m2ray.util.errors import UserError
+from m2ray.util.strict_yaml import load_yaml, validate
+
+CONFIG = "k8"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a finished sweep of one configuration leaves, judged on eight episodes."""
+    root = tmp_path_factory.mktemp("made") / "sweep"
+    settings = {
+        "splits": {"confirm": "2000:2008", "search": "1000:1004"},
+        "codec": {"k": 8, "width": 32, "layers": 1},
+        "training": {"epochs": 1, "epoch_samples": 64, "batch_size": 32},
+    }
+    trial = validate(TrialConfig, settings, "test")
+    folder = root / "checkpoints" / CONFIG / "seed-0"
+    checkpoint = train(trial, 0, load_receiver("mini"), folder, lambda metrics, at: None, {"config": CONFIG})
+    RowStore(root).append(run_evaluation(EvaluationJob(trial, "confirm", ("normal", "P0"), checkpoint, root)))
+    line = {"config": CONFIG, "seed": 0, "verdict": "PASS", "split": "confirm", "n": 8, "normal": 0.83}
+    pd.DataFrame([line]).to_csv(root / "leaderboard.csv", index=False)
+    (root / "sweep.yaml").write_text(yaml.safe_dump({"command": "python -m m2ray.sweep"}))
+    return root
+
+
+@pytest.fixture
+def sweep(made: Path, tmp_path: Path) -> Path:
+    """A copy to write into."""
+    shutil.copytree(made, tmp_path / "sweep")
+    return tmp_path / "sweep"
+
+
+def test_a_published_codec_plays_on_any_seeds_even_the_judged_ones(sweep, capsys):
+    assert main([str(sweep), CONFIG, "--as", "best-k8"]) == 0
+    best = sweep / "best-k8"
+    conditions = "normal,shuffle,P0"
+    for seeds in ("2000:2008", "7000000:7000008"):
+        assert evaluate([str(best), "--seeds", seeds, "--conditions", conditions]) == 0
+        assert "Normal" in capsys.readouterr().out
+    judged = sweep / "checkpoints" / CONFIG / "seed-0"
+    with pytest.raises(UserError, match="looked at"):
+        evaluate([str(judged / "epoch-01"), "--seeds", "2000:2008", "--conditions", conditions])
+
+
+def test_its_folder_says_what_was_judged_and_how_to_train_it_again(sweep):
+    best = publish(sweep, CONFIG, 0, "best-k8")
+    assert load_yaml(TrialConfig, best / "trial.yaml") == trial_of(best)
+    told = (best / "README.md").read_text()
+    assert "PASS on confirm, n = 8: normal 83.0 %" in told
+    assert "python -m m2ray.train" in told
+    assert json.loads((best / "config.json").read_text())["published"]["verdict"].startswith("PASS")
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "told"),
+    [("k99", "best-k99", "no checkpoint of k99"), (CONFIG, "../out", "no plain folder name")],
+)
+def test_what_cannot_be_published_is_refused(sweep, config, name, told):
+    with pytest.raises(UserError, match=told):
+        publish(sweep, config, 0, name)
+
+
+RECIPE = Path(__file__).parents[2] / "results" / "recipe-mini"
+
+
+@pytest.mark.parametrize(("name", "least"), [("best-k4", 0.6), ("best-k8", 0.65), ("best-k16", 0.85)])
+def test_the_codecs_in_the_repository_carry_their_messages(name, least):
+    """On 100 fresh messages: far fewer than were judged, so the bars stand well below what was measured there."""
+    conditions = ("normal", "shuffle", "P0")
+    trial = trial_of(RECIPE / name)
+    rows = run_evaluation(EvaluationJob(trial, "8000000:8000100", conditions, RECIPE / name, RECIPE))
+    solved = rows.groupby("condition").success.mean()
+    assert solved["normal"] >= least
+    assert solved["shuffle"] < solved["P0"] < solved["normal"] - 0.2

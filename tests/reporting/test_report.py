@@ -1,0 +1,335 @@
+"""The board, the attempts' reports and the pictures: from rows alone, the same every time, in the folder only."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.multitest import multipletests
+from test_gate import GOOD, make_rows
+
+from m2ray.cli.report import main
+from m2ray.cli.runner import run_command
+from m2ray.config.gate_file import load_gate
+from m2ray.evaluation.rows import KEY, failure_row, judged_rows, write_rows
+from m2ray.judging.gate import judge
+from m2ray.reporting.build import build
+from m2ray.reporting.leaderboard import judge_runs, make_leaderboard, reasons
+from m2ray.util.errors import UserError
+
+BAD = {**GOOD, "normal": 0.32, "shuffle": 0.34}
+LOOK = "2026-01-01 00:00:00 evaluate epoch-02"
+GATES = {"scale_gate=0": 0.3, "scale_gate=0.5": 0.6, "scale_gate=1": 0.75}
+
+
+def with_nll(rows, gain):
+    """Rows whose right message is worth `gain` nats over none."""
+    nll = rows.condition.map({"normal": 0.5 - gain, "shuffle": 0.9}).fillna(0.5)
+    return rows.assign(nll=nll)
+
+
+def attempt(config, shares=GOOD, gain=0.2, seed=0, k=4, splits=("search", "confirm"), params=None):
+    """A configuration's rows on some splits."""
+    params = json.dumps(params or {"training.lr": 0.001, "codec.encoder": "segments"})
+    frames = [
+        make_rows({**shares, **GATES}, config, seed, k, split=split, n=60 if split == "search" else 200)
+        for split in splits
+    ]
+    rows = with_nll(pd.concat(frames, ignore_index=True), gain)
+    return rows.assign(params=rows.config.map(lambda name: params if name else ""))
+
+
+def folder_of(tmp_path, *parts):
+    rows = pd.concat(parts, ignore_index=True)
+    write_rows(tmp_path / "rows.parquet", rows)
+    return tmp_path
+
+
+def board_of(*parts):
+    """The board alone, without a file written."""
+    rows = pd.concat(parts, ignore_index=True).drop_duplicates(KEY)
+    return make_leaderboard(rows, judge_runs(rows, load_gate()), load_gate())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A results folder of five configurations, with its tables and pictures. Not to be written into."""
+    folder = folder_of(
+        tmp_path_factory.mktemp("results"),
+        attempt("winner", gain=0.3),
+        attempt("loser", BAD, gain=0.01),
+        attempt("unlucky", gain=0.1, splits=("search", "select")),
+        attempt("early", gain=-0.1, splits=("search",)),
+        failure_row("broken", 8, "easy", "seed 0: loss nan at step 3;\n lower lr"),
+    )
+    (folder / "confirm-looks.log").write_text(LOOK + "\n")
+    done = subprocess.run([sys.executable, "-m", "m2ray.report", str(folder)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return folder, pd.read_csv(folder / "leaderboard.csv"), done.stdout
+
+
+@pytest.fixture
+def folder(built, tmp_path):
+    """A copy of the rows."""
+    shutil.copy(built[0] / "rows.parquet", tmp_path)
+    return tmp_path
+
+
+def test_the_board_is_ordered_and_says_why(built):
+    _, board, _ = built
+    assert list(board.config) == ["winner", "loser", "unlucky", "early", "broken"]
+    assert list(board.verdict) == ["PASS", "FAIL", "not confirmed", "not confirmed", "failed"]
+    reasons = dict(zip(board.config, board.reason, strict=True))
+    assert reasons["winner"] == "all criteria hold"
+    assert reasons["loser"].startswith("BACKWARDS")
+    assert reasons["unlucky"].startswith("others did better on select (score +0.100 nats, 2 of 4 on search); ")
+    assert reasons["early"].startswith("not selected (score -0.100 nats, 4 of 4 on search); ")
+    assert reasons["broken"] == "seed 0: loss nan at step 3; lower lr"
+
+
+def test_the_csv_has_the_columns_that_users_rely_on_and_figures_of_the_rows(built):
+    board = built[1].set_index("config")
+    wanted = {
+        "seed",
+        "k",
+        "n",
+        "normal",
+        "normal_ci_low",
+        "normal_ci_high",
+        "null",
+        "random",
+        "shuffle",
+        "P0",
+        "P1",
+    }
+    wanted |= {
+        "retention",
+        "gate1",
+        "gate2",
+        "verdict",
+        "reason",
+        "training.lr",
+        "codec.encoder",
+        "score",
+        "split",
+    }
+    assert wanted <= set(board.columns)
+    one = board.loc["winner"]
+    shares = {name: one[name] for name in ("normal", "null", "random", "shuffle", "P0", "P1")}
+    assert shares == {name: GOOD[name] for name in shares}
+    assert one.retention == pytest.approx((0.75 - 0.3) / (0.9 - 0.3), abs=1e-4)
+    assert (one.normal_ci_low, one.normal_ci_high) == pytest.approx((0.6857, 0.8049), abs=2e-4)  # Wilson, 150/200
+    assert (one.n, one.k, one.score, one.gate1) == (200, 4, 0.3, "PASS")
+    assert board.loc["broken"].drop(["k", "verdict", "reason"]).isna().all()
+
+
+def test_numbers_that_count_stay_whole_beside_a_failed_line(built):
+    first = (built[0] / "leaderboard.csv").read_text().splitlines()[1]
+    assert first.startswith("winner,0,4,")
+
+
+def test_the_printed_board_shows_every_condition_retention_verdict_and_reason(built):
+    lines = built[2].splitlines()
+    assert lines[1].split() == [
+        *(
+            "config",
+            "seed",
+            "k",
+            "split",
+            "n",
+            "normal",
+            "%",
+            "95",
+            "%",
+            "CI",
+            "null",
+            "random",
+            "shuffle",
+            "P0",
+            "P1",
+        ),
+        *("constant", "retention", "score", "verdict"),
+    ]
+    winner = next(line for line in lines if line.startswith("winner "))
+    assert winner.split()[:9] == ["winner", "0", "4", "confirm", "200", "75.0", "[68.6,", "80.5]", "30.0"]
+    assert winner.split()[9:] == ["30.0", "15.0", "30.0", "90.0", "0.75", "+0.300", "PASS"]
+    assert "broken: failed: seed 0: loss nan at step 3; lower lr" in lines
+    assert lines[-1].startswith("written:")
+
+
+def test_every_training_seed_has_its_line_and_they_are_told_apart(tmp_path):
+    folder = folder_of(tmp_path, *(attempt("a", gain=0.1 * (seed + 1), seed=seed) for seed in range(3)))
+    board = build(folder)
+    assert list(board.seed) == [2, 1, 0]
+    assert [line.split(":")[0] for line in reasons(board)] == ["a, seed 2", "a, seed 1", "a, seed 0"]
+    text = (folder / "attempts" / "a.md").read_text()
+    assert [text.count(f"## Training seed {seed}, split confirm") for seed in range(3)] == [1, 1, 1]
+
+
+def test_tests_are_corrected_over_all_that_are_judged_on_confirm():
+    rows = pd.concat([attempt(f"c{i}", splits=("confirm",)) for i in range(5)], ignore_index=True)
+    rows = rows.drop_duplicates(KEY)
+    tests = [
+        [f.p_value for f in a.verdict.findings if f.p_value is not None] for a in judge_runs(rows, load_gate())
+    ]
+    alone = judge(judged_rows(rows, "c0", 0, "confirm"), load_gate())
+    raw = [f.p_value for f in alone.findings if f.p_value is not None]
+    assert len(raw) == 2
+    expected = multipletests(raw * 5, method="holm")[1].reshape(5, 2)
+    np.testing.assert_allclose(tests, expected)
+
+
+def test_a_configuration_that_failed_has_one_line_whatever_it_had_played(tmp_path):
+    folder = folder_of(
+        tmp_path, attempt("a"), attempt("b", splits=("search",)), failure_row("b", 4, "easy", "died")
+    )
+    assert list(zip(*build(folder)[["config", "verdict"]].values.T, strict=True)) == [
+        ("a", "PASS"),
+        ("b", "failed"),
+    ]
+
+
+def test_a_board_of_failures_alone_is_written(tmp_path):
+    folder = folder_of(tmp_path, failure_row("a", 4, "easy", "died"), failure_row("b", 8, "easy", "nan"))
+    board = build(folder)
+    assert list(board.verdict) == ["failed", "failed"]
+    assert {"normal", "null", "shuffle", "P0", "P1", "retention", "gate1"} <= set(board.columns)
+    assert "| b " in (folder / "leaderboard.md").read_text()
+
+
+def test_rows_cut_short_by_a_kill_give_a_board_that_says_so():
+    rows = attempt("half", splits=("search",))
+    board = board_of(attempt("whole"), rows[rows.condition != "shuffle"]).set_index("config")
+    assert board.loc["half", "verdict"] == "incomplete"
+    assert "condition shuffle: missing" in board.loc["half", "reason"]
+    assert board.loc["whole", "verdict"] == "PASS"
+
+
+def test_pictures_open_and_show_something(built):
+    folder = built[0] / "figures"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        f"{n}.{kind}"
+        for n in ("conditions", "slots", "scale_gate", "outcomes", "scores")
+        for kind in ("png", "svg")
+    }
+    for path in folder.glob("*.png"):
+        pixels = matplotlib.image.imread(path)
+        assert min(pixels.shape[:2]) > 200
+        assert len(np.unique(pixels[::7, ::7, :3])) > 10
+
+
+def test_another_build_from_rows_in_another_order_writes_the_same_bytes(built, tmp_path):
+    def contents(folder):
+        # But for the digest of the rows' file, whose rows stand in another order.
+        file = hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest().encode()
+        return {
+            p.relative_to(folder): p.read_bytes().replace(file, b"digest")
+            for p in folder.rglob("*")
+            if p.suffix != ".parquet" and p.is_file()
+        }
+
+    first, folder = built[0], tmp_path / built[0].name
+    rows = pd.read_parquet(first / "rows.parquet").sample(frac=1, random_state=0)
+    folder.mkdir()
+    rows.to_parquet(folder / "rows.parquet")
+    shutil.copy(first / "confirm-looks.log", folder)
+    build(folder)
+    assert contents(folder) == contents(first)
+    assert len(contents(first)) == 1 + 1 + 2 + 4 + 10
+
+
+def test_later_looks_at_confirm_are_owned_up_to(built):
+    for name in ("leaderboard.md", "attempts/winner.md"):
+        assert f"Looked at confirm again: {LOOK}" in (built[0] / name).read_text()
+
+
+def test_the_gate_of_the_sweep_is_the_reports_unless_another_is_given(tmp_path):
+    folder = folder_of(tmp_path, attempt("winner", splits=("confirm",)))
+    gate = load_gate().model_dump()
+    gate["name"] = "strict"
+    gate["criteria"] = [
+        {"gate": "gate1", "name": "high", "kind": "lower_bound", "condition": "normal", "at_least": 0.95}
+    ]
+    (folder / "sweep.yaml").write_text(json.dumps({"gate": gate}))
+    board = build(folder)
+    assert board.reason[0] == "gate1, high: CI_low(normal) = 68.6% < 95.0%"
+    assert "by gate `strict`" in (folder / "leaderboard.md").read_text()
+    easy = tmp_path / "easy.yaml"
+    easy.write_text(json.dumps({**gate, "name": "easy", "criteria": [{**gate["criteria"][0], "at_least": 0.1}]}))
+    build(folder, easy)
+    assert "by gate `easy`" in (folder / "leaderboard.md").read_text()
+
+
+# --- bad input -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys):
+    """The one line that the command says, having written nothing."""
+
+    def refuse(*argv):
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr(sys, "argv", ["m2ray.report", *map(str, argv)])
+        with pytest.raises(SystemExit) as exit_:
+            run_command(main)
+        said = capsys.readouterr()
+        assert (exit_.value.code, said.out) == (2, "")
+        assert len(said.err.splitlines()) == 1
+        assert sorted(tmp_path.rglob("*")) == before
+        return said.err
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/x", "a\nb", "..", ".", " ", "a/b", "a\\b", "a\0b", ".hidden", "x" * 200]
+)
+def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
+    inside = tmp_path / "deep" / "results"
+    folder_of(inside, attempt(name, splits=("confirm",)))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="is no plain name; mend the rows"):
+        build(inside)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_hostile_name_is_one_line_on_the_command_line(tmp_path, refused):
+    folder = folder_of(tmp_path / "r", attempt("../x", splits=("confirm",)))
+    assert "'../x' is no plain name" in refused(folder)
+
+
+def test_a_folder_that_is_not_there_or_holds_no_rows_is_refused(tmp_path, refused):
+    assert "no such folder; give results/NAME" in refused(tmp_path / "nothing")
+    assert "holds no rows; run the sweep" in refused(tmp_path)
+
+
+def test_rows_with_missing_columns_are_refused(folder, refused):
+    rows = pd.read_parquet(folder / "rows.parquet").drop(columns="nll")
+    rows.to_parquet(folder / "rows.parquet")
+    line = refused(folder)
+    assert f"{folder}/rows.parquet: column nll: missing" in line
+
+
+def test_rows_that_lack_a_judged_condition_throughout_are_refused(tmp_path, refused):
+    rows = attempt("a", splits=("confirm",))
+    folder = folder_of(tmp_path / "r", rows[rows.condition != "P0"])
+    assert "condition P0: missing" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("gate: {name: x}", "sweep.yaml: gate: criteria: missing; add it"),
+        ("gate: [", "sweep.yaml: not valid YAML"),
+        ("- 1", "sweep.yaml: expected a mapping"),
+    ],
+)
+def test_a_damaged_sweep_yaml_is_refused(folder, refused, content, says):
+    (folder / "sweep.yaml").write_text(content)
+    assert says in refused(folder)

@@ -1,0 +1,39 @@
+"""The benchmarks: both sides do the same work, and every figure that is promised is there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from m2ray.config.plan import load_plan
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmarks" / "bench.py"
+
+
+def test_the_sweeps_that_it_times_are_valid(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from bench_sweep import FIRST
+
+    space = tmp_path / "first.yaml"
+    space.write_text(yaml.dump(FIRST))
+    assert load_plan(space).points.keys() == {"one"}
+
+
+@pytest.mark.slow
+def test_the_benchmark_compares_like_with_like_and_adds_part_to_part(tmp_path):
+    """It refuses to time sides that differ in losses or answers, so that it ends well says that they agree."""
+    for part in ("train,eval", "pack"):
+        command = [sys.executable, SCRIPT, "--parts", part, "--seconds", "0.5", "--out", tmp_path]
+        subprocess.run([*map(str, command)], check=True, timeout=500)
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    for name in ("train_ratio", "train_ratio_batch8", "eval_ratio", "packed_ratio", "packed_memory_ratio"):
+        assert figures[name] > 0
+    for place in ("message", "before"):
+        assert figures["train_places"][place]["train_ratio"] > 1
+    assert figures["runs"].keys() == {"train", "eval", "pack"}
+    table = (tmp_path / "bench.md").read_text()
+    assert "| eval_ratio " in table
+    assert "| packed_memory_ratio " in table

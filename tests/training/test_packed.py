@@ -1,0 +1,136 @@
+"""Several codecs trained on one receiver at once: each becomes what it becomes alone."""
+
+import json
+import math
+
+import pytest
+import torch
+from test_training import config, curve
+
+from m2ray.codec.codec import load_codec
+from m2ray.training.packed import train_packed
+from m2ray.training.trainer import Trainer, TrainingFailed, train
+
+# Of different k, place, encoder, objectives, batch and length.
+MEMBERS = {
+    "plain": {},
+    "other-k": {"codec__k": 5},
+    "behind": {"codec__place": "after", "losses__help": {}},
+    "before": {"codec__place": "before", "codec__encoder": "last_token", "losses__kl": {}},
+    "slots": {"losses": {"slots": {}, "states": {}, "ce": {"weight": 1.0, "start": 0.5}}},
+    "longer": {"training__epochs": 3, "training__batch_size": 4, "training__log_every": 3},
+    "codes": {"codec__bottleneck": "vq", "codec__codebook": 16, "codec__groups": 1, "losses__commitment": {}},
+}
+
+
+def begin(receiver, folder, name, reports=None, **changes):
+    conf = config(receiver, **MEMBERS[name], **changes)
+    said = reports if reports is not None else []
+    return Trainer(
+        conf,
+        0,
+        receiver,
+        folder / name,
+        lambda metrics, at: said.append((name, metrics["epoch"])),
+        {"config": name},
+    )
+
+
+def test_a_pack_trains_each_codec_as_it_would_be_trained_alone(tiny, tmp_path):
+    reports, failures = [], []
+    pack = [begin(tiny, tmp_path / "pack", name, reports) for name in MEMBERS]
+    train_packed([iter([training]) for training in pack], lambda number, error: failures.append(error))
+    assert not failures
+    assert {name: max(e for n, e in reports if n == name) for name in MEMBERS} == {
+        name: 3 if name == "longer" else 2 for name in MEMBERS
+    }
+    for name in MEMBERS:
+        conf = config(tiny, **MEMBERS[name])
+        last = train(conf, 0, tiny, tmp_path / "alone" / name, lambda metrics, at: None, {"config": name})
+        packed = tmp_path / "pack" / name
+        assert curve(packed) == pytest.approx(curve(tmp_path / "alone" / name), rel=1e-3)
+        alone, together = (load_codec(folder, tiny).state_dict() for folder in (last, packed / last.name))
+        for key, weight in alone.items():
+            torch.testing.assert_close(together[key], weight, rtol=1e-2, atol=2e-4)
+
+
+def test_the_trainings_of_a_queue_follow_each_other_and_precisions_take_turns(tiny, tmp_path):
+    reports = []
+    first = (begin(tiny, tmp_path / str(i), "plain", reports, training__epochs=1) for i in range(2))
+    other = begin(tiny, tmp_path, "other-k", reports, training__precision="bfloat16")
+    train_packed([first, iter([other])], lambda number, error: pytest.fail(str(error)))
+    assert sorted(reports) == [("other-k", 1), ("other-k", 2), ("plain", 1), ("plain", 1)]
+    assert curve(tmp_path / "0" / "plain") == curve(tmp_path / "1" / "plain")
+
+
+def test_a_pack_goes_on_without_a_member_that_breaks_down(tiny, tmp_path, monkeypatch):
+    pack = [begin(tiny, tmp_path, name) for name in ("plain", "other-k")]
+    with torch.no_grad():
+        next(pack[0].trainee.codec.parameters()).fill_(math.nan)
+    failures = []
+    train_packed([iter([training]) for training in pack], lambda number, error: failures.append((number, error)))
+    ((number, error),) = failures
+    assert number == 0
+    assert isinstance(error, TrainingFailed)
+    assert pack[1].done
+    assert all(math.isfinite(loss) for loss in curve(tmp_path / "other-k"))
+
+
+def test_a_pack_reads_the_prompts_of_all_in_common_passes(tiny, tmp_path, monkeypatch):
+    made = []
+    forward = type(tiny).forward
+
+    def counted(self, passes, at_once=None):
+        made.append(len(passes))
+        return forward(self, passes, at_once)
+
+    monkeypatch.setattr(type(tiny), "forward", counted)
+    pack = [begin(tiny, tmp_path, name, training__epochs=1) for name in ("plain", "other-k")]
+    made.clear()
+    train_packed([iter([training]) for training in pack], lambda number, error: pytest.fail(str(error)))
+    assert made.count(2) >= 4  # one a step at the least; what search_score asks comes one by one
+
+
+def test_what_a_pack_hears_as_text_is_read_once(tiny, tmp_path, monkeypatch):
+    read = []
+    forward = type(tiny).forward
+
+    def counted(self, passes, at_once=None):
+        read.extend(one.key for one in passes if one.key)
+        return forward(self, passes, at_once)
+
+    monkeypatch.setattr(type(tiny), "forward", counted)
+    told = {"losses__slots": {}, "losses__states": {}, "training__epochs": 1}
+    pack = [begin(tiny, tmp_path / str(lr), "plain", **told, training__lr=lr) for lr in (1e-3, 3e-2)]
+    train_packed([iter([training]) for training in pack], lambda number, error: pytest.fail(str(error)))
+    assert {key[0] for key in read} == {"words", "text"}
+    assert len(read) == len(set(read)) == 2 * pack[0].step
+    alone = begin(tiny, tmp_path / "alone", "plain", **told, training__lr=1e-3)
+    alone.run()
+    slow, fast = (curve(tmp_path / str(lr) / "plain") for lr in (1e-3, 3e-2))
+    assert slow == pytest.approx(curve(alone.folder), rel=1e-4)
+    assert slow != pytest.approx(fast, rel=1e-4)
+
+
+def test_a_training_that_is_killed_within_an_epoch_goes_on_from_its_last_minute(tiny, tmp_path, monkeypatch):
+    """With a state saved after each step, a run that dies at any of them ends as the undisturbed one does."""
+    conf = config(tiny, losses__slots={})
+    train(conf, 0, tiny, tmp_path / "whole", lambda metrics, at: None, {"config": "a"})
+    monkeypatch.setattr("m2ray.training.SAVE_S", -1.0)
+    for steps in (3, 4, 6):
+        training = Trainer(conf, 0, tiny, tmp_path / "parts", lambda metrics, at: None, {"config": "a"})
+        while training.step < steps:
+            loss, parts = training.trainee(*training.next_step())
+            loss.backward()
+            training.learn(loss, parts)
+        training.close()
+        del training
+    resumed = Trainer(conf, 0, tiny, tmp_path / "parts", lambda metrics, at: None, {"config": "a"})
+    assert resumed.step == 6
+    last = resumed.run()
+    assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-5)
+    steps = [entry["step"] for entry in json.loads((tmp_path / "parts" / "history.json").read_text())]
+    assert steps == list(range(1, 9))
+    whole, parts = (load_codec(tmp_path / name / last.name, tiny).state_dict() for name in ("whole", "parts"))
+    for key, weight in whole.items():
+        torch.testing.assert_close(parts[key], weight)
