@@ -15,7 +15,7 @@ test:       ## what CI runs after `check`
 slow:       ## minutes: nested Ray Train, killed processes, pretrained receivers
 	pytest -m slow
 
-format:     ## mend what ruff can mend
+format:     ## fix what ruff can fix
 	ruff check --fix
 	ruff format
 

@@ -28,7 +28,9 @@ def test_a_trained_codec_passes_a_message_between_two_agents():
     episodes = m2ray.episodes(m2ray.level("easy"), range(6_000_000, 6_000_200))
     episode = episodes[0]
     with torch.no_grad():
-        prefix_1KD = codec(receiver.read([episode.message])).prefix_BKD  # agent A's message as four vectors
+        prefix_1KD = codec(
+            receiver.encode_messages([episode.message])
+        ).prefix_BKD  # agent A's message as four vectors
     (answer,) = receiver.decode([episode], codec.config.k, prefix_1KD, codec.config.place)  # agent B
     assert m2ray.verify(episode, answer, receiver.style.answer).parsed
 

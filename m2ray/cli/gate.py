@@ -42,7 +42,7 @@ def parse_count(text: str, where: str) -> tuple[int, int]:
         raise UserError(f"{where}: {text[:40]!r} is no count; write successes/episodes such as 11/50")
     successes, n = int(match[1]), int(match[2])
     if successes > n:
-        raise UserError(f"{where}: {text} has more successes than episodes; mend the count")
+        raise UserError(f"{where}: {text} has more successes than episodes; fix the count")
     return successes, n
 
 

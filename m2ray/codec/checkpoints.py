@@ -29,8 +29,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
         below = sorted(folder.glob("*/config.json"))
-        mend = f", such as {below[-1].parent}" if below else " that m2ray.train wrote"
-        raise UserError(f"{folder}: no config.json; give a checkpoint folder{mend}")
+        fix = f", such as {below[-1].parent}" if below else " that m2ray.train wrote"
+        raise UserError(f"{folder}: no config.json; give a checkpoint folder{fix}")
     try:
         record = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:

@@ -43,7 +43,7 @@ class CodecOutput(NamedTuple):
     latent_BKD: Tensor  # before the bottleneck; under VQ in units of an embedding entry where norms are free
     codes_BKG: Tensor | None
     code_probs_BKGC: Tensor | None  # soft assignment, differentiable
-    quantised_BKD: Tensor | None
+    quantized_BKD: Tensor | None
 
 
 class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
@@ -113,10 +113,10 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         if self.quantiser is None:
             return CodecOutput(self.calibrate(latent_BKD, scale_gate), latent_BKD, None, None, None)
         scaled_BKD = latent_BKD / (self.unit / math.sqrt(self.width)) if self.norm is None else latent_BKD
-        quantised_BKD, codes_BKG, probs_BKGC = self.quantiser(scaled_BKD, gather)
-        through_BKD = scaled_BKD + (quantised_BKD - scaled_BKD).detach()
+        quantized_BKD, codes_BKG, probs_BKGC = self.quantiser(scaled_BKD, gather)
+        through_BKD = scaled_BKD + (quantized_BKD - scaled_BKD).detach()
         return CodecOutput(
-            self.calibrate(through_BKD, scale_gate), scaled_BKD, codes_BKG, probs_BKGC, quantised_BKD
+            self.calibrate(through_BKD, scale_gate), scaled_BKD, codes_BKG, probs_BKGC, quantized_BKD
         )
 
     def calibrate(self, latent_BKD: Tensor, scale_gate: float | None = None) -> Tensor:

@@ -57,8 +57,8 @@ class VectorQuantizer(nn.Module):
         chosen_BKGE = self.codes_GCE[groups_G, codes_BKG]
         spread = distance_BKGC.detach().mean().clamp(min=1e-6)
         probs_BKGC = torch.softmax(-distance_BKGC / (0.1 * spread), dim=-1)
-        quantised_BKD = chosen_BKGE.flatten(2)
-        return quantised_BKD, codes_BKG, probs_BKGC
+        quantized_BKD = chosen_BKGE.flatten(2)
+        return quantized_BKD, codes_BKG, probs_BKGC
 
     def _follow(self, parts_MGE: Tensor) -> None:
         if not bool(self.count_GC.any()):

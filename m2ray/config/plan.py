@@ -78,7 +78,7 @@ class Plan:
                     if times == _CHECK_TIMES:
                         break
                 if not times:
-                    raise UserError(f"{self.file}: axes.{key}.when: never holds; mend the keys or values it names")
+                    raise UserError(f"{self.file}: axes.{key}.when: never holds; fix the keys or values it names")
         return configs
 
     def _pool(self, key: str, axis: Axis) -> list[Scalar]:
@@ -172,7 +172,7 @@ def load_plan(
         search: Over the file's `search`.
 
     Raises:
-        UserError: names file, key and mend.
+        UserError: names file, key and fix.
     """
     data, search = read_yaml(file), search or {}
     refuse_sweep_record(file, data)

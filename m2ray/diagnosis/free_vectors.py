@@ -37,7 +37,7 @@ def free_vectors(receiver: Receiver, episodes: Sequence[Episode], k: int, place:
     # In units of an embedding's entries, so that a step means the same for any receiver.
     free_EKD = (receiver.embedding_ND[picks_EK].float() / unit).requires_grad_()
     optimizer = torch.optim.Adam([free_EKD], lr=0.2)
-    frame, layout = receiver.frame(episodes[0].level), receiver.layout(episodes, k, place)
+    frame, layout = receiver.answer_frame(episodes[0].level), receiver.layout(episodes, k, place)
     targets_EVN = receiver.targets(episodes)
     for _ in range(steps):
         nll_EA = answer_nll(receiver.logits(layout, unit * free_EKD, len(frame.ids_A)), frame, targets_EVN)

@@ -47,9 +47,9 @@ def answer_nll_parts(
     receiver: Receiver, episodes: Sequence[Episode], injection: Injection, batch_size: int
 ) -> AnswerNll:
     """Nats as `m2ray.evaluation.value_nll` counts them, and those it leaves out. All episodes have the same k."""
-    frame = receiver.frame(episodes[0].level)
+    frame = receiver.answer_frame(episodes[0].level)
     digits_A = torch.zeros(len(frame.ids_A), dtype=torch.bool)
-    digits_A[frame.places_V] = True
+    digits_A[frame.positions_V] = True
     parts = []
     for start in range(0, len(episodes), batch_size):
         chunk = slice(start, start + batch_size)

@@ -43,18 +43,18 @@ STRENGTHS = np.logspace(-7, 0, 15)  # of the ridge, over the largest eigenvalue
 ROUNDING = 1e-10  # share of the features' energy below which a direction is rounding
 
 
-def stages(material: ConditionInputs) -> dict[str, Tensor]:
+def stages(inputs: ConditionInputs) -> dict[str, Tensor]:
     """Features of every message at every stage, [E, F] each.
 
     `tokens`: all token states and their sum. `pooled`: the one state that `last_token` reads, for other encoders
     the mean over tokens. `latent`: as the encoder wrote it. `prefix`: in the receiver's own precision.
     """
-    pool = last_state if material.trained.config.encoder == "last_token" else mean_state
+    pool = last_state if inputs.tested_codec.config.encoder == "last_token" else mean_state
     features = {
-        "tokens": material.encode(token_states),
-        "pooled": material.encode(pool),
-        "latent": material.latents_EKD,
-        "prefix": material.prefixes_EKD.to(material.receiver.dtype),
+        "tokens": inputs.encode(token_states),
+        "pooled": inputs.encode(pool),
+        "latent": inputs.latents_EKD,
+        "prefix": inputs.prefixes_EKD.to(inputs.receiver.dtype),
     }
     return {name: rows.flatten(1).float().cpu() for name, rows in features.items()}
 

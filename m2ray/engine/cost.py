@@ -55,7 +55,7 @@ def count_work(plan: Plan) -> Work:
         "select": seeds * min(space.judge.select, trials),
         "confirm": seeds * (len(plan.points) + min(space.judge.confirm, trials)),
     }
-    depends = [get_condition(name).depends for name in condition_names(example.evaluation)]
+    depends = [get_condition(name).depends_on for name in condition_names(example.evaluation)]
     slots = len({(c.codec.k, c.codec.place) for c in plan.all})
     jobs = answers = 0
     for split in SPLITS:

@@ -50,7 +50,7 @@ def evaluation_jobs(trial: TrialConfig, split: str, folder: Path, constants: Pat
     """A checkpoint's evaluation in three jobs: what needs it, what needs its k and place, what needs neither."""
     names = condition_names(trial.evaluation)
     for depends, at in (("checkpoint", folder), ("slots", folder), ("receiver", None)):
-        wanted = tuple(name for name in names if get_condition(name).depends == depends)
+        wanted = tuple(name for name in names if get_condition(name).depends_on == depends)
         if wanted:
             yield EvaluationJob(trial, split, wanted, at, constants)
 

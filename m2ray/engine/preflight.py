@@ -62,7 +62,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
                 load_start_weights(Path(start), Codec(codec, receiver), config, receiver)
         check_receiver_seeds(example, receiver)
         source = EpisodeSource(example.task)
-        receiver.frame(source.level)  # refuses a level whose words the receiver does not know
+        receiver.answer_frame(source.level)  # refuses a level whose words the receiver does not know
         source.check_disjoint(example.splits)
         for split in SPLITS:
             episodes = source.get(example.splits.seeds(split), split)
@@ -89,7 +89,7 @@ def check_diagnosis(plan: Plan, receiver: Receiver) -> None:
 
 def plan_notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> list[str]:
     """What is valid in a space and yet seldom meant, judged by a few of its messages."""
-    reading = receiver.read([episode.message for episode in episodes])
+    reading = receiver.encode_messages([episode.message for episode in episodes])
     lengths_B = reading.mask_BT.sum(1)
     shortest, longest = int(lengths_B.min()), int(lengths_B.max())
     norm = float(reading.first_BTD[reading.mask_BT].float().norm(dim=-1).mean()) / receiver.embedding_norm

@@ -74,7 +74,7 @@ class Sweep:
     @staticmethod
     def _key(job: EvaluationJob) -> tuple[str, int, str, str, str, int, str]:
         """What a job's rows depend on, so that nothing is played twice."""
-        depends, config, seed, checkpoint = get_condition(job.names[0]).depends, "", -1, ""
+        depends, config, seed, checkpoint = get_condition(job.names[0]).depends_on, "", -1, ""
         if depends == "checkpoint" and job.folder:
             record = read_record(job.folder)
             config, seed, checkpoint = record["config"], record["seed"], record["digest"]

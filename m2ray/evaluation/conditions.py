@@ -47,7 +47,7 @@ class ConditionInputs:
     batch_size: int
 
     @property
-    def trained(self) -> Codec:
+    def tested_codec(self) -> Codec:
         """The codec under test."""
         assert self.codec is not None, "this condition needs a codec"
         return self.codec
@@ -55,13 +55,13 @@ class ConditionInputs:
     @cached_property
     def latents_EKD(self) -> Tensor:
         """What the codec's encoder makes of all messages: what `Codec.decode` takes."""
-        codec = self.trained
+        codec = self.tested_codec
         return self.encode(lambda reading: codec.encode(reading, codec.config.k))
 
     @cached_property
     def prefixes_EKD(self) -> Tensor:
         """The codec's prefixes of all messages."""
-        codec = self.trained
+        codec = self.tested_codec
         return self.encode(lambda reading: codec(reading).prefix_BKD)
 
     def encode(self, forward: Callable[[EncodedMessage], Tensor]) -> Tensor:
@@ -70,7 +70,7 @@ class ConditionInputs:
         with torch.no_grad():
             for start in range(0, len(self.episodes), self.batch_size):
                 batch = self.episodes[start : start + self.batch_size]
-                parts.append(forward(self.receiver.read([episode.message for episode in batch])))
+                parts.append(forward(self.receiver.encode_messages([episode.message for episode in batch])))
         return torch.cat(parts).detach()  # a view of a parameter keeps its gradient even here
 
     def noise(self, shape: Sequence[int], stream: int) -> Tensor:
@@ -119,86 +119,86 @@ def _any_derangement(allowed: list[list[bool]]) -> list[int]:
     return partner
 
 
-def normal(material: ConditionInputs) -> Injection:
+def normal(inputs: ConditionInputs) -> Injection:
     """The codec's prefix of the right message."""
-    return Injection(None, list(material.prefixes_EKD), material.trained.config.place)
+    return Injection(None, list(inputs.prefixes_EKD), inputs.tested_codec.config.place)
 
 
-def null(material: ConditionInputs) -> Injection:
+def null(inputs: ConditionInputs) -> Injection:
     """True zeros in the slots; not decode(0), whose bias leaks."""
-    return Injection(None, list(torch.zeros_like(material.prefixes_EKD)), material.trained.config.place)
+    return Injection(None, list(torch.zeros_like(inputs.prefixes_EKD)), inputs.tested_codec.config.place)
 
 
-def random(material: ConditionInputs) -> Injection:
+def random(inputs: ConditionInputs) -> Injection:
     """The codec's decode of latents drawn from N(0, 1)."""
-    codec = material.trained
-    latent_EKD = material.noise((codec.config.k, codec.width), stream=1)
+    codec = inputs.tested_codec
+    latent_EKD = inputs.noise((codec.config.k, codec.width), stream=1)
     with torch.no_grad():
         return Injection(None, list(codec.decode(latent_EKD).prefix_BKD), codec.config.place)
 
 
-def shuffle(material: ConditionInputs) -> Injection:
+def shuffle(inputs: ConditionInputs) -> Injection:
     """The codec's prefix of another episode's message."""
-    partners = derangement(material.episodes)
-    return Injection(None, list(material.prefixes_EKD[partners]), material.trained.config.place, partners)
+    partners = derangement(inputs.episodes)
+    return Injection(None, list(inputs.prefixes_EKD[partners]), inputs.tested_codec.config.place, partners)
 
 
-def constant(material: ConditionInputs) -> Injection:
+def constant(inputs: ConditionInputs) -> Injection:
     """A trained prefix with no content: the ceiling of mere priming."""
-    codec = material.constant
+    codec = inputs.constant
     assert codec is not None, "the condition constant needs a trained content-free codec"
-    return Injection(None, list(material.encode(lambda reading: codec(reading).prefix_BKD)), codec.config.place)
+    return Injection(None, list(inputs.encode(lambda reading: codec(reading).prefix_BKD)), codec.config.place)
 
 
-def mean(material: ConditionInputs) -> Injection:
+def mean(inputs: ConditionInputs) -> Injection:
     """The mean prefix of the split."""
-    prefixes_EKD = material.prefixes_EKD
+    prefixes_EKD = inputs.prefixes_EKD
     means_EKD = prefixes_EKD.mean(0, keepdim=True).expand_as(prefixes_EKD)
-    return Injection(None, list(means_EKD), material.trained.config.place)
+    return Injection(None, list(means_EKD), inputs.tested_codec.config.place)
 
 
-def matched(material: ConditionInputs) -> Injection:
+def matched(inputs: ConditionInputs) -> Injection:
     """Gaussian prefixes with the mean and covariance of the split's.
 
     mean + (w / sqrt(E)) (X - mean), w ~ N(0, I_E), has exactly the sample covariance of X and needs no
     factorisation of it.
     """
-    prefixes_EKD = material.prefixes_EKD
+    prefixes_EKD = inputs.prefixes_EKD
     centre_KD = prefixes_EKD.mean(0)
-    weights_EE = material.noise((len(prefixes_EKD),), stream=2) / len(prefixes_EKD) ** 0.5
+    weights_EE = inputs.noise((len(prefixes_EKD),), stream=2) / len(prefixes_EKD) ** 0.5
     drawn_EKD = centre_KD + torch.einsum("ef,fkd->ekd", weights_EE, prefixes_EKD - centre_KD)
-    return Injection(None, list(drawn_EKD), material.trained.config.place)
+    return Injection(None, list(drawn_EKD), inputs.tested_codec.config.place)
 
 
-def p0(material: ConditionInputs) -> Injection:
+def p0(inputs: ConditionInputs) -> Injection:
     """No slots, no message."""
-    return Injection([""] * len(material.episodes), None, "message")
+    return Injection([""] * len(inputs.episodes), None, "message")
 
 
-def p1(material: ConditionInputs) -> Injection:
+def p1(inputs: ConditionInputs) -> Injection:
     """The full message as text."""
-    return Injection([episode.message for episode in material.episodes], None, "message")
+    return Injection([episode.message for episode in inputs.episodes], None, "message")
 
 
-def identity(material: ConditionInputs) -> Injection:
+def identity(inputs: ConditionInputs) -> Injection:
     """The message's own token embeddings in the slots, as many as it has tokens: must equal P1."""
-    receiver = material.receiver
-    rows = [receiver.tokens(episode.message) for episode in material.episodes]
+    receiver = inputs.receiver
+    rows = [receiver.tokens(episode.message) for episode in inputs.episodes]
     vectors = [receiver.embedding_ND[torch.tensor(row, device=receiver.device)] for row in rows]
     return Injection(None, vectors, "message")
 
 
-def text_bytes(material: ConditionInputs, limit: int) -> Injection:
+def text_bytes(inputs: ConditionInputs, limit: int) -> Injection:
     """The message as text, cut to its first `limit` bytes: the rate-distortion rival."""
-    cut = [episode.message.encode()[:limit].decode(errors="ignore") for episode in material.episodes]
+    cut = [episode.message.encode()[:limit].decode(errors="ignore") for episode in inputs.episodes]
     return Injection(cut, None, "message")
 
 
-def scale_gate(material: ConditionInputs, gate: float) -> Injection:
+def scale_gate(inputs: ConditionInputs, gate: float) -> Injection:
     """The right message's prefix at another scale: `gate` times the mean token-embedding norm."""
-    codec = material.trained
+    codec = inputs.tested_codec
     with torch.no_grad():
-        prefix_EKD = codec.decode(material.latents_EKD, gate).prefix_BKD
+        prefix_EKD = codec.decode(inputs.latents_EKD, gate).prefix_BKD
     return Injection(None, list(prefix_EKD), codec.config.place)
 
 
@@ -206,7 +206,7 @@ class Condition(NamedTuple):
     """A condition and what its rows depend on: a checkpoint; only its k and place (slots); or neither."""
 
     inject: Callable[[ConditionInputs], Injection]
-    depends: Literal["checkpoint", "slots", "receiver"]
+    depends_on: Literal["checkpoint", "slots", "receiver"]
 
 
 CONDITIONS: dict[str, Condition] = {
@@ -239,15 +239,15 @@ def get_condition(name: str) -> Condition:
         return found
     if cut := re.fullmatch(r"text-([1-9][0-9]{0,17})", name):
         limit = int(cut[1])
-        return Condition(lambda material: text_bytes(material, limit), "receiver")
+        return Condition(lambda inputs: text_bytes(inputs, limit), "receiver")
     scale = re.fullmatch(r"scale_gate=([0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,3})?)", name)
     if scale and (gate := float(scale[1])) < float("inf"):
-        return Condition(lambda material: scale_gate(material, gate), "checkpoint")
+        return Condition(lambda inputs: scale_gate(inputs, gate), "checkpoint")
     known = ", ".join([*CONDITIONS, *added])
     raise UserError(f"--conditions: {name!r} does not exist; use some of {known}, text-16, scale_gate=0.5")
 
 
-def build_injection(name: str, material: ConditionInputs) -> Injection:
+def build_injection(name: str, inputs: ConditionInputs) -> Injection:
     """What B gets under a condition.
 
     Raises:
@@ -255,8 +255,8 @@ def build_injection(name: str, material: ConditionInputs) -> Injection:
     """
     kind = get_condition(name)
     with plugins.blame(plugins.CONDITIONS, name):
-        injection = kind.inject(material)
+        injection = kind.inject(inputs)
         given = injection.texts if injection.prefixes is None else injection.prefixes
-        if given is None or len(given) != len(material.episodes):
+        if given is None or len(given) != len(inputs.episodes):
             raise ValueError("an Injection holds a text or a prefix for each episode; this one does not")
     return injection

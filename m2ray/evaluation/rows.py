@@ -66,11 +66,11 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
         if name not in rows.columns:
             raise UserError(f"{source}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep")
         if rows[name].dtype.kind in "mM":  # times, which Arrow takes for numbers
-            raise UserError(f"{source}: column {name}: holds times; mend the column's type")
+            raise UserError(f"{source}: column {name}: holds times; fix the column's type")
     try:
         table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     except (pa.ArrowException, OverflowError) as error:
-        raise UserError(f"{source}: {describe_error(error)}; mend the column's type") from None
+        raise UserError(f"{source}: {describe_error(error)}; fix the column's type") from None
     for name in SCHEMA.names:
         if name != "nll" and table[name].null_count:
             raise UserError(f"{source}: column {name}: holds empty cells; fill them, only nll may be unknown")

@@ -63,17 +63,17 @@ def evaluate(
     if not names:
         raise UserError("evaluation.conditions: empty; name at least one condition")
     check_no_leak(receiver, episodes)
-    material = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
+    inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
     frames = []
     for name in names:
         kind = get_condition(name)
-        injection = build_injection(name, material)
+        injection = build_injection(name, inputs)
         if name == "null":
             check_null(injection)
         answers, nll_E = answer_episodes(receiver, episodes, injection, config)
         outcomes = [verify(e, text, receiver.style.answer) for e, text in zip(episodes, answers, strict=True)]
-        own = subject if kind.depends == "checkpoint" else None
-        slots = codec.config if codec is not None and kind.depends != "receiver" else None
+        own = subject if kind.depends_on == "checkpoint" else None
+        slots = codec.config if codec is not None and kind.depends_on != "receiver" else None
         columns: dict[str, Any] = {
             "config": own.config if own else "",
             "seed": own.seed if own else -1,
@@ -113,7 +113,7 @@ def answer_episodes(
             prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
         elif injection.texts is not None:
             texts = [injection.texts[i] for i in picked]
-        decoded, logits_BVW = receiver.play(
+        decoded, logits_BVW = receiver.generate_and_score(
             batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
         )
         for i, text in zip(picked, decoded, strict=True):
@@ -139,8 +139,8 @@ def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:
     """
     for episode in episodes:
         silent = replace(episode, sender=(), message="")
-        if receiver.prompt(episode) != receiver.prompt(silent):
-            raise UserError(f"receiver {receiver.name}: its prompt style leaks the message; mend the style")
+        if receiver.prompt_ids(episode) != receiver.prompt_ids(silent):
+            raise UserError(f"receiver {receiver.name}: its prompt style leaks the message; fix the style")
 
 
 def check_null(injection: Injection) -> None:

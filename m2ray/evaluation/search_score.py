@@ -29,8 +29,8 @@ def search_score(
         search_success.
     """
     batch_size = config.batch_size
-    material = ConditionInputs(receiver, episodes, codec, None, batch_size)
-    prefixes_EKD, place = material.prefixes_EKD, codec.config.place
+    inputs = ConditionInputs(receiver, episodes, codec, None, batch_size)
+    prefixes_EKD, place = inputs.prefixes_EKD, codec.config.place
     partners = derangement(episodes)
     nll: dict[str, list[float]] = {"normal": [], "shuffle": [], "P0": []}
     success: dict[str, list[float]] = {name: [] for name in nll}

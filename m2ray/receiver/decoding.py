@@ -1,15 +1,17 @@
-"""Writing answers: rows of one batch, token by token, or many tokens at once where a guess of the answer holds.
+"""Decode rows of one batch, many tokens per forward pass where a draft of the answer holds.
 
-A guess costs one forward pass and proves as many tokens as agree with what decoding would have written anyway
-(speculative decoding, Leviathan et al. 2023, with the reference answer as the draft): the tokens written are the
-same as without, greedy or sampled. Answers of one task differ in a few values, so a few passes write a whole one.
+A draft costs one forward pass and confirms as many tokens as agree with what decoding would have picked anyway
+(speculative decoding, Leviathan et al. 2023, with the reference answer as the draft): the tokens are the same as
+without, greedy or sampled. Answers of one task differ in a few values, so a few passes decode a whole one.
 
-Shapes: B rows, T columns of the cache, G guessed tokens, D width, V values of an answer, W words.
+Shapes: B rows, T columns of the cache, G draft tokens, S rows that still agree, F tokens fed per row, D width,
+V values of an answer, W words of the vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,107 +19,182 @@ from torch import Tensor
 
 
 class Prefill(NamedTuple):
-    """A prompt and a guess of its answer that the receiver has read, padded on the left."""
+    """A prompt and a draft of its answer after their forward pass, padded on the left."""
 
     cache: Any
-    states_BGD: Tensor  # last hidden states at the prompt's last token and at each guessed one
+    states_BGD: Tensor  # last hidden states at the prompt's last token and at each draft token
     mask_BT: Tensor
     lengths_B: Tensor  # of the prompts
 
 
-def decode_rows(
-    model: Any,
-    past: str,
-    primed: Prefill,
-    drafts: Sequence[Sequence[int]],
-    places: Collection[int],
-    seeds: Sequence[int],
-    temperature: float,
-    limits: Sequence[int],
-    ends: Collection[int],
-) -> tuple[list[list[int]], Tensor | None]:
-    """Tokens of each row up to and with the first that ends it.
+@dataclass
+class _Batch:
+    """The rows that are still being decoded, after their latest forward pass.
+
+    Attributes:
+        rows: Their numbers in the whole batch.
+        drafts: The draft tokens that were fed, per row.
+        cache: The KV cache, with all that was fed.
+        states_BGD: Hidden states at the last certain token and at each draft token.
+        mask_BT: True at cache columns that rows attend to.
+        lengths_B: Lengths of the prompts.
+        fed: Columns of the latest forward pass.
+        certain: 1 where the first token fed was picked already, 0 for a prompt.
+    """
+
+    rows: list[int]
+    drafts: list[list[int]]
+    cache: Any
+    states_BGD: Tensor
+    mask_BT: Tensor
+    lengths_B: Tensor
+    fed: int
+    certain: int
+
+
+class Decoder:
+    """Decodes a batch with one model.
 
     Args:
         model: The causal LM.
-        past: Its name for the cache, as argument and output.
-        primed: What it has read; used up.
-        drafts: A guess per row; all but its last token are in `primed`. Empty for none.
-        places: Where in a draft its logits are wanted.
-        seeds: Of each row's sampling noise.
-        temperature: 0 decodes greedily.
-        limits: Most tokens of each row.
+        cache_argument: The model's name for its cache, as argument and output.
         ends: Tokens that end a row.
-
-    Returns:
-        The tokens, and the logits [B, V, W] that predict the drafts' tokens at `places`; None without places.
+        temperature: 0 decodes greedily.
     """
-    head, decoder = model.get_output_embeddings(), model.get_decoder()
-    dice = [torch.Generator().manual_seed(seed) for seed in seeds]
-    written: list[list[int]] = [[] for _ in drafts]
-    rows, guesses = list(range(len(drafts))), [list(draft[:-1]) for draft in drafts]
-    cache, states_BGD, mask_BT, lengths_B = primed
-    kept, wanted, fed = [], set(places), states_BGD.shape[1] - 1
-    decided = 0  # tokens at the head of what was fed that are no guess
-    while rows:
-        holds = [0] * len(rows)
-        still = list(range(len(rows)))
-        # One by one: logits over a whole vocabulary at every place are gigabytes.
-        for place in range(states_BGD.shape[1]):
-            if place in wanted:
-                every_BW = head(states_BGD[:, place])
-                kept.append(every_BW)
-                logits_SW = every_BW[still]
-            elif still:
-                logits_SW = head(states_BGD[still, place])
-            if not still:
-                continue
-            agreed = []
-            picked = _pick(logits_SW, [dice[rows[i]] for i in still], temperature)
-            for i, token in zip(still, picked, strict=True):
-                row = written[rows[i]]
-                row.append(token)
-                ended = token in ends or len(row) == limits[rows[i]]
-                if not ended and guesses[i][holds[i] : holds[i] + 1] == [token]:
-                    holds[i] += 1
-                    agreed.append(i)
-            still = agreed
-        wanted = set()
-        more = [
-            i for i, row in enumerate(rows) if written[row][-1] not in ends and len(written[row]) < limits[row]
-        ]
-        if not more:
-            break
-        # What was fed and did not hold stays in the cache, out of sight.
-        columns_F = torch.arange(fed, device=mask_BT.device)
-        held_B1 = torch.tensor(holds, device=mask_BT.device)[:, None] + decided
-        mask_BT = torch.cat([mask_BT[:, : mask_BT.shape[1] - fed], columns_F < held_B1], dim=1)
-        if len(more) < len(rows):
-            cache.batch_select_indices(torch.tensor(more, device=mask_BT.device))
-            mask_BT, lengths_B = mask_BT[more], lengths_B[more]
-        # A row none of whose guesses held writes something else altogether: no more guesses for it.
-        hopeless = {rows[i] for i in more if decided and not holds[i]}
-        rows, decided = [rows[i] for i in more], 1
-        guesses = [[] if row in hopeless else list(drafts[row][len(written[row]) : -1]) for row in rows]
-        feed = [[written[row][-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
-        fed = max(map(len, feed))
-        columns_F = torch.arange(fed, device=mask_BT.device)
-        lengths_of_feed_B1 = torch.tensor([[len(tokens)] for tokens in feed], device=mask_BT.device)
-        mask_BT = torch.cat([mask_BT, columns_F < lengths_of_feed_B1], dim=1)
-        at_B1 = lengths_B[:, None] + torch.tensor([[len(written[row]) - 1] for row in rows], device=mask_BT.device)
-        out = decoder(
-            input_ids=torch.tensor([tokens + [0] * (fed - len(tokens)) for tokens in feed], device=mask_BT.device),
-            position_ids=at_B1 + columns_F.clamp(max=lengths_of_feed_B1 - 1),
-            attention_mask=mask_BT,
-            use_cache=True,
-            **{past: cache},
+
+    def __init__(self, model: Any, cache_argument: str, ends: Collection[int], temperature: float) -> None:
+        self._head, self._model = model.get_output_embeddings(), model.get_decoder()
+        self._cache_argument, self._ends, self._temperature = cache_argument, ends, temperature
+
+    def run(
+        self,
+        prefill: Prefill,
+        drafts: Sequence[Sequence[int]],
+        positions: Collection[int],
+        seeds: Sequence[int],
+        limits: Sequence[int],
+    ) -> tuple[list[list[int]], Tensor | None]:
+        """Decode each row up to and including the first token that ends it.
+
+        Args:
+            prefill: The prompts after their forward pass; used up.
+            drafts: A draft per row, of which all but the last token are in `prefill`; empty for none.
+            positions: Draft positions whose logits are returned.
+            seeds: Seed of each row's sampling noise.
+            limits: Most tokens of each row.
+
+        Returns:
+            The tokens, and the logits [B, V, W] that predict the drafts' tokens at `positions`; None without any.
+        """
+        dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+        written: list[list[int]] = [[] for _ in drafts]
+        batch = _Batch(
+            rows=list(range(len(drafts))),
+            drafts=[list(draft[:-1]) for draft in drafts],
+            cache=prefill.cache,
+            states_BGD=prefill.states_BGD,
+            mask_BT=prefill.mask_BT,
+            lengths_B=prefill.lengths_B,
+            fed=prefill.states_BGD.shape[1] - 1,
+            certain=0,
         )
-        cache, states_BGD = out[past], out[0]
-    return written, torch.stack(kept, dim=1) if kept else None
+        kept: list[Tensor] = []
+        wanted = set(positions)
+        while batch.rows:
+            agreed = self._pick_tokens(batch, written, dice, limits, wanted, kept)
+            wanted = set()  # the prefill holds all of them
+            open_rows = [
+                i
+                for i, row in enumerate(batch.rows)
+                if written[row][-1] not in self._ends and len(written[row]) < limits[row]
+            ]
+            if not open_rows:
+                break
+            self._next_pass(batch, open_rows, agreed, written, drafts)
+        return written, torch.stack(kept, dim=1) if kept else None
+
+    def _pick_tokens(
+        self,
+        batch: _Batch,
+        written: list[list[int]],
+        dice: Sequence[torch.Generator],
+        limits: Sequence[int],
+        wanted: Collection[int],
+        kept: list[Tensor],
+    ) -> list[int]:
+        """Pick tokens, position by position, as long as a row agrees with its draft.
+
+        Appends to `written`, and to `kept` the logits at the positions wanted.
+
+        Returns:
+            How many draft tokens of each row held.
+        """
+        held = [0] * len(batch.rows)
+        agreeing = list(range(len(batch.rows)))
+        # One position at a time: logits over a whole vocabulary at every position are gigabytes.
+        for position in range(batch.states_BGD.shape[1]):
+            if position in wanted:
+                every_BW = self._head(batch.states_BGD[:, position])
+                kept.append(every_BW)
+                logits_SW = every_BW[agreeing]
+            elif agreeing:
+                logits_SW = self._head(batch.states_BGD[agreeing, position])
+            if not agreeing:
+                continue
+            still = []
+            picked = _pick(logits_SW, [dice[batch.rows[i]] for i in agreeing], self._temperature)
+            for i, token in zip(agreeing, picked, strict=True):
+                row = written[batch.rows[i]]
+                row.append(token)
+                ended = token in self._ends or len(row) == limits[batch.rows[i]]
+                if not ended and batch.drafts[i][held[i] : held[i] + 1] == [token]:
+                    held[i] += 1
+                    still.append(i)
+            agreeing = still
+        return held
+
+    def _next_pass(
+        self,
+        batch: _Batch,
+        open_rows: Sequence[int],
+        held: Sequence[int],
+        written: Sequence[Sequence[int]],
+        drafts: Sequence[Sequence[int]],
+    ) -> None:
+        """Drop the rows that have ended, and feed the others their latest token and the rest of their draft."""
+        device = batch.mask_BT.device
+        # Draft tokens that did not hold stay in the cache, masked.
+        columns_F = torch.arange(batch.fed, device=device)
+        held_B1 = torch.tensor(held, device=device)[:, None] + batch.certain
+        before = batch.mask_BT.shape[1] - batch.fed
+        batch.mask_BT = torch.cat([batch.mask_BT[:, :before], columns_F < held_B1], dim=1)
+        if len(open_rows) < len(batch.rows):
+            batch.cache.batch_select_indices(torch.tensor(open_rows, device=device))
+            batch.mask_BT, batch.lengths_B = batch.mask_BT[open_rows], batch.lengths_B[open_rows]
+        # A row none of whose draft tokens held writes something else altogether: it gets no more drafts.
+        hopeless = {batch.rows[i] for i in open_rows if batch.certain and not held[i]}
+        batch.rows, batch.certain = [batch.rows[i] for i in open_rows], 1
+        batch.drafts = [[] if row in hopeless else list(drafts[row][len(written[row]) : -1]) for row in batch.rows]
+        feed = [[written[row][-1], *draft] for row, draft in zip(batch.rows, batch.drafts, strict=True)]
+        batch.fed = max(map(len, feed))
+        columns_F = torch.arange(batch.fed, device=device)
+        counts_B1 = torch.tensor([[len(tokens)] for tokens in feed], device=device)
+        batch.mask_BT = torch.cat([batch.mask_BT, columns_F < counts_B1], dim=1)
+        starts_B1 = batch.lengths_B[:, None] + torch.tensor(
+            [[len(written[row]) - 1] for row in batch.rows], device=device
+        )
+        output = self._model(
+            input_ids=torch.tensor([tokens + [0] * (batch.fed - len(tokens)) for tokens in feed], device=device),
+            position_ids=starts_B1 + columns_F.clamp(max=counts_B1 - 1),
+            attention_mask=batch.mask_BT,
+            use_cache=True,
+            **{self._cache_argument: batch.cache},
+        )
+        batch.cache, batch.states_BGD = output[self._cache_argument], output[0]
 
 
 def _pick(logits_BW: Tensor, dice: Sequence[torch.Generator], temperature: float) -> list[int]:
-    """The next token of each row."""
+    """Return the next token of each row."""
     logits_BW = logits_BW.float()
     if temperature > 0:
         # Gumbel-max: argmax(logits / t + g) is a sample of softmax(logits / t).

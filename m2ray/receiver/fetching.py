@@ -175,9 +175,7 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     # pip shows its own progress; it unpacks nothing and runs nothing of a wheel.
     code = subprocess.run([*command, pin], check=False).returncode
     if code != 0:
-        raise UserError(
-            f"{pin}: pip exited with {code} (its words are above); mend that and run the command again"
-        )
+        raise UserError(f"{pin}: pip exited with {code} (its words are above); fix that and run the command again")
     found = sha256_of(path)
     if found != wheel.sha256:
         path.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""B's prompt as tokens: the wording around the slots, the answer, and rows of both as one padded batch.
+"""B's prompt as tokens: prompts, reference answers, and rows of both as one padded batch.
 
-A prompt is three runs of tokens, made once and never merged across their borders: `before` + the message's slots +
-`after`. In the text conditions the slots hold the message's tokens, in the latent conditions k vectors (there, or
-before or after the whole prompt), in P0 nothing: everything else B sees is the same, token for token, whatever the
-message says.
+A prompt is three runs of tokens, tokenized apart and never merged across their borders: `before`, the message's
+place, `after`. In the text conditions the place holds the message's tokens, in the latent conditions k open slots
+(there, or before or after the whole prompt), in P0 nothing. Everything else B sees is the same, token for token,
+whatever the message says.
 
 Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain.
 """
@@ -26,19 +26,16 @@ from m2ray.util.errors import UserError
 
 Place = Literal["message", "before", "after"]
 
-
-CACHED_TEXTS = 20_000  # whose tokens are known
-
-
-MIN_CACHED_TOKENS = 16  # tokens; a copied cache of fewer costs more than reading them again
+CACHED_TEXTS = 20_000  # texts whose tokens are kept
+MIN_CACHED_TOKENS = 16  # copying a KV cache of fewer tokens costs more than running them again
 
 
 class AnswerFrame(NamedTuple):
-    """The tokens that every answer of a level shares, and where its values go."""
+    """The tokens that all answers of a level share, and where the values go."""
 
-    ids_A: Tensor  # with the values of the all-zero answer, ending in the end-of-turn token
-    places_V: Tensor
-    values_VN: Tensor  # the token that writes value n in place v
+    ids_A: Tensor  # the all-zero answer, ending in the end-of-turn token
+    positions_V: Tensor
+    values_VN: Tensor  # the token for value n at position v
 
 
 class Layout(NamedTuple):
@@ -47,24 +44,24 @@ class Layout(NamedTuple):
     ids_BT: Tensor
     slots_BK: Tensor
     answer_B: Tensor  # position of the first answer token
-    behind_B: Tensor  # tokens of B's prompt behind the message's place
-    known_B: Tensor  # first tokens of a row whose KV cache is kept (`m2ray.starts`); the forward pass skips them
+    after_B: Tensor  # number of prompt tokens after the message's place
+    cached_B: Tensor  # number of leading tokens whose KV cache is kept; the forward pass skips them
 
     def repeat(self, times: int) -> Layout:
-        """The same rows so many times over."""
+        """Return the batch repeated along its rows."""
         return Layout(*(field.repeat(times, *[1] * (field.ndim - 1)) for field in self))
 
     def to(self, device: torch.device) -> Layout:
-        """The same rows there."""
+        """Return the batch on a device."""
         return Layout(*(field.to(device) for field in self))
 
-    def starts(self) -> list[list[int]]:
-        """The known tokens of each row."""
-        return [row[:known] for row, known in zip(self.ids_BT.tolist(), self.known_B.tolist(), strict=True)]
+    def cached_tokens(self) -> list[list[int]]:
+        """Return each row's leading tokens whose KV cache is kept."""
+        return [row[:count] for row, count in zip(self.ids_BT.tolist(), self.cached_B.tolist(), strict=True)]
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """Integer rows of any length as one [B, T] tensor, padded on the right."""
+    """Return integer rows of any length as one [B, T] tensor, padded on the right."""
     width = max((len(row) for row in rows), default=0)
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long).reshape(
         len(rows), width
@@ -72,13 +69,13 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
 
 
 class PromptBuilder:
-    """How a tokenizer and a prompt style put an episode: prompts, answers, and rows of both.
+    """Builds prompts and answers as token ids for one tokenizer and prompt style.
 
     Args:
-        tokenizer: The receiver's.
-        style: One of `m2ray.prompt.STYLES`.
-        name: The receiver's, for errors.
-        max_positions: Its context length in tokens.
+        tokenizer: The receiver's tokenizer.
+        style: A name in `m2ray.receiver.prompts.STYLES`.
+        name: The receiver's name, for error messages.
+        max_positions: The receiver's context length in tokens.
     """
 
     def __init__(self, tokenizer: Any, style: str, name: str, max_positions: int) -> None:
@@ -87,25 +84,28 @@ class PromptBuilder:
         self.style = STYLES[style]
         self.name = name
         self.max_positions = max_positions
-        self._half = lru_cache(CACHED_TEXTS)(self._render)
+        self._halves = lru_cache(CACHED_TEXTS)(self._render)
         self._ids = lru_cache(CACHED_TEXTS)(self._tokenize)
         self._frames: dict[Level, AnswerFrame] = {}
 
     def tokens(self, text: str) -> list[int]:
-        """Token ids of a text, with no special tokens added."""
+        """Return the token ids of a text, without special tokens."""
         return list(self._ids(text))
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
-        """Token ids before and after the slots of B's prompt. Never depends on the message."""
-        return self._half(episode.level, "")[0], self._half(episode.level, episode.context)[1]
+    def prompt_ids(self, episode: Episode) -> tuple[list[int], list[int]]:
+        """Return the token ids of B's prompt before and after the message's place.
+
+        They never depend on the message.
+        """
+        return self._halves(episode.level, "")[0], self._halves(episode.level, episode.context)[1]
 
     def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
-        facts = {"names": ", ".join(level.names), "top": level.domain - 1}
-        slot = "\x00"
-        text = self.style.user.format(message=slot, context=context, **facts)
+        fields = {"names": ", ".join(level.names), "top": level.domain - 1}
+        marker = "\x00"
+        text = self.style.user.format(message=marker, context=context, **fields)
         if self.style.chat:
             turns = [{"role": "system", "content": self.style.system}, {"role": "user", "content": text}]
             try:
@@ -115,60 +115,64 @@ class PromptBuilder:
                     f"receiver {self.name}: its chat template fails ({error}); put {CARD} with "
                     '{"style": "plain"} into its folder'
                 ) from None
-        before, after = text.split(slot)
+        before, after = text.split(marker)
         return self.tokens(before), self.tokens(after)
 
-    def frame(self, level: Level) -> AnswerFrame:
-        """The answer's tokens at a level.
+    def answer_frame(self, level: Level) -> AnswerFrame:
+        """Return the tokens of a level's answers.
 
         Raises:
-            UserError: the tokenizer does not know a word of the level, or does not write each value of the domain
-                as one token of its own.
+            UserError: the tokenizer lacks a word of the level, or writes a value of its domain as several tokens.
         """
         if level not in self._frames:
-            unknown = self.tokenizer.unk_token_id
-            lacking = [word for word in level.words if unknown is not None and unknown in self.tokens(word)]
-            if lacking:
-                raise UserError(
-                    f"receiver {self.name}: its vocabulary lacks words of level {level.name}, such as "
-                    f"`{lacking[0]}`; use another receiver, or the level that it was trained on"
-                )
-            same = [[v] * level.variables for v in range(level.domain)]
-            rows = [self.tokens(write_answer(level, values, self.style.answer)) for values in same]
-            places = [i for i in range(len(rows[0])) if len({row[i] for row in rows if i < len(row)}) > 1]
-            if len({len(row) for row in rows}) > 1 or len(places) != level.variables:
-                raise UserError(
-                    f"receiver {self.name}: writes values of level {level.name} in several tokens; "
-                    "use a domain of at most 10"
-                )
-            end = self.tokenizer.eos_token_id
-            values_VN = torch.tensor([[row[place] for row in rows] for place in places])
-            self._frames[level] = AnswerFrame(torch.tensor([*rows[0], end]), torch.tensor(places), values_VN)
+            self._frames[level] = self._build_frame(level)
         return self._frames[level]
 
-    def answers(self, level: Level, values_BV: Tensor) -> Tensor:
-        """Answer token ids [B, A] that write the given values."""
-        frame = self.frame(level)
+    def _build_frame(self, level: Level) -> AnswerFrame:
+        unknown = self.tokenizer.unk_token_id
+        lacking = [word for word in level.words if unknown is not None and unknown in self.tokens(word)]
+        if lacking:
+            raise UserError(
+                f"receiver {self.name}: its vocabulary lacks words of level {level.name}, such as "
+                f"`{lacking[0]}`; use another receiver, or the level that it was trained on"
+            )
+        # Answers that repeat one value differ exactly where values stand.
+        repeated = [[value] * level.variables for value in range(level.domain)]
+        rows = [self.tokens(write_answer(level, values, self.style.answer)) for values in repeated]
+        positions = [i for i in range(len(rows[0])) if len({row[i] for row in rows if i < len(row)}) > 1]
+        if len({len(row) for row in rows}) > 1 or len(positions) != level.variables:
+            raise UserError(
+                f"receiver {self.name}: writes values of level {level.name} in several tokens; "
+                "use a domain of at most 10"
+            )
+        values_VN = torch.tensor([[row[position] for row in rows] for position in positions])
+        end = self.tokenizer.eos_token_id
+        return AnswerFrame(torch.tensor([*rows[0], end]), torch.tensor(positions), values_VN)
+
+    def answer_ids(self, level: Level, values_BV: Tensor) -> Tensor:
+        """Return the token ids [B, A] of answers with the given values."""
+        frame = self.answer_frame(level)
         ids_BA = frame.ids_A.repeat(len(values_BV), 1)
-        ids_BA[:, frame.places_V] = frame.values_VN.T.gather(0, values_BV)
+        ids_BA[:, frame.positions_V] = frame.values_VN.T.gather(0, values_BV)
         return ids_BA
 
     def layout(self, episodes: Sequence[Episode], texts: Sequence[str] | int, place: Place = "message") -> Layout:
-        """Rows of B's prompt with its slots and the reference answer.
+        """Return rows of B's prompt, with open slots or a text, and the reference answer.
 
         Args:
             episodes: B rows of one level.
-            texts: Text per row to stand in the message's place, or k, the number of slots to leave open.
-            place: Open slots go in the message's place, before the whole prompt or after it, next to the answer.
+            texts: A text per row for the message's place, or k, the number of slots to leave open.
+            place: Where open slots go: in the message's place, before the whole prompt, or after it, next to the
+                answer.
 
         Raises:
             UserError: a row is longer than the receiver's context.
         """
-        answers = self.answers(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
-        rows, slots, starts, behind, known = [], [], [], [], []
+        answers = self.answer_ids(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
+        rows, slots, answer_starts, after_counts, cached_counts = [], [], [], [], []
         filler = self.tokenizer.eos_token_id
         for i, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
-            before, after = self.prompt(episode)
+            before, after = self.prompt_ids(episode)
             if isinstance(texts, int):
                 row = before + after
                 at = {"message": len(before), "before": 0, "after": len(row)}[place if texts else "message"]
@@ -178,15 +182,15 @@ class PromptBuilder:
                 at = len(before)
                 row = before + self.tokens(texts[i]) + after
                 slots.append([])
-            starts.append(len(row))
-            behind.append(len(after) if at <= len(before) else 0)
-            # What stands before message or slots is the same whatever they hold, and need not be read again.
-            known.append(at if at >= MIN_CACHED_TOKENS else 0)
+            answer_starts.append(len(row))
+            after_counts.append(len(after) if at <= len(before) else 0)
+            # The tokens before message or slots are the same whatever those hold: their KV cache can be kept.
+            cached_counts.append(at if at >= MIN_CACHED_TOKENS else 0)
             rows.append(row + answer)
         ids_BT = pad(rows, filler)
         self._check_context(ids_BT.shape[1])
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
-        return Layout(ids_BT, slots_BK, torch.tensor(starts), torch.tensor(behind), torch.tensor(known))
+        return Layout(ids_BT, slots_BK, *map(torch.tensor, (answer_starts, after_counts, cached_counts)))
 
     def _check_context(self, tokens: int) -> None:
         if tokens > self.max_positions:

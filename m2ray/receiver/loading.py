@@ -1,4 +1,4 @@
-"""Receivers by name: embedded, fetched, in folders, on the hub. Loaded once a process, never unpickled."""
+"""Load receivers by name: embedded, fetched, from folders or the hub. Once per process, never unpickled."""
 
 from __future__ import annotations
 
@@ -11,36 +11,34 @@ from typing import TYPE_CHECKING, Any
 
 from m2ray.receiver.prompts import CARD, STYLES
 from m2ray.util.errors import UserError, describe_error
+from m2ray.util.files import cache_root
 
 if TYPE_CHECKING:
     import torch
 
     from m2ray.receiver.receiver import Receiver
 
-
-def is_hub_name(name: str) -> bool:
-    """Whether a name that is no folder can be one on the model hub, OWNER/NAME: a path is none."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
-
-
 EMBEDDED = Path(__file__).parent / "embedded"
-
-
 OWN_CODE = "comes with code of its own, which is never run; use a model that transformers itself knows"
 
 
 def default_device() -> torch.device:
-    """The accelerator where there is one."""
-    import torch
+    """Return the accelerator where there is one, else the CPU."""
+    import torch  # takes seconds, which commands that only read a configuration need not wait for
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def is_hub_name(name: str) -> bool:
+    """Return whether a name can be one on the model hub, OWNER/NAME, rather than a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
 def resolve_receiver(name: str) -> str:
-    """Where a receiver's files are: an embedded or fetched one by its short name, else the name as given.
+    """Return where a receiver's files are: a folder for a short name, else the name as given.
 
     Raises:
-        UserError: looks like a path, and is no folder.
+        UserError: the name looks like a path and there is no such folder.
     """
     for root in (EMBEDDED, fetched_receivers()):
         if name and "/" not in name and (root / name / "config.json").is_file():
@@ -56,8 +54,8 @@ def resolve_receiver(name: str) -> str:
 
 
 def fetched_receivers() -> Path:
-    """The user's cache of receivers that python -m m2ray.fetch converted."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "m2ray" / "receivers"
+    """Return the folder in the user's cache that `python -m m2ray.fetch` writes to."""
+    return cache_root() / "receivers"
 
 
 @cache
@@ -67,38 +65,48 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     Args:
         name: `mini`, a fetched receiver's short name, a folder, or a hub name.
         device: Default: the accelerator where there is one.
-        dtype: float32, bfloat16 or float16. Default: bfloat16 on an accelerator, on CPU what the file holds.
+        dtype: float32, bfloat16 or float16. Default: bfloat16 on an accelerator, on a CPU what the file holds.
 
     Raises:
         UserError: missing, unreadable, incomplete, or not a causal LM. Code that comes with a model is never run.
     """
+    # Imported here: torch and transformers take seconds, and receivers are named long before they are loaded.
     import torch
-    import transformers
-    from safetensors import SafetensorError
 
     from m2ray.receiver.receiver import Receiver
 
     path = resolve_receiver(name)
     target = torch.device(device) if device else default_device()
     if target.type == "cpu":
-        # Query heads then share keys and values where they are. Transformers would copy them for each wherever
-        # there is a mask, since accelerators have no fast kernel for that; the CPU's has, and gives the same.
+        # Query heads then share keys and values. Transformers would copy them for each head wherever there is a
+        # mask, because accelerators have no fast kernel for that; the CPU has one, with the same result.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     for file in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _read_object(Path(path) / file):
             raise UserError(f"receiver {name}: {file}: auto_map: {OWN_CODE}")
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
-    tokenizer_class = _tokenizer_class(path)
+    tokenizer, model, report = _from_pretrained(name, path, kind)
+    _check_complete(name, model, report)
+    card = _read_object(Path(path) / CARD)
+    return Receiver(model.to(target), tokenizer, _style(Path(path) / CARD, card, tokenizer), name, card)
+
+
+def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Return tokenizer, model and transformers' report of what it loaded."""
+    import transformers
+    from safetensors import SafetensorError
+
     transformers.utils.logging.disable_progress_bar()
-    # Each retry at an unreachable hub is a warning; the one line that a user needs is the UserError below.
+    # Each retry of an unreachable hub logs a warning; the UserError below says it in one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # What its load report warns of is refused below.
+    # What the load report warns of is an error here, see `_check_complete`.
     transformers.utils.logging.set_verbosity_error()
+    tokenizer_class = _tokenizer_class(path)
     try:
         tokenizer = tokenizer_class.from_pretrained(path, trust_remote_code=False)
-        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=kind,
+            dtype=dtype,
             trust_remote_code=False,
             attn_implementation="sdpa",
             use_safetensors=True,  # never a pickle
@@ -106,52 +114,62 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        said = describe_error(error)
-        if "trust_remote_code" in said:
-            raise UserError(f"receiver {name}: {OWN_CODE}") from None
-        if "connect to" in said:
-            raise UserError(
-                f"receiver {name}: the model hub does not answer, and the cache has no such model; check the "
-                "network and the name, or give a folder"
-            ) from None
-        raise UserError(
-            f"receiver {name}: not loadable as a causal LM ({said}); check the folder or hub name"
-        ) from None
+        raise _load_error(name, describe_error(error)) from None
+    return tokenizer, model, report
+
+
+def _load_error(name: str, cause: str) -> UserError:
+    if "trust_remote_code" in cause:
+        return UserError(f"receiver {name}: {OWN_CODE}")
+    if "connect to" in cause:
+        return UserError(
+            f"receiver {name}: the model hub does not answer, and the cache has no such model; check the "
+            "network and the name, or give a folder"
+        )
+    return UserError(f"receiver {name}: not loadable as a causal LM ({cause}); check the folder or hub name")
+
+
+def _check_complete(name: str, model: Any, report: dict[str, Any]) -> None:
+    """Refuse another architecture than the declared one, and weights that were not read."""
     declared = model.config.architectures or [type(model).__name__]
     if type(model).__name__ not in declared:
         raise UserError(
-            f"receiver {name}: config.json: architectures: {declared[0]} is no causal LM; use one that is"
+            f"receiver {name}: config.json: architectures: {declared[0]} is not a causal LM; use one that is"
         )
-    unread = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+    unread = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if unread:
         raise UserError(
             f"receiver {name}: {len(unread)} weights are missing or not of the shape that config.json says, "
             f"{min(unread)} among them; fetch or save it again"
         )
-    card_file = Path(path) / CARD
-    card = _read_object(card_file)
-    style = card.get("style") or ("chat" if tokenizer.chat_template else "plain")
+
+
+def _style(file: Path, card: dict[str, Any], tokenizer: Any) -> str:
+    """Return the prompt style that the card names, else the one that fits the tokenizer."""
+    style: str = card.get("style") or ("chat" if tokenizer.chat_template else "plain")
     if style not in STYLES:
-        raise UserError(f"{card_file}: style: {style!r} does not exist; use one of {', '.join(STYLES)}")
-    return Receiver(model.to(target), tokenizer, style, name, card)
+        raise UserError(f"{file}: style: {style!r} does not exist; use one of {', '.join(STYLES)}")
+    return style
 
 
 def _read_object(file: Path) -> dict[str, Any]:
-    """A JSON object from a file; empty where there is no file."""
+    """Return a JSON object from a file; empty where there is no file."""
     if not file.is_file():
         return {}
     try:
         data = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); mend or remove it") from None
+        raise UserError(f"{file}: not JSON ({error}); fix or remove it") from None
     if not isinstance(data, dict):
-        raise UserError(f"{file}: holds no JSON object; mend or remove it")
+        raise UserError(f"{file}: does not hold a JSON object; fix or remove it")
     return data
 
 
 def _tokenizer_class(path: str) -> Any:
-    """AutoTokenizer, but for a folder that declares a plain tokenizer.json: for some model types, Qwen2 among
-    them, AutoTokenizer overrules that declaration and rebuilds the tokenizer with the type's own word borders.
+    """Return AutoTokenizer, except for a folder that declares a plain tokenizer.json.
+
+    For some model types, Qwen2 among them, AutoTokenizer overrules that declaration and rebuilds the tokenizer
+    with the type's own pre-tokenizer.
     """
     import transformers
 

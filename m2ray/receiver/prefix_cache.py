@@ -1,9 +1,9 @@
-"""What a receiver has read of its prompts: KV caches of their beginnings, kept as long as there is room.
+"""LRU cache of prompt-prefix KV caches.
 
-A frozen receiver makes the same of the same tokens for ever, so what stands before the slots is read once: the
-opening that all prompts of a style share, or, with the slots behind B's text, B's whole prompt.
+A frozen receiver always computes the same keys and values for the same tokens. So the tokens before the slots are
+run once: the opening that all prompts of a style share or, with slots after B's text, B's whole prompt.
 
-Shapes: B rows, T tokens, P tokens of the longest beginning, L layers, H heads, E entries of a head.
+Shapes: B rows, T tokens, P tokens of the longest prefix, L layers, H heads, E entries of a head.
 """
 
 from __future__ import annotations
@@ -18,70 +18,71 @@ from cachetools import LRUCache
 from torch import Tensor
 from torch.nn import functional as F
 
-CACHE_BYTES = 512 << 20  # of each receiver
+CACHE_BYTES = 512 << 20  # per receiver
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast makes of a pass now: what was read under another is not the same."""
+    """Return the dtype autocast uses now, None where it is off. Outputs of different dtypes are cached apart."""
     on = torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if on else None
 
 
 class PromptPrefixCache:
-    """Beginnings of prompts as KV caches, by their tokens; those unused for longest make room."""
+    """KV caches of prompt prefixes, keyed by their tokens; the least recently used are dropped."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._kept: LRUCache[Hashable, Tensor] = LRUCache(CACHE_BYTES, getsizeof=lambda kept: kept.nbytes)
+        self._caches: LRUCache[Hashable, Tensor] = LRUCache(CACHE_BYTES, getsizeof=lambda cache: cache.nbytes)
 
     @cached_property
-    def past(self) -> str:
-        """The cache as argument and output: transformers renames it on its way through version 5."""
+    def argument(self) -> str:
+        """Name of the model's cache argument and output, which changes between versions of transformers 5."""
         return "cache" if "cache" in inspect.signature(self._model.forward).parameters else "past_key_values"
 
-    def forget(self) -> None:
-        """Drop them all."""
-        self._kept.clear()
+    def clear(self) -> None:
+        """Drop all caches."""
+        self._caches.clear()
 
-    def before(self, rows: Sequence[Sequence[int]], new: int) -> dict[str, Any]:
-        """Arguments of a forward pass over `new` positions that follow a beginning in each row.
+    def forward_arguments(self, rows: Sequence[Sequence[int]], new: int) -> dict[str, Any]:
+        """Return the model arguments for `new` positions that follow each row's prefix.
 
-        Where beginnings differ in length they are padded on the left, and mask and positions come with them.
+        Prefixes of different lengths are padded on the left; then mask and positions are included.
         """
+        # Imported here because the first use of a receiver comes long after its start.
         from transformers.cache_utils import DynamicCache
 
         if not any(rows):
             return {}
-        starts = [tuple(row) for row in rows]
-        known = self._read(set(starts))
-        longest = max(map(len, starts))
+        prefixes = [tuple(row) for row in rows]
+        known = self._compute(set(prefixes))
+        longest = max(map(len, prefixes))
         if len(known) == 1:
-            both_L2BHPE = known[starts[0]][:, :, None].expand(-1, -1, len(starts), -1, -1, -1)
+            both_L2BHPE = known[prefixes[0]][:, :, None].expand(-1, -1, len(prefixes), -1, -1, -1)
         else:
-            padded = {ids: F.pad(kept, (0, 0, longest - len(ids), 0)) for ids, kept in known.items()}
-            both_L2BHPE = torch.stack([padded[ids] for ids in starts], dim=2)
-        arguments: dict[str, Any] = {self.past: DynamicCache([(keys, values) for keys, values in both_L2BHPE])}
-        if len(set(map(len, starts))) > 1:
-            lengths_B1 = torch.tensor([[len(ids)] for ids in starts], device=both_L2BHPE.device)
-            places_T = torch.arange(longest + new, device=both_L2BHPE.device)
-            arguments["attention_mask"] = places_T >= longest - lengths_B1
-            arguments["position_ids"] = lengths_B1 + places_T[:new]
+            padded = {ids: F.pad(cache, (0, 0, longest - len(ids), 0)) for ids, cache in known.items()}
+            both_L2BHPE = torch.stack([padded[ids] for ids in prefixes], dim=2)
+        arguments: dict[str, Any] = {self.argument: DynamicCache([(keys, values) for keys, values in both_L2BHPE])}
+        if len(set(map(len, prefixes))) > 1:
+            lengths_B1 = torch.tensor([[len(ids)] for ids in prefixes], device=both_L2BHPE.device)
+            columns_T = torch.arange(longest + new, device=both_L2BHPE.device)
+            arguments["attention_mask"] = columns_T >= longest - lengths_B1
+            arguments["position_ids"] = lengths_B1 + columns_T[:new]
         return arguments
 
     @torch.no_grad()
-    def _read(self, starts: set[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
-        """Keys and values [L, 2, H, P, E] of each beginning."""
+    def _compute(self, prefixes: set[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+        """Return keys and values [L, 2, H, P, E] of each prefix; run those that are not cached."""
         device = self._model.get_input_embeddings().weight.device
-        now = autocast_dtype(device)
-        known = {ids: self._kept[now, ids] for ids in starts if (now, ids) in self._kept}
-        missing = sorted(starts - known.keys(), key=len)
+        dtype = autocast_dtype(device)
+        known = {ids: self._caches[dtype, ids] for ids in prefixes if (dtype, ids) in self._caches}
+        missing = sorted(prefixes - known.keys(), key=len)
         if missing:
             longest = len(missing[-1])
-            # Padded on the right, behind everything that a causal model looks at: no mask is needed.
+            # Padding on the right comes after everything a causal model attends to, so no mask is needed.
             ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in missing], device=device)
-            read = self._model.get_decoder()(input_ids=ids_BT, use_cache=True)[self.past]
-            both_L2BHPE = torch.stack([torch.stack([layer.keys, layer.values]) for layer in read.layers])
-            for ids, kept in zip(missing, both_L2BHPE.unbind(2), strict=True):
-                known[ids] = kept[..., : len(ids), :].clone()
-                self._kept[now, ids] = known[ids]
+            output = self._model.get_decoder()(input_ids=ids_BT, use_cache=True)[self.argument]
+            both_L2BHPE = torch.stack([torch.stack([layer.keys, layer.values]) for layer in output.layers])
+            for ids, cache in zip(missing, both_L2BHPE.unbind(2), strict=True):
+                known[ids] = cache[..., : len(ids), :].clone()
+                self._caches[dtype, ids] = known[ids]
         return known

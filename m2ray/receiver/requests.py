@@ -1,6 +1,6 @@
-"""What goes into a forward pass of the receiver, and what comes out of it.
+"""What goes into a forward pass of the receiver, and what comes out.
 
-Shapes: B rows, T positions, A answer tokens, D width, L layers, S tokens behind the slots, W words of the
+Shapes: B rows, T positions, A answer tokens, D width, L layers, S tokens after the slots, W words of the
 vocabulary.
 """
 
@@ -13,40 +13,40 @@ from torch import Tensor
 
 
 class ForwardRequest(NamedTuple):
-    """A forward pass to be made: rows of embeddings behind beginnings that are known."""
+    """A forward pass to be run: rows of embeddings that follow tokens whose KV cache is kept."""
 
     embeds_BTD: Tensor
-    starts: list[list[int]]
-    states: bool  # whether hidden states are asked for
-    grad: bool  # whether gradients flow back to the embeddings
-    key: Hashable = None  # passes without gradients of equal key give the same
+    cached_tokens: list[list[int]]  # per row, the tokens before the embeddings
+    states: bool  # return hidden states
+    grad: bool  # let gradients flow back to the embeddings
+    key: Hashable = None  # requests without gradients and with equal keys have equal outputs
 
 
 class ForwardOutput(NamedTuple):
-    """A forward pass that was made."""
+    """The output of a forward pass."""
 
     last_BTD: Tensor
-    hidden: tuple[Tensor, ...]  # [B, T, D] behind each layer; empty where none were asked for
+    hidden: tuple[Tensor, ...]  # [B, T, D] after each layer; empty where no states were requested
 
 
 class AnswerOutput(NamedTuple):
-    """What the receiver makes of its prompt, teacher-forced on the reference answer."""
+    """The receiver's teacher-forced output on the reference answer."""
 
-    logits_BAW: Tensor  # that predict the answer tokens
-    states_BLSD: Tensor | None  # behind each of L layers, at the last S tokens of prompt and answer
-    mask_BS: Tensor | None  # which of those lie behind the message's place
+    logits_BAW: Tensor  # predict the answer tokens
+    states_BLSD: Tensor | None  # after each of L layers, at the last S tokens of prompt and answer
+    mask_BS: Tensor | None  # True at tokens after the message's place
 
     def first(self, rows: int) -> AnswerOutput:
-        """The first rows of a batch."""
+        """Return the first rows of the batch."""
         states_BLSD, mask_BS = (None if field is None else field[:rows] for field in self[1:])
         return AnswerOutput(self.logits_BAW[:rows], states_BLSD, mask_BS)
 
 
 class EncodedMessage(NamedTuple):
-    """What the receiver makes of messages on their own: the codec's input."""
+    """A batch of messages as the receiver reads them on their own: the codec's input. Padded on the right."""
 
     ids_BT: Tensor
-    mask_BT: Tensor
+    mask_BT: Tensor  # True at tokens of the message
     embeds_BTD: Tensor
-    first_BTD: Tensor  # behind the first layer
-    states_BTD: Tensor  # behind the last layer
+    first_BTD: Tensor  # hidden states after the first layer
+    states_BTD: Tensor  # hidden states after the last layer

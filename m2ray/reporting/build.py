@@ -66,7 +66,7 @@ def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
     for name in rows.config.unique():
         if name and PLAIN_NAME.fullmatch(name) is None:
             # Each configuration gets a file of its name.
-            raise UserError(f"{folder}: rows: config: {name[:80]!r} is no plain name; mend the rows")
+            raise UserError(f"{folder}: rows: config: {name[:80]!r} is no plain name; fix the rows")
     try:
         attempts = judge_runs(rows, gate)
         board = make_leaderboard(rows, attempts, gate)

@@ -28,7 +28,7 @@ def read_episodes(path: Path, level: Level) -> list[Episode]:
     JSON. A line's number, counted from 0, is its seed.
 
     Raises:
-        UserError: names the file, line, key and mend of the first fault.
+        UserError: names the file, line, key and fix of the first fault.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
@@ -56,10 +56,10 @@ def read_episodes(path: Path, level: Level) -> list[Episode]:
                 raise UserError(f"{where}: {field}: {error}") from None
         values = read_answer(level, data["receiver_output"], "json")
         if values is None:
-            raise UserError(f"{where}: receiver_output: not a JSON answer of level {level.name}; mend it")
+            raise UserError(f"{where}: receiver_output: not a JSON answer of level {level.name}; fix it")
         episode = Episode(level, number, halves[0], halves[1], values, data["sender_message"])
         if not verify(episode, data["receiver_output"], "json").success:
-            raise UserError(f"{where}: receiver_output: breaks a constraint of its own line; mend it")
+            raise UserError(f"{where}: receiver_output: breaks a constraint of its own line; fix it")
         found.append(episode)
     if not found:
         raise UserError(f"{path}: no episodes; write one JSON object a line")

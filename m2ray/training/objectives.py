@@ -28,7 +28,7 @@ from m2ray.util import plugins
 def weighted_nll(nll_BA: Tensor, frame: AnswerFrame, value_weight: float) -> Tensor:
     """Weighted mean over an answer's tokens, [B]: its values weigh `value_weight`, its other tokens 1."""
     weight_A = torch.ones(nll_BA.shape[1], device=nll_BA.device)
-    weight_A[frame.places_V.to(nll_BA.device)] = value_weight
+    weight_A[frame.positions_V.to(nll_BA.device)] = value_weight
     return nll_BA @ (weight_A / weight_A.sum())
 
 
@@ -50,13 +50,13 @@ class Signals:
     message_ids_HT: Tensor
     message_mask_HT: Tensor
     heads: Heads
-    heard: AnswerOutput | None = None  # under the right message
+    answer: AnswerOutput | None = None  # under the right message
     nll_BA: Tensor | None = None
     nll_B: Tensor | None = None  # row_nll under the right message
     shuffled_B: Tensor | None = None  # under another episode's message
     null_B: Tensor | None = None  # under zeros; no gradient
     negatives_MBA: Tensor | None = None  # under M other messages of the batch
-    told: AnswerOutput | None = None  # of the receiver that sees the text; no gradient
+    text_answer: AnswerOutput | None = None  # of the receiver that sees the text; no gradient
     slots: SlotStates | None = None
 
 
@@ -101,10 +101,10 @@ def kl(signals: Signals, term: LossTerm) -> Tensor:
 
     Distillation of the context into the prefix (Askell et al. 2021; Ge et al. 2023).
     """
-    assert signals.told is not None
-    assert signals.heard is not None
-    teacher = F.log_softmax(signals.told.logits_BAW.float(), dim=-1)
-    student = F.log_softmax(signals.heard.logits_BAW.float(), dim=-1)
+    assert signals.text_answer is not None
+    assert signals.answer is not None
+    teacher = F.log_softmax(signals.text_answer.logits_BAW.float(), dim=-1)
+    student = F.log_softmax(signals.answer.logits_BAW.float(), dim=-1)
     return (teacher.exp() * (teacher - student)).sum(-1).mean()
 
 
@@ -115,9 +115,9 @@ def states(signals: Signals, term: LossTerm) -> Tensor:
     Hidden-state distillation (Jiao et al. 2020, TinyBERT) of the context into the prefix. An answer's likelihood
     alone can be had by ignoring the message; these states cannot, so this keeps a codec from collapsing.
     """
-    assert signals.told is not None
-    assert signals.heard is not None
-    ours, theirs, mask_BS = signals.heard.states_BLSD, signals.told.states_BLSD, signals.heard.mask_BS
+    assert signals.text_answer is not None
+    assert signals.answer is not None
+    ours, theirs, mask_BS = signals.answer.states_BLSD, signals.text_answer.states_BLSD, signals.answer.mask_BS
     assert ours is not None
     assert theirs is not None
     assert mask_BS is not None
@@ -194,8 +194,8 @@ def info_preserve(signals: Signals, term: LossTerm) -> Tensor:
 
 def commitment(signals: Signals, term: LossTerm) -> Tensor:
     """VQ commitment: MSE of the latent to its code (van den Oord et al. 2017, eq. 3)."""
-    assert signals.encoded.quantised_BKD is not None
-    return F.mse_loss(signals.encoded.latent_BKD, signals.encoded.quantised_BKD.detach())
+    assert signals.encoded.quantized_BKD is not None
+    return F.mse_loss(signals.encoded.latent_BKD, signals.encoded.quantized_BKD.detach())
 
 
 def code_information(signals: Signals, term: LossTerm) -> Tensor:
@@ -264,7 +264,7 @@ def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tup
     """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
     values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
     for name, term in losses.terms().items():
-        seen = signals.slots if name == "slots" else signals.heard if needs_answer(name) else signals.encoded
+        seen = signals.slots if name == "slots" else signals.answer if needs_answer(name) else signals.encoded
         if seen is None:  # it does not count yet, or no longer, so that the receiver was not asked
             continue
         values[name] = objective_value(name, signals, term)

@@ -38,7 +38,7 @@ def train_packed(queues: Sequence[Iterator[Trainer]], failed: Callable[[int, Exc
             members = [n for n, training in current.items() if training.config.training.precision == precision]
             for number, result in zip(members, joint_backward([current[n] for n in members]), strict=True):
                 try:
-                    current[number].learn(*result)
+                    current[number].apply_step(*result)
                 except Exception as error:  # as above
                     current.pop(number).close()
                     failed(number, error)

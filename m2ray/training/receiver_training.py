@@ -86,8 +86,8 @@ def batch_loss(receiver: Receiver, batch: Sequence[Episode], withheld: Sequence[
     """Mean cross-entropy per answer token of a batch, in nats, each row with its message or without."""
     layout = receiver.layout(batch, ["" if gone else e.message for e, gone in zip(batch, withheld, strict=True)])
     # What all rows start with is read anew each time: the weights that read it are being trained.
-    layout = layout._replace(known_B=torch.zeros_like(layout.known_B))
-    frame = receiver.frame(batch[0].level)
+    layout = layout._replace(cached_B=torch.zeros_like(layout.cached_B))
+    frame = receiver.answer_frame(batch[0].level)
     targets_BVN = torch.where(
         torch.tensor(withheld, device=receiver.device)[:, None, None],
         receiver.targets(batch, with_message=False),

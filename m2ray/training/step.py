@@ -78,9 +78,9 @@ class CodecLoss(nn.Module):
 
     def forward(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """`ask`, answered for this trainee alone."""
-        return run_batched(self._receiver[0], [self.ask(batch, k, step, log)], self.rows_at_once)[0]
+        return run_batched(self._receiver[0], [self.loss_steps(batch, k, step, log)], self.rows_at_once)[0]
 
-    def ask(
+    def loss_steps(
         self, batch: Sequence[Episode], k: int, step: int, log: bool
     ) -> LossSteps[tuple[Tensor, dict[str, Tensor]]]:
         """Total loss and each objective, on the rows of a global batch that are this worker's."""
@@ -89,11 +89,11 @@ class CodecLoss(nn.Module):
         share = len(batch) // workers
         mine = slice(rank * share, (rank + 1) * share)
         message_ids = [receiver.tokens(episode.message) for episode in batch]
-        reading = receiver.read_ids(message_ids[mine])
+        reading = receiver.encode_token_ids(message_ids[mine])
         encoded = self.codec(reading, k, gather)
         whole = gather_encoded(encoded)
         signals = Signals(
-            frame=receiver.frame(batch[0].level),
+            frame=receiver.answer_frame(batch[0].level),
             encoded=whole,
             inputs_HD=gather(mean_state(reading)),
             message_ids_HT=reading.ids_BT,
@@ -101,7 +101,7 @@ class CodecLoss(nn.Module):
             heads=self.heads,
         )
         if losses.reconstruction_tokens and workers > 1:
-            whole_reading = receiver.read_ids(message_ids)
+            whole_reading = receiver.encode_token_ids(message_ids)
             signals.message_ids_HT, signals.message_mask_HT = whole_reading.ids_BT, whole_reading.mask_BT
         steps, values = self.config.training.steps, dict[str, Tensor]()
         if losses.slots and (log or losses.slots.weight_at(step, steps)):
@@ -122,12 +122,12 @@ class CodecLoss(nn.Module):
         encoder = self.codec.encoder
         assert isinstance(encoder, Segments)
         words_BK = encoder.stands_for(reading, encoded.prefix_BKD.shape[1])
-        words = receiver.standing(rows, reading.embeds_BTD, "message", grad=False)
+        words = receiver.slot_request(rows, reading.embeds_BTD, "message", grad=False)
         told = yield words._replace(key=("words", *rows))
         told_BLTD = torch.stack(told.hidden[:-1], dim=1)
         rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
         theirs_BLKD = told_BLTD.transpose(1, 2)[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
-        held = yield receiver.standing(rows, encoded.prefix_BKD, place, grad=True)
+        held = yield receiver.slot_request(rows, encoded.prefix_BKD, place, grad=True)
         return SlotStates(torch.stack(held.hidden[:-1], dim=1), theirs_BLKD, words_BK >= 0)
 
     def _listen(
@@ -148,32 +148,34 @@ class CodecLoss(nn.Module):
         learnt = wrong if losses.contrast or losses.infonce else []
         prefixes = torch.cat([encoded.prefix_BKD, *learnt])
         every = layout.repeat(1 + len(learnt))
-        passed = yield receiver.hearing(every, prefixes, answer_len, hidden, grad=True)
-        heard = receiver.heard(every, answer_len, passed)
+        passed = yield receiver.answer_request(every, prefixes, answer_len, hidden, grad=True)
+        heard = receiver.gather_answer(every, answer_len, passed)
         every_BA = answer_nll(heard.logits_BAW, frame, targets_BVN.repeat(1 + len(learnt), 1, 1))
         nll_BA, *wrong_BA = torch.split(every_BA, share)
         if wrong and not learnt:
-            passed = yield receiver.hearing(layout, wrong[0].detach(), answer_len, False, grad=False)
-            wrong_BA = [answer_nll(receiver.heard(layout, answer_len, passed).logits_BAW, frame, targets_BVN)]
-        signals.heard, signals.nll_BA = heard.first(share), nll_BA
+            passed = yield receiver.answer_request(layout, wrong[0].detach(), answer_len, False, grad=False)
+            wrong_BA = [
+                answer_nll(receiver.gather_answer(layout, answer_len, passed).logits_BAW, frame, targets_BVN)
+            ]
+        signals.answer, signals.nll_BA = heard.first(share), nll_BA
         signals.nll_B = weighted_nll(nll_BA, frame, weight)
         if wrong_BA:
             signals.shuffled_B = weighted_nll(wrong_BA[0], frame, weight)
         if losses.infonce:
             signals.negatives_MBA = torch.stack(wrong_BA)
-        places_V = frame.places_V.to(nll_BA.device)
-        values = {"nll": nll_BA[:, places_V].mean()}
+        positions_V = frame.positions_V.to(nll_BA.device)
+        values = {"nll": nll_BA[:, positions_V].mean()}
         if losses.help or log:
             null_BA = yield from self._null(rows, k, signals)
             signals.null_B = weighted_nll(null_BA, frame, weight)
-            values["null_gap"] = (null_BA - nll_BA)[:, places_V].mean()
+            values["null_gap"] = (null_BA - nll_BA)[:, positions_V].mean()
         if wrong_BA:
-            values["shuffle_gap"] = (wrong_BA[0] - nll_BA)[:, places_V].mean()
+            values["shuffle_gap"] = (wrong_BA[0] - nll_BA)[:, positions_V].mean()
         if losses.kl or losses.states:
             text = receiver.layout(rows, [episode.message for episode in rows])
-            hearing = receiver.hearing(text, None, answer_len, hidden, grad=False)
+            hearing = receiver.answer_request(text, None, answer_len, hidden, grad=False)
             passed = yield hearing._replace(key=("text", *rows))
-            signals.told = receiver.heard(text, answer_len, passed)
+            signals.text_answer = receiver.gather_answer(text, answer_len, passed)
         return values
 
     def _null(self, rows: Sequence[Episode], k: int, signals: Signals) -> LossSteps[Tensor]:
@@ -181,18 +183,18 @@ class CodecLoss(nn.Module):
         (receiver,), frame, place = self._receiver, signals.frame, self.config.codec.place
         now = autocast_dtype(receiver.device)
         keys = [(episode, k, place, now) for episode in rows]
-        known = {key: receiver.nulls[key] for key in keys if key in receiver.nulls}
+        known = {key: receiver.null_nll_cache[key] for key in keys if key in receiver.null_nll_cache}
         fresh = [key[0] for key in keys if key not in known]
         if fresh:
             layout = receiver.layout(fresh, k, place)
             zeros_BKD = signals.encoded.prefix_BKD.new_zeros(len(fresh), k, receiver.width)
-            hearing = receiver.hearing(layout, zeros_BKD, len(frame.ids_A), False, grad=False)
+            hearing = receiver.answer_request(layout, zeros_BKD, len(frame.ids_A), False, grad=False)
             passed = yield hearing._replace(key=("null", k, place, *fresh))
             with torch.no_grad():
-                logits_BAW = receiver.heard(layout, len(frame.ids_A), passed).logits_BAW
+                logits_BAW = receiver.gather_answer(layout, len(frame.ids_A), passed).logits_BAW
                 nll_BA = answer_nll(logits_BAW, frame, receiver.targets(fresh))
             for episode, nll_A in zip(fresh, nll_BA.unbind(), strict=True):
-                receiver.nulls[episode, k, place, now] = known[episode, k, place, now] = nll_A
+                receiver.null_nll_cache[episode, k, place, now] = known[episode, k, place, now] = nll_A
         return torch.stack([known[key] for key in keys])
 
     def _negatives(self, batch: Sequence[Episode], log: bool) -> range:

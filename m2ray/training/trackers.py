@@ -186,7 +186,7 @@ def tracking(
             except Exception as error:  # three libraries, each with errors of its own
                 cause = " ".join(str(error).split())
                 raise UserError(
-                    f"trackers: {tracker}: no run starts ({cause:.200}); mend that or leave it out"
+                    f"trackers: {tracker}: no run starts ({cause:.200}); fix that or leave it out"
                 ) from None
 
         def log(metrics: Mapping[str, Any]) -> None:

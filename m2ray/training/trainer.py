@@ -86,13 +86,13 @@ class Trainer:
             float(value_nll(receiver, probe, texts, None, "message").mean())
             for texts in ([""] * len(probe), [episode.message for episode in probe])
         ]
-        self.room = MicrobatchSize(folder, 2 * config.training.batch_size // self.workers)
+        self.microbatch = MicrobatchSize(folder, 2 * config.training.batch_size // self.workers)
         self._closing = ExitStack()
         tensors, meta = self._saved()
         goes_on = bool(meta and meta["step"])
         self._begin(meta["restart"] if meta else 0, None if goes_on else config.training.start)
         if goes_on:
-            restore_training(tensors, self.trainee, self.optimizer)
+            restore_training(tensors, self.loss_module, self.optimizer)
             self.step, self.spent = meta["step"], meta["seconds"]
             self.history += meta["history"]
             self.annealer.k, self.annealer.held, self.annealer.nll = meta["anneal"]
@@ -120,10 +120,12 @@ class Trainer:
         if start:
             load_start_weights(Path(start), codec, config, receiver)
         heads = Heads(config, receiver).to(receiver.device)
-        self.trainee = CodecLoss(config, codec, heads, receiver)
-        self._wrapped: nn.Module = DistributedDataParallel(self.trainee) if self.workers > 1 else self.trainee
+        self.loss_module = CodecLoss(config, codec, heads, receiver)
+        self._wrapped: nn.Module = (
+            DistributedDataParallel(self.loss_module) if self.workers > 1 else self.loss_module
+        )
         self.optimizer = torch.optim.AdamW(
-            self.trainee.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
+            self.loss_module.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
         )
         self.annealer = SlotAnnealer(config, training.steps, *self._worth)
         self.restart, self.step, self.spent = restart, 0, 0.0
@@ -145,14 +147,14 @@ class Trainer:
         training = self.config.training
         return self.step % training.log_every == 0 or (self.step + 1) % training.epoch_steps == 0
 
-    def next_step(self) -> tuple[list[Episode], int, int, bool]:
+    def next_batch(self) -> tuple[list[Episode], int, int, bool]:
         """What `Trainee.ask` takes."""
         size = self.config.training.batch_size
         samples = range(self.step * size, (self.step + 1) * size)
-        self.trainee.train()
+        self.loss_module.train()
         return training_batch(self.source, self.seeds, samples, self.seed), self.annealer.k, self.step, self._log
 
-    def learn(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
+    def apply_step(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
         """Follow the gradient that a backward pass left, and whatever is due after the step.
 
         Raises:
@@ -161,7 +163,7 @@ class Trainer:
         config, training, log = self.config, self.config.training, self._log
         lr = learning_rate(config, self.step, training.steps, training.epoch_steps) * 0.5**self.restart
         self.optimizer.param_groups[0]["lr"] = lr
-        norm = float(torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), training.grad_clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.loss_module.parameters(), training.grad_clip))
         means = world_mean(torch.stack([loss.detach(), *parts.values()]))
         values = dict(zip(["loss", *parts], means.tolist(), strict=True))
         if not math.isfinite(values["loss"]) or not math.isfinite(norm):
@@ -184,17 +186,17 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Score on the search split, save, report; start afresh where the codec ignores its message."""
         config, training, receiver = self.config, self.config.training, self.receiver
-        self.trainee.eval()
+        self.loss_module.eval()
         epoch = self.step // training.epoch_steps
         metrics: dict[str, Any] = {
             **self.history[-1],
-            **search_score(receiver, self.trainee.codec, self.search, config.evaluation),
+            **search_score(receiver, self.loss_module.codec, self.search, config.evaluation),
             "recovered": self.annealer.recovered(),
             "collapsed": is_collapsed(self.history, self.annealer.nll_without - self.annealer.nll_text),
             "restart": self.restart,
             "epoch": epoch,
             "seconds": self._seconds(),
-            **({"rows_at_once": self.room.rows} if self.room.rows else {}),
+            **({"rows_at_once": self.microbatch.rows} if self.microbatch.rows else {}),
         }
         self._track(metrics)
         at_half = epoch == math.ceil(training.epochs / 2) < training.epochs
@@ -203,7 +205,7 @@ class Trainer:
         if self.rank == 0:
             record = {**self.about, "seed": self.seed, "step": self.step, "trial": config.model_dump()}
             brief = {name: value for name, value in metrics.items() if name != "episode_nll"}
-            self.trainee.codec.save(checkpoint, {**record, "receiver": receiver.name, "metrics": brief})
+            self.loss_module.codec.save(checkpoint, {**record, "receiver": receiver.name, "metrics": brief})
             write_json(self.folder / "history.json", self.history)
             self._save(gives_up)
         self.report(metrics, checkpoint)
@@ -222,7 +224,7 @@ class Trainer:
             "anneal": [self.annealer.k, self.annealer.held, self.annealer.nll],
             "seconds": self._seconds(),
         }
-        tensors = training_tensors(self.trainee, self.optimizer)
+        tensors = training_tensors(self.loss_module, self.optimizer)
         save_tensors(self.folder / "training.safetensors", tensors, meta)
         self._kept = time.monotonic()
 
@@ -236,7 +238,7 @@ class Trainer:
         """All steps that are left, with whatever workers there are; the last checkpoint's folder."""
         with self._closing:
             while not self.done:
-                self.learn(*(joint_backward([self])[0] if self.workers == 1 else self._common_gradient()))
+                self.apply_step(*(joint_backward([self])[0] if self.workers == 1 else self._common_gradient()))
             return self.checkpoint
 
     def _common_gradient(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -246,16 +248,16 @@ class Trainer:
             TrainingFailed: memory does not suffice. The other workers wait for this one in the middle of the step,
                 so that all begin again, with half as many rows at once.
         """
-        self.trainee.rows_at_once = self.room.rows
+        self.loss_module.rows_at_once = self.microbatch.rows
         try:
             with self.autocast():
-                loss, parts = self._wrapped(*self.next_step())
+                loss, parts = self._wrapped(*self.next_batch())
             loss.backward()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if self.room.halve():
-                raise TrainingFailed(f"out of memory; {self.room.rows} rows at once from now on") from None
+            if self.microbatch.halve():
+                raise TrainingFailed(f"out of memory; {self.microbatch.rows} rows at once from now on") from None
             raise TrainingFailed(OUT_OF_MEMORY) from None
         return loss, parts
 
@@ -295,16 +297,16 @@ def joint_backward(trainings: Sequence[Trainer]) -> list[tuple[Tensor, dict[str,
     Raises:
         TrainingFailed: memory does not suffice for one row at a time either.
     """
-    buffers = [(buffer, buffer.clone()) for training in trainings for buffer in training.trainee.buffers()]
+    buffers = [(buffer, buffer.clone()) for training in trainings for buffer in training.loss_module.buffers()]
     while True:
         try:
             return _joint_backward(trainings)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        trainings[0].receiver.forget()
+        trainings[0].receiver.clear_caches()
         free_memory()
-        if not all([training.room.halve() for training in trainings]):
+        if not all([training.microbatch.halve() for training in trainings]):
             raise TrainingFailed(OUT_OF_MEMORY)
         for training in trainings:
             training.optimizer.zero_grad(set_to_none=True)
@@ -314,9 +316,9 @@ def joint_backward(trainings: Sequence[Trainer]) -> list[tuple[Tensor, dict[str,
 
 
 def _joint_backward(trainings: Sequence[Trainer]) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    at_once = min((training.room.rows for training in trainings if training.room.rows), default=None)
+    at_once = min((training.microbatch.rows for training in trainings if training.microbatch.rows), default=None)
     with trainings[0].autocast():
-        asking = [training.trainee.ask(*training.next_step()) for training in trainings]
+        asking = [training.loss_module.loss_steps(*training.next_batch()) for training in trainings]
         results = run_batched(trainings[0].receiver, asking, at_once)
     torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
     return results

@@ -12,7 +12,7 @@ import textwrap
 
 
 class UserError(ValueError):
-    """Bad input. The message names the file, the key and the mend, in one line."""
+    """Bad input. The message names the file, the key and the fix, in one line."""
 
 
 def describe_error(error: BaseException) -> str:

@@ -85,7 +85,7 @@ def blame(group: str, name: str) -> Iterator[None]:
 
 def plugin_error(group: str, name: str, said: str) -> UserError:
     """What is wrong with a plug, as a user error."""
-    return UserError(f"plug {_describe(installed(group)[name][0])}: {said}; mend or uninstall it")
+    return UserError(f"plug {_describe(installed(group)[name][0])}: {said}; fix or uninstall it")
 
 
 def packages() -> dict[str, str]:

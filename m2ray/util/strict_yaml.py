@@ -99,7 +99,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({describe_error(error)}); check the file") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         # ValueError: bytes that are no UTF-8, and what only looks like a date or a number (2020-13-45).
-        raise UserError(f"{path}: not valid YAML ({describe_error(error)}); mend the syntax") from None
+        raise UserError(f"{path}: not valid YAML ({describe_error(error)}); fix the syntax") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else f"a {type(data).__name__}"
         raise UserError(
@@ -144,7 +144,7 @@ _FAULTS = {
 
 
 def validate(model: type[Model], data: Any, source: str | Callable[[str], str]) -> Model:
-    """Check `data` against `model`; the first fault becomes a `UserError` naming source, key and mend.
+    """Check `data` against `model`; the first fault becomes a `UserError` naming source, key and fix.
 
     Args:
         model: What it should be.
@@ -161,14 +161,14 @@ def validate(model: type[Model], data: Any, source: str | Callable[[str], str]) 
             key = f"{key}.{raised!s:.60}".lstrip(".")
         if fault["type"] == "extra_forbidden" or isinstance(raised, UnknownKey):
             close = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(_known_keys(model))), n=1)
-            mend = "unknown key; " + (f"did you mean `{close[0]}`?" if close else "remove it")
+            fix = "unknown key; " + (f"did you mean `{close[0]}`?" if close else "remove it")
         elif fault["type"] == "value_error":
-            mend = str(raised)
+            fix = str(raised)
         else:
-            form = _FAULTS.get(fault["type"], fault["msg"].replace("{", "(") + ", not {given}; mend it")
-            mend = form.format(given=f"{fault['input']!r:.60}", **fault.get("ctx", {}))
+            form = _FAULTS.get(fault["type"], fault["msg"].replace("{", "(") + ", not {given}; fix it")
+            fix = form.format(given=f"{fault['input']!r:.60}", **fault.get("ctx", {}))
         where = source if isinstance(source, str) else source(key)
-        raise UserError(": ".join(part for part in (where, key, mend) if part)) from None
+        raise UserError(": ".join(part for part in (where, key, fix) if part)) from None
 
 
 def load_yaml(model: type[Model], path: Path) -> Model:

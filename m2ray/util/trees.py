@@ -19,7 +19,7 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
             tree[part] = {}
         tree = tree[part]
         if not isinstance(tree, dict):
-            raise ValueError(f"{key}: {part} is {tree!r:.60}, expected a mapping of keys; mend either")
+            raise ValueError(f"{key}: {part} is {tree!r:.60}, expected a mapping of keys; fix either")
     tree[last] = value
 
 

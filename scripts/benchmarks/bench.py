@@ -73,7 +73,7 @@ def naive_nll(receiver: Receiver, episode: Episode, prefix_KD: Tensor, place: Pl
     layout = receiver.layout([episode], len(prefix_KD), place)
     embeds_1TD = receiver.embed(layout, prefix_KD[None])
     logits_1TW = receiver.model(inputs_embeds=embeds_1TD, use_cache=False).logits
-    frame = receiver.frame(episode.level)
+    frame = receiver.answer_frame(episode.level)
     first = int(layout.answer_B[0]) - 1
     return answer_nll(logits_1TW[:, first : first + len(frame.ids_A)], frame, receiver.targets([episode]))[0]
 
@@ -88,7 +88,7 @@ def naive_loss(
     assert losses.help is not None
     assert losses.reconstruction is not None
     assert losses.info_preserve is not None
-    frame, weight = receiver.frame(batch[0].level), losses.ce.value_weight
+    frame, weight = receiver.answer_frame(batch[0].level), losses.ce.value_weight
     latents, inputs, totals = [], [], []
     for i, episode in enumerate(batch):
         wrong = batch[(i + 1) % len(batch)]
@@ -188,7 +188,7 @@ def bench_training(config: TrialConfig, receiver: Receiver, seconds: float) -> d
 
     def first(size: int) -> Callable[[], None]:
         def step_on_strangers() -> None:
-            receiver.forget()
+            receiver.clear_caches()
             fast(size)()
 
         return step_on_strangers
@@ -226,8 +226,8 @@ def bench_evaluation(config: TrialConfig, receiver: Receiver, seconds: float, co
     settings = config.evaluation.model_copy(update={"temperature": 0.0, "max_new_tokens": 32})
 
     def fast(part: Sequence[Episode], names: Sequence[str] = CONDITIONS) -> dict[str, list[str]]:
-        material = ConditionInputs(receiver, part, codec, None, settings.batch_size)
-        injections: dict[str, Injection] = {name: get_condition(name).inject(material) for name in names}
+        inputs = ConditionInputs(receiver, part, codec, None, settings.batch_size)
+        injections: dict[str, Injection] = {name: get_condition(name).inject(inputs) for name in names}
         return {name: answer_episodes(receiver, part, injections[name], settings)[0] for name in names}
 
     noise = (
@@ -241,7 +241,7 @@ def bench_evaluation(config: TrialConfig, receiver: Receiver, seconds: float, co
 
     if (ours := fast(few)) != (theirs := naive()):
         raise RuntimeError(f"the two sides answer differently: {ours} and {theirs}")
-    own = [name for name in CONDITIONS if get_condition(name).depends == "checkpoint"]
+    own = [name for name in CONDITIONS if get_condition(name).depends_on == "checkpoint"]
     sides = {"first": lambda: fast(played), "other": lambda: fast(played, own), "naive": naive}
     times = in_turns(sides, seconds)
     rates = {name: (len(few) if name == "naive" else count) / took for name, took in times.items()}

@@ -56,7 +56,7 @@ def side(receiver: str, numbers: range, threads: int, steps: int, ready: Any, ou
 
         def step() -> None:
             for training, result in zip(pack, joint_backward(pack), strict=True):
-                training.learn(*result)
+                training.apply_step(*result)
 
         for _ in range(3):
             step()

@@ -72,14 +72,16 @@ def operations(config: TrialConfig) -> dict[str, list[list[str]]]:
     receiver, tables = load_receiver(config.receiver), {}
     with tempfile.TemporaryDirectory() as folder:
         training = Trainer(config, 0, receiver, Path(folder), lambda *_: None, {"config": "profiled"})
-        training.learn(*joint_backward([training])[0])
+        training.apply_step(*joint_backward([training])[0])
         with profile(activities=[ProfilerActivity.CPU]) as seen:
             for _ in range(STEPS):
-                training.learn(*joint_backward([training])[0])
+                training.apply_step(*joint_backward([training])[0])
         tables[f"training, {STEPS} steps of {config.training.batch_size}"] = table_of(seen)
         names = ["normal", "null", "random", "shuffle", "P0", "P1"]
         with profile(activities=[ProfilerActivity.CPU]) as seen, record_function("evaluate"):
-            evaluate(receiver, training.search, "search", names, config.evaluation, codec=training.trainee.codec)
+            evaluate(
+                receiver, training.search, "search", names, config.evaluation, codec=training.loss_module.codec
+            )
         tables[f"evaluation, {len(training.search)} episodes under {len(names)} conditions"] = table_of(seen)
         training.close()
     return tables

@@ -190,7 +190,7 @@ By the model, not measured there. The processes of a node are taken to start two
    that fill one by one take {fill:.0f} minutes at the process start above. Now as many start at a time as the
    cluster has room for (`resources.trials_at_once` for one that starts from none).
 2. **Rows in the driver's memory.** The board reads all rows at once: at 10,000 trials that is the last column
-   above, more than a small head node has. Not mended: watch with fewer episodes (`splits.search`), fewer
+   above, more than a small head node has. Not fixed: watch with fewer episodes (`splits.search`), fewer
    conditions, or `evaluation.scale_gates: []`, or give the head memory.
 3. **The driver** is far from a limit with trials of minutes; with trials of seconds it is one at about
    {trials_per_hour_at_most:,} trials an hour.

@@ -15,7 +15,7 @@ def fuzz(*argv) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
-def test_malformed_input_is_refused_in_one_line_that_names_the_mend_and_nothing_is_written(tmp_path):
+def test_malformed_input_is_refused_in_one_line_that_names_the_fix_and_nothing_is_written(tmp_path):
     done = fuzz("--cases", 40, "--seed", 1, "--out", tmp_path / "fuzz.json")
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "fuzz.json").read_text())
@@ -36,4 +36,4 @@ sys.exit(fuzz.main([]))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "sound | gate rows.parquet" in done.stdout
-    assert "exit code 1; 0 lines on stderr; says something on stdout; names no mend" in done.stdout
+    assert "exit code 1; 0 lines on stderr; says something on stdout; names no fix" in done.stdout

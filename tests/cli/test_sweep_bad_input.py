@@ -1,4 +1,4 @@
-"""Bad input of a sweep: exit 2, one line that names file, key and mend, nothing written, nothing trained."""
+"""Bad input of a sweep: exit 2, one line that names file, key and fix, nothing written, nothing trained."""
 
 import sys
 
@@ -104,7 +104,7 @@ def changed(key, value) -> dict:
         (
             "axes/codec.width",
             {"choice": [32], "when": {"codec.encoder": ["memory"]}},
-            "axes.codec.width.when: never holds; mend the keys or values it names",
+            "axes.codec.width.when: never holds; fix the keys or values it names",
         ),
         ("axes/task.level", {"choice": ["easy"]}, "axes.task.level: the same for all configurations"),
         ("trial/splits/select", "1010:1030", "select 1010:1030"),

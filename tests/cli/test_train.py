@@ -232,8 +232,8 @@ class TestTrainRefuses:
         [
             (None, "no such file; check the path"),
             ("folder", "a folder; give a YAML file in it"),
-            (b"\x80\x81\xfe\x00\xff", "not valid YAML .*; mend the syntax"),
-            (b"codec: {k: 4", "not valid YAML .*; mend the syntax"),
+            (b"\x80\x81\xfe\x00\xff", "not valid YAML .*; fix the syntax"),
+            (b"codec: {k: 4", "not valid YAML .*; fix the syntax"),
             (b"- codec", "expected a mapping"),
             (b"", "expected a mapping"),
             (b"codec: 3", "codec: expected a mapping"),

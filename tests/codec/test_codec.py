@@ -34,7 +34,7 @@ def make(receiver: Receiver, **settings: object) -> Codec:
 @pytest.mark.parametrize("bottleneck", ["none", "vq"])
 def test_every_codec_gives_finite_prefixes_and_gradients(tiny, encoder, calibration, bottleneck):
     codec = make(tiny, encoder=encoder, calibration=calibration, bottleneck=bottleneck, codebook=16, groups=2)
-    encoded = codec(tiny.read(MESSAGES))
+    encoded = codec(tiny.encode_messages(MESSAGES))
     assert encoded.prefix_BKD.shape == (6, 5, tiny.width)
     encoded.prefix_BKD.square().mean().backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in codec.parameters())
@@ -44,14 +44,16 @@ def test_every_codec_gives_finite_prefixes_and_gradients(tiny, encoder, calibrat
 @pytest.mark.parametrize("encoder", [name for name in ENCODERS if name != "constant"])
 def test_the_prefix_of_a_message_does_not_depend_on_its_batch(tiny, encoder):
     codec = make(tiny, encoder=encoder).eval()
-    together = codec(tiny.read(MESSAGES)).prefix_BKD
+    together = codec(tiny.encode_messages(MESSAGES)).prefix_BKD
     for i, message in enumerate(MESSAGES):
-        torch.testing.assert_close(codec(tiny.read([message])).prefix_BKD[0], together[i], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            codec(tiny.encode_messages([message])).prefix_BKD[0], together[i], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_constant_is_content_free_and_the_others_are_not(tiny):
     for encoder in ENCODERS:
-        prefix = make(tiny, encoder=encoder).eval()(tiny.read(MESSAGES)).prefix_BKD
+        prefix = make(tiny, encoder=encoder).eval()(tiny.encode_messages(MESSAGES)).prefix_BKD
         assert torch.equal(prefix[0], prefix[1]) == (encoder == "constant")
 
 
@@ -59,7 +61,7 @@ def test_segments_start_on_the_embedding_manifold(tiny):
     """With as many slots as tokens the untrained codec is the identity, up to the norm."""
     codec = make(tiny, scale_gate=1.5)
     ids = tiny.tokens(MESSAGES[0])
-    prefix_KD = codec(tiny.read([MESSAGES[0]]), k=len(ids)).prefix_BKD[0]
+    prefix_KD = codec(tiny.encode_messages([MESSAGES[0]]), k=len(ids)).prefix_BKD[0]
     own_KD = tiny.embedding_ND[torch.tensor(ids)]
     assert torch.cosine_similarity(prefix_KD, own_KD).min() > 0.9999
     torch.testing.assert_close(prefix_KD.norm(dim=1), torch.full((len(ids),), 1.5 * tiny.embedding_norm))
@@ -69,11 +71,11 @@ def test_segments_start_from_states_where_asked(tiny):
     """An untrained slot is the receiver's own state behind its first layer at the segment's last word."""
     codec = make(tiny, start="states", scale_gate=3.0)
     ids = tiny.tokens(MESSAGES[0])
-    prefix_KD = codec(tiny.read([MESSAGES[0]]), k=len(ids)).prefix_BKD[0]
+    prefix_KD = codec(tiny.encode_messages([MESSAGES[0]]), k=len(ids)).prefix_BKD[0]
     own_TD = tiny.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
     assert torch.cosine_similarity(prefix_KD, own_TD).min() > 0.9999
     torch.testing.assert_close(prefix_KD.norm(dim=1), torch.full((len(ids),), 3.0 * tiny.embedding_norm))
-    beyond_KD = codec(tiny.read([MESSAGES[0]]), k=2 * len(ids)).prefix_BKD[0]
+    beyond_KD = codec(tiny.encode_messages([MESSAGES[0]]), k=2 * len(ids)).prefix_BKD[0]
     assert (beyond_KD.norm(dim=1) == 0).sum() == len(ids)
 
 
@@ -81,7 +83,7 @@ def test_slots_beyond_the_message_do_not_drown_the_gradient(tiny):
     norms = []
     for k in (4, 2 * max(len(tiny.tokens(message)) for message in MESSAGES)):
         codec = make(tiny)
-        codec(tiny.read(MESSAGES), k=k).prefix_BKD.sum().backward()
+        codec(tiny.encode_messages(MESSAGES), k=k).prefix_BKD.sum().backward()
         norms.append(torch.nn.utils.get_total_norm([p.grad for p in codec.parameters() if p.grad is not None]))
     assert norms[1] < 1000 * norms[0]  # it was a million times
 
@@ -89,7 +91,7 @@ def test_slots_beyond_the_message_do_not_drown_the_gradient(tiny):
 def test_a_quantiser_works_under_autocast(tiny):
     codec = make(tiny, bottleneck="vq", codebook=8)
     with torch.autocast("cpu", torch.bfloat16):
-        codec(tiny.read(MESSAGES)).prefix_BKD.float().sum().backward()
+        codec(tiny.encode_messages(MESSAGES)).prefix_BKD.float().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in codec.parameters() if p.grad is not None)
 
 
@@ -118,7 +120,7 @@ def test_without_clauses_segments_are_equal_shares_of_the_tokens():
 
 def test_a_slot_stands_for_the_last_word_of_its_clause(tiny):
     encoder = make(tiny, cut="clauses", k=4).encoder
-    reading = tiny.read(MESSAGES)
+    reading = tiny.encode_messages(MESSAGES)
     places = encoder.stands_for(reading, 4)
     for message, ids, row in zip(MESSAGES, reading.ids_BT.tolist(), places.tolist(), strict=True):
         for clause, place in zip(message.split("; "), row, strict=True):
@@ -131,7 +133,7 @@ def test_a_slot_stands_for_the_last_word_of_its_clause(tiny):
 
 def test_the_attempts_calibration_has_its_norm_and_gate(tiny):
     codec = make(tiny, encoder="last_token", calibration="layernorm", scale_gate=0.5)
-    norms = codec(tiny.read(MESSAGES)).prefix_BKD.norm(dim=-1)
+    norms = codec(tiny.encode_messages(MESSAGES)).prefix_BKD.norm(dim=-1)
     # LayerNorm gives sqrt(D), times mean norm / sqrt(D), times the gate
     torch.testing.assert_close(norms, torch.full_like(norms, 0.5 * tiny.embedding_norm), rtol=1e-2, atol=1e-4)
     assert codec.scale_gate.requires_grad
@@ -143,11 +145,11 @@ def test_memory_leaves_the_receiver_as_it_was(tiny):
     codec = make(tiny, encoder="memory")
     for parameter in codec.encoder.up.values():
         torch.nn.init.ones_(parameter)
-    reading = tiny.read(MESSAGES)
+    reading = tiny.encode_messages(MESSAGES)
     codec(reading)
     after = tiny.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(tiny.read(MESSAGES).states_BTD, reading.states_BTD)
+    assert torch.equal(tiny.encode_messages(MESSAGES).states_BTD, reading.states_BTD)
 
 
 def test_quantiser_is_straight_through_and_revives_dead_codes(tiny):
@@ -178,7 +180,7 @@ def test_saved_is_loaded(tiny, tmp_path, encoder):
     codec = make(tiny, encoder=encoder, bottleneck="vq", codebook=8).eval()
     codec.save(tmp_path, {"config": "c", "seed": 0, "step": 1})
     loaded = load_codec(tmp_path, tiny)
-    reading = tiny.read(MESSAGES)
+    reading = tiny.encode_messages(MESSAGES)
     assert torch.equal(codec(reading).prefix_BKD, loaded(reading).prefix_BKD)
     assert loaded.digest == codec.digest
     assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.pkl"))

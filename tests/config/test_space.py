@@ -77,7 +77,7 @@ def test_suggestions_are_of_the_kind_and_within_the_bounds_written(data, seed):
     ((kind, values),) = data.items()
     axis, study = Axis.model_validate(data), random_study(seed)
     for _ in range(5):
-        value = axis.suggest(study.ask(), "key")
+        value = axis.suggest(study.loss_steps(), "key")
         if kind == "choice":
             assert any(value is other or value == other for other in values)
         else:
@@ -87,7 +87,7 @@ def test_suggestions_are_of_the_kind_and_within_the_bounds_written(data, seed):
 
 def test_a_log_axis_is_even_over_orders_of_magnitude():
     axis, study = Axis(loguniform=(1e-4, 1.0)), random_study()
-    drawn = [axis.suggest(study.ask(), "key") for _ in range(400)]
+    drawn = [axis.suggest(study.loss_steps(), "key") for _ in range(400)]
     assert 150 < sum(value < 1e-2 for value in drawn) < 250
 
 
@@ -130,7 +130,7 @@ def test_a_log_axis_is_even_over_orders_of_magnitude():
         ("{choice: [null]}", "axes codec.k = None: codec.k: None is no whole number; write one"),
     ],
 )
-def test_a_bad_axis_is_refused_with_its_key_and_mend(tmp_path, axis, line):
+def test_a_bad_axis_is_refused_with_its_key_and_fix(tmp_path, axis, line):
     assert refused(tmp_path, f"axes: {{codec.k: {axis}}}\nsearch: {{trials: 1}}").startswith(f"space.yaml: {line}")
 
 
@@ -146,7 +146,7 @@ def test_a_misspelt_axis_is_refused_with_the_right_spelling(tmp_path):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_conditional_axes_are_asked_exactly_where_they_apply(conditional, seed):
     plan = conditional
-    chosen = plan.suggest(random_study(seed).ask())
+    chosen = plan.suggest(random_study(seed).loss_steps())
     config = plan.config(chosen)
     vq = config.codec.bottleneck == "vq"
     assert ("losses.commitment.weight" in chosen) == ("codec.codebook" in chosen) == vq
@@ -190,7 +190,7 @@ search: {trials: 1}
 def test_an_axis_that_never_applies_is_refused(tmp_path, when):
     text = f"axes: {{training.lr: {{loguniform: [1e-4, 1e-3], when: {when}}}}}\nsearch: {{trials: 1}}"
     assert refused(tmp_path, text) == (
-        "space.yaml: axes.training.lr.when: never holds; mend the keys or values it names"
+        "space.yaml: axes.training.lr.when: never holds; fix the keys or values it names"
     )
 
 
@@ -332,7 +332,7 @@ search: {trials: 1}
         ),
     ],
 )
-def test_a_bad_space_is_refused_with_its_key_and_mend(tmp_path, text, line):
+def test_a_bad_space_is_refused_with_its_key_and_fix(tmp_path, text, line):
     assert refused(tmp_path, text).startswith(f"space.yaml: {line}")
 
 

@@ -98,7 +98,7 @@ def test_an_empty_mapping_is_the_documented_default():
         ("1: 2", "1: Keys should be strings"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_key_and_mend(tmp_path, text, line):
+def test_a_bad_value_is_refused_with_its_key_and_fix(tmp_path, text, line):
     assert refused(tmp_path, text).startswith(line)
 
 
@@ -128,7 +128,7 @@ def test_a_bad_value_is_refused_with_its_key_and_mend(tmp_path, text, line):
         ("splits: {confirm: '42:100', train: '99:200'}", "splits: train 99:200 overlaps confirm 42:100"),
     ],
 )
-def test_values_that_contradict_each_other_are_refused_with_a_mend(tmp_path, text, line):
+def test_values_that_contradict_each_other_are_refused_with_a_fix(tmp_path, text, line):
     assert refused(tmp_path, text).startswith(line)
 
 
@@ -265,7 +265,7 @@ def test_an_unquoted_range_of_seeds_is_no_number_of_base_60(tmp_path, seeds):
 def test_what_is_not_plain_yaml_is_refused(tmp_path, text, line):
     message = refused(tmp_path, text)
     assert message.startswith("not valid YAML (")
-    assert message.endswith("; mend the syntax")
+    assert message.endswith("; fix the syntax")
     assert line in message
 
 

@@ -73,7 +73,7 @@ def test_digits_are_evaluations_nats_and_the_rest_is_the_rest_of_the_answer(tiny
     found = answer_nll_parts(tiny, part, injection, 4)
     _, nll_E = answer_episodes(tiny, part, injection, config(tiny).evaluation)
     torch.testing.assert_close(found.digits_E, nll_E)
-    frame = tiny.frame(EASY)
+    frame = tiny.answer_frame(EASY)
     texts, prefix = injection.texts, None
     if injection.prefixes is not None:
         texts, prefix = 3, torch.stack(list(injection.prefixes))
@@ -104,7 +104,7 @@ def test_gaps_and_success_are_those_of_the_rows(tiny, small, tmp_path):
     assert set(found.success) == set(by)
     assert (found.about["config"], found.about["seed"]) == ("test", 0)
     with torch.no_grad():
-        prefix = codec(tiny.read([e.message for e in part])).prefix_BKD
+        prefix = codec(tiny.encode_messages([e.message for e in part])).prefix_BKD
     unit = prefix.norm(dim=-1).mean() / tiny.embedding_norm
     assert found.norms.mean == pytest.approx(float(unit), rel=1e-4)
     assert found.norms.scale_gate == pytest.approx(1.5)
@@ -243,7 +243,7 @@ def test_a_sweep_is_told_before_it_begins_that_its_diagnoses_cannot_be_made(tiny
         (["--out", "{checkpoint}/config.json/x"], r"config.json is a file; choose a folder"),
     ],
 )
-def test_bad_input_is_one_line_that_names_the_mend(checkpoint, small, arguments, said):
+def test_bad_input_is_one_line_that_names_the_fix(checkpoint, small, arguments, said):
     with pytest.raises(UserError, match=said):
         main([str(checkpoint), *(argument.format(checkpoint=checkpoint) for argument in arguments)])
 

@@ -215,7 +215,7 @@ def test_stages_are_what_the_codec_reads_and_writes(tiny, parts, encoder):
     codec = Codec(CodecConfig(encoder=encoder, k=3, width=16, layers=1), tiny).eval()
     part = parts[1][:6]
     found = stages(ConditionInputs(tiny, part, codec, None, 4))
-    reading = tiny.read([episode.message for episode in part])
+    reading = tiny.encode_messages([episode.message for episode in part])
     with torch.no_grad():
         encoded = codec(reading)
     torch.testing.assert_close(found["latent"], encoded.latent_BKD.flatten(1), rtol=1e-4, atol=1e-4)
@@ -236,5 +236,5 @@ def test_stages_are_what_the_codec_reads_and_writes(tiny, parts, encoder):
 def test_no_stage_holds_on_to_a_gradient(tiny, encoder):
     """A constant's latent is a view of its parameter."""
     codec = Codec(CodecConfig(encoder=encoder, k=2, width=8, layers=1), tiny)
-    material = ConditionInputs(tiny, episodes(level("easy"), range(6), "search"), codec, None, 4)
-    assert not any(rows.requires_grad for rows in stages(material).values())
+    inputs = ConditionInputs(tiny, episodes(level("easy"), range(6), "search"), codec, None, 4)
+    assert not any(rows.requires_grad for rows in stages(inputs).values())

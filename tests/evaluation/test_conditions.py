@@ -40,8 +40,8 @@ def make_material(
     return ConditionInputs(receiver, played, make_codec(receiver, **settings), constant, batch_size)
 
 
-def inject(name: str, material: ConditionInputs) -> Injection:
-    return get_condition(name).inject(material)
+def inject(name: str, inputs: ConditionInputs) -> Injection:
+    return get_condition(name).inject(inputs)
 
 
 def stacked(injection: Injection) -> torch.Tensor:
@@ -49,68 +49,68 @@ def stacked(injection: Injection) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def material(tiny) -> ConditionInputs:
+def inputs(tiny) -> ConditionInputs:
     return make_material(tiny)
 
 
 @pytest.fixture(scope="module")
-def prefixes(material) -> torch.Tensor:
+def prefixes(inputs) -> torch.Tensor:
     """The right prefixes, message by message."""
     with torch.no_grad():
         return torch.cat(
-            [material.codec(material.receiver.read([e.message])).prefix_BKD for e in material.episodes]
+            [inputs.codec(inputs.receiver.encode_messages([e.message])).prefix_BKD for e in inputs.episodes]
         )
 
 
 class TestLatentConditions:
-    def test_normal_is_the_prefix_of_each_episodes_own_message(self, material, prefixes):
-        torch.testing.assert_close(stacked(inject("normal", material)), prefixes, atol=1e-5, rtol=1e-4)
+    def test_normal_is_the_prefix_of_each_episodes_own_message(self, inputs, prefixes):
+        torch.testing.assert_close(stacked(inject("normal", inputs)), prefixes, atol=1e-5, rtol=1e-4)
         assert len(prefixes.flatten(1).unique(dim=0)) == len({e.message for e in PLAYED})
 
     @pytest.mark.parametrize("calibration", ["norm", "layernorm"])
     def test_null_is_true_zeros_where_decode_of_zero_is_not(self, tiny, calibration):
-        material = make_material(tiny, calibration=calibration)
+        inputs = make_material(tiny, calibration=calibration)
         if calibration == "layernorm":
-            torch.nn.init.ones_(material.codec.norm.bias)
-            assert material.codec.decode(torch.zeros(1, 3, tiny.width)).prefix_BKD.any()
-        null = stacked(inject("null", material))
+            torch.nn.init.ones_(inputs.codec.norm.bias)
+            assert inputs.codec.decode(torch.zeros(1, 3, tiny.width)).prefix_BKD.any()
+        null = stacked(inject("null", inputs))
         assert null.shape == (len(PLAYED), 3, tiny.width)
         assert not null.any()
 
-    def test_random_decodes_standard_normal_latents(self, material, monkeypatch):
+    def test_random_decodes_standard_normal_latents(self, inputs, monkeypatch):
         seen = []
-        decode = material.codec.decode
+        decode = inputs.codec.decode
         monkeypatch.setattr(
-            material.codec, "decode", lambda latent, *a, **k: seen.append(latent) or decode(latent, *a, **k)
+            inputs.codec, "decode", lambda latent, *a, **k: seen.append(latent) or decode(latent, *a, **k)
         )
-        drawn = stacked(inject("random", material))
+        drawn = stacked(inject("random", inputs))
         assert stats.kstest(seen[0].flatten(), "norm").pvalue > 1e-3
         torch.testing.assert_close(drawn, decode(seen[0]).prefix_BKD)
 
-    def test_random_depends_on_the_episode_alone(self, tiny, material):
+    def test_random_depends_on_the_episode_alone(self, tiny, inputs):
         """The same in any company, another for every episode, whatever its message says."""
-        together = stacked(inject("random", material))
+        together = stacked(inject("random", inputs))
         some = make_material(tiny, [replace(PLAYED[i], message=PLAYED[0].message) for i in (5, 2, 19)])
         torch.testing.assert_close(stacked(inject("random", some)), together[[5, 2, 19]])
         assert len(together.flatten(1).unique(dim=0)) == len(PLAYED)
 
-    def test_shuffle_is_the_prefix_of_the_partners_message(self, material, prefixes):
-        injection = inject("shuffle", material)
+    def test_shuffle_is_the_prefix_of_the_partners_message(self, inputs, prefixes):
+        injection = inject("shuffle", inputs)
         partners = [prefixes[i] for i in injection.partners]
         torch.testing.assert_close(stacked(injection), torch.stack(partners), atol=1e-5, rtol=1e-4)
         assert all(PLAYED[i].content != e.content for i, e in zip(injection.partners, PLAYED, strict=True))
 
-    def test_mean_is_one_prefix_for_all(self, material, prefixes):
+    def test_mean_is_one_prefix_for_all(self, inputs, prefixes):
         expected = prefixes.numpy().mean(0)
-        for prefix in stacked(inject("mean", material)):
+        for prefix in stacked(inject("mean", inputs)):
             np.testing.assert_allclose(prefix, expected, atol=1e-5)
 
     def test_matched_has_the_mean_and_covariance_of_the_prefixes(self, tiny):
         """Over many episodes: mean and covariance within sampling error, Gaussian along every strong direction."""
-        material = make_material(tiny, episodes(EASY, range(1000, 1600), "search"), batch_size=600, k=2)
+        inputs = make_material(tiny, episodes(EASY, range(1000, 1600), "search"), batch_size=600, k=2)
         real, drawn = (
-            stacked(inject("normal", material)).flatten(1),
-            stacked(inject("matched", material)).flatten(1),
+            stacked(inject("normal", inputs)).flatten(1),
+            stacked(inject("matched", inputs)).flatten(1),
         )
         real, drawn = real.double().numpy(), drawn.double().numpy()
         cov_real, cov_drawn = np.cov(real.T), np.cov(drawn.T)
@@ -125,33 +125,33 @@ class TestLatentConditions:
             scores = (drawn - real.mean(0)) @ direction / np.sqrt(direction @ cov_real @ direction)
             assert stats.kstest(scores, "norm").pvalue > 1e-4
 
-    def test_matched_says_nothing_of_the_episodes_own_message(self, tiny, material):
-        drawn = stacked(inject("matched", material)).flatten(1)
+    def test_matched_says_nothing_of_the_episodes_own_message(self, tiny, inputs):
+        drawn = stacked(inject("matched", inputs)).flatten(1)
         assert len(drawn.unique(dim=0)) == len(PLAYED)
         alone = make_material(tiny, [PLAYED[0]] * 8)  # one message: no covariance, its mean for all
         torch.testing.assert_close(stacked(inject("matched", alone)), stacked(inject("mean", alone)))
 
-    def test_constant_is_the_content_free_codecs_own_prefix(self, material):
-        constant = stacked(inject("constant", material))
-        expected = material.constant.calibrate(material.constant.encoder.vectors_KD).detach()
+    def test_constant_is_the_content_free_codecs_own_prefix(self, inputs):
+        constant = stacked(inject("constant", inputs))
+        expected = inputs.constant.calibrate(inputs.constant.encoder.vectors_KD).detach()
         torch.testing.assert_close(constant, expected.expand_as(constant))
 
     @pytest.mark.parametrize("calibration", ["norm", "layernorm"])
     @pytest.mark.parametrize("bottleneck", ["none", "vq"])
     def test_scale_gate_scales_the_right_prefix_and_zero_closes_it(self, tiny, calibration, bottleneck):
-        material = make_material(tiny, calibration=calibration, bottleneck=bottleneck, codebook=8, scale_gate=0.5)
-        normal = stacked(inject("normal", material))
-        torch.testing.assert_close(stacked(inject("scale_gate=0.5", material)), normal)
-        torch.testing.assert_close(stacked(inject("scale_gate=1.5", material)), 3 * normal)
-        assert not stacked(inject("scale_gate=0", material)).any()
-        norms = stacked(inject("scale_gate=0.25", material)).norm(dim=-1)
+        inputs = make_material(tiny, calibration=calibration, bottleneck=bottleneck, codebook=8, scale_gate=0.5)
+        normal = stacked(inject("normal", inputs))
+        torch.testing.assert_close(stacked(inject("scale_gate=0.5", inputs)), normal)
+        torch.testing.assert_close(stacked(inject("scale_gate=1.5", inputs)), 3 * normal)
+        assert not stacked(inject("scale_gate=0", inputs)).any()
+        norms = stacked(inject("scale_gate=0.25", inputs)).norm(dim=-1)
         torch.testing.assert_close(norms, torch.full_like(norms, 0.25 * tiny.embedding_norm), rtol=1e-2, atol=1e-4)
 
     @pytest.mark.parametrize("place", ["message", "before", "after"])
     def test_all_of_them_take_the_codecs_slots(self, tiny, place):
-        material = make_material(tiny, PLAYED[:6], place=place, k=5)
-        for name in [n for n in DERIVED if get_condition(n).depends != "receiver"]:
-            injection = inject(name, material)
+        inputs = make_material(tiny, PLAYED[:6], place=place, k=5)
+        for name in [n for n in DERIVED if get_condition(n).depends_on != "receiver"]:
+            injection = inject(name, inputs)
             assert injection.place == place
             assert injection.texts is None
             assert stacked(injection).shape == (6, 5, tiny.width)
@@ -159,16 +159,16 @@ class TestLatentConditions:
 
 
 class TestTextConditions:
-    def test_p0_and_p1_are_no_message_and_the_whole_message(self, material):
-        assert inject("P0", material) == ([""] * len(PLAYED), None, "message", None)
-        assert inject("P1", material) == ([e.message for e in PLAYED], None, "message", None)
+    def test_p0_and_p1_are_no_message_and_the_whole_message(self, inputs):
+        assert inject("P0", inputs) == ([""] * len(PLAYED), None, "message", None)
+        assert inject("P1", inputs) == ([e.message for e in PLAYED], None, "message", None)
 
-    def test_identity_is_the_messages_own_token_embeddings(self, material):
-        injection = inject("identity", material)
+    def test_identity_is_the_messages_own_token_embeddings(self, inputs):
+        injection = inject("identity", inputs)
         for episode, vectors in zip(PLAYED, injection.prefixes, strict=True):
-            distance = torch.cdist(vectors, material.receiver.embedding_ND)
-            assert material.receiver.tokenizer.decode(distance.argmin(1)) == episode.message
-            torch.testing.assert_close(vectors, material.receiver.embedding_ND[distance.argmin(1)], atol=0, rtol=0)
+            distance = torch.cdist(vectors, inputs.receiver.embedding_ND)
+            assert inputs.receiver.tokenizer.decode(distance.argmin(1)) == episode.message
+            torch.testing.assert_close(vectors, inputs.receiver.embedding_ND[distance.argmin(1)], atol=0, rtol=0)
 
     @given(messages=st.lists(st.text(min_size=1), min_size=1, max_size=3), limit=st.integers(1, 40))
     def test_text_b_is_the_longest_text_that_fits_in_b_bytes(self, tiny, messages, limit):
@@ -186,7 +186,7 @@ class TestTextConditions:
 
     def test_conditions_of_the_receiver_need_no_codec(self, tiny):
         bare = ConditionInputs(tiny, PLAYED[:2], None, None, 1)
-        for name in [n for n in DERIVED if get_condition(n).depends == "receiver"]:
+        for name in [n for n in DERIVED if get_condition(n).depends_on == "receiver"]:
             assert len(inject(name, bare).texts or inject(name, bare).prefixes) == 2
 
 
@@ -268,7 +268,7 @@ class TestNames:
         config = EvaluationConfig(text_bytes=[1, 64, 10**12], scale_gates=[0.0, 1e-7, 0.25, 2e9])
         names = condition_names(config)
         assert names[-7:-4] == ["text-1", "text-64", "text-1000000000000"]
-        assert [get_condition(name).depends for name in names[-7:]] == ["receiver"] * 3 + ["checkpoint"] * 4
+        assert [get_condition(name).depends_on for name in names[-7:]] == ["receiver"] * 3 + ["checkpoint"] * 4
 
     @pytest.mark.parametrize("name", ["", "Normal", "p0", "decode", "normal\n", *BAD_TEXTS, *BAD_GATES])
     def test_unknown_names_are_refused_in_one_line(self, name):

@@ -2,11 +2,11 @@
 
 import os
 
-import m2ray.warm
 import pandas as pd
 import pytest
 
 from m2ray.config.trial import EvaluationConfig
+from m2ray.evaluation import row_cache
 from m2ray.evaluation.row_cache import cached_rows
 from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.loading import load_receiver
@@ -33,7 +33,7 @@ def played(monkeypatch):
         calls.append((receiver.digest, len(played), split, tuple(names), config.max_new_tokens))
         return evaluate(receiver, played, split, names, config)
 
-    monkeypatch.setattr(m2ray.warm, "evaluate", counted)
+    monkeypatch.setattr(row_cache, "evaluate", counted)
     return calls
 
 

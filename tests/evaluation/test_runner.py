@@ -78,7 +78,7 @@ class TestRows:
 
     def test_rows_of_a_checkpoint_name_it_and_the_others_name_none(self, rows, mini):
         for name, part in rows.groupby("condition"):
-            one, depends = part.iloc[0], get_condition(name).depends
+            one, depends = part.iloc[0], get_condition(name).depends_on
             named = (one.config, one.seed, one.checkpoint, one.step, one.params)
             if depends == "checkpoint":
                 assert named == ("c0", 0, "digest0", 96, '{"k": 4}')
@@ -88,7 +88,7 @@ class TestRows:
             assert one.receiver == mini.digest
 
     def test_what_does_not_depend_on_the_checkpoint_is_the_same_for_every_checkpoint(self, rows, mini):
-        free = [name for name in EVERY if get_condition(name).depends != "checkpoint"]
+        free = [name for name in EVERY if get_condition(name).depends_on != "checkpoint"]
         other = rows_of(mini, free, seed=1)
         pd.testing.assert_frame_equal(rows[rows.condition.isin(free)].reset_index(drop=True), other)
 
@@ -170,11 +170,11 @@ class TestReading:
 class TestLikelihood:
     def by_hand(self, receiver: Receiver, episode: Episode, slots: torch.Tensor) -> float:
         """Nats per answer value, from one forward pass over embeddings that are strung together here."""
-        before, after = receiver.prompt(episode)
-        frame = receiver.frame(episode.level)
+        before, after = receiver.prompt_ids(episode)
+        frame = receiver.answer_frame(episode.level)
         answer = frame.ids_A.clone()
         for v, value in enumerate(episode.solution):
-            answer[frame.places_V[v]] = frame.values_VN[v, value]
+            answer[frame.positions_V[v]] = frame.values_VN[v, value]
         runs = [
             receiver.embedding_ND[torch.tensor(ids, dtype=torch.long)] for ids in (before, after, answer.tolist())
         ]
@@ -183,17 +183,17 @@ class TestLikelihood:
             logits = receiver.model(inputs_embeds=embeds[None]).logits[0].double().numpy()
         log_p = log_softmax(logits[len(embeds) - len(answer) - 1 : -1], axis=-1)
         targets = episode.level.value_probabilities(episode.sender + episode.receiver, episode.solution)
-        values = zip(frame.places_V.tolist(), frame.values_VN.tolist(), targets, strict=True)
+        values = zip(frame.positions_V.tolist(), frame.values_VN.tolist(), targets, strict=True)
         return float(np.mean([-np.dot(target, log_p[place, words]) for place, words, target in values]))
 
     @pytest.mark.parametrize("receiver_name", ["tiny", "mini"])
     def test_nll_is_the_cross_entropy_against_a_perfect_reasoner(self, request, receiver_name):
         receiver = request.getfixturevalue(receiver_name)
         played = PLAYED[:6]
-        material = ConditionInputs(receiver, played, make_codec(receiver), None, 6)
+        inputs = ConditionInputs(receiver, played, make_codec(receiver), None, 6)
         one_token = EvaluationConfig(max_new_tokens=1)
         for name in ("P0", "P1", "identity", "null", "normal", "shuffle"):
-            injection = get_condition(name).inject(material)
+            injection = get_condition(name).inject(inputs)
             _, nll = answer_episodes(receiver, played, injection, one_token)
             for i, episode in enumerate(played):
                 if injection.prefixes is not None:
@@ -226,14 +226,14 @@ class TestExactSuccess:
     """The probability of a right answer, without sampling."""
 
     def test_it_is_the_sum_over_all_answers_that_the_verifier_takes(self, mini):
-        batch, frame = PLAYED[:3], mini.frame(level("easy"))
+        batch, frame = PLAYED[:3], mini.answer_frame(level("easy"))
         texts = [episode.message for episode in batch]
         every = list(itertools.product(range(3), repeat=4))
         wanted = torch.zeros(3)
         whole = torch.zeros(3)
         for values in every:
             rows = [replace(episode, solution=values) for episode in batch]
-            ids_A = mini.answers(level("easy"), torch.tensor([values]))[0]
+            ids_A = mini.answer_ids(level("easy"), torch.tensor([values]))[0]
             logits_BAW = mini.logits(mini.layout(rows, texts), None, len(frame.ids_A))
             chance_B = logits_BAW.log_softmax(-1)[:, range(len(ids_A)), ids_A].sum(1).exp()
             text = write_answer(level("easy"), values, "values")
@@ -243,7 +243,9 @@ class TestExactSuccess:
         assert all(0.9 < share <= 1.0001 for share in whole.tolist())
 
     def test_it_is_what_sampling_comes_to(self, mini):
-        prefixes_BKD = make_codec(mini, k=20)(mini.read([e.message for e in PLAYED]), 20, lambda x: x).prefix_BKD
+        prefixes_BKD = make_codec(mini, k=20)(
+            mini.encode_messages([e.message for e in PLAYED]), 20, lambda x: x
+        ).prefix_BKD
         exact_B = success_probability(mini, PLAYED, 20, prefixes_BKD.detach(), "message")
         solved, times = 0, 60
         for seed in range(times):
@@ -278,7 +280,7 @@ class TestJobs:
         jobs = list(evaluation_jobs(self.TRIAL, "search", tmp_path / "epoch-01", tmp_path))
         assert sorted(sum((job.names for job in jobs), ())) == sorted(condition_names(self.TRIAL.evaluation))
         for job in jobs:
-            kinds = {get_condition(name).depends for name in job.names}
+            kinds = {get_condition(name).depends_on for name in job.names}
             assert len(kinds) == 1
             assert (job.folder is None) == (kinds == {"receiver"})
 
@@ -310,7 +312,7 @@ class Leaky(Receiver):
     """Tells B the message outside its slots."""
 
     def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
-        before, after = super().prompt(episode)
+        before, after = super().prompt_ids(episode)
         return before, after + self.tokens(episode.message[:1])
 
 

@@ -1,4 +1,4 @@
-"""Malformed input to every command: is each refused with exit code 2 and one line that names the mend?
+"""Malformed input to every command: is each refused with exit code 2 and one line that names the fix?
 
 `python tests/fuzz/fuzz.py [--cases N] [--seed S] [--only TEXT] [--out FILE]` prints a table and exits 1 on any fault.
 Each case runs in a process of its own, forked from one that has everything imported and the receiver loaded, on a
@@ -41,8 +41,8 @@ COMMANDS = {
 }
 LIMIT_S, LONGEST = 60.0, 700
 # What a user can do about it, somewhere behind what is wrong.
-MEND = re.compile(
-    r"did you mean|[;,:] (or )?(then )?(use|write|give|add|remove|keep|set|mend|remake|restore|check|choose|start|"
+FIX = re.compile(
+    r"did you mean|[;,:] (or )?(then )?(use|write|give|add|remove|keep|set|fix|remake|restore|check|choose|start|"
     r"lower|raise|shorten|move|fetch|see|evaluate|run|install|name|put|go on|make|fill|free|save|leave|change)\b"
 )
 # Words of a library or of the interpreter, not of a message that was meant for people.
@@ -115,7 +115,7 @@ def attempt(case: Case, bench: Path, room: Path) -> Outcome:
         f"{len(err.splitlines())} lines on stderr": len(err.splitlines()) != 1 or not err.startswith("error: "),
         "says something on stdout": bool(out),
         f"writes {', '.join(written[:3])}": bool(written),
-        "names no mend": MEND.search(line) is None,
+        "names no fix": FIX.search(line) is None,
         f"raw words {RAW.findall(line)[:2]}": RAW.search(line) is not None,
         f"{len(line)} characters": len(line) > LONGEST,
         "unprintable characters": not line.replace("\n", "").isprintable(),

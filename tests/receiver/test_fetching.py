@@ -165,8 +165,8 @@ def test_a_fetched_receiver_is_the_dequantised_file_and_plays_by_its_short_name(
     assert receiver.tokenizer.chat_template == tiny.tokenizer.chat_template
     assert receiver.end_ids == tiny.end_ids
     episode = draw_episode(level("easy"), 0)
-    assert [*map(receiver.tokenizer.decode, receiver.prompt(episode))] == [
-        *map(tiny.tokenizer.decode, tiny.prompt(episode))
+    assert [*map(receiver.tokenizer.decode, receiver.prompt_ids(episode))] == [
+        *map(tiny.tokenizer.decode, tiny.prompt_ids(episode))
     ]
     assert len(receiver.decode([episode], [episode.message], max_new_tokens=4)) == 1
     config = json.loads((shop.target / "config.json").read_text())

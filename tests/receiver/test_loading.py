@@ -97,7 +97,7 @@ def test_the_style_is_that_of_the_card_else_chat_where_there_is_a_template_else_
     plain = load_receiver(str(folder))
     assert plain.style_name == "plain"
     episode = draw_episode(level("easy"), 0)
-    before, after = (plain.tokenizer.decode(ids) for ids in plain.prompt(episode))
+    before, after = (plain.tokenizer.decode(ids) for ids in plain.prompt_ids(episode))
     assert before.endswith("that satisfy every constraint:\n")
     assert after.startswith(f"; {episode.context}\n")
 
@@ -160,20 +160,23 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"12 weights are missing .*model\.layers\.2\.",
     ),
     "another width": (lambda f: edit(f / "config.json", hidden_size=64), "not of the shape that config.json says"),
-    "a masked LM": (_bert, r"config\.json: architectures: BertForMaskedLM is no causal LM; use one that is"),
-    "a classifier": (_classifier, "architectures: Qwen2ForSequenceClassification is no causal LM"),
+    "a masked LM": (_bert, r"config\.json: architectures: BertForMaskedLM is not a causal LM; use one that is"),
+    "a classifier": (_classifier, "architectures: Qwen2ForSequenceClassification is not a causal LM"),
     "an encoder-decoder": (_t5, "not loadable as a causal LM .*T5Config"),
-    "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not JSON .*; mend"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), r"config\.json: not JSON .*; fix"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "not loadable as a causal LM"),
     "broken tokenizer settings": (
         lambda f: (f / "tokenizer_config.json").write_text("["),
-        r"tokenizer_config\.json: not JSON .*; mend or remove it",
+        r"tokenizer_config\.json: not JSON .*; fix or remove it",
     ),
     "no tokenizer": (_no_tokenizer, "its tokenizer knows [01] tokens, its model 270"),
     "another model's tokenizer": (_small_vocabulary, "its tokenizer knows 270 tokens, its model 100"),
     "no end of turn": (lambda f: edit(f / "tokenizer_config.json", eos_token=None), "no end-of-turn token"),
-    "broken card": (lambda f: (f / "m2ray.json").write_text("{'"), r"m2ray\.json: not JSON .*; mend or remove it"),
-    "a card that is a list": (lambda f: (f / "m2ray.json").write_text("[]"), "m2ray.json: holds no JSON object"),
+    "broken card": (lambda f: (f / "m2ray.json").write_text("{'"), r"m2ray\.json: not JSON .*; fix or remove it"),
+    "a card that is a list": (
+        lambda f: (f / "m2ray.json").write_text("[]"),
+        "m2ray.json: does not hold a JSON object",
+    ),
     "unknown style": (
         lambda f: (f / "m2ray.json").write_text('{"style": "chatty"}'),
         r"m2ray\.json: style: 'chatty' does not exist; use one of compact, chat, plain",
@@ -182,7 +185,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-def test_a_bad_folder_is_one_line_that_says_what_to_mend(folder, fault, capfd):
+def test_a_bad_folder_is_one_line_that_says_what_to_fix(folder, fault, capfd):
     spoil, message = BAD[fault]
     spoil(folder)
     with pytest.raises(UserError, match=message) as caught:

@@ -40,7 +40,7 @@ def test_it_is_a_qwen2_with_its_own_chat_template_and_digits_as_tokens(qwen):
     assert qwen.model.config.model_type == "qwen2"
     assert qwen.style_name == "chat"
     assert qwen.tokens("x1 = 10") == qwen.tokenizer.convert_tokens_to_ids(["x", "1", "Ġ=", "Ġ", "1", "0"])
-    frame = qwen.frame(level("lookup-6x10"))
+    frame = qwen.answer_frame(level("lookup-6x10"))
     assert qwen.tokenizer.convert_ids_to_tokens(frame.values_VN[0].tolist()) == list("0123456789")
 
 

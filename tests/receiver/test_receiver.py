@@ -55,7 +55,7 @@ def drawn_prefix(receiver: Receiver, rows: int, k: int, seed: int = 0) -> torch.
 
 
 def answer_len(receiver: Receiver) -> int:
-    return len(receiver.frame(EASY).ids_A)
+    return len(receiver.answer_frame(EASY).ids_A)
 
 
 # --- what B sees ---
@@ -66,7 +66,7 @@ def test_a_row_is_before_slots_after_answer_and_padding(receiver):
     for place in ("message", "before", "after"):
         layout = receiver.layout(played, k, place)
         for i, episode in enumerate(played):
-            before, after = receiver.prompt(episode)
+            before, after = receiver.prompt_ids(episode)
             answer = receiver.tokens(write_answer(EASY, episode.solution, receiver.style.answer))
             row, slots, start = layout.ids_BT[i].tolist(), layout.slots_BK[i].tolist(), int(layout.answer_B[i])
             first = {"message": len(before), "before": 0, "after": len(before) + len(after)}[place]
@@ -94,13 +94,13 @@ def test_no_slots_and_an_empty_text_are_the_same_p0(receiver):
 
 
 def test_the_compact_prompt_is_the_one_that_mini_was_trained_on(mini):
-    before, after = mini.prompt(PLAYED[0])
+    before, after = mini.prompt_ids(PLAYED[0])
     words = f"A {PLAYED[0].message} B {PLAYED[0].context} ?".replace(";", " ;").split()
     assert mini.tokenizer.convert_ids_to_tokens(before + mini.tokens(MESSAGES[0]) + after) == words
 
 
 def test_the_chat_prompt_is_the_tokenizers_own_template_around_the_task(tiny):
-    before, after = tiny.prompt(PLAYED[0])
+    before, after = tiny.prompt_ids(PLAYED[0])
     turns = [
         {"role": "system", "content": tiny.style.system},
         {
@@ -114,11 +114,11 @@ def test_the_chat_prompt_is_the_tokenizers_own_template_around_the_task(tiny):
     assert tiny.tokenizer.decode(before) + MESSAGES[0] + tiny.tokenizer.decode(after) == text
 
 
-def test_a_chat_template_without_system_turns_is_refused_with_a_mend(tiny):
+def test_a_chat_template_without_system_turns_is_refused_with_a_fix(tiny):
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tiny.name)
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match=r"System role not supported.*plain"):
-        Receiver(tiny.model, tokenizer, "chat", "strict", {}).prompt(PLAYED[0])
+        Receiver(tiny.model, tokenizer, "chat", "strict", {}).prompt_ids(PLAYED[0])
 
 
 @given(text=st.text(st.characters(codec="utf-8"), max_size=60), other=st.integers(0, 1000))
@@ -164,7 +164,7 @@ def test_answers_are_what_the_tokenizer_makes_of_the_written_answer(receiver, na
     value = st.integers(0, size.domain - 1)
     values = data.draw(st.lists(value, min_size=size.variables, max_size=size.variables))
     expected = receiver.tokens(write_answer(size, values, receiver.style.answer))
-    row = receiver.answers(size, torch.tensor([values]))[0].tolist()
+    row = receiver.answer_ids(size, torch.tensor([values]))[0].tolist()
     assert row == [*expected, receiver.tokenizer.eos_token_id]
 
 
@@ -174,13 +174,13 @@ def test_a_tokenizer_that_splits_numbers_writes_values_up_to_nine(tiny):
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     split = Receiver(tiny.model, tokenizer, "chat", "split", {})
-    frame = split.frame(level("lookup-6x10"))
+    frame = split.answer_frame(level("lookup-6x10"))
     assert tokenizer.convert_ids_to_tokens(frame.values_VN[3].tolist()) == list("0123456789")
-    assert split.answers(level("lookup-6x10"), torch.tensor([[9, 0, 3, 7, 1, 8]]))[0].tolist()[
+    assert split.answer_ids(level("lookup-6x10"), torch.tensor([[9, 0, 3, 7, 1, 8]]))[0].tolist()[
         :-1
     ] == split.tokens('{"x1": 9, "x2": 0, "x3": 3, "x4": 7, "x5": 1, "x6": 8}')
     with pytest.raises(UserError, match="lookup-6x11 in several tokens; use a domain of at most 10"):
-        split.frame(level("lookup-6x11"))
+        split.answer_frame(level("lookup-6x11"))
 
 
 def test_a_level_whose_words_a_receiver_lacks_is_refused(mini):
@@ -286,10 +286,10 @@ def test_logits_are_the_models_own_on_the_token_ids(receiver):
 
 
 def test_reading_a_message_does_not_depend_on_its_batch(receiver):
-    together = receiver.read(MESSAGES)
+    together = receiver.encode_messages(MESSAGES)
     assert together.mask_BT.sum(dim=1).tolist() == [len(receiver.tokens(message)) for message in MESSAGES]
     for i in (0, 7, 33):
-        alone = receiver.read([MESSAGES[i]])
+        alone = receiver.encode_messages([MESSAGES[i]])
         length = alone.ids_BT.shape[1]
         assert torch.equal(together.ids_BT[i, :length], alone.ids_BT[0])
         torch.testing.assert_close(together.states_BTD[i, :length], alone.states_BTD[0], atol=1e-4, rtol=1e-4)
@@ -298,10 +298,10 @@ def test_reading_a_message_does_not_depend_on_its_batch(receiver):
 
 def test_one_reading_of_the_prompt_gives_the_answer_and_the_likelihood_of_the_reference(receiver):
     """The same as two readings; scoring leaves nothing behind that the answer would see."""
-    texts, logits_BVW = receiver.play(PLAYED[:16], MESSAGES[:16], max_new_tokens=12)
+    texts, logits_BVW = receiver.generate_and_score(PLAYED[:16], MESSAGES[:16], max_new_tokens=12)
     layout = receiver.layout(PLAYED[:16], MESSAGES[:16])
     expected_BAW = receiver.logits(layout, None, answer_len(receiver))
-    expected_BVW = expected_BAW[:, receiver.frame(EASY).places_V]
+    expected_BVW = expected_BAW[:, receiver.answer_frame(EASY).positions_V]
     torch.testing.assert_close(logits_BVW, expected_BVW, atol=1e-4, rtol=1e-4)
     embeds_BTD = receiver.embed(layout, None)
     assert texts == receiver.generate(embeds_BTD, layout.answer_B, range(16), max_new_tokens=12)
@@ -310,11 +310,12 @@ def test_one_reading_of_the_prompt_gives_the_answer_and_the_likelihood_of_the_re
 def test_states_behind_the_message_lie_side_by_side_whatever_stands_in_its_place(receiver):
     count = answer_len(receiver)
     heard = [
-        receiver.hear(receiver.layout(PLAYED[:8], k), drawn_prefix(receiver, 8, k), count, True) for k in (3, 9)
+        receiver.score_answers(receiver.layout(PLAYED[:8], k), drawn_prefix(receiver, 8, k), count, True)
+        for k in (3, 9)
     ]
     layers = receiver.model.config.num_hidden_layers
     for row, episode in enumerate(PLAYED[:8]):
-        behind = len(receiver.prompt(episode)[1]) + count
+        behind = len(receiver.prompt_ids(episode)[1]) + count
         assert all(int(side.mask_BS[row].sum()) == behind for side in heard)
     assert torch.equal(heard[0].mask_BS, heard[1].mask_BS)
     assert (
@@ -333,7 +334,7 @@ def test_what_was_read_in_bfloat16_is_no_part_of_what_is_read_in_float32(receive
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
         layout = receiver.layout(PLAYED[:4], 3, "after")
-        return receiver.read(MESSAGES[:4]).states_BTD, receiver.logits(layout, prefix_BKD, 5)
+        return receiver.encode_messages(MESSAGES[:4]).states_BTD, receiver.logits(layout, prefix_BKD, 5)
 
     receiver.forget()
     plain = both()

@@ -67,15 +67,15 @@ def test_a_prompt_start_read_once_changes_no_logits_and_no_answers(tiny, monkeyp
     prefix_BKD = torch.randn(8, 3, tiny.width, generator=torch.Generator().manual_seed(0)) * tiny.embedding_norm
     found = []
     for worth in (16, 10_000):
-        monkeypatch.setattr("m2ray.layout.WORTH_SHARING", worth)
+        monkeypatch.setattr("m2ray.receiver.layout.MIN_CACHED_TOKENS", worth)
         layout = tiny.layout(played, texts, place)
         prefix = prefix_BKD.clone().requires_grad_()
-        heard = tiny.hear(layout, prefix, 5, states=True)
+        heard = tiny.score_answers(layout, prefix, 5, states=True)
         states = heard.states_BLSD.transpose(1, 2)[heard.mask_BS]
         if texts == 3:
             states.square().mean().backward()
-        answered = tiny.play(played, texts, prefix_BKD, place, max_new_tokens=9)
-        found.append((int(layout.known_B[0]), heard.logits_BAW, states, prefix.grad, answered))
+        answered = tiny.generate_and_score(played, texts, prefix_BKD, place, max_new_tokens=9)
+        found.append((int(layout.cached_B[0]), heard.logits_BAW, states, prefix.grad, answered))
     (shared, *once, answered), (none, *plain, answered_plain) = found
     assert shared > 16
     assert none == 0

@@ -12,9 +12,9 @@ from test_search_figures import AXES, searched
 
 from m2ray.config.gate_file import load_gate
 from m2ray.judging.statistics import wilson
+from m2ray.reporting.build import draw_all
 from m2ray.reporting.figures import (
     FEW,
-    draw_all,
     draw_by_k,
     draw_conditions,
     draw_outcomes,

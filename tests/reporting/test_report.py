@@ -294,7 +294,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
     inside = tmp_path / "deep" / "results"
     folder_of(inside, attempt(name, splits=("confirm",)))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="is no plain name; mend the rows"):
+    with pytest.raises(UserError, match="is no plain name; fix the rows"):
         build(inside)
     assert sorted(tmp_path.rglob("*")) == before
 

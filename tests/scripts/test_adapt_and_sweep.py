@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import m2ray.layout
 import pytest
 import torch
 import yaml
@@ -18,6 +17,7 @@ from m2ray.cli.runner import DONE, NOT_PASSED
 from m2ray.config.plan import load_plan
 from m2ray.evaluation.rows import KEY, RowStore
 from m2ray.judging.gate import FAIL
+from m2ray.receiver import layout as layout_module
 from m2ray.receiver.loading import load_receiver, resolve_receiver
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.episodes import draw_episode
@@ -165,12 +165,12 @@ def test_what_is_trained_is_what_is_merged(tiny_folder, tmp_path, monkeypatch):
     with torch.no_grad():
         trained = receiver_training.batch_loss(receiver, batch, [False] * 4)
         with monkeypatch.context() as nothing_shared:
-            nothing_shared.setattr(m2ray.layout, "WORTH_SHARING", 10_000)
+            nothing_shared.setattr(layout_module, "MIN_CACHED_TOKENS", 10_000)
             assert torch.equal(receiver_training.batch_loss(receiver, batch, [False] * 4), trained)
     lora.save_adapter(receiver, str(tiny_folder), tmp_path / "adapter")
     made = lora.merged(str(tiny_folder), tmp_path / "adapter")
-    layout, frame = made.layout(batch, [e.message for e in batch]), made.frame(level("easy"))
-    assert bool(layout.known_B.all())
+    layout, frame = made.layout(batch, [e.message for e in batch]), made.answer_frame(level("easy"))
+    assert bool(layout.cached_B.all())
     logits = made.logits(layout, None, len(frame.ids_A)).float()
     merged = answer_nll(logits, frame, made.targets(batch)).mean()
     assert abs(trained - before) > 0.1

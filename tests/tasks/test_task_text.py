@@ -210,14 +210,14 @@ def test_lines_may_end_as_on_windows(tmp_path):
         (line(sender_message="x4 is two"), "line 2: sender_message: 'x4 is two' is not a constraint such as"),
         (line(sender_context="x9 = 1"), "line 2: sender_context: 'x9 = 1' names a variable"),
         (line(receiver_context="x1 + x0 = 1"), "line 2: receiver_context: 'x1 \\+ x0 = 1' names a variable"),
-        (line(receiver_output="1 0 2 2"), "line 2: receiver_output: not a JSON answer of level easy; mend it"),
+        (line(receiver_output="1 0 2 2"), "line 2: receiver_output: not a JSON answer of level easy; fix it"),
         (
             line(receiver_output='{"x1": 1, "x2": 0, "x3": 2, "x4": 1}'),
             "line 2: receiver_output: breaks a constraint",
         ),
     ],
 )
-def test_a_faulty_line_is_named_with_its_key_and_mend(tmp_path, bad, fault):
+def test_a_faulty_line_is_named_with_its_key_and_fix(tmp_path, bad, fault):
     path = written(tmp_path, line(), bad, "{")
     with pytest.raises(UserError, match=fault) as raised:
         read_episodes(path, EASY)

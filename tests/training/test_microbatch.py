@@ -147,7 +147,7 @@ def test_an_evaluation_whose_batch_does_not_fit_gives_the_same_rows(tiny, monkey
     wanted = answer_episodes(
         tiny, played, get_condition("P1").inject(ConditionInputs(tiny, played, None, None, 10)), EvaluationConfig()
     )
-    whole = Receiver.play
+    whole = Receiver.generate_and_score
 
     def tight(self, batch, *rest):
         if len(batch) > 3:

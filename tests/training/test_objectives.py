@@ -57,7 +57,7 @@ def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=dice)
 
-    def heard() -> AnswerOutput:
+    def random_answer() -> AnswerOutput:
         return AnswerOutput(
             3 * normal(rows, 5, 7), normal(rows, 2, 6, 8), torch.arange(6, 0, -1) <= behind[:, None]
         )
@@ -66,13 +66,13 @@ def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
     latent, nll = normal(rows, 3, 8), normal(rows, 5).square()
     return Signals(
         frame=FRAME,
-        heard=heard(),
+        answer=random_answer(),
         nll_BA=nll,
         nll_B=nll.mean(1),
         shuffled_B=normal(rows).square(),
         null_B=normal(rows).square(),
         negatives_MBA=normal(negatives, rows, 5).square(),
-        told=heard(),
+        text_answer=random_answer(),
         encoded=CodecOutput(normal(rows, 3, 8), latent, None, None, None),
         inputs_HD=normal(rows, 8),
         message_ids_HT=torch.randint(20, (rows, 6), generator=dice),
@@ -97,18 +97,18 @@ class TestAnswerLikelihood:
 
     def test_values_are_scored_against_a_distribution_the_rest_against_its_token(self):
         signals, targets = random_signals(), self.targets(4)
-        log_p = log_softmax(signals.heard.logits_BAW.double().numpy(), axis=-1)
+        log_p = log_softmax(signals.answer.logits_BAW.double().numpy(), axis=-1)
         expected = -log_p[:, np.arange(5), FRAME.ids_A.numpy()]
         for row, (v, place) in itertools.product(range(4), enumerate([1, 3])):
             words = FRAME.values_VN[v].numpy()
             expected[row, place] = -sum(
                 targets[row, v, n].item() * log_p[row, place, w] for n, w in enumerate(words)
             )
-        np.testing.assert_allclose(answer_nll(signals.heard.logits_BAW, FRAME, targets), expected, rtol=1e-5)
+        np.testing.assert_allclose(answer_nll(signals.answer.logits_BAW, FRAME, targets), expected, rtol=1e-5)
 
     def test_certain_targets_are_plain_cross_entropy(self):
         """A target that is certain of one value is the usual token loss of torch."""
-        logits = random_signals().heard.logits_BAW
+        logits = random_signals().answer.logits_BAW
         targets = F.one_hot(torch.tensor([[0, 1]] * 4), 2).float()
         ids = FRAME.ids_A.clone()
         ids[3] = 3
@@ -120,11 +120,11 @@ class TestAnswerLikelihood:
         targets = self.targets(4)
         logits = torch.full((4, 5, 7), -1e4)
         logits[:, torch.arange(5), FRAME.ids_A] = 0
-        logits[:, FRAME.places_V] = -1e4
-        for v, place in enumerate(FRAME.places_V):
+        logits[:, FRAME.positions_V] = -1e4
+        for v, place in enumerate(FRAME.positions_V):
             logits[:, place, FRAME.values_VN[v]] = targets[:, v].log()
         nll = answer_nll(logits, FRAME, targets)
-        np.testing.assert_allclose(nll[:, FRAME.places_V], entropy(targets.numpy(), axis=-1), rtol=1e-4)
+        np.testing.assert_allclose(nll[:, FRAME.positions_V], entropy(targets.numpy(), axis=-1), rtol=1e-4)
         assert not nll[:, [0, 2, 4]].any()
 
     @given(weight=st.floats(0.01, 1e4), seed=st.integers(0, 2**31))
@@ -136,13 +136,13 @@ class TestAnswerLikelihood:
     def test_every_answer_token_of_a_real_receiver_is_scored_once(self, tiny):
         """On JSON answers the sum over tokens is the log-likelihood of the whole answer."""
         played = episodes(level("lookup"), range(5), "train")  # one solution each: targets are certain
-        frame = tiny.frame(played[0].level)
+        frame = tiny.answer_frame(played[0].level)
         told = tiny.layout(played, [episode.message for episode in played])
         nll = answer_nll(tiny.logits(told, None, len(frame.ids_A)), frame, tiny.targets(played))
         for row, episode in enumerate(played):
-            before, after = tiny.prompt(episode)
+            before, after = tiny.prompt_ids(episode)
             prompt = before + tiny.tokens(episode.message) + after
-            answer = tiny.answers(episode.level, torch.tensor([episode.solution]))[0].tolist()
+            answer = tiny.answer_ids(episode.level, torch.tensor([episode.solution]))[0].tolist()
             logits = tiny.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
             expected = F.cross_entropy(logits, torch.tensor(answer), reduction="sum")
             torch.testing.assert_close(nll[row].sum(), expected, rtol=1e-4, atol=1e-4)
@@ -156,22 +156,27 @@ class TestReceiverObjectives:
     def test_kl_is_scipys_relative_entropy_from_the_receiver_that_sees_the_text(self):
         signals = random_signals()
         teacher, student = (
-            softmax(x.double().numpy(), -1) for x in (signals.told.logits_BAW, signals.heard.logits_BAW)
+            softmax(x.double().numpy(), -1) for x in (signals.text_answer.logits_BAW, signals.answer.logits_BAW)
         )
         expected = rel_entr(teacher, student).sum(-1).mean()
         assert kl(signals, PLAIN).item() == pytest.approx(expected, rel=1e-5)
-        signals.heard = signals.told._replace(logits_BAW=signals.told.logits_BAW + 5.0)  # the same distribution
+        signals.answer = signals.text_answer._replace(
+            logits_BAW=signals.text_answer.logits_BAW + 5.0
+        )  # the same distribution
         assert kl(signals, PLAIN).item() == pytest.approx(0, abs=1e-6)
 
     def test_states_is_the_mean_cosine_distance_behind_the_place_of_the_message(self):
         signals = random_signals()
-        ours, theirs = signals.heard.states_BLSD.double().numpy(), signals.told.states_BLSD.double().numpy()
+        ours, theirs = (
+            signals.answer.states_BLSD.double().numpy(),
+            signals.text_answer.states_BLSD.double().numpy(),
+        )
         rows = []
         for row, behind in enumerate([3, 4, 5, 6]):
             places = range(6 - behind, 6)
             rows.append(np.mean([cosine(ours[row, n, s], theirs[row, n, s]) for n in range(2) for s in places]))
         assert states(signals, PLAIN).item() == pytest.approx(np.mean(rows), rel=1e-5)
-        signals.heard = signals.told
+        signals.answer = signals.text_answer
         assert states(signals, PLAIN).item() == pytest.approx(0, abs=1e-6)
 
     @given(seed=st.integers(0, 2**31), margin=st.floats(0, 5))
@@ -221,7 +226,7 @@ class TestReceiverObjectives:
 
 class TestLatentObjectives:
     def signals(self, tiny, heads, k: int = 3) -> Signals:
-        reading = tiny.read([episode.message for episode in episodes(level("easy"), range(6), "train")])
+        reading = tiny.encode_messages([episode.message for episode in episodes(level("easy"), range(6), "train")])
         signals = random_signals(rows=1)
         latent = torch.randn(6, k, tiny.width, generator=torch.Generator().manual_seed(1), requires_grad=True)
         signals.encoded = CodecOutput(latent, latent, None, None, None)
@@ -413,21 +418,21 @@ def test_slots_is_the_mean_cosine_distance_over_layers_of_slots_that_stand_for_a
     assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(np.mean(apart), rel=1e-5)
 
 
-def standing(receiver, played, embeds_BTD, place):
-    (passed,) = receiver.forward([receiver.standing(played, embeds_BTD, place, grad=False)])
+def slot_states(receiver, played, embeds_BTD, place):
+    (passed,) = receiver.forward([receiver.slot_request(played, embeds_BTD, place, grad=False)])
     return torch.stack(passed.hidden[:-1], dim=1)
 
 
 def test_slots_is_zero_for_a_prefix_of_the_messages_own_embeddings(tiny):
     """Slot j stands for token j, and the receiver holds the same at both."""
     played = episodes(level("easy"), range(4), "search")
-    reading = tiny.read([episode.message for episode in played])
-    states = [standing(tiny, played, reading.embeds_BTD, "message") for _ in range(2)]
+    reading = tiny.encode_messages([episode.message for episode in played])
+    states = [slot_states(tiny, played, reading.embeds_BTD, "message") for _ in range(2)]
     mask = reading.mask_BT
     signals = random_signals()
     signals.slots = SlotStates(*states, mask)
     assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(0, abs=1e-6)
-    elsewhere = standing(tiny, played, reading.embeds_BTD, "before")
+    elsewhere = slot_states(tiny, played, reading.embeds_BTD, "before")
     signals.slots = SlotStates(elsewhere, states[1], mask)
     assert float(LOSSES["slots"](signals, PLAIN)) > 1e-4
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_training import config, curve
+from test_trainer import config, curve
 
 from m2ray.codec.codec import load_codec
 from m2ray.training.packed import train_packed
@@ -66,7 +66,7 @@ def test_the_trainings_of_a_queue_follow_each_other_and_precisions_take_turns(ti
 def test_a_pack_goes_on_without_a_member_that_breaks_down(tiny, tmp_path, monkeypatch):
     pack = [begin(tiny, tmp_path, name) for name in ("plain", "other-k")]
     with torch.no_grad():
-        next(pack[0].trainee.codec.parameters()).fill_(math.nan)
+        next(pack[0].loss_module.codec.parameters()).fill_(math.nan)
     failures = []
     train_packed([iter([training]) for training in pack], lambda number, error: failures.append((number, error)))
     ((number, error),) = failures
@@ -116,13 +116,13 @@ def test_a_training_that_is_killed_within_an_epoch_goes_on_from_its_last_minute(
     """With a state saved after each step, a run that dies at any of them ends as the undisturbed one does."""
     conf = config(tiny, losses__slots={})
     train(conf, 0, tiny, tmp_path / "whole", lambda metrics, at: None, {"config": "a"})
-    monkeypatch.setattr("m2ray.training.SAVE_S", -1.0)
+    monkeypatch.setattr("m2ray.training.trainer.SAVE_S", -1.0)
     for steps in (3, 4, 6):
         training = Trainer(conf, 0, tiny, tmp_path / "parts", lambda metrics, at: None, {"config": "a"})
         while training.step < steps:
-            loss, parts = training.trainee(*training.next_step())
+            loss, parts = training.loss_module(*training.next_batch())
             loss.backward()
-            training.learn(loss, parts)
+            training.apply_step(loss, parts)
         training.close()
         del training
     resumed = Trainer(conf, 0, tiny, tmp_path / "parts", lambda metrics, at: None, {"config": "a"})

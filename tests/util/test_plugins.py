@@ -158,7 +158,7 @@ def test_a_family_that_fails_is_one_line_with_package_and_entry_point(tmp_path, 
     config = config_file(tmp_path, {"task": {"level": "shaky-6"}})
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config)
     assert "task.level: plug package broken, m2ray.tasks: shaky = broken:named: " in line
-    assert re.search(f"{fault}.*; mend or uninstall it$", line), line
+    assert re.search(f"{fault}.*; fix or uninstall it$", line), line
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def rows(signals, term):
     return signals.nll_B
 
 def none(signals, term):
-    return signals.told.logits_BAW
+    return signals.text_answer.logits_BAW
 """
 
 

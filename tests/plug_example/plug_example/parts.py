@@ -24,11 +24,11 @@ def worst(signals, term):
     return signals.nll_B.max()
 
 
-def first_half(material):
+def first_half(inputs):
     """The right message's prefix, the second half of its slots zeros."""
-    prefix_EKD = material.prefixes_EKD.clone()
+    prefix_EKD = inputs.prefixes_EKD.clone()
     prefix_EKD[:, prefix_EKD.shape[1] // 2 :] = 0
-    return Injection(None, list(prefix_EKD), material.trained.config.place)
+    return Injection(None, list(prefix_EKD), inputs.tested_codec.config.place)
 
 
 FIRST_HALF = Condition(first_half, "checkpoint")
