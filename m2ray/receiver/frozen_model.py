@@ -130,7 +130,7 @@ class FrozenModel(PromptBuilder):
             layers = self._run_in_parts(embeds_BTD, cached, states, rows_at_once)
         rows = [len(request.embeds_BTD) for request in requests]
         outputs = []
-        split_LP = zip(*(layer_BTD.split(rows) for layer_BTD in layers), strict=True)
+        split_LP = zip(*(torch.split(layer_BTD, rows) for layer_BTD in layers), strict=True)
         for request, parts in zip(requests, split_LP, strict=True):
             last_BTD, *hidden = (part_BTD[:, : request.embeds_BTD.shape[1]] for part_BTD in parts)
             outputs.append(ForwardOutput(last_BTD, tuple(hidden)))
@@ -143,7 +143,7 @@ class FrozenModel(PromptBuilder):
         size = rows_at_once or len(embeds_BTD)
         recompute = rows_at_once is not None and torch.is_grad_enabled()
         parts = []
-        for part_BTD, first in zip(embeds_BTD.split(size), range(0, len(cached), size), strict=True):
+        for part_BTD, first in zip(torch.split(embeds_BTD, size), range(0, len(cached), size), strict=True):
             run = partial(self._run, cached=cached[first : first + size], states=states)
             parts.append(checkpoint(run, part_BTD, use_reentrant=False) if recompute else run(part_BTD))
         return [torch.cat(layer) for layer in zip(*parts, strict=True)] if parts[1:] else parts[0]

@@ -77,7 +77,7 @@ def test_suggestions_are_of_the_kind_and_within_the_bounds_written(data, seed):
     ((kind, values),) = data.items()
     axis, study = Axis.model_validate(data), random_study(seed)
     for _ in range(5):
-        value = axis.suggest(study.loss_steps(), "key")
+        value = axis.suggest(study.ask(), "key")
         if kind == "choice":
             assert any(value is other or value == other for other in values)
         else:
@@ -87,7 +87,7 @@ def test_suggestions_are_of_the_kind_and_within_the_bounds_written(data, seed):
 
 def test_a_log_axis_is_even_over_orders_of_magnitude():
     axis, study = Axis(loguniform=(1e-4, 1.0)), random_study()
-    drawn = [axis.suggest(study.loss_steps(), "key") for _ in range(400)]
+    drawn = [axis.suggest(study.ask(), "key") for _ in range(400)]
     assert 150 < sum(value < 1e-2 for value in drawn) < 250
 
 
@@ -146,7 +146,7 @@ def test_a_misspelt_axis_is_refused_with_the_right_spelling(tmp_path):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_conditional_axes_are_asked_exactly_where_they_apply(conditional, seed):
     plan = conditional
-    chosen = plan.suggest(random_study(seed).loss_steps())
+    chosen = plan.suggest(random_study(seed).ask())
     config = plan.config(chosen)
     vq = config.codec.bottleneck == "vq"
     assert ("losses.commitment.weight" in chosen) == ("codec.codebook" in chosen) == vq

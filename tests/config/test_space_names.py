@@ -57,7 +57,7 @@ def test_a_name_does_not_depend_on_how_a_configuration_is_judged():
 @given(seed=st.integers(0, 2**32 - 1), score=st.floats(-1e3, 1e3))
 def test_a_past_suggestion_can_be_told_to_a_fresh_study_exactly(plan, seed, score):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    trial = study.loss_steps()
+    trial = study.ask()
     chosen = plan.suggest(trial)
     study.tell(trial, score)
     before = study.trials[0]
@@ -70,7 +70,7 @@ def test_a_past_suggestion_can_be_told_to_a_fresh_study_exactly(plan, seed, scor
     assert fresh.trials[0].distributions == before.distributions
     assert plan.config(remembered) == plan.config(chosen)
     assert config_name(plan.config(remembered)) == config_name(plan.config(chosen))
-    plan.config(plan.suggest(fresh.loss_steps()))  # and the study goes on from there
+    plan.config(plan.suggest(fresh.ask()))  # and the study goes on from there
 
 
 # --- nested dictionaries -------------------------------------------------------------------------------------
