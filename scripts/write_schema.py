@@ -1,6 +1,6 @@
-"""Write the JSON schema of search spaces from the models that check them, so that editors complete and check keys.
+"""Write the JSON schema of search spaces from the models that validate them, for editors.
 
-python scripts/write_schema.py            # search_spaces/space.schema.json
+    python scripts/write_schema.py            # search_spaces/space.schema.json
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Schema = dict[str, Any]
 
 
 class Untitled(GenerateJsonSchema):
-    """Fields without titles, which would only repeat their keys."""
+    """Schema generator without field titles, which would only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
-        """See the class."""
+        """Return False for every field."""
         return False
 
 
 def searchable(model: Any, prefix: str = "") -> Iterator[tuple[str, Schema, bool]]:
-    """What points and axes may set below a model: dotted key, its schema, and whether it is a section of keys."""
+    """Yield what points and axes may set below a model: dotted key, schema, and True for a section of keys."""
     for name, field in model.model_fields.items():
         if not prefix and name in SHARED:
             continue
@@ -42,10 +42,10 @@ def searchable(model: Any, prefix: str = "") -> Iterator[tuple[str, Schema, bool
 
 
 def space_schema() -> Schema:
-    """The schema of a space file.
+    """Return the schema of a space file.
 
-    A space keeps `trial` and the dotted keys of points and axes as free mappings, and checks what they add up to.
-    Here they are spelled out: in `trial` any key of a configuration may be left out, as each has a default.
+    The models leave `trial` and the dotted keys of points and axes as free mappings and validate the merged result.
+    The schema spells them out. In `trial` every key may be left out, since each has a default.
     """
     schema = Space.model_json_schema(schema_generator=Untitled)
     trial = TrialConfig.model_json_schema(schema_generator=Untitled)

@@ -42,12 +42,11 @@ def main(argv: Sequence[str]) -> int:
     from m2ray.engine.jobs import EvaluationJob, run_evaluation, split_seeds
     from m2ray.evaluation.conditions import get_condition
     from m2ray.evaluation.rows import write_rows
-    from m2ray.evaluation.runner import condition_names
     from m2ray.receiver.loading import load_receiver
     from m2ray.util.files import cache_root
 
     trial: TrialConfig = trial_of(args.checkpoint)
-    names = args.conditions.split(",") if args.conditions else condition_names(trial.evaluation)
+    names = args.conditions.split(",") if args.conditions else trial.evaluation.condition_names
     for name in names:
         get_condition(name)
     split = args.split or args.seeds or "search"

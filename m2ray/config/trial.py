@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
+from m2ray.config.condition_names import NAMES, scale_gate_name, text_name
 from m2ray.config.objectives import CrossEntropyTerm, Losses
 from m2ray.tasks.registry import level as task_level
 from m2ray.util import plugins
@@ -16,7 +17,6 @@ from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Sha
 ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
 
 
-CONDITIONS = ("normal", "null", "random", "shuffle", "P0", "P1", "identity", "constant", "mean", "matched")
 
 
 def _is_encoder(name: str) -> str:
@@ -46,6 +46,9 @@ def _check_seeds(text: str) -> str:
 
 
 Seeds = Annotated[str, AfterValidator(_check_seeds)]
+
+
+EVALUATION_SPLITS = ("search", "select", "confirm")
 
 
 class Splits(StrictModel):
@@ -189,7 +192,7 @@ class EvaluationConfig(StrictModel):
             "probability that B, sampling at temperature 1, writes a right answer"
         ),
     ] = "gain"
-    conditions: list[str] = list(CONDITIONS)
+    conditions: list[str] = list(NAMES)
     text_bytes: list[Count] = [16, 64]
     scale_gates: list[NonNegative] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
 
@@ -202,12 +205,19 @@ class EvaluationConfig(StrictModel):
     @field_validator("conditions")
     @classmethod
     def _exist(cls, names: list[str]) -> list[str]:
-        known = [*CONDITIONS, *plugins.installed(plugins.CONDITIONS)]
+        known = [*NAMES, *plugins.installed(plugins.CONDITIONS)]
         for name in names:
             if name not in known:
                 raise ValueError(f"condition {name!r} does not exist; use some of {', '.join(known)}")
-            plugins.resolve(plugins.CONDITIONS, CONDITIONS, name)
+            plugins.resolve(plugins.CONDITIONS, NAMES, name)
         return names
+
+    @property
+    def self.condition_names -> list[str]:
+        """All conditions to run, those that carry a parameter in their name included."""
+        texts = [text_name(limit) for limit in self.text_bytes]
+        gates = [scale_gate_name(gate) for gate in self.scale_gates]
+        return [*self.conditions, *texts, *gates]
 
     @property
     def decoding(self) -> str:

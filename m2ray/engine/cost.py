@@ -11,9 +11,9 @@ import torch
 from m2ray.codec.codec import Codec
 from m2ray.config.plan import Plan
 from m2ray.config.trial import TrialConfig
-from m2ray.engine.jobs import SPLITS
+from m2ray.engine.jobs import EVALUATION_SPLITS
 from m2ray.evaluation.conditions import Injection, get_condition
-from m2ray.evaluation.runner import answer_episodes, condition_names
+from m2ray.evaluation.runner import answer_episodes
 from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.receiver import Receiver
 from m2ray.training.objectives import Heads
@@ -55,10 +55,10 @@ def count_work(plan: Plan) -> Work:
         "select": seeds * min(space.judge.select, trials),
         "confirm": seeds * (len(plan.points) + min(space.judge.confirm, trials)),
     }
-    depends = [get_condition(name).depends_on for name in condition_names(example.evaluation)]
+    depends = [get_condition(name).depends_on for name in example.evaluation.condition_names]
     slots = len({(c.codec.k, c.codec.place) for c in plan.all})
     jobs = answers = 0
-    for split in SPLITS:
+    for split in EVALUATION_SPLITS:
         times = {"checkpoint": plays[split], "slots": min(slots, plays[split]), "receiver": min(1, plays[split])}
         jobs += sum(times.values())
         answers += len(example.splits.seeds(split)) * sum(times[kind] for kind in depends)

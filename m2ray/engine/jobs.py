@@ -1,33 +1,33 @@
-"""Units of evaluation work: which checkpoint plays which conditions on which split. Run anywhere, by anyone."""
+"""Evaluation jobs: which checkpoint is run under which conditions on which split. Evaluators run them in any order."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 
 from m2ray.codec.checkpoints import checkpoint_id
 from m2ray.codec.codec import load_codec
-from m2ray.config.trial import TrialConfig, parse_seeds
+from m2ray.config.condition_names import DependsOn
+from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig, parse_seeds
 from m2ray.diagnosis.job import DiagnosisJob, run_diagnosis
 from m2ray.evaluation.conditions import derangement, get_condition
 from m2ray.evaluation.row_cache import cached_rows
-from m2ray.evaluation.runner import condition_names, evaluate
+from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.constant_prefix import trained_constant
 
-SPLITS = ("search", "select", "confirm")
-
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """Episodes of one split under some conditions.
+    """Episodes of one split under conditions that depend on the same things.
 
-    `folder` is the checkpoint; None where no condition depends on one. `constants` holds the trained
-    content-free codecs, shared by all checkpoints with the same k and place.
+    `folder` is the checkpoint; None where no condition depends on one. `constants` holds the trained content-free
+    codecs, shared by all checkpoints with the same k and place.
     """
 
     trial: TrialConfig
@@ -38,7 +38,7 @@ class EvaluationJob:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """A description for progress lines."""
         subject = "/".join(self.folder.parts[-3:]) if self.folder else self.trial.receiver
         return f"{subject} on {self.split}: {len(self.names)} conditions"
 
@@ -47,21 +47,20 @@ Job = EvaluationJob | DiagnosisJob
 
 
 def evaluation_jobs(trial: TrialConfig, split: str, folder: Path, constants: Path) -> Iterator[EvaluationJob]:
-    """A checkpoint's evaluation in three jobs: what needs it, what needs its k and place, what needs neither."""
-    names = condition_names(trial.evaluation)
-    for depends, at in (("checkpoint", folder), ("slots", folder), ("receiver", None)):
-        wanted = tuple(name for name in names if get_condition(name).depends_on == depends)
-        if wanted:
-            yield EvaluationJob(trial, split, wanted, at, constants)
+    """Yield a checkpoint's evaluation, one job for each kind of thing that conditions depend on."""
+    for depends_on in get_args(DependsOn):
+        names = tuple(n for n in trial.evaluation.condition_names if get_condition(n).depends_on == depends_on)
+        if names:
+            yield EvaluationJob(trial, split, names, None if depends_on == "receiver" else folder, constants)
 
 
 def split_seeds(trial: TrialConfig, split: str) -> range:
-    """A split's seeds, by its name or as A:B."""
-    return trial.splits.seeds(split) if split in SPLITS else parse_seeds(split)
+    """Return the episode seeds of a split, given by its name or as A:B."""
+    return trial.splits.seeds(split) if split in EVALUATION_SPLITS else parse_seeds(split)
 
 
 def run_job(job: Job) -> pd.DataFrame | None:
-    """Do a job of either kind: what evaluators run. A diagnosis writes files and has no rows."""
+    """Run a job of either kind. A diagnosis writes files and has no rows."""
     if isinstance(job, EvaluationJob):
         return run_evaluation(job)
     run_diagnosis(job)
@@ -69,24 +68,23 @@ def run_job(job: Job) -> pd.DataFrame | None:
 
 
 def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
-    """Play a job's episodes; rows as `m2ray.evaluation.evaluate` returns them.
+    """Run a job's episodes and return rows, as `m2ray.evaluation.runner.evaluate` does.
 
     Raises:
-        UserError: the receiver, checkpoint or episodes are not there, or do not fit each other.
+        UserError: receiver, checkpoint or episodes are missing, or do not fit each other.
     """
     receiver = load_receiver(job.trial.receiver)
     source, seeds = EpisodeSource(job.trial.task), split_seeds(job.trial, job.split)
-    if job.split not in SPLITS:
+    if job.split not in EVALUATION_SPLITS:
         source.check_unseen(seeds, job.trial.splits)
-    episodes = source.get(seeds, job.split if job.split in SPLITS else "confirm")
+    episodes = source.get(seeds, job.split if job.split in EVALUATION_SPLITS else "confirm")
     if "shuffle" in job.names:
-        derangement(episodes)  # too few messages are refused before anything is trained or played
+        derangement(episodes)  # refuses too few messages before anything is trained or decoded
+    evaluation = job.trial.evaluation
     if job.folder is None:
-        return cached_rows(receiver, episodes, job.split, job.names, job.trial.evaluation)
-    codec, subject = load_codec(job.folder, receiver), checkpoint_id(job.folder)
+        return cached_rows(receiver, episodes, job.split, job.names, evaluation)
+    codec, checkpoint = load_codec(job.folder, receiver), checkpoint_id(job.folder)
     constant = None
     if "constant" in job.names:
         constant = trained_constant(receiver, job.trial, codec.config, job.constants)
-    return evaluate(
-        receiver, episodes, job.split, job.names, job.trial.evaluation, subject, codec=codec, constant=constant
-    )
+    return evaluate(receiver, episodes, job.split, job.names, evaluation, checkpoint, codec, constant)

@@ -11,9 +11,9 @@ from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
 from m2ray.diagnosis.messages import check_messages
 from m2ray.engine.cost import count_work, estimate_minutes
-from m2ray.engine.jobs import SPLITS
+from m2ray.engine.jobs import EVALUATION_SPLITS
 from m2ray.evaluation.conditions import derangement
-from m2ray.evaluation.runner import check_no_leak, condition_names
+from m2ray.evaluation.runner import check_no_leak
 from m2ray.receiver.episode_source import EpisodeSource, check_receiver_seeds
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
@@ -40,7 +40,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
     """
     example, file = plan.example, plan.file
     check_installed(example.trackers)
-    played = condition_names(example.evaluation)
+    played = example.evaluation.condition_names
     for name in dict.fromkeys([*REPORTED, *gate.conditions]):
         if name not in played:
             raise UserError(
@@ -64,7 +64,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
         source = EpisodeSource(example.task)
         receiver.answer_frame(source.level)  # refuses a level whose words the receiver does not know
         source.check_disjoint(example.splits)
-        for split in SPLITS:
+        for split in EVALUATION_SPLITS:
             episodes = source.get(example.splits.seeds(split), split)
             derangement(episodes)
             check_no_leak(receiver, episodes)
@@ -110,7 +110,7 @@ def plan_notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> l
 def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
     """Print cells, cost and checks of a sweep that `check` has passed."""
     space, example, work = plan.space, plan.example, count_work(plan)
-    sizes = {split: len(example.splits.seeds(split)) for split in SPLITS}
+    sizes = {split: len(example.splits.seeds(split)) for split in EVALUATION_SPLITS}
     receiver = load_receiver(example.receiver)
     episodes = EpisodeSource(example.task).get(example.splits.seeds("search")[:50], "search")
     weights = sum(p.numel() for p in receiver.model.parameters())
@@ -137,7 +137,7 @@ def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
     )
     print(f"  episodes         {', '.join(f'{split} {size}' for split, size in sizes.items())}")
     print(f"  judged by        gate {gate.name}, {len(gate.criteria)} criteria")
-    print(f"  conditions       {', '.join(condition_names(example.evaluation))}")
+    print(f"  conditions       {', '.join(example.evaluation.condition_names)}")
     print(f"  evaluation       at most {work.answers:,} answers to decode, in {work.jobs} jobs")
     if work.diagnoses:
         print(f"  diagnosis        {pluralize(work.diagnoses, 'codec')} on {space.judge.diagnose} messages each")

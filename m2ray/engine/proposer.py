@@ -1,5 +1,7 @@
-"""Which configuration is trained next: first the points, then what Optuna suggests. Journalled, so that a sweep
-that was killed goes on where it was: what ended is told to Optuna again, what had begun is trained on.
+"""Decide which configuration is trained next: first the points, then what Optuna suggests.
+
+Every step is journalled, so that a killed sweep resumes where it was: the trials that ended are told to Optuna
+again, and those that had begun are trained on.
 """
 
 from __future__ import annotations
@@ -20,17 +22,15 @@ from m2ray.util.journal import Journal
 from m2ray.util.trees import get_key
 
 Wait = Literal["later"]
-
-
 WAIT: Wait = "later"
 
-
-# TPE's grouping of conditional keys is what a space with `when` needs; it has been experimental since 2021.
+# A space with `when` needs TPE's grouping of conditional keys, which has been experimental since 2021.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+SAMPLER_STRIDE = 1_000_003  # keeps the suggestions of different sampler seeds apart
 
-# Columns of the board besides the searched keys.
-BOARD_KEYS = (
+# Columns of the leaderboard besides the searched keys.
+LEADERBOARD_KEYS = (
     "codec.encoder",
     "codec.place",
     "codec.bottleneck",
@@ -43,9 +43,9 @@ BOARD_KEYS = (
 
 
 class StudyFile:
-    """The study in a file that optuna-dashboard opens as it is: `optuna-dashboard results/NAME/optuna.log`.
+    """The study in a file that optuna-dashboard opens: `optuna-dashboard results/NAME/optuna.log`.
 
-    For eyes only. A sweep resumes from its own journal, and this file is made anew then.
+    It is for looking only. A sweep resumes from its own journal, and writes this file anew then.
     """
 
     def __init__(self, file: Path, name: str, ended: Sequence[optuna.trial.FrozenTrial]) -> None:
@@ -57,18 +57,18 @@ class StudyFile:
             self.add(trial)
 
     def add(self, trial: optuna.trial.FrozenTrial) -> None:
-        """Show a trial that has ended."""
+        """Add a trial that has ended."""
         self._study.add_trial(trial)
 
 
 class OptunaProposer:
-    """Points first, then `search.trials` suggestions by multivariate TPE, seeded.
+    """Proposes the points, then `search.trials` suggestions by seeded multivariate TPE.
 
-    The n-th suggestion depends on the seed, on n and on what had begun and ended before it, and on nothing else:
-    with one trial at a time, a sweep that was killed and resumed suggests what it would have suggested anyway.
-    Several may end in another order, and then what TPE suggests after the start-up trials can differ. Not so with
-    `search.deterministic`: where L trials run at a time, a suggestion waits for all before it but the last L - 1
-    to end, and knows of these alone.
+    The n-th suggestion depends on the seed, on n, and on what had begun and ended before it. With one trial at a
+    time, a sweep that was killed and resumed therefore suggests the same as one that was not. Several trials may end
+    in another order, and the suggestions after the start-up trials can then differ. With `search.deterministic` they
+    do not: where L trials run at a time, a suggestion waits until all before it except the last L - 1 have ended,
+    and uses only their results.
     """
 
     def __init__(self, plan: Plan, root: Path, journal: Journal) -> None:
@@ -77,29 +77,28 @@ class OptunaProposer:
         self.configs: dict[str, TrialConfig] = dict(plan.points)
         self.failures: dict[str, str] = {}
         self.ended: set[str] = set()
-        self._asked: dict[str, optuna.Trial] = {}
-        # By trial number, what ended and Optuna is not told; and how many it is.
-        self._untold: dict[int, tuple[str, float | None]] = {}
+        self._chosen: dict[str, dict[str, Scalar]] = {}  # the sampled configurations, in order
+        self._asked: dict[str, optuna.Trial] = {}  # those that Optuna has not been told the result of
+        self._results: dict[int, tuple[str, float | None]] = {}  # by trial number, results to tell Optuna
         self._told = 0
-        self._chosen: dict[str, dict[str, Scalar]] = {}
-        self._ahead: deque[str] = deque(plan.points)
-        self._shown: StudyFile | None = None
+        self._queue: deque[str] = deque(plan.points)
+        self._study_file: StudyFile | None = None
         self._replay()
         if plan.space.search.trials:
             ended = [trial for trial in self.study.get_trials() if trial.state.is_finished()]
-            self._shown = StudyFile(root.parent / "optuna.log", plan.space.name, ended)
+            self._study_file = StudyFile(root.parent / "optuna.log", plan.space.name, ended)
 
     def _replay(self) -> None:
-        """Bring study and queue to where the journal ends; what began and did not end goes first again."""
+        """Bring study and queue to where the journal ends; a trial that began and did not end goes first."""
         for entry in self._journal.entries():
             name = entry["config"]
             if entry["event"] == "began":
                 if name not in self.configs:
                     self.study.enqueue_trial(entry["chosen"])
                     self._begin(self.study.ask(), name)
-                    self._ahead.append(name)
+                    self._queue.append(name)
             else:
-                self._ahead = deque(other for other in self._ahead if other != name)
+                self._queue = deque(other for other in self._queue if other != name)
                 self._end(name, entry["score"], entry["cause"])
 
     def _begin(self, trial: optuna.Trial, name: str | None = None) -> str:
@@ -108,7 +107,7 @@ class OptunaProposer:
         if name is None:
             name = config_name(config)
             if name in self.configs:
-                # All-categorical spaces repeat themselves; the same name would overwrite the first one's results.
+                # Categorical spaces repeat themselves; the same name would overwrite the first one's results.
                 name = f"{name}-{trial.number}"
         trial.set_user_attr("config", name)
         self.configs[name], self._chosen[name], self._asked[name] = config, chosen, trial
@@ -119,27 +118,27 @@ class OptunaProposer:
         if cause:
             self.failures[name] = cause
         if name in self._asked:
-            self._untold[self._asked[name].number] = name, score
-            self._tell()
+            self._results[self._asked[name].number] = name, score
+            self._tell_results()
 
-    def _tell(self) -> None:
-        """Tell Optuna what ended: at once, or in the order of the trials and no more than the next may know."""
+    def _tell_results(self) -> None:
+        """Tell Optuna the results: at once or, if deterministic, in order and no more than the next may know."""
         search, asked = self.plan.space.search, self._sampled
         in_order = search.deterministic and asked < search.trials
         last = asked - self._at_once if in_order else asked
-        for number in sorted(self._untold):
+        for number in sorted(self._results):
             if in_order and not self._told == number <= last:
                 break
-            name, score = self._untold.pop(number)
+            name, score = self._results.pop(number)
             state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-            told = self.study.tell(self._asked.pop(name), score, state=state)
+            ended = self.study.tell(self._asked.pop(name), score, state=state)
             self._told += 1
-            if self._shown:
-                self._shown.add(told)
+            if self._study_file:
+                self._study_file.add(ended)
 
     @property
     def _sampled(self) -> int:
-        """Configurations asked of Optuna so far; its own list is copied whole each time it is looked at."""
+        """Configurations sampled so far. (Optuna's own list is copied whole each time it is read.)"""
         return len(self._chosen)
 
     @property
@@ -147,9 +146,9 @@ class OptunaProposer:
         resources = self.plan.space.resources
         return (resources.trials_at_once or 1) * resources.pack
 
-    def _knows_enough(self) -> bool:
-        """Whether Optuna has been told of all that the next suggestion is to know."""
-        self._tell()
+    def _can_suggest(self) -> bool:
+        """Return whether Optuna knows all results that the next suggestion must use."""
+        self._tell_results()
         return not self.plan.space.search.deterministic or self._told > self._sampled - self._at_once
 
     @property
@@ -158,27 +157,19 @@ class OptunaProposer:
         return len(self.plan.points) + self.plan.space.search.trials
 
     def propose(self) -> dict[str, Any] | Wait | None:
-        """Settings of the next trial (see `m2ray.trial.run_trial`), None when there is no more, `LATER` when one
-        that runs must end first.
+        """Return the settings of the next trial (`m2ray.engine.trial.run_trial`).
+
+        Returns:
+            None after the last trial; WAIT where a running trial must end first.
         """
-        if self._ahead:
-            name = self._ahead.popleft()
+        if self._queue:
+            name = self._queue.popleft()
         elif self._sampled >= self.plan.space.search.trials:
             return None
-        elif not self._knows_enough():
+        elif not self._can_suggest():
             return WAIT
         else:
-            # A sampler of its own for each suggestion: nothing to restore when a sweep is resumed.
-            search = self.plan.space.search
-            self.study.sampler = optuna.samplers.TPESampler(
-                seed=search.sampler_seed * 1_000_003 + self._sampled,
-                multivariate=True,
-                group=True,
-                n_startup_trials=search.startup,
-                # Keeps away from what runs, by notes on its trials that a resumed search cannot make again.
-                constant_liar=not search.deterministic,
-            )
-            name = self._begin(self.study.ask())
+            name = self._suggest()
         config = self.configs[name]
         self._journal.append({"event": "began", "config": name, "chosen": self._chosen.get(name, {})})
         return {
@@ -191,13 +182,26 @@ class OptunaProposer:
             "resources": self.plan.space.resources.model_dump(),
         }
 
+    def _suggest(self) -> str:
+        # A new sampler for each suggestion leaves nothing to restore when a sweep is resumed.
+        search = self.plan.space.search
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=search.sampler_seed * SAMPLER_STRIDE + self._sampled,
+            multivariate=True,
+            group=True,
+            n_startup_trials=search.startup,
+            # Avoids what is running, through notes on its trials that a resumed search cannot write again.
+            constant_liar=not search.deterministic,
+        )
+        return self._begin(self.study.ask())
+
     def params(self, config: TrialConfig) -> dict[str, Scalar]:
-        """A configuration's columns on the board."""
+        """Return a configuration's columns on the leaderboard."""
         tree = config.model_dump()
-        keys = dict.fromkeys([*self.plan.space.axes, *BOARD_KEYS])
+        keys = dict.fromkeys([*self.plan.space.axes, *LEADERBOARD_KEYS])
         return {key: get_key(tree, key) for key in keys if key != "codec.k"}
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
-        """Tell Optuna and the journal how a trial ended."""
+        """Record in the journal how a trial ended, and tell Optuna."""
         self._journal.append({"event": "ended", "config": name, "score": score, "cause": cause})
         self._end(name, score, cause)

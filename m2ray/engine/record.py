@@ -1,4 +1,4 @@
-"""sweep.yaml: everything that decides a sweep's outcome, and where it was made."""
+"""Write a sweep's record, sweep.yaml, and hold a resumed sweep against it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ from m2ray.util.errors import UserError
 from m2ray.util.files import check_writable
 
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
-
-
-# What may not change unnoticed when a sweep is resumed.
+# Entries that may not change unnoticed when a sweep is resumed.
 DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
 
 
@@ -37,20 +35,20 @@ def check_results_folder(root: Path, resume: bool, name: str | None, dry: bool) 
         UserError: the folder holds a sweep and `--resume` was not given, or the other way round.
     """
     if name is not None and (not name or name in (".", "..") or Path(name).name != name):
-        raise UserError(f"--name: {name!r} is no plain folder name; use letters, digits, - and _")
+        raise UserError(f"--name: {name!r} is not a plain folder name; use letters, digits, - and _")
     check_writable("--results", root)
-    there = record_file(root).is_file()
-    if there and not resume and not dry:
+    exists = record_file(root).is_file()
+    if exists and not resume and not dry:
         raise UserError(
             f"{root}: already holds a sweep (a clone of the repository has the published ones); choose another "
-            "--name, or go on with --resume"
+            "--name, or resume with --resume"
         )
-    if resume and not there:
+    if resume and not exists:
         raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
 
 
 def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any]:
-    """A sweep with all settings resolved, the versions of what runs it, and the receiver's digest."""
+    """Return a sweep's record: all settings resolved, package versions, and the receiver's digest."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         capture_output=True,
@@ -75,34 +73,35 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
     }
 
 
-def settle_changes(folder: Path, about: Mapping[str, Any], accept: bool) -> None:
-    """Refuse to resume a sweep under other settings than it began with, or record that it was done on purpose.
+def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> None:
+    """Refuse to resume a sweep with other settings than it began with, or record that this was done on purpose.
 
     Args:
-        folder: The sweep's.
-        about: What `describe` says now.
-        accept: Whether changes are accepted: `sweep.yaml` has them from then on, under `changes` with the date.
+        folder: The sweep's folder.
+        record: What `describe_sweep` returns now.
+        accept: Accept changes: `sweep.yaml` then has the new settings, and lists the old ones, with the date, under
+            `changes`.
 
     Raises:
-        UserError: names the first setting that differs, what it was and what it is.
+        UserError: names the first setting that differs, its old and its new value.
     """
-    before, now = read_sweep_record(folder), yaml.safe_load(yaml.safe_dump(dict(about)))
+    before, now = read_sweep_record(folder), yaml.safe_load(yaml.safe_dump(dict(record)))
     changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
     if changes and not accept:
-        key, was, is_ = changes[0]
+        key, old, new = changes[0]
         more = f"; {len(changes) - 1} more" if changes[1:] else ""
         raise UserError(
-            f"{record_file(folder)}: {key}: differs from what this sweep began with (was {was!r:.60}, is {is_!r:.60}"
-            f"{more}); restore it, start anew under another --name, or go on with --resume --accept-changes"
+            f"{record_file(folder)}: {key}: differs from what this sweep began with (was {old!r:.60}, is {new!r:.60}"
+            f"{more}); restore it, start anew under another --name, or resume with --resume --accept-changes"
         )
     if changes:
-        noted = [{"date": now["date"], **change._asdict()} for change in changes]
-        decided = {key: now[key] for key in DECISIVE}
-        write_sweep_record(folder, {**before, **decided, "changes": [*before.get("changes", []), *noted]})
+        dated = [{"date": now["date"], **change._asdict()} for change in changes]
+        decisive = {key: now[key] for key in DECISIVE}
+        write_sweep_record(folder, {**before, **decisive, "changes": [*before.get("changes", []), *dated]})
 
 
 def differences(key: str, before: Any, now: Any) -> Iterator[Change]:
-    """The settings in which two trees differ."""
+    """Yield the settings in which two trees differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in {**before, **now}:
             yield from differences(f"{key}.{name}", before.get(name), now.get(name))

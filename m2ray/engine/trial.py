@@ -1,6 +1,6 @@
-"""What a trial does: a pack's configurations, each with its training seeds, in this process or by Ray Train.
+"""The work of a trial: train a pack of configurations and their training seeds, here or by Ray Train.
 
-The science runs without this file; here it is only spread over processes and machines.
+Training runs without this file; here it is only distributed over processes and machines.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from m2ray.training.trainer import Trainer, TrainingFailed, train
 from m2ray.util.errors import UserError, last_line
 from m2ray.util.strict_yaml import validate
 
-FAILED_SCORE = -1e9  # what a searcher is told of a failed trial: finite, and worse than any
+FAILED_SCORE = -1e9  # of a failed trial: finite, because Optuna refuses NaN, and worse than any
 
 
 def _progress_report(
     name: str, metrics: dict[str, Any], checkpoint: Path, epochs: int, finished: Sequence[float], seeds: int
 ) -> dict[str, Any]:
-    """A training seed's report as the searcher sees it: the mean over the seeds so far, the epochs of all."""
+    """Return a report for the searcher: the mean score over the training seeds so far, the epochs of all."""
     return {
         **metrics,
         "member": name,
@@ -43,7 +43,7 @@ def _progress_report(
 
 
 def _worker_loop(settings: dict[str, Any]) -> None:
-    """What every DDP worker runs: the one training loop, in a process group that Ray Train has set up."""
+    """Run the training loop in one DDP worker, in a process group that Ray Train has set up."""
     limit_threads()
     config = TrialConfig.model_validate_json(settings["trial"])
 
@@ -70,18 +70,18 @@ def train_distributed(
 ) -> None:
     """Train one codec with DDP: `config.workers` processes, gloo on CPU and NCCL on GPU.
 
-    A worker that dies takes the group down; it is started again up to `resources.retries` times and goes on
-    from the last epoch's state in `folder`, which all workers must see.
+    A worker that dies ends its group. The group is started again up to `resources.retries` times, and resumes from
+    the last epoch's state in `folder`, which all workers must see.
 
     Args:
         config: The configuration.
         seed: Training seed.
-        folder: See `m2ray.training.train`.
-        about: More to write into each checkpoint's record.
-        resources: Of each worker.
-        finished: Scores of the configuration's other training seeds so far.
-        seeds: Their number in the end.
-        callbacks: Of Ray Train, told of every report.
+        folder: See `m2ray.training.trainer.Trainer`.
+        about: More entries for each checkpoint's record.
+        resources: Resources of each worker.
+        finished: Scores of the configuration's training seeds that have ended.
+        seeds: The number of its training seeds.
+        callbacks: Callbacks of Ray Train, called at every report.
 
     Raises:
         TrainingFailed: training failed more often than that.
@@ -120,12 +120,12 @@ def train_distributed(
             raise TrainingFailed(_cause(error)) from None
     else:
         return
-    # Memory did not suffice, which is no failure as long as there is less to ask of it.
+    # It ran out of memory and halved its rows at once: not a failure as long as fewer rows can be tried.
     train_distributed(config, seed, folder, about, resources, finished, seeds, callbacks)
 
 
 def _cause(error: Exception) -> str:
-    """What happened, in a line."""
+    """Return the cause of a failure as one line."""
     if isinstance(error, (TrainingFailed, UserError)):
         return str(error)
     if isinstance(error, ray.train.WorkerGroupError):
@@ -134,7 +134,7 @@ def _cause(error: Exception) -> str:
 
 
 class PackMember:
-    """One configuration of a trial: its training seeds one after the other, reported as one growing mean."""
+    """One configuration of a trial: its training seeds run one after the other and report their mean so far."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self.settings = settings
@@ -144,24 +144,24 @@ class PackMember:
         self.seed, self.finished = 0, list[float]()
 
     def report(self, metrics: dict[str, Any], checkpoint: Path) -> None:
-        """Tell the searcher of an epoch."""
+        """Report an epoch to the searcher."""
         epochs, seeds = self.config.training.epochs, len(self.settings["seeds"])
         ray.tune.report(_progress_report(self.name, metrics, checkpoint, epochs, self.finished, seeds))
 
     def failed(self, error: Exception) -> None:
-        """Mark it; others go on."""
+        """Report that this configuration failed; others continue."""
         cause = f"seed {self.seed}: {_cause(error)}"
         ray.tune.report({"member": self.name, "score": FAILED_SCORE, "progress": 0, "cause": cause})
 
     def trainings(self) -> Iterator[Trainer]:
-        """The seeds that are to be trained in this process; those with workers of their own are trained here."""
+        """Yield the trainings to run in this process; those with several workers are run by Ray Train here."""
         config = self.config
         for seed in self.settings["seeds"]:
             self.seed = seed
             folder = run_folder(Path(self.settings["root"]), self.name, seed)
             last = folder / f"epoch-{config.training.epochs:02d}"
             if (last / "config.json").is_file() and trial_of(last) == config:
-                # Complete before this process began; the training would have nothing to do, and nothing to report.
+                # Complete before this process started: nothing to train, but the searcher needs its report.
                 self.report(read_record(last)["metrics"], last)
             elif config.workers > 1:
                 resources = validate(Resources, self.settings["resources"], "resources")
@@ -175,7 +175,7 @@ class PackMember:
 
 
 def run_trial(settings: dict[str, Any]) -> None:
-    """Train a pack of configurations in this process; one by itself is a pack of one."""
+    """Train a pack of configurations in this process; a single one is a pack of one."""
     limit_threads()
     members = [PackMember(member) for member in settings["pack"]]
     train_packed([member.trainings() for member in members], lambda number, error: members[number].failed(error))

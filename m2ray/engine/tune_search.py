@@ -1,4 +1,4 @@
-"""The search: Ray Tune runs the trials that a proposer names, and tells an observer of every epoch."""
+"""Run trials with Ray Tune: a proposer names them, an observer is notified of every epoch."""
 
 from __future__ import annotations
 
@@ -15,66 +15,68 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from m2ray.config.space import Resources
+from m2ray.engine import ray_internals
 from m2ray.engine.cluster import worker_resources
 from m2ray.engine.proposer import WAIT, Wait
 from m2ray.engine.trial import run_trial
 
 
 class Proposer(Protocol):
-    """Who decides what is trained next; `m2ray.sweep` has the one that asks Optuna."""
+    """Decides what is trained next. `m2ray.engine.proposer` has the one that asks Optuna."""
 
     def propose(self) -> dict[str, Any] | Wait | None:
-        """Settings of the next trial, None when there is no more, `LATER` when one that runs must end first."""
+        """Return the next trial's settings, None after the last, WAIT where a running trial must end first."""
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
-        """A trial ended; without a score it failed."""
+        """Take in that a trial ended; without a score it failed."""
 
 
 class Observer(Protocol):
-    """Who watches a search."""
+    """Watches a search."""
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """A trial reported an epoch."""
+        """Take in an epoch's metrics."""
 
     def tick(self) -> None:
-        """Called often, between anything else."""
+        """Do other work; called often."""
 
 
-class _Unsaved:
-    """Tune pickles searchers and callbacks to restore a run from. A sweep resumes from its own journal instead,
-    which is exact at any moment, so what they refer to stays out of the pickle.
+class _Unpickled:
+    """Keeps what a searcher or callback refers to out of Tune's snapshots.
+
+    Tune pickles both to restore a run. A sweep resumes from its own journal instead, which is exact at any moment.
     """
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
 
-class _Searcher(_Unsaved, Searcher):
-    """Tune's view of a proposer."""
+class _Searcher(_Unpickled, Searcher):
+    """Tune's view of a proposer: a trial is a pack of configurations."""
 
     def __init__(self, proposer: Proposer, pack: int) -> None:
         super().__init__(metric="score", mode="max")
         self._proposer, self._pack = proposer, pack
-        self._said: dict[str, dict[str, dict[str, Any]]] = {}  # by trial and member, its last report
+        self._reports: dict[str, dict[str, dict[str, Any]]] = {}  # the last one, by trial and member
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         members: list[dict[str, Any]] = []
-        said: dict[str, Any] | Wait | None = None
-        while len(members) < self._pack and isinstance(said := self._proposer.propose(), dict):
-            members.append(said)
+        proposal: dict[str, Any] | Wait | None = None
+        while len(members) < self._pack and isinstance(proposal := self._proposer.propose(), dict):
+            members.append(proposal)
         if not members:
-            return None if said == WAIT else str(Searcher.FINISHED)
-        self._said[trial_id] = {member["config"]: {} for member in members}
+            return None if proposal == WAIT else str(Searcher.FINISHED)
+        self._reports[trial_id] = {member["config"]: {} for member in members}
         return {"pack": members, "point": all(member["point"] for member in members)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         if "member" in result:
-            self._said[trial_id][result["member"]] = result
+            self._reports[trial_id][result["member"]] = result
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if result:
             self.on_trial_result(trial_id, result)
-        for name, last in self._said.pop(trial_id).items():
+        for name, last in self._reports.pop(trial_id).items():
             score, cause = float(last.get("score", math.nan)), last.get("cause", "")
             if error and not cause and last.get("progress") != last.get("epochs_total", 0):
                 cause = "its process died (out of memory is the usual reason), each time it was tried"
@@ -83,13 +85,13 @@ class _Searcher(_Unsaved, Searcher):
             self._proposer.finished(name, None if cause else score, cause)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: see `_Unsaved`."""
+        """Save nothing, see `_Unpickled`."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: see `_Unsaved`."""
+        """Restore nothing, see `_Unpickled`."""
 
 
-class _Watch(_Unsaved, ray.tune.Callback):
+class _Callback(_Unpickled, ray.tune.Callback):
     """Tune's view of an observer."""
 
     def __init__(self, observer: Observer) -> None:
@@ -105,19 +107,22 @@ class _Watch(_Unsaved, ray.tune.Callback):
             self._observer.reported(result["member"], result)
 
 
-class _Spare(TrialScheduler):
-    """Points are pre-registered: they are trained to their end whatever a pruner thinks of them."""
+# --- pruners -------------------------------------------------------------------------------------------------
+
+
+class _SparePoints(TrialScheduler):
+    """Points are pre-registered: they train to their end whatever a pruner decides."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """The pruner's decision, but for points."""
+        """Return the pruner's decision, except for points."""
         decision = super().on_trial_result(tune_controller, trial, result)
         return str(TrialScheduler.CONTINUE if trial.config["point"] else decision)
 
 
 class _PairedStop(FIFOScheduler):
-    """Stops a trial whose answers are worse, episode by episode, than the best trial's at the same epoch.
+    """Stops a trial with worse answers, episode by episode, than the best trial had at the same epoch.
 
-    One-sided Wilcoxon signed-rank test on the paired per-episode NLL of the search split: far sharper than
+    A one-sided Wilcoxon signed-rank test on the paired NLL per episode of the search split: far sharper than
     comparing two means over few episodes.
     """
 
@@ -128,7 +133,7 @@ class _PairedStop(FIFOScheduler):
         self._best: dict[int, tuple[float, list[float]]] = {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Keep the best at each epoch; stop what is clearly behind it."""
+        """Keep the best trial of each epoch; stop a trial that is clearly behind it."""
         if "episode_nll" not in result:
             return str(TrialScheduler.CONTINUE)
         progress, score, nll = result["progress"], result["score"], result["episode_nll"]
@@ -140,16 +145,16 @@ class _PairedStop(FIFOScheduler):
         return str(TrialScheduler.STOP if behind else TrialScheduler.CONTINUE)
 
 
-class PairedStop(_Spare, _PairedStop):
+class PairedStop(_SparePoints, _PairedStop):
     """The pruner `wilcoxon`."""
 
 
-class Halving(_Spare, ASHAScheduler):
+class Halving(_SparePoints, ASHAScheduler):
     """The pruner `asha`."""
 
 
 def make_scheduler(pruner: str, total_epochs: int) -> TrialScheduler:
-    """What stops trials early: `none`, `asha` or `wilcoxon`."""
+    """Return the scheduler that stops trials early: `none`, `asha` or `wilcoxon`."""
     if pruner == "asha":
         return Halving(
             time_attr="progress",
@@ -162,15 +167,28 @@ def make_scheduler(pruner: str, total_epochs: int) -> TrialScheduler:
     return PairedStop() if pruner == "wilcoxon" else FIFOScheduler()
 
 
-def trials_at_once(resources: Resources) -> int:
-    """How many packs run at a time: as configured, or as many as the cluster has room for as it is now.
+# --- the search ----------------------------------------------------------------------------------------------
 
-    No more are asked for ahead: the searcher would suggest them without knowing what runs now.
+
+def trials_at_once(resources: Resources) -> int:
+    """Return how many packs run at a time: as configured, or as many as the cluster has room for now.
+
+    No more are requested ahead of time: the searcher would suggest them without the results of what runs now.
     """
     if resources.trials_at_once is not None:
         return resources.trials_at_once
-    there = ray.cluster_resources()
-    return max(1, min(int(there.get(name, 0) // amount) for name, amount in worker_resources(resources).items()))
+    available = ray.cluster_resources()
+    return max(1, min(int(available.get(name, 0) // n) for name, n in worker_resources(resources).items()))
+
+
+def _trial_resources(settings: dict[str, Any], resources: Resources) -> ray.tune.PlacementGroupFactory:
+    if any(json.loads(member["trial"])["workers"] > 1 for member in settings["pack"]):
+        # A nested trial's driver must not hold a CPU that its own workers wait for.
+        return ray.tune.PlacementGroupFactory([{ray_internals.HEAD_NODE: ray_internals.SLIVER}])
+    bundle = worker_resources(resources)
+    if resources.accelerator:
+        bundle[f"{ray_internals.ACCELERATOR_PREFIX}{resources.accelerator}"] = ray_internals.SLIVER
+    return ray.tune.PlacementGroupFactory([bundle])
 
 
 def run_search(
@@ -187,35 +205,25 @@ def run_search(
 
     Args:
         proposer: Names what to train.
-        observer: Is told of every epoch.
-        resources: Of one trial.
+        observer: Is notified of every epoch.
+        resources: Resources of one trial.
         pruner: none, asha or wilcoxon.
-        total_epochs: Longest trial, all its training seeds together.
-        folder: For Ray's own files.
-        nested: Whether trainings have workers of their own.
-        work: What a trial does.
+        total_epochs: Epochs of the longest trial, all its training seeds together.
+        folder: Folder for Ray's own files.
+        nested: Whether trainings have several workers.
+        work: The work of a trial.
     """
-
-    def resources_of(settings: dict[str, Any]) -> Any:
-        if any(json.loads(member["trial"])["workers"] > 1 for member in settings["pack"]):
-            # A nested trial's driver must not hold a CPU that its own workers wait for.
-            return ray.tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-        bundle = worker_resources(resources)
-        if resources.accelerator:
-            bundle[f"accelerator_type:{resources.accelerator}"] = 0.001
-        return ray.tune.PlacementGroupFactory([bundle])
-
     at_once = trials_at_once(resources)
-    # Tune starts one trial at a time where a searcher is asked for more: seconds for each slot of a large cluster.
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(at_once)
+    # Tune starts one trial at a time where a searcher is given: seconds for each slot of a large cluster.
+    os.environ[ray_internals.MAX_PENDING_TRIALS] = str(at_once)
     tuner = ray.tune.Tuner(
-        ray.tune.with_resources(work, resources_of),
+        ray.tune.with_resources(work, lambda settings: _trial_resources(settings, resources)),
         tune_config=ray.tune.TuneConfig(
             search_alg=_Searcher(proposer, resources.pack),
             scheduler=make_scheduler(pruner, total_epochs),
             num_samples=-1,
             max_concurrent_trials=at_once,
-            # The kept process of a nested trial that was stopped early would keep its workers, and their CPUs.
+            # A nested trial that is stopped early would leave its kept process with its workers, and their CPUs.
             reuse_actors=not nested,
         ),
         run_config=ray.tune.RunConfig(
@@ -223,7 +231,7 @@ def run_search(
             storage_path=str(folder),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=resources.retries),
-            callbacks=[_Watch(observer)],
+            callbacks=[_Callback(observer)],
         ),
     )
     tuner.fit()

@@ -1,22 +1,23 @@
-"""The ablation conditions: what stands in B's slots. One small function each, in one table.
+"""The ablation conditions: what is put into B's slots. One small function each, in one table.
 
-Every condition plays the same episodes in the same order with the same decoding, so all comparisons are paired.
+All conditions use the same episodes in the same order with the same decoding, so all comparisons are paired. To add
+a condition, name it in `m2ray.config.condition_names` and write its function here.
 
 Shapes: E episodes, K slots, D width.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from m2ray.codec.codec import Codec
+from m2ray.config.condition_names import BUILT_IN, DependsOn, scale_gate_of, text_limit
 from m2ray.receiver.layout import Place
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.requests import EncodedMessage
@@ -24,21 +25,22 @@ from m2ray.tasks.episodes import Episode
 from m2ray.util import plugins
 from m2ray.util.errors import UserError
 
-SHIFT = 17  # the attempt's: the message of the episode 17 places on
+SHIFT = 17  # shuffle takes the message of the episode 17 places on, as the reference attempt does
+STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
 
 
 class Injection(NamedTuple):
-    """What B gets: a text per episode in the message's place, or vectors [K, D] per episode in open slots."""
+    """What B receives: a text per episode in the message's place, or vectors [K, D] per episode in open slots."""
 
     texts: list[str] | None
     prefixes: Sequence[Tensor] | None
     place: Place
-    partners: list[int] | None = None  # episodes whose message was used, by index
+    partners: list[int] | None = None  # index of the episode whose message was used, per episode
 
 
 @dataclass
 class ConditionInputs:
-    """What a condition may draw on. `codec` and `constant` are None where no such condition is asked for."""
+    """What a condition can use. `codec` and `constant` are None where no requested condition needs them."""
 
     receiver: Receiver
     episodes: Sequence[Episode]
@@ -54,18 +56,18 @@ class ConditionInputs:
 
     @cached_property
     def latents_EKD(self) -> Tensor:
-        """What the codec's encoder makes of all messages: what `Codec.decode` takes."""
+        """The encoder's latents of all messages: the input of `Codec.decode`."""
         codec = self.tested_codec
-        return self.encode(lambda reading: codec.encode(reading, codec.config.k))
+        return self.encode(lambda messages: codec.encode(messages, codec.config.k))
 
     @cached_property
     def prefixes_EKD(self) -> Tensor:
         """The codec's prefixes of all messages."""
         codec = self.tested_codec
-        return self.encode(lambda reading: codec(reading).prefix_BKD)
+        return self.encode(lambda messages: codec(messages).prefix_BKD)
 
     def encode(self, forward: Callable[[EncodedMessage], Tensor]) -> Tensor:
-        """A forward pass over all messages, in batches."""
+        """Run a function of encoded messages on all messages, in batches, without gradients."""
         parts = []
         with torch.no_grad():
             for start in range(0, len(self.episodes), self.batch_size):
@@ -74,21 +76,25 @@ class ConditionInputs:
         return torch.cat(parts).detach()  # a view of a parameter keeps its gradient even here
 
     def noise(self, shape: Sequence[int], stream: int) -> Tensor:
-        """N(0, 1) per episode, [E, *shape], that depends on the episode and the stream only."""
+        """Return N(0, 1) noise per episode, [E, *shape], that depends on the episode and the stream only."""
         rows = []
         for episode in self.episodes:
-            generator = torch.Generator().manual_seed(stream * 1_000_003 + episode.seed)
+            generator = torch.Generator().manual_seed(stream * STREAM_STRIDE + episode.seed)
             rows.append(torch.randn(*shape, generator=generator))
         return torch.stack(rows).to(self.receiver.device)
 
+    def inject(self, prefixes_EKD: Tensor, partners: list[int] | None = None) -> Injection:
+        """Return an injection of prefixes in the place of the tested codec's."""
+        return Injection(None, list(prefixes_EKD), self.tested_codec.config.place, partners)
+
 
 def derangement(episodes: Sequence[Episode], shift: int = SHIFT) -> list[int]:
-    """Whose message each episode gets under `shuffle`: a permutation in which nobody gets its own content.
+    """Return whose message each episode gets under `shuffle`: a permutation in which none gets its own content.
 
-    Starts from the message `shift` places on; where that says the same, two episodes swap.
+    It starts from the message `shift` places on; where that has the same content, two episodes swap.
 
     Raises:
-        UserError: too few different messages for any such permutation.
+        UserError: there are too few different messages for any such permutation.
     """
     count = len(episodes)
     partner = [(i + shift) % count for i in range(count)]
@@ -107,8 +113,8 @@ def derangement(episodes: Sequence[Episode], shift: int = SHIFT) -> list[int]:
 
 
 def _any_derangement(allowed: list[list[bool]]) -> list[int]:
-    """Where no swap helps: rare, but a message in free words may match two episodes that differ."""
-    from scipy.sparse import csr_array
+    """Solve the cases that no swap solves: a message in free words may match two episodes that differ."""
+    from scipy.sparse import csr_array  # rarely needed, and slow to import
     from scipy.sparse.csgraph import maximum_bipartite_matching
 
     partner: list[int] = maximum_bipartite_matching(csr_array(allowed), perm_type="column").tolist()
@@ -119,69 +125,80 @@ def _any_derangement(allowed: list[list[bool]]) -> list[int]:
     return partner
 
 
+# --- conditions with a codec ---------------------------------------------------------------------------------
+
+
 def normal(inputs: ConditionInputs) -> Injection:
-    """The codec's prefix of the right message."""
-    return Injection(None, list(inputs.prefixes_EKD), inputs.tested_codec.config.place)
+    """Inject the codec's prefix of the right message."""
+    return inputs.inject(inputs.prefixes_EKD)
 
 
 def null(inputs: ConditionInputs) -> Injection:
-    """True zeros in the slots; not decode(0), whose bias leaks."""
-    return Injection(None, list(torch.zeros_like(inputs.prefixes_EKD)), inputs.tested_codec.config.place)
+    """Inject true zeros; not decode(0), which leaks through its bias."""
+    return inputs.inject(torch.zeros_like(inputs.prefixes_EKD))
 
 
 def random(inputs: ConditionInputs) -> Injection:
-    """The codec's decode of latents drawn from N(0, 1)."""
+    """Inject the codec's decode of latents drawn from N(0, 1)."""
     codec = inputs.tested_codec
     latent_EKD = inputs.noise((codec.config.k, codec.width), stream=1)
     with torch.no_grad():
-        return Injection(None, list(codec.decode(latent_EKD).prefix_BKD), codec.config.place)
+        return inputs.inject(codec.decode(latent_EKD).prefix_BKD)
 
 
 def shuffle(inputs: ConditionInputs) -> Injection:
-    """The codec's prefix of another episode's message."""
+    """Inject the codec's prefix of another episode's message."""
     partners = derangement(inputs.episodes)
-    return Injection(None, list(inputs.prefixes_EKD[partners]), inputs.tested_codec.config.place, partners)
+    return inputs.inject(inputs.prefixes_EKD[partners], partners)
 
 
 def constant(inputs: ConditionInputs) -> Injection:
-    """A trained prefix with no content: the ceiling of mere priming."""
+    """Inject a trained prefix without content: the ceiling of mere priming."""
     codec = inputs.constant
     assert codec is not None, "the condition constant needs a trained content-free codec"
-    return Injection(None, list(inputs.encode(lambda reading: codec(reading).prefix_BKD)), codec.config.place)
+    prefixes_EKD = inputs.encode(lambda messages: codec(messages).prefix_BKD)
+    return Injection(None, list(prefixes_EKD), codec.config.place)
 
 
 def mean(inputs: ConditionInputs) -> Injection:
-    """The mean prefix of the split."""
+    """Inject the mean prefix of the split."""
     prefixes_EKD = inputs.prefixes_EKD
-    means_EKD = prefixes_EKD.mean(0, keepdim=True).expand_as(prefixes_EKD)
-    return Injection(None, list(means_EKD), inputs.tested_codec.config.place)
+    return inputs.inject(prefixes_EKD.mean(0, keepdim=True).expand_as(prefixes_EKD))
 
 
 def matched(inputs: ConditionInputs) -> Injection:
-    """Gaussian prefixes with the mean and covariance of the split's.
+    """Inject Gaussian prefixes with the mean and covariance of the split's prefixes.
 
     mean + (w / sqrt(E)) (X - mean), w ~ N(0, I_E), has exactly the sample covariance of X and needs no
-    factorisation of it.
+    factorization of it.
     """
     prefixes_EKD = inputs.prefixes_EKD
-    centre_KD = prefixes_EKD.mean(0)
+    mean_KD = prefixes_EKD.mean(0)
     weights_EE = inputs.noise((len(prefixes_EKD),), stream=2) / len(prefixes_EKD) ** 0.5
-    drawn_EKD = centre_KD + torch.einsum("ef,fkd->ekd", weights_EE, prefixes_EKD - centre_KD)
-    return Injection(None, list(drawn_EKD), inputs.tested_codec.config.place)
+    return inputs.inject(mean_KD + torch.einsum("ef,fkd->ekd", weights_EE, prefixes_EKD - mean_KD))
+
+
+def scale_gate(inputs: ConditionInputs, gate: float) -> Injection:
+    """Inject the right message's prefix at another norm: `gate` times the mean token-embedding norm."""
+    with torch.no_grad():
+        return inputs.inject(inputs.tested_codec.decode(inputs.latents_EKD, gate).prefix_BKD)
+
+
+# --- conditions without a codec ------------------------------------------------------------------------------
 
 
 def p0(inputs: ConditionInputs) -> Injection:
-    """No slots, no message."""
+    """Inject nothing: no slots, no message."""
     return Injection([""] * len(inputs.episodes), None, "message")
 
 
 def p1(inputs: ConditionInputs) -> Injection:
-    """The full message as text."""
+    """Inject the full message as text."""
     return Injection([episode.message for episode in inputs.episodes], None, "message")
 
 
 def identity(inputs: ConditionInputs) -> Injection:
-    """The message's own token embeddings in the slots, as many as it has tokens: must equal P1."""
+    """Inject the message's own token embeddings, as many as it has tokens: must equal P1."""
     receiver = inputs.receiver
     rows = [receiver.tokens(episode.message) for episode in inputs.episodes]
     vectors = [receiver.embedding_ND[torch.tensor(row, device=receiver.device)] for row in rows]
@@ -189,73 +206,67 @@ def identity(inputs: ConditionInputs) -> Injection:
 
 
 def text_bytes(inputs: ConditionInputs, limit: int) -> Injection:
-    """The message as text, cut to its first `limit` bytes: the rate-distortion rival."""
+    """Inject the message as text, cut to its first `limit` bytes: a rival of the same size."""
     cut = [episode.message.encode()[:limit].decode(errors="ignore") for episode in inputs.episodes]
     return Injection(cut, None, "message")
 
 
-def scale_gate(inputs: ConditionInputs, gate: float) -> Injection:
-    """The right message's prefix at another scale: `gate` times the mean token-embedding norm."""
-    codec = inputs.tested_codec
-    with torch.no_grad():
-        prefix_EKD = codec.decode(inputs.latents_EKD, gate).prefix_BKD
-    return Injection(None, list(prefix_EKD), codec.config.place)
+# --- by name -------------------------------------------------------------------------------------------------
 
 
 class Condition(NamedTuple):
-    """A condition and what its rows depend on: a checkpoint; only its k and place (slots); or neither."""
+    """A condition, and what its rows depend on."""
 
     inject: Callable[[ConditionInputs], Injection]
-    depends_on: Literal["checkpoint", "slots", "receiver"]
+    depends_on: DependsOn
 
 
-CONDITIONS: dict[str, Condition] = {
-    "normal": Condition(normal, "checkpoint"),
-    "null": Condition(null, "slots"),
-    "random": Condition(random, "checkpoint"),
-    "shuffle": Condition(shuffle, "checkpoint"),
-    "P0": Condition(p0, "receiver"),
-    "P1": Condition(p1, "receiver"),
-    "identity": Condition(identity, "receiver"),
-    "constant": Condition(constant, "slots"),
-    "mean": Condition(mean, "checkpoint"),
-    "matched": Condition(matched, "checkpoint"),
+_INJECT: dict[str, Callable[[ConditionInputs], Injection]] = {
+    "normal": normal,
+    "null": null,
+    "random": random,
+    "shuffle": shuffle,
+    "P0": p0,
+    "P1": p1,
+    "identity": identity,
+    "constant": constant,
+    "mean": mean,
+    "matched": matched,
 }
+CONDITIONS = {name: Condition(_INJECT[name], depends_on) for name, depends_on in BUILT_IN.items()}
 
 
 def get_condition(name: str) -> Condition:
-    """A condition by name; `text-16` and `scale_gate=0.5` carry their parameter in it.
+    """Return a condition by name; `text-16` and `scale_gate=0.5` carry their parameter in it.
 
     Raises:
-        UserError: no such condition.
+        UserError: there is no such condition.
     """
     added = plugins.installed(plugins.CONDITIONS)
     if name in CONDITIONS or name in added:
         found = plugins.load(plugins.CONDITIONS, CONDITIONS, name)
         if not isinstance(found, Condition):
             raise plugins.plugin_error(
-                plugins.CONDITIONS, name, f"is {found!r:.60}, which is no m2ray.conditions.Condition"
+                plugins.CONDITIONS, name, f"is {found!r:.60}, which is not an m2ray.api.Condition"
             )
         return found
-    if cut := re.fullmatch(r"text-([1-9][0-9]{0,17})", name):
-        limit = int(cut[1])
+    if (limit := text_limit(name)) is not None:
         return Condition(lambda inputs: text_bytes(inputs, limit), "receiver")
-    scale = re.fullmatch(r"scale_gate=([0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,3})?)", name)
-    if scale and (gate := float(scale[1])) < float("inf"):
+    if (gate := scale_gate_of(name)) is not None:
         return Condition(lambda inputs: scale_gate(inputs, gate), "checkpoint")
     known = ", ".join([*CONDITIONS, *added])
     raise UserError(f"--conditions: {name!r} does not exist; use some of {known}, text-16, scale_gate=0.5")
 
 
 def build_injection(name: str, inputs: ConditionInputs) -> Injection:
-    """What B gets under a condition.
+    """Return what B receives under a condition.
 
     Raises:
-        UserError: no such condition, or one of another package breaks down or gives something else.
+        UserError: there is no such condition, or a plugin's fails or returns something else.
     """
-    kind = get_condition(name)
+    condition = get_condition(name)
     with plugins.blame(plugins.CONDITIONS, name):
-        injection = kind.inject(inputs)
+        injection = condition.inject(inputs)
         given = injection.texts if injection.prefixes is None else injection.prefixes
         if given is None or len(given) != len(inputs.episodes):
             raise ValueError("an Injection holds a text or a prefix for each episode; this one does not")

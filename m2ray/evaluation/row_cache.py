@@ -1,8 +1,7 @@
-"""Rows that need no codec, kept from one sweep to the next.
+"""Rows that need no codec, kept in the user's cache from one sweep to the next.
 
-P0, P1, identity and cut texts depend on receiver, episodes and decoding alone. They are played once and then lie
-in the user's cache under a digest of all that decides them, this package's source included, so that a second
-sweep on the same receiver starts warm. A file that is damaged is played again.
+P0, P1, identity and cut texts depend on receiver, episodes and decoding only. They are evaluated once and kept under
+a digest of all that they depend on, this package's source included. A damaged file is evaluated again.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from m2ray.util.files import cache_root
 def cached_rows(
     receiver: Receiver, episodes: Sequence[Episode], split: str, names: Sequence[str], config: EvaluationConfig
 ) -> pd.DataFrame:
-    """Rows as `evaluate` returns them, of conditions that depend on nothing but the receiver.
+    """Return `evaluate`'s rows of conditions that depend on the receiver only, from the cache where possible.
 
-    Where plugs are installed all is played: what they do may change while neither version nor name does.
+    Nothing is cached while plugins are installed: their code may change while version and name stay the same.
     """
     if plugins.packages():
         return evaluate(receiver, episodes, split, names, config)
-    decides = [
+    key = [
         code_digest(),
         torch.__version__,
         receiver.digest,
@@ -45,12 +44,12 @@ def cached_rows(
         episodes[0].level.name,
         [[e.seed, e.message, e.context, e.solution] for e in episodes],
     ]
-    digest = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     file = cache_root() / "rows" / f"{digest}.parquet"
     try:
         return read_rows(file)
-    except UserError:  # not there, or damaged
+    except UserError:  # missing or damaged
         rows = evaluate(receiver, episodes, split, names, config)
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, and no result
+        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not a result
             write_rows(file, rows)
         return rows

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m2ray.evaluation.row_scope import is_shared_with
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import write_atomic
 
@@ -249,15 +250,14 @@ def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.Da
         raise UserError(f"rows: configuration {config!r}, seed {seed}, split {split}: no rows; check the names")
     own = own[own.step == own.step.max()]
     one = own.iloc[0]
-    free = rows[
-        (rows.config == "")
+    shared = rows[
+        is_shared_with(rows, one.k, one.place)
         & (rows.receiver == one.receiver)
         & (rows.task == one.task)
         & (rows.split == split)
         & (rows.decoding == one.decoding)
-        & ((rows.k == 0) | ((rows.k == one.k) & (rows.place == one.place)))
     ]
-    together: pd.DataFrame = pd.concat([own, free], ignore_index=True)
+    together: pd.DataFrame = pd.concat([own, shared], ignore_index=True)
     return together
 
 

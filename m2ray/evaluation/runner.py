@@ -1,4 +1,7 @@
-"""One checkpoint x conditions x episodes -> rows."""
+"""Run one checkpoint under conditions on episodes, and return rows.
+
+Shapes: E episodes, B a batch of them, K slots, D width, V values of an answer, W words of the vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from m2ray.codec.checkpoints import CheckpointId
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import ConditionInputs, Injection, build_injection, get_condition
+from m2ray.evaluation.row_scope import row_scope
+from m2ray.evaluation.rows import SCHEMA
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import mean_value_nll
 from m2ray.tasks.answers import verify
@@ -24,38 +29,31 @@ from m2ray.util.errors import UserError
 from m2ray.util.memory import halve_on_oom
 
 
-def condition_names(config: EvaluationConfig) -> list[str]:
-    """All conditions a configuration asks for, the parametrised ones spelled out."""
-    texts = [f"text-{limit}" for limit in config.text_bytes]
-    gates = [f"scale_gate={gate:g}" for gate in config.scale_gates]
-    return [*config.conditions, *texts, *gates]
-
-
 def evaluate(
     receiver: Receiver,
     episodes: Sequence[Episode],
     split: str,
     names: Sequence[str],
     config: EvaluationConfig,
-    subject: CheckpointId | None = None,
+    checkpoint: CheckpointId | None = None,
     codec: Codec | None = None,
     constant: Codec | None = None,
 ) -> pd.DataFrame:
-    """Play every episode under every condition named.
+    """Run every episode under every named condition.
 
     Args:
         receiver: Agent B.
-        episodes: Of one level; the same for all conditions.
-        split: Their split's name, for the rows.
-        names: Conditions, see `m2ray.conditions`.
-        config: Decoding.
-        subject: Whose checkpoint; None where no condition depends on one.
-        codec: The checkpoint.
+        episodes: Episodes of one level, the same for all conditions.
+        split: The name of their split, for the rows.
+        names: Names of conditions.
+        config: Decoding settings.
+        checkpoint: The checkpoint's identity; None where no condition depends on one.
+        codec: The checkpoint's codec.
         constant: A trained content-free codec of the same k and place, for the condition `constant`.
 
     Returns:
-        Rows with the columns of `m2ray.rows`. Rows of conditions that do not depend on the checkpoint carry
-        no configuration, so that other checkpoints reuse them.
+        Rows with the columns of `m2ray.evaluation.rows`. Rows that do not depend on the checkpoint do not name it,
+        so that other checkpoints share them (`m2ray.evaluation.row_scope`).
 
     Raises:
         UserError: no conditions are named, or one needs what these episodes or this receiver do not have.
@@ -64,26 +62,20 @@ def evaluate(
         raise UserError("evaluation.conditions: empty; name at least one condition")
     check_no_leak(receiver, episodes)
     inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
+    k, place = (codec.config.k, codec.config.place) if codec is not None else (0, "")
     frames = []
     for name in names:
-        kind = get_condition(name)
         injection = build_injection(name, inputs)
         if name == "null":
             check_null(injection)
         answers, nll_E = answer_episodes(receiver, episodes, injection, config)
         outcomes = [verify(e, text, receiver.style.answer) for e, text in zip(episodes, answers, strict=True)]
-        own = subject if kind.depends_on == "checkpoint" else None
-        slots = codec.config if codec is not None and kind.depends_on != "receiver" else None
+        scope = row_scope(get_condition(name).depends_on, checkpoint, k, place)
         columns: dict[str, Any] = {
-            "config": own.config if own else "",
-            "seed": own.seed if own else -1,
-            "checkpoint": own.checkpoint if own else "",
-            "step": own.step if own else 0,
+            **scope._asdict(),
             "receiver": receiver.digest,
             "task": episodes[0].level.name,
             "split": split,
-            "k": slots.k if slots else 0,
-            "place": slots.place if slots else "",
             "decoding": config.decoding,
             "condition": name,
             "episode": [e.seed for e in episodes],
@@ -93,9 +85,9 @@ def evaluate(
             "partial": [o.partial for o in outcomes],
             "nll": nll_E.tolist(),
             "answer": answers,
-            "params": own.params if own else "",
+            "params": checkpoint.params if checkpoint is not None and scope.config else "",
         }
-        frames.append(pd.DataFrame(columns))
+        frames.append(pd.DataFrame(columns)[SCHEMA.names])
     rows: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return rows
 
@@ -103,9 +95,15 @@ def evaluate(
 def answer_episodes(
     receiver: Receiver, episodes: Sequence[Episode], injection: Injection, config: EvaluationConfig
 ) -> tuple[list[str], Tensor]:
-    """B's answers, and the nats per value that it gives the solutions left, [E]."""
+    """Run episodes under an injection.
 
-    def play_batch(slots: int, picked: Sequence[int]) -> None:
+    Returns:
+        B's answers as text, and the nats per value of the answers that are possible by both halves, [E].
+    """
+    answers = [""] * len(episodes)
+    nll_E = torch.zeros(len(episodes))
+
+    def run_batch(slots: int, picked: Sequence[int]) -> None:
         batch = [episodes[i] for i in picked]
         texts: list[str] | int = slots
         prefix_BKD = None
@@ -120,22 +118,20 @@ def answer_episodes(
             answers[i] = text
         nll_E[list(picked)] = mean_value_nll(receiver, batch, logits_BVW).cpu()
 
-    groups: dict[int, list[int]] = defaultdict(list)
+    by_slots: dict[int, list[int]] = defaultdict(list)
     for i in range(len(episodes)):
-        groups[len(injection.prefixes[i]) if injection.prefixes is not None else 0].append(i)
-    answers = [""] * len(episodes)
-    nll_E = torch.zeros(len(episodes))
-    for slots, members in groups.items():
+        by_slots[len(injection.prefixes[i]) if injection.prefixes is not None else 0].append(i)
+    for slots, members in by_slots.items():
         for start in range(0, len(members), config.batch_size):
-            halve_on_oom(members[start : start + config.batch_size], partial(play_batch, slots))
+            halve_on_oom(members[start : start + config.batch_size], partial(run_batch, slots))
     return answers, nll_E
 
 
 def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:
-    """B's token ids must be the same whatever the message says: it can reach B only through the slots.
+    """Check that B's token ids are the same whatever the message says: it may reach B only through the slots.
 
     Raises:
-        UserError: they are not (a prompt style that writes the message outside its place).
+        UserError: they differ, since a prompt style writes the message outside its place.
     """
     for episode in episodes:
         silent = replace(episode, sender=(), message="")
@@ -144,7 +140,7 @@ def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:
 
 
 def check_null(injection: Injection) -> None:
-    """Null must be exact zeros: decode(0) once leaked through a LayerNorm bias, and made a baseline invalid.
+    """Check that null is exactly zero: decode(0) once leaked through a LayerNorm bias and spoiled a baseline.
 
     Raises:
         RuntimeError: it is not.

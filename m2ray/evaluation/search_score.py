@@ -1,5 +1,4 @@
-# NEWDOC
-"""One checkpoint x conditions x episodes -> rows."""
+"""The score that a search maximizes, computed while training goes on: without decoding, so it is cheap."""
 
 from __future__ import annotations
 
@@ -20,23 +19,22 @@ from m2ray.tasks.episodes import Episode
 def search_score(
     receiver: Receiver, codec: Codec, episodes: Sequence[Episode], config: EvaluationConfig
 ) -> dict[str, Any]:
-    """The searcher's objective while training goes on: `m2ray.rows.paired_gain` without decoding, or where the
-    configuration says so the gain in `success_probability`.
+    """Score a codec on the search split.
+
+    The score is the smaller of two paired gains of the right message, over no message and over a wrong one, as in
+    `m2ray.judging.selection.gain`: in nats per answer value or, by configuration, in the probability of success.
 
     Returns:
-        score: the smaller of the two paired gains, gain_P0 and gain_shuffle, in `unit`; search_nll, nats per value
-        under the right message, and episode_nll, the same episode by episode; where the score is that,
-        search_success.
+        score: the smaller of gain_P0 and gain_shuffle, in `unit`; search_nll, nats per value under the right
+        message; episode_nll, the same per episode; and search_success, where the score is a probability.
     """
-    batch_size = config.batch_size
-    inputs = ConditionInputs(receiver, episodes, codec, None, batch_size)
-    prefixes_EKD, place = inputs.prefixes_EKD, codec.config.place
-    partners = derangement(episodes)
+    prefixes_EKD = ConditionInputs(receiver, episodes, codec, None, config.batch_size).prefixes_EKD
+    partners, place, k = derangement(episodes), codec.config.place, codec.config.k
     nll: dict[str, list[float]] = {"normal": [], "shuffle": [], "P0": []}
     success: dict[str, list[float]] = {name: [] for name in nll}
-    for start in range(0, len(episodes), batch_size):
-        chunk = slice(start, start + batch_size)
-        batch, k = episodes[chunk], codec.config.k
+    for start in range(0, len(episodes), config.batch_size):
+        chunk = slice(start, start + config.batch_size)
+        batch = episodes[chunk]
         for name, texts, prefix_BKD in (
             ("normal", k, prefixes_EKD[chunk]),
             ("shuffle", k, prefixes_EKD[partners[chunk]]),

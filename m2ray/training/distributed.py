@@ -1,10 +1,6 @@
-# NEWDOC
-"""One codec under training: its objectives on a batch, in one process or in many that see the same global batch.
+"""Workers of one DDP training: their number, means over them, and the rows of all of them.
 
-The forward passes that it wants of the receiver it yields, and is sent what they give: `together` makes those of
-several trainees on one receiver at once.
-
-Shapes: B rows of this worker, H rows of the global batch, K slots, D width, A answer tokens, M negatives.
+Shapes: B rows of this worker.
 """
 
 from __future__ import annotations
@@ -18,12 +14,12 @@ from m2ray.codec.codec import CodecOutput
 
 
 def world() -> tuple[int, int]:
-    """(rank, number of workers) of this process."""
+    """Return (rank, number of workers) of this process."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def world_mean(values: Tensor) -> Tensor:
-    """Mean over workers."""
+    """Return the mean over workers."""
     if world()[1] > 1:
         dist.all_reduce(values, op=dist.ReduceOp.SUM)
         values = values / world()[1]
@@ -31,8 +27,10 @@ def world_mean(values: Tensor) -> Tensor:
 
 
 def gather(tensor_B: Tensor) -> Tensor:
-    """The rows of all workers in order. Gradients flow back to where the rows came from, summed over workers,
-    which is what the mean that DDP then takes needs for a loss that every worker computes on the whole batch.
+    """Return the rows of all workers, in order.
+
+    Gradients flow back to the worker that a row came from, summed over workers. DDP then takes the mean, which is
+    right for a loss that every worker computes on the whole batch.
     """
     if world()[1] == 1:
         return tensor_B
@@ -40,6 +38,6 @@ def gather(tensor_B: Tensor) -> Tensor:
 
 
 def gather_encoded(encoded: CodecOutput) -> CodecOutput:
-    """The forward pass of the whole batch, from every worker's share."""
+    """Return the codec's output for the whole batch."""
     rest = [None if field is None else gather(field) for field in encoded[2:]]
     return CodecOutput(gather(encoded.prefix_BKD), gather(encoded.latent_BKD), *rest)

@@ -1,4 +1,4 @@
-"""Too little memory for a batch: what is held at once is halved, and what comes out stays the same."""
+"""Train on a batch that does not fit into memory: the receiver runs fewer rows at once, with the same result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROWS_FILE = "rows-at-once.json"
 
 
 def read_rows_at_once(folder: Path) -> int | None:
-    """The number of `RowsAtOnce` that a training's folder holds, None where memory has sufficed.
+    """Return the size that a training's folder holds, None where memory has sufficed.
 
     Raises:
         UserError: the file is damaged.
@@ -27,20 +27,21 @@ def read_rows_at_once(folder: Path) -> int | None:
 
 
 class MicrobatchSize:
-    """How many rows a training's receiver reads at once: all of them, until memory proves too small.
+    """How many rows of a batch the receiver runs at once: all of them, until memory runs out.
 
-    Objectives compare rows, so a batch cannot be trained on in parts. Instead the receiver reads it in parts,
-    keeps of each what comes out, and reads it again for the gradients (Chen et al. 2016, arXiv:1604.06174): the
-    batch and its loss stay what they are, for a third more arithmetic.
+    Objectives compare rows, so a batch cannot be split into smaller ones. Instead the receiver runs it in parts,
+    keeps only their outputs, and runs them again for the gradients (Chen et al. 2016, arXiv:1604.06174): batch and
+    loss stay the same, for a third more arithmetic.
 
-    Kept in the training's folder, for a resumed run and for the other workers, of which one ran out of memory.
+    The size is kept in the training's folder, for a resumed run and for the other workers, since only one of them
+    ran out of memory.
 
     Args:
-        folder: The training's.
-        most: Rows of its largest pass.
+        folder: The training's folder.
+        most: Rows of its largest forward pass.
 
     Raises:
-        UserError: the file that keeps it is damaged.
+        UserError: the file that keeps the size is damaged.
     """
 
     def __init__(self, folder: Path, most: int) -> None:
@@ -48,7 +49,7 @@ class MicrobatchSize:
         self.rows = read_rows_at_once(folder)
 
     def halve(self) -> bool:
-        """Half as many from now on; False where it is one already."""
+        """Halve the size from now on; return False where it is 1 already."""
         if self.rows == 1:
             return False
         self.rows = max(1, (self.rows or self._most) // 2)

@@ -1,4 +1,8 @@
-"""The training loop of one codec, in one process or in many that see the same global batch."""
+"""The training loop of one codec, in one process or in several that see the same global batch.
+
+A step runs top to bottom: `Trainer.run` -> `next_batch` -> `joint_backward` (the loss of `m2ray.training.step`, and
+its gradient) -> `apply_step` (optimizer, log) -> `_end_epoch` (search score, checkpoint, report).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ from m2ray.training.distributed import world, world_mean
 from m2ray.training.microbatch import MicrobatchSize
 from m2ray.training.objectives import Heads
 from m2ray.training.schedule import SlotAnnealer, is_collapsed, learning_rate, training_batch
-from m2ray.training.step import CodecLoss, run_batched
+from m2ray.training.step import CodecLoss, Loss, run_batched
 from m2ray.training.trackers import check_installed, tracking
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_json
@@ -35,30 +39,30 @@ from m2ray.util.strict_yaml import validate
 
 Report = Callable[[dict[str, Any], Path], None]
 
-
+STATE_FILE = "training.safetensors"
 OUT_OF_MEMORY = "out of memory with one row at a time; use a smaller batch_size, codec or receiver"
-
-
-SAVE_S = 60.0  # what a kill costs at most, besides an epoch's evaluation
+SAVE_S = 60.0  # training time that a kill costs at most, besides an epoch's evaluation
+RESTART_STRIDE = 1_000_003  # keeps the initial weights of restarts and of training seeds apart
+PROBE_SAMPLES = 64  # messages on which the value of the text is measured
 
 
 class TrainingFailed(RuntimeError):
-    """The optimisation broke down; the message says at which step and how."""
+    """The optimization broke down; the message says at which step and how."""
 
 
 class Trainer:
-    """One codec's training, a step at a time; goes on from `folder` where an interrupted run left its state.
+    """Trains one codec a step at a time; resumes where an interrupted run left its state in `folder`.
 
     Args:
         config: The configuration.
-        seed: Of initialisation and sample order.
-        receiver: Frozen.
-        folder: For `epoch-NN/` checkpoints and the state to resume from. All workers see the same folder.
+        seed: Training seed: of initialization and sample order.
+        receiver: The frozen receiver.
+        folder: Folder for `epoch-NN/` checkpoints and the state to resume from. All workers see the same folder.
         report: Called by every worker after each epoch with metrics and the checkpoint's folder.
-        about: More to write into each checkpoint's record; `config`, the configuration's name, at least.
+        about: More entries for each checkpoint's record; `config`, the configuration's name, at least.
 
     Raises:
-        UserError: the state in `folder` is of other settings, or a tracker is not installed or does not start.
+        UserError: the state in `folder` has other settings, or a tracker is not installed or does not start.
     """
 
     def __init__(
@@ -78,44 +82,54 @@ class Trainer:
         self.report, self.about = report, about
         self.rank, self.workers = world()
         self.seeds = config.splits.seeds("train")
-        self.search = self.source.get(config.splits.seeds("search"), "search")
-        decisive = config.model_dump(exclude={"trackers"})
-        self.settings = json.dumps([decisive, seed, receiver.digest], sort_keys=True)
-        probe = training_batch(self.source, self.seeds, range(64), seed)
-        self._worth = [
-            float(value_nll(receiver, probe, texts, None, "message").mean())
-            for texts in ([""] * len(probe), [episode.message for episode in probe])
-        ]
+        self.search_episodes = self.source.get(config.splits.seeds("search"), "search")
         self.microbatch = MicrobatchSize(folder, 2 * config.training.batch_size // self.workers)
+        self._nll_without, self._nll_text = self._text_value()
         self._closing = ExitStack()
-        tensors, meta = self._saved()
-        goes_on = bool(meta and meta["step"])
-        self._begin(meta["restart"] if meta else 0, None if goes_on else config.training.start)
-        if goes_on:
+        self._begin_or_resume()
+        # One worker tracks for all.
+        tracked = config if self.rank == 0 else config.model_copy(update={"trackers": []})
+        self._track = self._closing.enter_context(tracking(tracked, seed, about["config"], folder, self.step))
+
+    # --- start ---
+
+    def _text_value(self) -> tuple[float, float]:
+        """Return the receiver's nats per answer value without the message, and with it as text."""
+        probe = training_batch(self.source, self.seeds, range(PROBE_SAMPLES), self.seed)
+        without = value_nll(self.receiver, probe, [""] * len(probe), None, "message")
+        text = value_nll(self.receiver, probe, [episode.message for episode in probe], None, "message")
+        return float(without.mean()), float(text.mean())
+
+    def _begin_or_resume(self) -> None:
+        tensors, meta = self._read_state()
+        resumes = bool(meta and meta["step"])
+        self._begin(meta["restart"] if meta else 0, None if resumes else self.config.training.start)
+        if resumes:
             restore_training(tensors, self.loss_module, self.optimizer)
             self.step, self.spent = meta["step"], meta["seconds"]
             self.history += meta["history"]
             self.annealer.k, self.annealer.held, self.annealer.nll = meta["anneal"]
-        # One worker tells them for all.
-        tracked = config if self.rank == 0 else config.model_copy(update={"trackers": []})
-        self._track = self._closing.enter_context(tracking(tracked, seed, about["config"], folder, self.step))
 
-    def _saved(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        file = self.folder / "training.safetensors"
+    def _settings(self) -> list[Any]:
+        """Return all that must be the same for a training to be resumed."""
+        return [self.config.model_dump(exclude={"trackers"}), self.seed, self.receiver.digest]
+
+    def _read_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        file = self.folder / STATE_FILE
         if not file.is_file():
             return {}, {}
         tensors, meta = load_tensors(file)
         trial, *rest = json.loads(meta["settings"])
-        # Through the model, for the settings that an earlier version did not have yet.
+        # Validated, because an earlier version may not have had all settings.
         trial = validate(TrialConfig, trial, f"{file}: settings").model_dump(exclude={"trackers"})
-        if [trial, *rest] != json.loads(self.settings):
+        if [trial, *rest] != json.loads(json.dumps(self._settings())):
             raise UserError(f"{file}: made with other settings; choose another name or remove the folder")
         return tensors, meta
 
     def _begin(self, restart: int, start: str | None) -> None:
-        """Fresh weights, or those of a checkpoint."""
+        """Set up fresh weights, or those of the checkpoint `start`."""
         config, training, receiver = self.config, self.config.training, self.receiver
-        torch.manual_seed(self.seed + 1_000_003 * restart)
+        torch.manual_seed(self.seed + RESTART_STRIDE * restart)
         codec = Codec(config.codec, receiver).to(receiver.device)
         if start:
             load_start_weights(Path(start), codec, config, receiver)
@@ -127,45 +141,82 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.loss_module.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
         )
-        self.annealer = SlotAnnealer(config, training.steps, *self._worth)
+        self.annealer = SlotAnnealer(config, training.steps, self._nll_without, self._nll_text)
         self.restart, self.step, self.spent = restart, 0, 0.0
         self.history: list[dict[str, float]] = []
-        self._since = self._kept = time.monotonic()
+        self._started = self._saved = time.monotonic()
+
+    # --- the loop ---
 
     @property
     def done(self) -> bool:
-        """Whether all its steps are made."""
+        """True once all steps are done."""
         return self.step >= self.config.training.steps
 
     @property
     def checkpoint(self) -> Path:
-        """The last epoch's folder."""
+        """Folder of the latest epoch's checkpoint."""
         return self.folder / f"epoch-{self.step // self.config.training.epoch_steps:02d}"
 
-    @property
-    def _log(self) -> bool:
-        training = self.config.training
-        return self.step % training.log_every == 0 or (self.step + 1) % training.epoch_steps == 0
+    def run(self) -> Path:
+        """Run all remaining steps; return the last checkpoint's folder."""
+        with self._closing:
+            while not self.done:
+                loss, metrics = joint_backward([self])[0] if self.workers == 1 else self._distributed_backward()
+                self.apply_step(loss, metrics)
+            return self.checkpoint
 
     def next_batch(self) -> tuple[list[Episode], int, int, bool]:
-        """What `Trainee.ask` takes."""
+        """Return the arguments of `CodecLoss.loss_steps` for the next step."""
         size = self.config.training.batch_size
         samples = range(self.step * size, (self.step + 1) * size)
         self.loss_module.train()
-        return training_batch(self.source, self.seeds, samples, self.seed), self.annealer.k, self.step, self._log
+        batch = training_batch(self.source, self.seeds, samples, self.seed)
+        return batch, self.annealer.k, self.step, self._logs_step
 
-    def apply_step(self, loss: Tensor, parts: dict[str, Tensor]) -> None:
-        """Follow the gradient that a backward pass left, and whatever is due after the step.
+    @property
+    def _logs_step(self) -> bool:
+        training = self.config.training
+        return self.step % training.log_every == 0 or (self.step + 1) % training.epoch_steps == 0
+
+    def autocast(self) -> Any:
+        """Return the context of the forward passes."""
+        if self.config.training.precision == "bfloat16":
+            return torch.autocast(self.receiver.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _distributed_backward(self) -> Loss:
+        """Run forward and backward of the next step together with the other workers.
+
+        Raises:
+            TrainingFailed: memory ran out. The other workers wait for this one in the middle of the step, so all
+                start again, with half as many rows at once.
+        """
+        self.loss_module.rows_at_once = self.microbatch.rows
+        try:
+            with self.autocast():
+                loss, metrics = self._wrapped(*self.next_batch())
+            loss.backward()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.microbatch.halve():
+                raise TrainingFailed(f"out of memory; {self.microbatch.rows} rows at once from now on") from None
+            raise TrainingFailed(OUT_OF_MEMORY) from None
+        return loss, metrics
+
+    def apply_step(self, loss: Tensor, metrics: dict[str, Tensor]) -> None:
+        """Update the weights by the gradient that the backward pass left, then log, save or end the epoch.
 
         Raises:
             TrainingFailed: the loss or its gradient is not finite.
         """
-        config, training, log = self.config, self.config.training, self._log
-        lr = learning_rate(config, self.step, training.steps, training.epoch_steps) * 0.5**self.restart
+        training, logs = self.config.training, self._logs_step
+        lr = learning_rate(self.config, self.step, training.steps, training.epoch_steps) * 0.5**self.restart
         self.optimizer.param_groups[0]["lr"] = lr
         norm = float(torch.nn.utils.clip_grad_norm_(self.loss_module.parameters(), training.grad_clip))
-        means = world_mean(torch.stack([loss.detach(), *parts.values()]))
-        values = dict(zip(["loss", *parts], means.tolist(), strict=True))
+        means = world_mean(torch.stack([loss.detach(), *metrics.values()]))
+        values = dict(zip(["loss", *metrics], means.tolist(), strict=True))
         if not math.isfinite(values["loss"]) or not math.isfinite(norm):
             raise TrainingFailed(f"loss {values['loss']} and gradient norm {norm} at step {self.step}; lower lr")
         self.optimizer.step()
@@ -174,95 +225,64 @@ class Trainer:
             self.annealer.update(self.step, values["nll"])
         self.step += 1
         ends_epoch = self.step % training.epoch_steps == 0
-        if log:
+        if logs:
             self.history.append({"step": self.step, "k": self.annealer.k, "grad_norm": norm, "lr": lr, **values})
             if not ends_epoch:
                 self._track(self.history[-1])
         if ends_epoch:
             self._end_epoch()
-        elif self.rank == 0 and time.monotonic() - self._kept > SAVE_S:
-            self._save(gives_up=False)
+        elif self.rank == 0 and time.monotonic() - self._saved > SAVE_S:
+            self._save_state(gives_up=False)
 
     def _end_epoch(self) -> None:
-        """Score on the search split, save, report; start afresh where the codec ignores its message."""
-        config, training, receiver = self.config, self.config.training, self.receiver
+        """Score on the search split, save, report; restart where the codec ignores its message."""
         self.loss_module.eval()
-        epoch = self.step // training.epoch_steps
-        metrics: dict[str, Any] = {
-            **self.history[-1],
-            **search_score(receiver, self.loss_module.codec, self.search, config.evaluation),
-            "recovered": self.annealer.recovered(),
-            "collapsed": is_collapsed(self.history, self.annealer.nll_without - self.annealer.nll_text),
-            "restart": self.restart,
-            "epoch": epoch,
-            "seconds": self._seconds(),
-            **({"rows_at_once": self.microbatch.rows} if self.microbatch.rows else {}),
-        }
+        metrics = self._epoch_metrics()
         self._track(metrics)
+        training, epoch = self.config.training, metrics["epoch"]
         at_half = epoch == math.ceil(training.epochs / 2) < training.epochs
         gives_up = at_half and metrics["collapsed"] and self.restart < training.restarts
         checkpoint = self.checkpoint
         if self.rank == 0:
-            record = {**self.about, "seed": self.seed, "step": self.step, "trial": config.model_dump()}
-            brief = {name: value for name, value in metrics.items() if name != "episode_nll"}
-            self.loss_module.codec.save(checkpoint, {**record, "receiver": receiver.name, "metrics": brief})
+            record = {**self.about, "seed": self.seed, "step": self.step, "trial": self.config.model_dump()}
+            kept = {name: value for name, value in metrics.items() if name != "episode_nll"}
+            self.loss_module.codec.save(checkpoint, {**record, "receiver": self.receiver.name, "metrics": kept})
             write_json(self.folder / "history.json", self.history)
-            self._save(gives_up)
+            self._save_state(gives_up)
         self.report(metrics, checkpoint)
         if gives_up:
             self._begin(self.restart + 1, training.start)
 
-    def _seconds(self) -> float:
-        return self.spent + time.monotonic() - self._since
+    def _epoch_metrics(self) -> dict[str, Any]:
+        codec, evaluation = self.loss_module.codec, self.config.evaluation
+        return {
+            **self.history[-1],
+            **search_score(self.receiver, codec, self.search_episodes, evaluation),
+            "recovered": self.annealer.recovered(),
+            "collapsed": is_collapsed(self.history, self._nll_without - self._nll_text),
+            "restart": self.restart,
+            "epoch": self.step // self.config.training.epoch_steps,
+            "seconds": self._seconds(),
+            **({"rows_at_once": self.microbatch.rows} if self.microbatch.rows else {}),
+        }
 
-    def _save(self, gives_up: bool) -> None:
+    def _seconds(self) -> float:
+        return self.spent + time.monotonic() - self._started
+
+    def _save_state(self, gives_up: bool) -> None:
         meta = {
-            "settings": self.settings,
+            "settings": json.dumps(self._settings(), sort_keys=True),
             "step": 0 if gives_up else self.step,
             "history": self.history,
             "restart": self.restart + gives_up,
             "anneal": [self.annealer.k, self.annealer.held, self.annealer.nll],
             "seconds": self._seconds(),
         }
-        tensors = training_tensors(self.loss_module, self.optimizer)
-        save_tensors(self.folder / "training.safetensors", tensors, meta)
-        self._kept = time.monotonic()
-
-    def autocast(self) -> Any:
-        """The context of its forward passes."""
-        if self.config.training.precision == "bfloat16":
-            return torch.autocast(self.receiver.device.type, torch.bfloat16)
-        return nullcontext()
-
-    def run(self) -> Path:
-        """All steps that are left, with whatever workers there are; the last checkpoint's folder."""
-        with self._closing:
-            while not self.done:
-                self.apply_step(*(joint_backward([self])[0] if self.workers == 1 else self._common_gradient()))
-            return self.checkpoint
-
-    def _common_gradient(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """Forward and backward of the next step, with the other workers.
-
-        Raises:
-            TrainingFailed: memory does not suffice. The other workers wait for this one in the middle of the step,
-                so that all begin again, with half as many rows at once.
-        """
-        self.loss_module.rows_at_once = self.microbatch.rows
-        try:
-            with self.autocast():
-                loss, parts = self._wrapped(*self.next_batch())
-            loss.backward()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if self.microbatch.halve():
-                raise TrainingFailed(f"out of memory; {self.microbatch.rows} rows at once from now on") from None
-            raise TrainingFailed(OUT_OF_MEMORY) from None
-        return loss, parts
+        save_tensors(self.folder / STATE_FILE, training_tensors(self.loss_module, self.optimizer), meta)
+        self._saved = time.monotonic()
 
     def close(self) -> None:
-        """End what follows it."""
+        """Close the trackers."""
         self._closing.close()
 
 
@@ -274,69 +294,73 @@ def train(
     report: Report,
     about: dict[str, Any],
 ) -> Path:
-    """Train one codec to its end; the arguments are those of `Training`.
+    """Train one codec to its end; the arguments are those of `Trainer`.
 
     Returns:
         The last checkpoint's folder.
 
     Raises:
         TrainingFailed: the loss is no longer finite.
-        UserError: see `Training`.
+        UserError: see `Trainer`.
     """
     return Trainer(config, training_seed, receiver, folder, report, about).run()
 
 
-def joint_backward(trainings: Sequence[Trainer]) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Forward and backward of the next step of each, their rows in common passes: what `Training.learn` takes.
+def joint_backward(trainers: Sequence[Trainer]) -> list[Loss]:
+    """Run forward and backward of each trainer's next step, their rows in common forward passes.
 
-    Where memory does not suffice the receiver reads half as many rows at once, from then on.
+    Where memory runs out, the receiver runs half as many rows at once from then on.
 
     Args:
-        trainings: On one receiver, of one precision, without workers.
+        trainers: Trainers on one receiver, of one precision, each without other workers.
+
+    Returns:
+        The arguments of each `Trainer.apply_step`.
 
     Raises:
         TrainingFailed: memory does not suffice for one row at a time either.
     """
-    buffers = [(buffer, buffer.clone()) for training in trainings for buffer in training.loss_module.buffers()]
+    buffers = [(buffer, buffer.clone()) for trainer in trainers for buffer in trainer.loss_module.buffers()]
     while True:
         try:
-            return _joint_backward(trainings)
+            return _joint_backward(trainers)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        trainings[0].receiver.clear_caches()
+        trainers[0].receiver.clear_caches()
         free_memory()
-        if not all([training.microbatch.halve() for training in trainings]):
+        if not all([trainer.microbatch.halve() for trainer in trainers]):
             raise TrainingFailed(OUT_OF_MEMORY)
-        for training in trainings:
-            training.optimizer.zero_grad(set_to_none=True)
+        # Undo what the failed attempt changed.
+        for trainer in trainers:
+            trainer.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
 
 
-def _joint_backward(trainings: Sequence[Trainer]) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    at_once = min((training.microbatch.rows for training in trainings if training.microbatch.rows), default=None)
-    with trainings[0].autocast():
-        asking = [training.loss_module.loss_steps(*training.next_batch()) for training in trainings]
-        results = run_batched(trainings[0].receiver, asking, at_once)
+def _joint_backward(trainers: Sequence[Trainer]) -> list[Loss]:
+    rows_at_once = min((t.microbatch.rows for t in trainers if t.microbatch.rows), default=None)
+    with trainers[0].autocast():
+        losses = [trainer.loss_module.loss_steps(*trainer.next_batch()) for trainer in trainers]
+        results = run_batched(trainers[0].receiver, losses, rows_at_once)
     torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
     return results
 
 
 def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiver) -> None:
-    """Give a codec the weights of a checkpoint, of the same form but for its k.
+    """Give a codec the weights of a checkpoint of the same form, except for its k.
 
     Raises:
-        UserError: there is none, it is of another receiver or form, or it was trained on another task, whose
-            training messages may be those that this one is judged on.
+        UserError: there is no such checkpoint, its receiver or form differs, or it was trained on another task,
+            whose training messages may be those that this one is judged on.
     """
     start = load_codec(folder, receiver)
     if (start.record.get("trial") or {}).get("task") != config.task.model_dump():
         raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
-    theirs, ours = (one.model_dump(exclude={"k"}) for one in (start.config, config.codec))
-    if theirs != ours:
-        differ = [f"codec.{key} is {theirs[key]}, not {ours[key]}" for key in ours if theirs[key] != ours[key]]
+    theirs, own = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
+    if theirs != own:
+        differ = [f"codec.{key} is {theirs[key]}, not {own[key]}" for key in own if theirs[key] != own[key]]
         raise UserError(
             f"training.start: {folder}: more than its k differs: {', '.join(differ)}; give both the same"
         )

@@ -1,14 +1,14 @@
-"""What the libraries alone take to a first step: a plain Ray Tune script whose one trial loads a language model.
+"""Time from start to first training step of a plain Ray Tune script with one trial on a language model.
 
-`python scripts/benchmarks/plain_start.py FOLDER` writes seconds from its start to the step into FOLDER/first-step. It checks
-nothing, searches nothing and saves nothing: what scripts/benchmarks/bench.py holds a sweep's start against.
+`python scripts/benchmarks/plain_start.py FOLDER` writes the seconds into FOLDER/first-step. The script checks,
+searches and saves nothing: scripts/benchmarks/bench.py compares a sweep's start with it.
 """
 
 from __future__ import annotations
 
 import time
 
-BEGUN = time.time()
+START = time.time()  # before the imports, which are part of what is timed
 
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -23,21 +23,21 @@ MODEL = str(Path(__file__).parents[2] / "m2ray" / "receiver" / "embedded" / "min
 
 
 def trial(settings: dict[str, Any]) -> None:
-    """Load the model and make a step's forward and backward pass."""
+    """Load the model and run the forward and backward pass of one step."""
     model = AutoModelForCausalLM.from_pretrained(MODEL)
     embeds_BTD = torch.randn(32, 40, model.config.hidden_size, requires_grad=True)
     model(inputs_embeds=embeds_BTD).logits.square().mean().backward()
-    Path(settings["file"]).write_text(str(time.time() - settings["begun"]))
+    Path(settings["file"]).write_text(str(time.time() - settings["start"]))
     ray.tune.report({"score": 0.0})
 
 
 def main(folder: Path) -> None:
-    """Look at the model here, as any script that checks its input does, then train one."""
+    """Load the model here, as a script that checks its input does, then run the trial."""
     AutoModelForCausalLM.from_pretrained(MODEL)
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     ray.tune.Tuner(
         trial,
-        param_space={"begun": BEGUN, "file": str(folder / "first-step")},
+        param_space={"start": START, "file": str(folder / "first-step")},
         run_config=ray.tune.RunConfig(verbose=0, storage_path=str(folder)),
     ).fit()
 

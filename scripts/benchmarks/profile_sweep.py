@@ -1,8 +1,8 @@
-"""Where the default sweep's time goes: processor time of each kind of process, and within training and evaluation.
+"""Profile the default sweep: processor time by kind of process, and by operation in training and evaluation.
 
-`python scripts/benchmarks/profile_sweep.py --out results/bench` runs the default sweep once and adds up the processor time
-of its processes by kind; then it trains and plays one codec of that space in this process, on one thread as in
-a trial, under PyTorch's profiler. Writes profile.md.
+`python scripts/benchmarks/profile_sweep.py --out results/bench` runs the default sweep once and adds up the
+processor time of its processes by kind. Then it trains and evaluates one codec of that space in this process under
+PyTorch's profiler, on one thread as in a trial. Writes profile.md.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from bench_pack import QUICKSTART
-from bench_sweep import Watched, processor_s
+from bench_sweep import MARK, WatchedSweep
 from bench_variants import CHOSEN
-from marked import marked
+from processes import marked_processes, processor_s
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from m2ray.config.plan import load_plan
@@ -28,74 +29,96 @@ from m2ray.receiver.loading import load_receiver
 from m2ray.training.trainer import Trainer, joint_backward
 from m2ray.util.tables import markdown
 
-KINDS = {  # by how a process's command line begins
+KINDS = {  # by the beginning of a process's command line
     "ray::ImplicitFunc": "training",
     "ray::Evaluator": "evaluation, diagnosis",
     "ray::IDLE": "training",  # between two trials
 }
+DRIVER, OTHER = "driver: start, search, leaderboard, reports", "Ray's own"
 STEPS = 12
 
 
-class Profiled(Watched):
-    """A sweep whose processes' processor time is kept by process."""
+class ProfiledSweep(WatchedSweep):
+    """A sweep with the processor time of each of its processes, by process ID."""
 
     def __init__(self, arguments: list[str], cache: Path) -> None:
         super().__init__(arguments, cache)
-        self.spent: dict[int, tuple[str, float]] = {}
+        self.processor_s: dict[int, tuple[str, float]] = {}
 
-    def look(self) -> None:
-        """Take in what its processes have done."""
-        for folder in marked(self._mark):
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                title = (folder / "cmdline").read_bytes().split(b"\0")[:3]
-                words = b" ".join(title).decode(errors="replace")
-                kind = next((kind for begins, kind in KINDS.items() if words.startswith(begins)), "Ray's own")
-                if "m2ray.sweep" in words:
-                    kind = "driver: start, search, board, reports"
-                self.spent[int(folder.name)] = (kind, processor_s(folder))
+    def sample(self) -> None:
+        """Measure the processor time of its processes."""
+        for process in marked_processes(MARK, self.mark):
+            with contextlib.suppress(psutil.Error):
+                self.processor_s[process.pid] = (kind_of(process), processor_s(process))
 
 
-def processes() -> tuple[float, dict[str, float]]:
-    """Wall time of the default sweep, and processor time by kind of process."""
+def kind_of(process: psutil.Process) -> str:
+    """Return the kind of a process of a sweep, by its command line."""
+    command = " ".join(process.cmdline()[:3])
+    if "m2ray.sweep" in command:
+        return DRIVER
+    return next((kind for beginning, kind in KINDS.items() if command.startswith(beginning)), OTHER)
+
+
+def profile_processes() -> tuple[float, dict[str, float]]:
+    """Return the wall time of the default sweep and the processor time by kind of process, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Profiled(["--results", str(Path(folder) / "results")], Path(folder) / "cache")
-        wall = run.through()
+        sweep = ProfiledSweep(["--results", str(Path(folder) / "results")], Path(folder) / "cache")
+        seconds = sweep.wait()
     kinds: dict[str, float] = {}
-    for kind, spent in run.spent.values():
+    for kind, spent in sweep.processor_s.values():
         kinds[kind] = kinds.get(kind, 0.0) + spent
-    return wall, kinds
+    return seconds, kinds
 
 
-def operations(config: TrialConfig) -> dict[str, list[list[str]]]:
-    """The costliest operations of training steps, and of playing the search split."""
+def profile_operations(config: TrialConfig) -> dict[str, list[list[str]]]:
+    """Return tables of the costliest operations of training steps and of evaluating the search split."""
     torch.set_num_threads(1)
     receiver, tables = load_receiver(config.receiver), {}
     with tempfile.TemporaryDirectory() as folder:
-        training = Trainer(config, 0, receiver, Path(folder), lambda *_: None, {"config": "profiled"})
-        training.apply_step(*joint_backward([training])[0])
-        with profile(activities=[ProfilerActivity.CPU]) as seen:
+        trainer = Trainer(config, 0, receiver, Path(folder), lambda *_: None, {"config": "profiled"})
+        trainer.apply_step(*joint_backward([trainer])[0])
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
             for _ in range(STEPS):
-                training.apply_step(*joint_backward([training])[0])
-        tables[f"training, {STEPS} steps of {config.training.batch_size}"] = table_of(seen)
+                trainer.apply_step(*joint_backward([trainer])[0])
+        tables[f"training, {STEPS} steps of {config.training.batch_size}"] = operations_table(profiled)
         names = ["normal", "null", "random", "shuffle", "P0", "P1"]
-        with profile(activities=[ProfilerActivity.CPU]) as seen, record_function("evaluate"):
-            evaluate(
-                receiver, training.search, "search", names, config.evaluation, codec=training.loss_module.codec
-            )
-        tables[f"evaluation, {len(training.search)} episodes under {len(names)} conditions"] = table_of(seen)
-        training.close()
+        episodes, codec = trainer.search_episodes, trainer.loss_module.codec
+        with profile(activities=[ProfilerActivity.CPU]) as profiled, record_function("evaluate"):
+            evaluate(receiver, episodes, "search", names, config.evaluation, codec=codec)
+        tables[f"evaluation, {len(episodes)} episodes under {len(names)} conditions"] = operations_table(profiled)
+        trainer.close()
     return tables
 
 
-def table_of(seen: profile, rows: int = 6) -> list[list[str]]:
-    """The operations with the most time of their own; what Python spends between them is `evaluate`'s own."""
-    events = sorted(seen.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    whole = sum(event.self_cpu_time_total for event in events)
+def operations_table(profiled: profile, rows: int = 6) -> list[list[str]]:
+    """Return the operations with the most self time; Python's own time counts as `evaluate`."""
+    events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
     lines = [
-        [event.key.removeprefix("aten::"), f"{100 * event.self_cpu_time_total / whole:.0f} %", str(event.count)]
+        [event.key.removeprefix("aten::"), f"{100 * event.self_cpu_time_total / total:.0f} %", str(event.count)]
         for event in events[:rows]
     ]
     return [["operation", "share", "calls"], *lines]
+
+
+def report(seconds: float, kinds: dict[str, float], operations: dict[str, list[list[str]]]) -> str:
+    """Return the measurements as a Markdown page."""
+    total, cores = sum(kinds.values()), len(os.sched_getaffinity(0))
+    summary = (
+        f"`python scripts/benchmarks/profile_sweep.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, load "
+        f"{os.getloadavg()[0]:.1f}. The default sweep took {seconds:.0f} s on {cores} cores, of which its processes "
+        f"computed {100 * total / seconds / cores:.0f} %."
+    )
+    by_kind = [["processes", "processor time, s", "share"]]
+    by_kind += [
+        [kind, f"{spent:.0f}", f"{100 * spent / total:.0f} %"]
+        for kind, spent in sorted(kinds.items(), key=lambda item: -item[1])
+    ]
+    parts = ["# Where the default sweep's time goes", summary, markdown(by_kind)]
+    for name, table in operations.items():
+        parts += [f"## {name[0].upper()}{name[1:]}, on one thread", markdown(table)]
+    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
@@ -103,23 +126,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for profile.md")
     args = parser.parse_args()
-    wall, kinds = processes()
-    whole, cores = sum(kinds.values()), len(os.sched_getaffinity(0))
-    about = (
-        f"`python scripts/benchmarks/profile_sweep.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, load "
-        f"{os.getloadavg()[0]:.1f}. The default sweep took {wall:.0f} s on {cores} cores, of which its processes "
-        f"computed {100 * whole / wall / cores:.0f} %."
-    )
-    by_kind = [["processes", "processor time, s", "share"]]
-    by_kind += [
-        [kind, f"{spent:.0f}", f"{100 * spent / whole:.0f} %"]
-        for kind, spent in sorted(kinds.items(), key=lambda item: -item[1])
-    ]
-    parts = ["# Where the default sweep's time goes", about, markdown(by_kind)]
-    config = load_plan(QUICKSTART).config(CHOSEN)
-    for name, table in operations(config).items():
-        parts += [f"## {name[0].upper()}{name[1:]}, on one thread", markdown(table)]
-    text = "\n\n".join(parts) + "\n"
+    seconds, kinds = profile_processes()
+    text = report(seconds, kinds, profile_operations(load_plan(QUICKSTART).config(CHOSEN)))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "profile.md").write_text(text)
     print(text)

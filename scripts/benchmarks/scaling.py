@@ -1,11 +1,12 @@
-"""What a sweep costs beside its trials' own compute, and how that grows: constants measured, a model, a check.
+"""Measure what a sweep costs beyond its trials' own compute, and predict how that grows with nodes and trials.
 
-python scripts/benchmarks/scaling.py --out results/scaling.json [--nodes 1,2,4]
+    python scripts/benchmarks/scaling.py --out results/scaling.json [--nodes 1,2,4]
 
 Trials that only sleep run through the real search on Ray clusters of fake nodes on this machine: what they take
-beyond their sleep is the engine's. The constants come from one node and two numbers of trials; for more nodes and
-trials the model must then say beforehand what is measured. Receivers, checkpoints and rows are timed as the engine
-handles them. A page with model, check and what follows for real clusters is written beside the JSON.
+beyond their sleep is the engine's overhead. The constants of the model come from one node and two numbers of
+trials. For more nodes and trials the model's prediction is compared with the measurement. Receivers, checkpoints
+and rows are timed as the engine handles them. A page with the model, the check and what follows for real clusters
+is written beside the JSON.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import ray
 from ray.cluster_utils import Cluster
+from timing import median_times
 
 from m2ray.codec.codec import Codec, load_codec
 from m2ray.config.space import Resources
@@ -36,122 +38,130 @@ from m2ray.util.errors import UserError
 from m2ray.util.files import write_json
 from m2ray.util.tables import markdown
 
-SLOTS, SLEEP_S, EPOCHS = 4, 4.0, 2  # trials at a time on a fake node; what a trial does instead of training
+SLOTS = 4  # trials at a time on a fake node
+SLEEP_S, EPOCHS = 4.0, 2  # a trial sleeps instead of training
 ROWS = Path(__file__).parents[2] / "results" / "recipe-mini" / "rows.parquet"
 
 
 def sleeping_trial(settings: dict[str, Any]) -> None:
-    """Reports like a training, and computes nothing."""
+    """Report like a training, and compute nothing."""
     (member,) = settings["pack"]
     for epoch in range(EPOCHS):
         time.sleep(SLEEP_S / EPOCHS)
-        told = {"score": 0.0, "progress": epoch + 1, "epochs_total": EPOCHS, "epoch": epoch + 1}
-        ray.tune.report({"member": member["config"], **told})
+        metrics = {"score": 0.0, "progress": epoch + 1, "epochs_total": EPOCHS, "epoch": epoch + 1}
+        ray.tune.report({"member": member["config"], **metrics})
 
 
 class Sleepers:
-    """Proposes so many sleeping trials, and watches them."""
+    """Proposer and observer of a number of sleeping trials."""
 
     def __init__(self, trials: int) -> None:
         self.left, self.ended = trials, 0
 
     def propose(self) -> dict[str, Any] | None:
-        """The next one."""
+        """Return the next trial."""
         if not self.left:
             return None
         self.left -= 1
         return {"config": f"sleeper-{self.left}", "trial": json.dumps({"workers": 1}), "point": True}
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
-        """One has ended."""
+        """Count a trial that ended.
+
+        Raises:
+            RuntimeError: It failed.
+        """
         if cause:
             raise RuntimeError(f"{name}: {cause}")
         self.ended += 1
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """Nothing to be done."""
+        """Do nothing."""
 
     def tick(self) -> None:
-        """Nothing to be done."""
+        """Do nothing."""
 
 
 def driver_s() -> float:
-    """Processor seconds of this process so far."""
+    """Return the processor time of this process so far, in seconds."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def run_sleepers(nodes: int, waves: list[int]) -> list[dict[str, float]]:
-    """Searches of one trial a slot and wave, on a cluster of fake nodes; seconds, and the driver's own."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    found = []
+    """Search with one trial a slot and wave on a cluster of fake nodes; return each search's times in seconds."""
+    fake_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    runs = []
     try:
         for _ in range(nodes):
-            made.add_node(num_cpus=SLOTS)
-        ray.init(made.address, log_to_driver=False)
-        for wave in [1, *waves]:  # the first warms processes up, and is not counted
+            fake_cluster.add_node(num_cpus=SLOTS)
+        ray.init(fake_cluster.address, log_to_driver=False)
+        for wave in [1, *waves]:  # the first starts processes, and is not counted
             trials = wave * SLOTS * nodes
-            sleepers, begun, used = Sleepers(trials), time.monotonic(), driver_s()
+            sleepers, start, driver_start = Sleepers(trials), time.monotonic(), driver_s()
             with tempfile.TemporaryDirectory() as folder:
                 run_search(sleepers, sleepers, Resources(), "none", EPOCHS, Path(folder), work=sleeping_trial)
             assert sleepers.ended == trials
-            took = {"nodes": nodes, "trials": trials, "waves": wave, "seconds": time.monotonic() - begun}
-            found.append({**took, "driver_s": driver_s() - used})
+            run = {"nodes": nodes, "trials": trials, "waves": wave, "seconds": time.monotonic() - start}
+            runs.append({**run, "driver_s": driver_s() - driver_start})
     finally:
         ray.shutdown()
-        made.shutdown()
-    return found[1:]
+        fake_cluster.shutdown()
+    return runs[1:]
 
 
 def predict(process_s: float, each_s: float, run: Mapping[str, float]) -> float:
-    """Seconds of a search: a process started for each slot, and in every wave a trial and what comes with it.
+    """Return the predicted seconds of a search: a process start for each slot, then in each wave a trial.
 
-    Fake nodes share this machine's cores, so that their processes start one after the other; on real nodes each
-    node starts its own.
+    Fake nodes share this machine's cores, so their processes start one after the other. Real nodes start theirs at
+    the same time.
     """
     return SLOTS * run["nodes"] * process_s + run["waves"] * (SLEEP_S + each_s)
 
 
-def timed(call: Any, times: int = 3) -> float:
-    """Median seconds of a call."""
-    took = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        call()
-        took.append(time.perf_counter() - begun)
-    return sorted(took)[times // 2]
+def median_s(call: Callable[[], object]) -> float:
+    """Return the median time of a call in seconds."""
+    return median_times({"call": call})["call"]
 
 
-def materials() -> dict[str, Any]:
-    """Receivers, checkpoints and rows, as the engine loads, saves and reads them."""
-    found: dict[str, Any] = {"receiver_load_s": {}}
+def load_times() -> dict[str, Any]:
+    """Return seconds and size of loading each receiver, or why it was not measured."""
+    times: dict[str, Any] = {}
     for name in ("mini", "smollm2-135m", "qwen2.5-coder-0.5b"):
         try:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             receiver = load_receiver(name)
         except UserError as error:  # not fetched on this machine
-            found["receiver_load_s"][name] = f"not measured: {error}"
+            times[name] = f"not measured: {error}"
             continue
         size = sum(weight.nbytes for weight in receiver.model.parameters())
-        found["receiver_load_s"][name] = {"seconds": time.perf_counter() - begun, "gb": size / 1e9}
+        times[name] = {"seconds": time.perf_counter() - start, "gb": size / 1e9}
+    return times
+
+
+def storage_costs() -> dict[str, Any]:
+    """Return times and sizes of a checkpoint and of rows, as the engine saves and reads them."""
     receiver = load_receiver("mini")
     codec = Codec(CodecConfig(), receiver)
+    rows = read_rows(ROWS)
+    some_rows = rows.head(4000)
     with tempfile.TemporaryDirectory() as folder:
-        found["checkpoint"] = {
-            "mb": sum(weight.nbytes for weight in codec.state_dict().values()) / 1e6,
-            "save_s": timed(lambda: codec.save(Path(folder), {})),
-            "load_s": timed(lambda: load_codec(Path(folder), receiver)),
-        }
-        rows = read_rows(ROWS)
-        some = rows.head(4000)
         store = RowStore(Path(folder) / "store")
-        found["rows"] = {
-            "append_4000_s": timed(lambda: store.append(some.assign(step=time.monotonic_ns() % 1_000_000))),
-            "read_s_per_million": timed(lambda: read_rows(ROWS)) / len(rows) * 1e6,
-            "bytes_on_disk_each": ROWS.stat().st_size / len(rows),
-            "bytes_in_memory_each": float(pd.DataFrame(rows).memory_usage(deep=True).sum()) / len(rows),
+        return {
+            "checkpoint": {
+                "mb": sum(weight.nbytes for weight in codec.state_dict().values()) / 1e6,
+                "save_s": median_s(lambda: codec.save(Path(folder), {})),
+                "load_s": median_s(lambda: load_codec(Path(folder), receiver)),
+            },
+            "rows": {
+                "append_4000_s": median_s(
+                    lambda: store.append(some_rows.assign(step=time.monotonic_ns() % 1_000_000))
+                ),
+                "read_s_per_million": median_s(lambda: read_rows(ROWS)) / len(rows) * 1e6,
+                "bytes_on_disk_each": ROWS.stat().st_size / len(rows),
+                "bytes_in_memory_each": float(pd.DataFrame(rows).memory_usage(deep=True).sum()) / len(rows),
+            },
         }
-    return found
 
 
 PAGE = """# How a sweep grows: a cost model, its constants, where it breaks first
@@ -167,57 +177,62 @@ slots, so what they take beyond their sleep is the engine's. GPU rows are not me
 
 {constants}
 
-Evaluation rows travel through the object store once, a job at a time: a job of 200 episodes under 8 conditions
-is 1,600 rows, {job_mb:.1f} MB. Receivers do not travel: every process reads its own from disk or the shared
+Evaluation rows pass through the object store once, one job at a time: a job of 200 episodes under 8 conditions
+is 1,600 rows, {job_mb:.1f} MB. Receivers are not sent: every process reads its own from disk or the shared
 folder.
 
 ## Check
 
-Constants from the first two runs; the others are predictions. Fake nodes share this machine's cores, so their
-processes start one after the other; real nodes start their own.
+The constants come from the first two runs; the others are predictions. Fake nodes share this machine's cores, so
+their processes start one after the other; real nodes start theirs at the same time.
 
 {check}
 
-## 1 to 64 nodes of 8 A100, trials of 10 minutes, 3 epochs watched on 200 episodes under 12 conditions
+## 1 to 64 nodes of 8 A100, trials of 10 minutes, 3 epochs evaluated on 200 episodes under 12 conditions
 
-By the model, not measured there. The processes of a node are taken to start two at a time.
+Predicted by the model, not measured on such clusters. It assumes that a node starts two processes at a time.
 
 {clusters}
 
-## Where it breaks first, and what was done
+## What limits growth first, and what was done
 
-1. **Trials started one at a time.** Tune keeps one trial pending where a searcher is asked for more: 512 slots
-   that fill one by one take {fill:.0f} minutes at the process start above. Now as many start at a time as the
-   cluster has room for (`resources.trials_at_once` for one that starts from none).
-2. **Rows in the driver's memory.** The board reads all rows at once: at 10,000 trials that is the last column
-   above, more than a small head node has. Not fixed: watch with fewer episodes (`splits.search`), fewer
-   conditions, or `evaluation.scale_gates: []`, or give the head memory.
-3. **The driver** is far from a limit with trials of minutes; with trials of seconds it is one at about
+1. **Trials started one at a time.** Tune keeps one trial pending while a searcher may suggest more: filling 512
+   slots one by one takes {fill:.0f} minutes at the process start above. Now as many start at a time as the
+   cluster has room for (`resources.trials_at_once` for a cluster that starts without nodes).
+2. **Rows in the driver's memory.** The leaderboard reads all rows at once. At 10,000 trials they take the memory
+   in the last column above, more than a small head node has. Not fixed: evaluate fewer episodes
+   (`splits.search`), fewer conditions, or `evaluation.scale_gates: []`, or give the head more memory.
+3. **The driver** is far from a limit with trials of minutes. With trials of seconds its limit is about
    {trials_per_hour_at_most:,} trials an hour.
-4. **A shared file system** takes a checkpoint an epoch and trial, and at most once a minute the training state,
-   three times as large: 512 trials write about {shared_mb:.0f} MB/s at the worst.
+4. **A shared file system** receives a checkpoint for each epoch and trial, and at most once a minute the training
+   state, three times as large: 512 trials write at most about {shared_mb:.0f} MB/s.
 """
 
 
-def page(found: dict[str, Any]) -> str:
-    """The measurements as a page."""
-    rows, saved, driver = found["rows"], found["checkpoint"], found["driver_s_per_trial"]
-    each, start = found["each_trial_s"], found["process_start_s"]
+def constants_table(found: dict[str, Any]) -> list[list[str]]:
+    """Return a table of the model's constants."""
+    rows, checkpoint, load_s = found["rows"], found["checkpoint"], found["receiver_load_s"]
     loads = [
         f"{name} ({load['gb']:.3f} GB) {load['seconds']:.1f} s"
-        for name, load in found["receiver_load_s"].items()
+        for name, load in load_s.items()
         if isinstance(load, dict)
     ]
-    constants = [
+    return [
         ["constant", "measured"],
-        ["process_start: a worker process of Ray, its imports included", f"{start:.2f} s of all cores"],
-        ["each_trial: what comes with a trial in a process that is there", f"{each:+.2f} s"],
-        ["driver_per_trial: suggestion, journal, reports (processor time)", f"{1000 * driver:.0f} ms"],
+        [
+            "process_start: a worker process of Ray, with its imports",
+            f"{found['process_start_s']:.2f} s of all cores",
+        ],
+        ["each_trial: overhead of a trial in a running process", f"{found['each_trial_s']:+.2f} s"],
+        [
+            "driver_per_trial: suggestion, journal, reports (processor time)",
+            f"{1000 * found['driver_s_per_trial']:.0f} ms",
+        ],
         ["receiver load, once a process", "; ".join(loads)],
         [
             "checkpoint of the default codec, every epoch",
-            f"{saved['mb']:.1f} MB, saved in {1000 * saved['save_s']:.0f} ms, "
-            f"loaded in {1000 * saved['load_s']:.0f} ms",
+            f"{checkpoint['mb']:.1f} MB, saved in {1000 * checkpoint['save_s']:.0f} ms, "
+            f"loaded in {1000 * checkpoint['load_s']:.0f} ms",
         ],
         ["rows: append of 4,000, synced", f"{1000 * rows['append_4000_s']:.0f} ms"],
         [
@@ -226,35 +241,49 @@ def page(found: dict[str, Any]) -> str:
             f"{rows['bytes_on_disk_each']:.0f} on disk",
         ],
     ]
-    check = [["nodes", "trials", "measured s", "predicted s", "off"]]
-    for run in found["runs"]:
+
+
+def check_table(runs: list[dict[str, float]]) -> list[list[str]]:
+    """Return a table of measured and predicted times."""
+    table = [["nodes", "trials", "measured s", "predicted s", "off"]]
+    for run in runs:
         seconds = [f"{run['seconds']:.1f}", f"{run['predicted_s']:.1f}"]
-        check.append([str(run["nodes"]), str(run["trials"]), *seconds, f"{100 * run['off']:+.0f} %"])
-    clusters = [["nodes", "trials", "waves", "wall", "driver's share", "rows", "rows in memory"]]
+        table.append([str(run["nodes"]), str(run["trials"]), *seconds, f"{100 * run['off']:+.0f} %"])
+    return table
+
+
+def clusters_table(found: dict[str, Any]) -> list[list[str]]:
+    """Return a table of what the model predicts for clusters of nodes with 8 GPUs."""
+    table = [["nodes", "trials", "waves", "wall", "driver's share", "rows", "rows in memory"]]
     for nodes, trials in ((1, 10), (8, 1000), (64, 1000), (64, 10_000)):
-        waves, played = math.ceil(trials / (8 * nodes)), trials * 3 * 200 * 12
-        wall = 4 * start + waves * (600 + max(0.0, each))
-        memory = f"{played * rows['bytes_in_memory_each'] / 1e9:.1f} GB"
-        spent = [f"{wall / 3600:.1f} h", f"{trials * driver / 60:.1f} min"]
-        clusters.append([str(nodes), f"{trials:,}", str(waves), *spent, f"{played / 1e6:.1f} M", memory])
+        waves, rows = math.ceil(trials / (8 * nodes)), trials * 3 * 200 * 12
+        wall_s = 4 * found["process_start_s"] + waves * (600 + max(0.0, found["each_trial_s"]))
+        memory = f"{rows * found['rows']['bytes_in_memory_each'] / 1e9:.1f} GB"
+        times = [f"{wall_s / 3600:.1f} h", f"{trials * found['driver_s_per_trial'] / 60:.1f} min"]
+        table.append([str(nodes), f"{trials:,}", str(waves), *times, f"{rows / 1e6:.1f} M", memory])
+    return table
+
+
+def page(found: dict[str, Any]) -> str:
+    """Return the measurements as a Markdown page."""
     return PAGE.format(
         **found,
         sleep=SLEEP_S,
         slots=SLOTS,
-        constants=markdown(constants),
-        check=markdown(check),
-        clusters=markdown(clusters),
-        job_mb=1600 * rows["bytes_in_memory_each"] / 1e6,
-        fill=512 * start / 60,
-        shared_mb=512 * 4 * saved["mb"] / 60,
+        constants=markdown(constants_table(found)),
+        check=markdown(check_table(found["runs"])),
+        clusters=markdown(clusters_table(found)),
+        job_mb=1600 * found["rows"]["bytes_in_memory_each"] / 1e6,
+        fill=512 * found["process_start_s"] / 60,
+        shared_mb=512 * 4 * found["checkpoint"]["mb"] / 60,
     )
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--nodes", default="1,2,4")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file; the page gets its name, with .md")
+    parser.add_argument("--nodes", default="1,2,4", help="numbers of fake nodes, comma-separated")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; the page is written beside it as .md")
     args = parser.parse_args()
     for key, value in cluster.SETTINGS.items():
         os.environ.setdefault(key, value)
@@ -278,7 +307,8 @@ def main() -> None:
         "driver_s_per_trial": driver,
         "trials_per_hour_at_most": math.floor(3600 / driver),
         "runs": runs,
-        **materials(),
+        "receiver_load_s": load_times(),
+        **storage_costs(),
     }
     write_json(args.out, found)
     args.out.with_suffix(".md").write_text(page(found))

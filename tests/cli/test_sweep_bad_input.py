@@ -206,7 +206,7 @@ def test_a_changed_space_is_not_resumed(refused, begun, key, value, says):
     begun.write_text(yaml.safe_dump(changed(key, value)))
     line = refused(begun, "--resume")
     assert f"sweep.yaml: {says}: differs from what this sweep began with (was " in line
-    assert "; restore it, start anew under another --name, or go on with --resume --accept-changes" in line
+    assert "; restore it, start anew under another --name, or resume with --resume --accept-changes" in line
 
 
 def test_a_changed_gate_is_not_resumed(refused, begun, tmp_path, monkeypatch):

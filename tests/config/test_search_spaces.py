@@ -15,7 +15,6 @@ from m2ray.config.axis import Axis
 from m2ray.config.gate_file import load_gate
 from m2ray.config.objectives import CrossEntropyTerm, LossTerm, MarginTerm
 from m2ray.config.plan import config_name, load_plan
-from m2ray.evaluation.runner import condition_names
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.trainer import train
 from m2ray.util.errors import UserError
@@ -51,7 +50,7 @@ def test_a_space_plays_the_conditions_that_its_gate_compares(name):
     plan = PLANS[name]
     file = plan.space.judge.gate
     criteria = load_gate(FOLDER / file if file else None).criteria
-    played = condition_names(plan.example.evaluation)
+    played = plan.example.evaluation.condition_names
     assert {condition for criterion in criteria for condition in criterion.conditions} <= set(played)
 
 

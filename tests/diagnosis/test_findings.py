@@ -4,67 +4,24 @@ import json
 from dataclasses import replace
 
 import pytest
+from made_diagnoses import estimate, healthy_diagnosis, with_gap, without_gain
 
 from m2ray.diagnosis.findings import Diagnosis, Gap, Norms, Success, to_plain
-from m2ray.diagnosis.probes import Probe, SimilarityMap
+from m2ray.diagnosis.probes import SimilarityMap
 from m2ray.diagnosis.report import root_cause, tables
 from m2ray.judging.statistics import Estimate
-
-
-def about(value, spread=0.01):
-    return Estimate(value, value - spread, value + spread)
-
-
-def known(facts=0.95, **changes) -> Diagnosis:
-    """A healthy last-token codec of k = 4, each stage's probe at `facts`."""
-    stages = ("tokens", "pooled", "latent", "prefix")
-    p0 = changes.pop("p0", 0.25)
-    nll = {"normal": (0.1, 0.0), "shuffle": (0.6, 0.0), "null": (0.36, 0.0), "P0": (0.35, 0.0), "P1": (0.05, 0.0)}
-    gaps = {
-        name: Gap(about(digits - 0.1), about(0.0, 0.001)) for name, (digits, _) in nll.items() if name != "normal"
-    }
-    gaps["P0"] = Gap(about(p0), about(0.0, 0.001))
-    whole = Diagnosis(
-        about={"checkpoint": "0" * 16, "encoder": "last_token", "k": 4, "n": 1000},
-        path=stages,
-        maps={name: SimilarityMap(0.4, 0.2, 20.0, 0.8, 0.2) for name in stages},
-        probes={name: Probe(about(facts), about(0.6), 0.2, about(0.5)) for name in stages},
-        nll=nll,
-        gaps=gaps,
-        seen={"shuffle": about(0.5), "P0": about(0.25)},
-        success={
-            "normal": Success(800, 1000, 0.1),
-            "shuffle": Success(100, 1000, 0.6),
-            "P0": Success(350, 1000, 0.35),
-            "P1": Success(950, 1000, 0.05),
-        },
-        ahead={"shuffle": about(0.7, 0.03), "P0": about(0.45, 0.03), "P1": about(-0.15, 0.03)},
-        retention=about(0.75, 0.05),
-        norms=Norms(1.5, 1.4, 1.6, 1.5),
-    )
-    return replace(whole, **changes)
 
 
 def names(d: Diagnosis) -> list[str]:
     return [finding.name for finding in d.findings]
 
 
-def with_gap(d: Diagnosis, **gaps: Estimate) -> Diagnosis:
-    return replace(d, gaps=d.gaps | {name: Gap(gap, about(0.0, 0.001)) for name, gap in gaps.items()})
-
-
-def idle(d: Diagnosis) -> Diagnosis:
-    """The same codec where B solves with the message what it solves without."""
-    success = d.success | {"normal": Success(355, 1000, 0.35)}
-    return replace(d, success=success, ahead=d.ahead | {"P0": about(0.005, 0.03)}, retention=about(0.01, 0.05))
-
-
 def test_a_codec_that_carries_and_is_read_is_healthy():
-    assert names(known()) == ["healthy", "kept"]
-    sentence = known().findings[0].sentence
+    assert names(healthy_diagnosis()) == ["healthy", "kept"]
+    sentence = healthy_diagnosis().findings[0].sentence
     assert "80.0% (800/1000) solved with it, 35.0% (350/1000) without, 95.0% (950/1000) with the text" in sentence
     assert "retention 0.75" in sentence
-    assert names(replace(known(), retention=about(0.9))) == ["healthy"]
+    assert names(replace(healthy_diagnosis(), retention=estimate(0.9))) == ["healthy"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +29,7 @@ def test_a_codec_that_carries_and_is_read_is_healthy():
     [(0.94, "holds the message"), (0.67, "holds a part of the message"), (0.51, "holds nothing of the message")],
 )
 def test_a_prefix_that_is_not_read_says_so_with_what_it_holds(facts, content):
-    finding = with_gap(idle(known(facts)), shuffle=about(0.001)).findings[0]
+    finding = with_gap(without_gain(healthy_diagnosis(facts)), shuffle=estimate(0.001)).findings[0]
     assert finding.name == "unread"
     assert finding.sentence.startswith(
         f"The prefix {content}: probe {100 * facts:.1f}% (chance 50%); the receiver does"
@@ -81,21 +38,21 @@ def test_a_prefix_that_is_not_read_says_so_with_what_it_holds(facts, content):
 
 
 def test_a_wrong_message_that_hurts_is_not_a_right_one_that_helps():
-    assert names(idle(known()))[0] == "wrong_hurts"
-    assert names(with_gap(idle(known()), shuffle=about(-0.05)))[0] == "backwards"
-    assert names(with_gap(idle(known()), shuffle=about(0.03, 0.02)))[0] == "hardly_read"
+    assert names(without_gain(healthy_diagnosis()))[0] == "wrong_hurts"
+    assert names(with_gap(without_gain(healthy_diagnosis()), shuffle=estimate(-0.05)))[0] == "backwards"
+    assert names(with_gap(without_gain(healthy_diagnosis()), shuffle=estimate(0.03, 0.02)))[0] == "hardly_read"
 
 
 def test_a_receiver_that_makes_nothing_of_the_text_is_named_first():
-    lost = replace(known(), success=known().success | {"P1": Success(340, 1000, 0.4)})
+    lost = replace(healthy_diagnosis(), success=healthy_diagnosis().success | {"P1": Success(340, 1000, 0.4)})
     assert names(lost)[0] == "deaf"
-    assert names(replace(known(), nll=known().nll | {"P1": (0.36, 0.0)}))[0] == "deaf"
+    assert names(replace(healthy_diagnosis(), nll=healthy_diagnosis().nll | {"P1": (0.36, 0.0)}))[0] == "deaf"
 
 
 def test_success_that_nats_do_not_show_is_named():
-    assert "overconfident" in names(known(p0=0.02))
-    assert "overconfident" not in names(known(p0=0.25))
-    assert "overconfident" not in names(idle(known(p0=0.02)))
+    assert "overconfident" in names(healthy_diagnosis(p0=0.02))
+    assert "overconfident" not in names(healthy_diagnosis(p0=0.25))
+    assert "overconfident" not in names(without_gain(healthy_diagnosis(p0=0.02)))
 
 
 @pytest.mark.parametrize(
@@ -103,9 +60,9 @@ def test_success_that_nats_do_not_show_is_named():
     [("pooled", "at the pooled state"), ("latent", "in the encoder"), ("prefix", "at bottleneck and calibration")],
 )
 def test_the_stage_at_which_the_message_is_lost_is_named(stage, place):
-    d = idle(known())
+    d = without_gain(healthy_diagnosis())
     late = d.path[d.path.index(stage) :]
-    d = replace(d, probes=d.probes | {name: d.probes[name]._replace(facts=about(0.66)) for name in late})
+    d = replace(d, probes=d.probes | {name: d.probes[name]._replace(facts=estimate(0.66)) for name in late})
     found = {finding.name: finding.sentence for finding in d.findings}
     assert [name for name in found if name.startswith("lost")] == [f"lost_{stage}"]
     assert found[f"lost_{stage}"].startswith(
@@ -115,23 +72,23 @@ def test_the_stage_at_which_the_message_is_lost_is_named(stage, place):
 
 
 def test_a_pooled_state_that_the_encoder_does_not_read_loses_nothing():
-    d = replace(idle(known()), path=("tokens", "latent", "prefix"))
-    d = replace(d, probes=d.probes | {"pooled": d.probes["pooled"]._replace(facts=about(0.55))})
+    d = replace(without_gain(healthy_diagnosis()), path=("tokens", "latent", "prefix"))
+    d = replace(d, probes=d.probes | {"pooled": d.probes["pooled"]._replace(facts=estimate(0.55))})
     assert "lost_pooled" not in names(d)
 
 
 def test_collapse_scale_memory_priming_format_and_capacity_have_their_sentences():
-    d = idle(known())
+    d = without_gain(healthy_diagnosis())
     flat = SimilarityMap(0.99, 0.9, 1.3, 0.1, 0.0)
     assert "collapsed" in names(replace(d, maps=d.maps | {"prefix": flat}))
     assert "norm" in names(replace(d, norms=Norms(12.0, 10.0, 14.0, 12.0)))
     assert "norm" in names(replace(d, norms=Norms(0.1, 0.1, 0.1, 0.1)))
-    assert "memorised" in names(with_gap(d, shuffle=about(0.001)))
+    assert "memorised" in names(with_gap(d, shuffle=estimate(0.001)))
     assert "memorised" not in names(d)
     primed = replace(d, success=d.success | {"constant": Success(360, 1000, 0.35)})
-    assert "priming" in names(replace(primed, ahead=d.ahead | {"constant": about(-0.005, 0.03)}))
-    assert "priming" not in names(replace(primed, ahead=d.ahead | {"constant": about(0.3, 0.03)}))
-    shaped = d.gaps | {"null": Gap(about(0.01), about(0.5))}
+    assert "priming" in names(replace(primed, ahead=d.ahead | {"constant": estimate(-0.005, 0.03)}))
+    assert "priming" not in names(replace(primed, ahead=d.ahead | {"constant": estimate(0.3, 0.03)}))
+    shaped = d.gaps | {"null": Gap(estimate(0.01), estimate(0.5))}
     assert "format" in names(replace(d, gaps=shaped))
     for solved, name in ((31, "capacity_suffices"), (12, "capacity_limits")):
         found = names(replace(d, success=d.success | {"free": Success(solved, 32, 0.1)}))
@@ -139,7 +96,7 @@ def test_collapse_scale_memory_priming_format_and_capacity_have_their_sentences(
 
 
 def test_every_figure_is_in_the_tables_and_plain_in_json():
-    d = replace(known(), retention=Estimate(0.5, float("nan"), float("nan")))
+    d = replace(healthy_diagnosis(), retention=Estimate(0.5, float("nan"), float("nan")))
     whole = json.loads(json.dumps(d.json(), allow_nan=False))
     assert whole["retention"] == {"value": 0.5, "low": None, "high": None}
     assert whole["probes"]["prefix"]["facts"]["value"] == 0.95
@@ -155,14 +112,14 @@ def answers(d: Diagnosis) -> dict[str, str]:
 
 
 def test_the_root_cause_of_a_codec_that_is_read_is_nowhere():
-    healthy = replace(known(), success=known().success | {"free": Success(32, 32, 0.0)})
+    healthy = replace(healthy_diagnosis(), success=healthy_diagnosis().success | {"free": Success(32, 32, 0.0)})
     assert set(answers(healthy).values()) == {"yes"}
     assert len(answers(healthy)) == 9
 
 
 def test_the_root_cause_is_where_the_message_stops():
-    d = with_gap(idle(known(0.67)), shuffle=about(0.001), null=about(-0.01))
-    late = {name: d.probes[name]._replace(facts=about(0.55)) for name in ("latent", "prefix")}
+    d = with_gap(without_gain(healthy_diagnosis(0.67)), shuffle=estimate(0.001), null=estimate(-0.01))
+    late = {name: d.probes[name]._replace(facts=estimate(0.55)) for name in ("latent", "prefix")}
     d = replace(d, probes=d.probes | late)
     found = answers(d)
     assert found["Does the message as text help B?"] == "yes"
@@ -174,4 +131,7 @@ def test_the_root_cause_is_where_the_message_stops():
     alike = replace(d, maps=d.maps | {"prefix": flat}, norms=Norms(12.0, 10.0, 14.0, 12.0))
     assert answers(alike)["Do prefixes of different messages differ?"] == "no"
     assert answers(alike)["Is its scale one that B knows?"] == "no"
-    assert answers(with_gap(idle(known()), shuffle=about(-0.05)))["Does B read it?"] == "backwards"
+    assert (
+        answers(with_gap(without_gain(healthy_diagnosis()), shuffle=estimate(-0.05)))["Does B read it?"]
+        == "backwards"
+    )

@@ -3,23 +3,20 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 
 import pytest
 import ray
+from scripted_search import EPOCHS, ScriptedSearch, config
 
 from m2ray.codec.checkpoints import read_record
 from m2ray.config.space import Resources
-from m2ray.config.trial import TrialConfig
 from m2ray.engine import cluster
 from m2ray.engine.tune_search import run_search
 from m2ray.util.errors import UserError
-from m2ray.util.strict_yaml import validate
 
-EPOCHS = 3
 on_ray = pytest.mark.slow  # the default run has the whole of it in tests/test_sweep.py
 
 
@@ -28,63 +25,6 @@ def local_ray():
     cluster.start(None, nested=False)
     yield
     cluster.stop()
-
-
-def config(k=20, epochs=EPOCHS, lr=1e-6, epoch_samples=32, batch_size=16, **codec) -> TrialConfig:
-    """A codec on the embedded receiver. It starts near the identity at k = 20, and is worse than nothing at 24."""
-    tree = {
-        "splits": {"train": "100000:101000", "search": "1000:1040", "select": "4000:4002", "confirm": "2000:2002"},
-        "codec": {"encoder": "segments", "k": k, "width": 32, "layers": 1, "scale_gate": 1.0, **codec},
-        "training": {
-            "epochs": epochs,
-            "epoch_samples": epoch_samples,
-            "batch_size": batch_size,
-            "lr": lr,
-            "warmup": 0,
-        },
-    }
-    return validate(TrialConfig, tree, "test")
-
-
-class Script:
-    """A proposer that follows a list, and an observer that remembers, and kills where it is told to."""
-
-    def __init__(self, root, trials, seeds=(0,), points=(), kill=None) -> None:
-        self.waiting = list(trials.items())
-        self.root, self.seeds, self.points = root, list(seeds), points
-        self.kill = kill or {}
-        self.reports = defaultdict(list)
-        self.ended = {}
-
-    def propose(self):
-        if not self.waiting:
-            return None
-        name, trial = self.waiting.pop(0)
-        return {
-            "config": name,
-            "trial": trial.model_dump_json(),
-            "seeds": self.seeds,
-            "root": str(self.root),
-            "point": name in self.points,
-            "params": {"training.lr": trial.training.lr},
-            "resources": Resources().model_dump(),
-        }
-
-    def finished(self, name, score, cause) -> None:
-        assert name not in self.ended
-        self.ended[name] = (score, cause)
-
-    def reported(self, name, metrics) -> None:
-        self.reports[name].append(dict(metrics))
-        if self.kill.get(name, 0) > 0:
-            self.kill[name] -= 1
-            os.kill(metrics["pid"], signal.SIGKILL)
-
-    def tick(self) -> None:
-        pass
-
-    def progress(self, name) -> list[int]:
-        return [report["progress"] for report in self.reports[name]]
 
 
 def run(script, pruner="none", epochs=EPOCHS, alone=False):
@@ -104,7 +44,7 @@ def searched(local_ray, tmp_path_factory):
         "impossible": config().model_copy(update={"receiver": "./no-such-folder"}),
         "last": config(k=8),
     }
-    return run(Script(tmp_path_factory.mktemp("search"), trials, kill={"killed-once": 1, "doomed": 5}))
+    return run(ScriptedSearch(tmp_path_factory.mktemp("search"), trials, kill={"killed-once": 1, "doomed": 5}))
 
 
 @on_ray
@@ -116,7 +56,7 @@ def test_a_pack_of_trials_in_one_process_tells_each_trials_own_end(local_ray, tm
         "other-k": config(k=8),
         "next-pack": config(),
     }
-    script = Script(tmp_path, trials)
+    script = ScriptedSearch(tmp_path, trials)
     run_search(script, script, Resources(pack=4), "none", EPOCHS, tmp_path / "ray")
     assert {name: [report["epoch"] for report in script.reports[name]] for name in trials} == {
         "plain": [1, 2, 3],
@@ -189,7 +129,7 @@ def test_every_trial_ends_exactly_once(searched):
 def test_what_is_complete_is_reported_again_and_not_trained_again(searched):
     root = searched.root
     before = {path: path.stat().st_mtime_ns for path in (root / "plain").rglob("*")}
-    again = run(Script(root, {"plain": config()}))
+    again = run(ScriptedSearch(root, {"plain": config()}))
     assert again.progress("plain") == [EPOCHS]
     assert again.ended == {"plain": searched.ended["plain"]}
     assert {path: path.stat().st_mtime_ns for path in (root / "plain").rglob("*")} == before
@@ -197,14 +137,14 @@ def test_what_is_complete_is_reported_again_and_not_trained_again(searched):
 
 @on_ray
 def test_another_configuration_in_the_same_place_is_refused_by_name(searched):
-    again = run(Script(searched.root, {"plain": config(k=8)}))
+    again = run(ScriptedSearch(searched.root, {"plain": config(k=8)}))
     assert again.ended["plain"][0] is None
     assert "made with other settings" in again.ended["plain"][1]
 
 
 @on_ray
 def test_several_training_seeds_are_one_trial_and_the_searcher_sees_their_mean(local_ray, tmp_path):
-    script = run(Script(tmp_path, {"a": config(epochs=2)}, seeds=(0, 3)), epochs=4)
+    script = run(ScriptedSearch(tmp_path, {"a": config(epochs=2)}, seeds=(0, 3)), epochs=4)
     scores = [
         [read_record(tmp_path / "a" / f"seed-{seed}" / f"epoch-{e:02d}")["metrics"]["score"] for e in (1, 2)]
         for seed in (0, 3)
@@ -221,7 +161,7 @@ def test_several_training_seeds_are_one_trial_and_the_searcher_sees_their_mean(l
 @on_ray
 def test_pruners_stop_what_is_clearly_behind_but_never_a_point(local_ray, tmp_path, pruner):
     trials = {"good": config(), "point": config(k=24), "bad": config(k=24, lr=2e-6), "fine": config(lr=2e-6)}
-    script = run(Script(tmp_path, trials, points=("point",)), pruner, alone=True)
+    script = run(ScriptedSearch(tmp_path, trials, points=("point",)), pruner, alone=True)
     assert script.progress("good") == [1, 2, 3]
     assert script.progress("point") == [1, 2, 3]
     assert script.progress("bad") == ([1, 2, 3] if pruner == "none" else [1])

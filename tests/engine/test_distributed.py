@@ -1,7 +1,6 @@
 """Nested trials on a real local Ray: DDP workers give one process's curve, resume when killed, and end cleanly."""
 
 import contextlib
-import json
 import os
 import re
 import resource
@@ -13,7 +12,8 @@ from pathlib import Path
 import pytest
 import ray
 import torch
-from test_cluster import EPOCHS, Script, config
+from scripted_search import EPOCHS, ScriptedSearch, config
+from tiny_trainings import loss_curve
 
 from m2ray.codec.checkpoints import read_record
 from m2ray.config.space import Resources
@@ -38,10 +38,6 @@ def local_ray():
         cluster.stop()
 
 
-def curve(folder: Path) -> torch.Tensor:
-    return torch.tensor([entry["loss"] for entry in json.loads((folder / "history.json").read_text())])
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """The same training in this process."""
@@ -59,8 +55,8 @@ def distributed(folder, lr=1e-3, retries=1):
 
 def test_two_workers_give_the_loss_curve_of_one(alone, tmp_path):
     two = distributed(tmp_path / "two" / "seed-0")
-    assert len(curve(alone)) == len(curve(two)) >= EPOCHS
-    torch.testing.assert_close(curve(two), curve(alone), rtol=2e-4, atol=1e-5)
+    assert len(loss_curve(alone)) == len(loss_curve(two)) >= EPOCHS
+    torch.testing.assert_close(loss_curve(two), loss_curve(alone), rtol=2e-4, atol=1e-5)
     ends = [read_record(folder / f"epoch-{EPOCHS:02d}")["metrics"]["score"] for folder in (alone, two)]
     assert ends[1] == pytest.approx(ends[0], abs=1e-3)
 
@@ -102,7 +98,7 @@ def test_a_killed_worker_costs_at_most_an_epoch(alone, tmp_path):
     folder = tmp_path / "two" / "seed-0"
     with a_worker_killed_after(folder / "epoch-01" / "config.json"):
         distributed(folder)
-    torch.testing.assert_close(curve(folder), curve(alone), rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(loss_curve(folder), loss_curve(alone), rtol=2e-4, atol=1e-5)
 
 
 def test_a_training_that_was_given_up_is_taken_up_where_it_was(alone, tmp_path):
@@ -113,7 +109,7 @@ def test_a_training_that_was_given_up_is_taken_up_where_it_was(alone, tmp_path):
     assert not (folder / f"epoch-{EPOCHS:02d}").exists()
     distributed(folder, retries=0)
     assert (folder / "epoch-01" / "codec.safetensors").stat().st_mtime_ns == first
-    torch.testing.assert_close(curve(folder), curve(alone), rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(loss_curve(folder), loss_curve(alone), rtol=2e-4, atol=1e-5)
 
 
 @contextlib.contextmanager
@@ -143,7 +139,7 @@ def test_a_worker_out_of_memory_halves_the_rows_of_all_and_costs_no_retry(tmp_pa
             conf.model_copy(update={"workers": 2}), 0, folder, {"config": "two"}, Resources(retries=0)
         )
     assert 1 <= read_rows_at_once(folder) <= 256
-    torch.testing.assert_close(curve(folder), curve(tmp_path / "one" / "seed-0"), rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(loss_curve(folder), loss_curve(tmp_path / "one" / "seed-0"), rtol=2e-4, atol=1e-5)
 
 
 def test_a_broken_optimisation_is_told_by_its_cause(tmp_path):
@@ -159,7 +155,7 @@ def test_nested_trials_report_like_those_in_process_and_leave_nothing_behind(tmp
         "nan": config(lr=1e30).model_copy(update=two),
         "last": config(lr=2e-6).model_copy(update=two),
     }
-    script = Script(tmp_path, trials, seeds=(0, 1))
+    script = ScriptedSearch(tmp_path, trials, seeds=(0, 1))
     one_at_a_time = Resources(retries=0, trials_at_once=1)  # so that "bad" has something to be held against
     run_search(script, script, one_at_a_time, "wilcoxon", 2 * EPOCHS, tmp_path / "ray", nested=True)
     assert script.progress("good") == list(range(1, 2 * EPOCHS + 1))
@@ -173,7 +169,7 @@ def test_nested_trials_report_like_those_in_process_and_leave_nothing_behind(tmp
     assert script.ended["nan"][0] is None
     assert script.ended["nan"][1].startswith("seed 0: ")
     assert script.ended["nan"][1].endswith("; lower lr")
-    again = Script(tmp_path, {"good": trials["good"]}, seeds=(0, 1))
+    again = ScriptedSearch(tmp_path, {"good": trials["good"]}, seeds=(0, 1))
     run_search(again, again, Resources(), "none", 2 * EPOCHS, tmp_path / "ray", nested=True)
     assert again.ended["good"] == script.ended["good"]
     deadline = time.monotonic() + 60

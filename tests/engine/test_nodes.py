@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 from sweeps import SPACE, Process, write_space
-from test_distributed import curve
+from tiny_trainings import loss_curve
 
 from m2ray.config.plan import load_plan
 from m2ray.engine import cluster
@@ -69,7 +69,7 @@ def test_a_training_over_two_nodes_waits_for_the_second_and_outlives_the_first(n
     config = load_plan(file, {}, {}).points["two"].model_copy(update={"workers": 1})
     alone = tmp_path / "alone" / "seed-0"
     train(config, 0, load_receiver("mini"), alone, lambda metrics, at: None, {"config": "alone"})
-    torch.testing.assert_close(curve(seed), curve(alone), rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(loss_curve(seed), loss_curve(alone), rtol=2e-4, atol=1e-5)
     assert pd.read_csv(folder / "leaderboard.csv").config.tolist() == ["two"]
 
 

@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from m2ray.engine.progress import ProgressBoard
+from m2ray.engine.progress import Progress
 
 EPOCH = {"epochs_total": 4, "k": 8, "score": 0.25, "shuffle_gap": 0.5, "prefix_cosine": 0.75}
 
 SHOW = """
 import time
-from m2ray.board import Board
-with Board("night", configurations=2, jobs=4) as board:
+from m2ray.engine.progress import Progress
+with Progress("night", configurations=2, jobs=4) as board:
     board.phase("search: 2 configurations")
     for progress in (1, 2, 3, 4):
         epoch = {"progress": progress, "epochs_total": 4}
@@ -75,7 +75,7 @@ def test_a_terminal_shows_a_table_that_moves():
 
 
 def lines_of(capsys, act) -> list[str]:
-    with ProgressBoard("night", configurations=2, jobs=4) as board:
+    with Progress("night", configurations=2, jobs=4) as board:
         act(board)
     return capsys.readouterr().out.splitlines()
 
@@ -119,7 +119,7 @@ def test_what_an_earlier_run_did_counts_but_not_towards_the_speed(capsys, monkey
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
 
     def act(board):
-        board.recalled(trained=1, jobs=2)
+        board.restored(trained=1, jobs=2)
         board.phase("search")
         board.reported("b", {**EPOCH, "progress": 2})
 
@@ -137,9 +137,9 @@ def test_a_figure_that_a_codec_does_not_have_is_left_out(capsys, missing):
 
 
 EVENTS = """
-from m2ray.board import Board
+from m2ray.engine.progress import Progress
 import sys
-with Board("night", configurations=1, jobs=1, form=sys.argv[1]) as board:
+with Progress("night", configurations=1, jobs=1, form=sys.argv[1]) as board:
     board.phase("search: 1 configuration")
     board.reported("good", {"progress": 1, "epochs_total": 1, "k": 8, "score": 0.25, "collapsed": False})
     board.ended("good", "")

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import ray
-from test_cluster import EPOCHS, Script, config
+from scripted_search import EPOCHS, ScriptedSearch, config
 
 from m2ray.config.space import Resources
 from m2ray.engine import cluster
@@ -61,7 +61,7 @@ def test_a_trial_gets_a_process_that_has_imported_what_it_was_told_to(tmp_path, 
         until = time.monotonic() + 60
         while not (before := ready()) and time.monotonic() < until:
             time.sleep(0.1)
-        script = Script(tmp_path, {"one": config()})
+        script = ScriptedSearch(tmp_path, {"one": config()})
         run_search(script, script, Resources(), "none", EPOCHS, tmp_path / "ray", work=report_once)
     finally:
         cluster.stop()

@@ -15,7 +15,6 @@ from scipy import stats
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import CodecConfig, EvaluationConfig
 from m2ray.evaluation.conditions import CONDITIONS, SHIFT, ConditionInputs, Injection, derangement, get_condition
-from m2ray.evaluation.runner import condition_names
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode, episodes
 from m2ray.tasks.registry import level
@@ -266,7 +265,7 @@ BAD_GATES = [
 class TestNames:
     def test_every_name_that_a_configuration_spells_out_exists(self):
         config = EvaluationConfig(text_bytes=[1, 64, 10**12], scale_gates=[0.0, 1e-7, 0.25, 2e9])
-        names = condition_names(config)
+        names = config.condition_names
         assert names[-7:-4] == ["text-1", "text-64", "text-1000000000000"]
         assert [get_condition(name).depends_on for name in names[-7:]] == ["receiver"] * 3 + ["checkpoint"] * 4
 

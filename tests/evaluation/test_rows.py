@@ -10,44 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_rows import assert_same_rows, episode_rows, rows_with
 
 from m2ray.evaluation.rows import FAILED, SCHEMA, RowStore, failure_row, read_rows, write_rows
 from m2ray.util.errors import UserError
-
-ONE = {
-    "config": "a",
-    "seed": 0,
-    "checkpoint": "c0",
-    "step": 10,
-    "receiver": "r",
-    "task": "easy",
-    "split": "confirm",
-    "k": 4,
-    "place": "message",
-    "decoding": "greedy",
-    "condition": "normal",
-    "episode": 2000,
-    "partner": -1,
-    "success": True,
-    "parsed": True,
-    "partial": 1.0,
-    "nll": 0.25,
-    "answer": "0 2 1 1",
-    "params": '{"training.lr": 0.001}',
-}
-
-
-def make(*changes):
-    return pd.DataFrame([{**ONE, **change} for change in changes])
-
-
-def played(count, **changes):
-    return make(*({"episode": 2000 + i, "nll": i / 8, **changes} for i in range(count)))
-
-
-def same(one, other):
-    pd.testing.assert_frame_equal(one.reset_index(drop=True), other.reset_index(drop=True))
-
 
 # --- one file ------------------------------------------------------------------------------------------------
 
@@ -55,39 +21,39 @@ def same(one, other):
 @settings(deadline=None, max_examples=15)
 @given(st.permutations(range(6)), st.text(max_size=20))
 def test_rows_are_read_back_as_written_in_an_order_of_their_own(tmp_path_factory, order, answer):
-    rows = played(6, answer=answer.encode("utf-8", "ignore").decode(), params="{}")
+    rows = episode_rows(6, answer=answer.encode("utf-8", "ignore").decode(), params="{}")
     rows.loc[0, "nll"] = float("nan")
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
     write_rows(path, rows.iloc[list(order)])
-    same(read_rows(path), rows)
+    assert_same_rows(read_rows(path), rows)
     assert list(read_rows(path).columns) == SCHEMA.names
 
 
 def test_a_key_written_twice_counts_once_and_the_last_counts(tmp_path):
     path = tmp_path / "rows.parquet"
-    write_rows(path, make({"success": False}, {"episode": 2001}, {"success": True}))
+    write_rows(path, rows_with({"success": False}, {"episode": 2001}, {"success": True}))
     assert read_rows(path)[["episode", "success"]].to_numpy().tolist() == [[2000, True], [2001, True]]
 
 
 def test_columns_of_ones_own_are_left_out_and_a_folder_is_read_as_a_file_is(tmp_path):
     path = tmp_path / "seed=1" / "rows.parquet"  # a name that some tools would read a column from
     path.parent.mkdir()
-    pq.write_table(pa.Table.from_pandas(played(2).assign(mine=1)), path)
-    same(read_rows(path), played(2))
-    same(read_rows(path.parent), played(2))
+    pq.write_table(pa.Table.from_pandas(episode_rows(2).assign(mine=1)), path)
+    assert_same_rows(read_rows(path), episode_rows(2))
+    assert_same_rows(read_rows(path.parent), episode_rows(2))
 
 
 @pytest.mark.parametrize("name", SCHEMA.names)
 def test_a_missing_column_is_named_in_one_line(tmp_path, name):
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.Table.from_pandas(played(2).drop(columns=name)), path)
+    pq.write_table(pa.Table.from_pandas(episode_rows(2).drop(columns=name)), path)
     line = f"{path}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep"
     for source in (path, tmp_path):
         with pytest.raises(UserError) as raised:
             read_rows(source)
         assert str(raised.value) == line
     with pytest.raises(UserError, match=f"column {name}: missing"):
-        RowStore(tmp_path / "new").append(played(2).drop(columns=name))
+        RowStore(tmp_path / "new").append(episode_rows(2).drop(columns=name))
     assert not (tmp_path / "new").exists(), "nothing is written"
 
 
@@ -110,7 +76,7 @@ def test_a_missing_column_is_named_in_one_line(tmp_path, name):
 )
 def test_a_column_of_another_type_is_named_in_one_line(tmp_path, name, values, fault):
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.Table.from_pandas(played(2).assign(**{name: values})), path)
+    pq.write_table(pa.Table.from_pandas(episode_rows(2).assign(**{name: values})), path)
     with pytest.raises(UserError, match=fault) as raised:
         read_rows(path)
     assert str(raised.value).startswith(f"{path}: ")
@@ -119,16 +85,16 @@ def test_a_column_of_another_type_is_named_in_one_line(tmp_path, name, values, f
 
 def test_numbers_of_another_width_get_the_columns_own_types(tmp_path):
     path = tmp_path / "rows.parquet"
-    narrow = played(2).astype({"k": "int8", "episode": "int32", "nll": "float32", "condition": "category"})
+    narrow = episode_rows(2).astype({"k": "int8", "episode": "int32", "nll": "float32", "condition": "category"})
     pq.write_table(pa.Table.from_pandas(narrow), path)
-    same(read_rows(path), played(2))
+    assert_same_rows(read_rows(path), episode_rows(2))
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"config,seed\na,0\n", "cut"])
 def test_a_file_that_is_no_parquet_or_was_cut_short_is_refused(tmp_path, content):
     path = tmp_path / "rows.parquet"
     if content == "cut":
-        write_rows(path, played(50))
+        write_rows(path, episode_rows(50))
         content = path.read_bytes()[:-20]
     path.write_bytes(content)
     with pytest.raises(UserError, match="not a sound Parquet file") as raised:
@@ -153,20 +119,20 @@ def test_an_empty_store_has_the_columns_and_no_rows(tmp_path):
 
 
 def test_what_is_read_does_not_depend_on_the_order_of_appends_or_on_compaction(tmp_path):
-    parts = [played(5, condition=name) for name in ("normal", "null", "shuffle", "P0")]
+    parts = [episode_rows(5, condition=name) for name in ("normal", "null", "shuffle", "P0")]
     stores = [RowStore(tmp_path / name) for name in ("one", "other")]
     for store, order in zip(stores, (parts, parts[::-1]), strict=True):
         for part in order:
             store.append(part)
         store.append(parts[0])  # the same again
     one, other = (store.read() for store in stores)
-    same(one, other)
+    assert_same_rows(one, other)
     assert len(one) == 20
     for _ in range(2):
         stores[0].compact()
-        same(stores[0].read(), one)
+        assert_same_rows(stores[0].read(), one)
         assert not stores[0].parts.exists()
-    stores[0].append(played(5, condition="P1"))
+    stores[0].append(episode_rows(5, condition="P1"))
     assert len(stores[0].read()) == 25
     stores[0].compact()
     assert len(read_rows(stores[0].whole)) == 25
@@ -175,19 +141,19 @@ def test_what_is_read_does_not_depend_on_the_order_of_appends_or_on_compaction(t
 def test_a_crash_in_the_middle_of_compaction_loses_and_doubles_nothing(tmp_path):
     store = RowStore(tmp_path)
     for name in ("normal", "null"):
-        store.append(played(5, condition=name))
+        store.append(episode_rows(5, condition=name))
     before = store.read()
     shutil.copytree(store.parts, tmp_path / "kept")
     store.compact()
     shutil.copytree(tmp_path / "kept", store.parts)  # as if it had died before it removed them
-    same(store.read(), before)
+    assert_same_rows(store.read(), before)
     store.compact()
-    same(store.read(), before)
+    assert_same_rows(store.read(), before)
 
 
 def test_foreign_files_beside_the_parts_are_left_alone(tmp_path):
     store = RowStore(tmp_path)
-    store.append(played(5))
+    store.append(episode_rows(5))
     for name in ("notes.txt", "zz.parquet", ".0abc.parquet.77.tmp"):
         (store.parts / name).write_bytes(b"half a file")
     assert len(store.read()) == 5
@@ -199,7 +165,7 @@ def test_foreign_files_beside_the_parts_are_left_alone(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty", "renamed"])
 def test_a_damaged_part_is_named_and_never_read(tmp_path, damage):
     store = RowStore(tmp_path)
-    store.append(played(5))
+    store.append(episode_rows(5))
     (file,) = store.parts.iterdir()
     data = file.read_bytes()
     if damage == "renamed":
@@ -219,10 +185,10 @@ def test_a_damaged_part_is_named_and_never_read(tmp_path, damage):
 @pytest.mark.parametrize("compacted", [False, True])
 def test_damaged_rows_are_set_aside_and_count_as_missing(tmp_path, compacted):
     store = RowStore(tmp_path)
-    store.append(played(5))
+    store.append(episode_rows(5))
     if compacted:
         store.compact()
-    store.append(played(3, condition="null"))
+    store.append(episode_rows(3, condition="null"))
     (file,) = [store.whole] if compacted else [f for f in store.parts.iterdir() if len(read_rows(f)) == 5]
     data = bytearray(file.read_bytes())
     place = pq.ParquetFile(file).metadata.row_group(0).column(SCHEMA.names.index("nll"))
@@ -233,7 +199,7 @@ def test_damaged_rows_are_set_aside_and_count_as_missing(tmp_path, compacted):
     assert line.endswith(f"; it is now {file.name}.damaged")
     assert len(store.read()) == 3
     assert store.set_aside() == []
-    store.append(played(5))
+    store.append(episode_rows(5))
     store.compact()
     assert len(store.read()) == 8
     assert file.with_name(f"{file.name}.damaged").read_bytes() == bytes(data)
@@ -244,20 +210,20 @@ def test_damaged_rows_are_set_aside_and_count_as_missing(tmp_path, compacted):
 @example(at=567, bit=7)  # text that is no UTF-8
 def test_no_changed_bit_of_a_rows_file_changes_what_is_read(tmp_path_factory, at, bit):
     path = tmp_path_factory.getbasetemp() / "bits.parquet"
-    rows = played(20, answer="0 1 2 0")
+    rows = episode_rows(20, answer="0 1 2 0")
     write_rows(path, rows)
     data = bytearray(path.read_bytes())
     data[at % len(data)] ^= 1 << bit
     path.write_bytes(data)
     try:
-        same(read_rows(path), rows)
+        assert_same_rows(read_rows(path), rows)
     except UserError as error:
         assert str(error).startswith(f"{path}: ")  # noqa: PT017
 
 
 def test_a_failure_is_a_row_that_can_be_stored_and_read(tmp_path):
     store = RowStore(tmp_path)
-    store.append(played(2))
+    store.append(episode_rows(2))
     store.append(failure_row("b", 8, "easy", "loss nan at step 3; lower lr"))
     failed = store.read().query("condition == @FAILED")
     assert failed[["config", "k", "task", "answer"]].to_numpy().tolist() == [

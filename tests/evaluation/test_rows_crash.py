@@ -13,14 +13,14 @@ import time
 
 import pandas as pd
 import pytest
-from test_rows import ONE, played, same
+from made_rows import ROW, assert_same_rows, episode_rows
 
 from m2ray.cli.runner import BAD_INPUT
 from m2ray.evaluation.rows import KEY, RowStore
 from m2ray.util.errors import describe_os_error
 from m2ray.util.files import write_atomic
 
-PARTS = [played(5, condition=name) for name in ("normal", "null", "shuffle")]
+PARTS = [episode_rows(5, condition=name) for name in ("normal", "null", "shuffle")]
 KILLED = 9
 
 
@@ -85,7 +85,7 @@ def test_a_writer_killed_at_every_touch_of_the_disk_loses_and_doubles_no_row(tmp
         assert {PARTS[number].condition[0] for number in said} <= set(found.condition), "what was safe is there"
         assert store.set_aside() == [], "and nothing of it is damaged"
         write_all(folder, os.open(os.devnull, os.O_WRONLY))
-        same(store.read(), undisturbed)
+        assert_same_rows(store.read(), undisturbed)
         assert not store.parts.exists() or all(file.name.endswith(".tmp") for file in store.parts.iterdir())
         if process.exitcode == 0:
             break
@@ -108,7 +108,7 @@ from m2ray.rows import RowStore
 def main(argv):
     for part in range(1000):
         said = [str((i * 7919 + part) ** 9) for i in range(500)]
-        rows = [{{**{ONE!r}, "episode": i, "seed": part, "answer": text}} for i, text in enumerate(said)]
+        rows = [{{**{ROW!r}, "episode": i, "seed": part, "answer": text}} for i, text in enumerate(said)]
         RowStore(Path({str(small)!r})).append(pd.DataFrame(rows))
         print(part, flush=True)
     return 0
@@ -162,7 +162,7 @@ while part != int(sys.argv[4]):
 
 
 def start_writer(folder, number, parts, *compact_every):
-    arguments = [str(part) for part in (folder, number, ONE, parts, *compact_every)]
+    arguments = [str(part) for part in (folder, number, ROW, parts, *compact_every)]
     return subprocess.Popen([sys.executable, "-c", WRITER, *arguments], stdout=subprocess.PIPE)
 
 
@@ -196,6 +196,6 @@ def test_a_killed_writer_leaves_whole_parts_only(tmp_path):
     rows = store.read()
     assert len(rows) % 50 == 0
     assert len(rows) >= 50 * 8
-    store.append(played(3, condition="after"))
+    store.append(episode_rows(3, condition="after"))
     store.compact()
     assert len(store.read()) == len(rows) + 3

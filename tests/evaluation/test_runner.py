@@ -15,7 +15,7 @@ from m2ray.config.trial import CodecConfig, EvaluationConfig, Splits, TrialConfi
 from m2ray.engine.jobs import evaluation_jobs, run_evaluation
 from m2ray.evaluation.conditions import CONDITIONS, ConditionInputs, Injection, get_condition
 from m2ray.evaluation.rows import SCHEMA
-from m2ray.evaluation.runner import answer_episodes, check_no_leak, check_null, condition_names, evaluate
+from m2ray.evaluation.runner import answer_episodes, check_no_leak, check_null, evaluate
 from m2ray.evaluation.search_score import search_score
 from m2ray.judging.selection import paired_gain
 from m2ray.judging.statistics import wilson
@@ -113,7 +113,7 @@ class TestRows:
 
     def test_the_names_of_a_configuration_are_spelled_out(self):
         config = EvaluationConfig(conditions=["P0", "normal"], text_bytes=[8], scale_gates=[0.0, 1.5])
-        assert condition_names(config) == ["P0", "normal", "text-8", "scale_gate=0", "scale_gate=1.5"]
+        assert config.condition_names == ["P0", "normal", "text-8", "scale_gate=0", "scale_gate=1.5"]
 
     def test_no_conditions_are_refused(self, tiny):
         with pytest.raises(UserError, match=r"evaluation.conditions: empty; name at least one"):
@@ -278,7 +278,7 @@ class TestJobs:
 
     def test_every_condition_is_in_one_job_and_only_those_that_need_it_name_the_checkpoint(self, tmp_path):
         jobs = list(evaluation_jobs(self.TRIAL, "search", tmp_path / "epoch-01", tmp_path))
-        assert sorted(sum((job.names for job in jobs), ())) == sorted(condition_names(self.TRIAL.evaluation))
+        assert sorted(sum((job.names for job in jobs), ())) == sorted(self.TRIAL.evaluation.condition_names)
         for job in jobs:
             kinds = {get_condition(name).depends_on for name in job.names}
             assert len(kinds) == 1

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from test_gate import make_rows
+from made_rows import make_rows
 
 from m2ray.cli.false_pass import main
 from m2ray.codec.checkpoints import CheckpointId

@@ -3,9 +3,9 @@
 import subprocess
 import sys
 
-import numpy as np
 import pandas as pd
 import pytest
+from made_rows import GOOD, make_rows
 
 from m2ray.cli.gate import main
 from m2ray.cli.runner import run_command
@@ -18,28 +18,6 @@ from m2ray.util.strict_yaml import validate
 
 REPORT = "normal=11/50,null=12/50,random=14/50,shuffle=16/50,P0=10/50"
 GATE = load_gate()
-N = 200
-GOOD = {"normal": 0.75, "null": 0.3, "random": 0.3, "shuffle": 0.15, "P0": 0.3, "P1": 0.9}
-FREE = {"P0": 0, "P1": 0, "identity": 0, "text-16": 0, "null": 1}  # 1: of the codec's k and place
-
-
-def make_rows(shares=GOOD, config="a", seed=0, k=4, step=10, split="confirm", n=N, receiver="r"):
-    """Rows in the store's columns; each condition solves its share of the episodes."""
-    shares = {"identity": shares.get("P1", 0), **shares}
-    frames = []
-    for place, (condition, share) in enumerate(shares.items()):
-        free = condition in FREE
-        order = np.random.default_rng(0 if condition in ("P1", "identity") else place + 1).permutation(n)
-        success = order < round(share * n)
-        frame = pd.DataFrame({"episode": np.arange(n) + 2000, "success": success, "answer": success.astype(str)})
-        frame["config"], frame["seed"] = ("", -1) if free else (config, seed)
-        frame["checkpoint"], frame["step"] = ("", 0) if free else (f"{config}-{seed}-{step}", step)
-        frame["k"], frame["place"] = (0, "") if FREE.get(condition) == 0 else (k, "message")
-        frame["condition"] = condition
-        frames.append(frame)
-    rows = pd.concat(frames, ignore_index=True)
-    constants = {"receiver": receiver, "task": "easy", "split": split, "decoding": "greedy", "partner": -1}
-    return rows.assign(**constants, parsed=True, partial=1.0, nll=0.5, params="")
 
 
 def judge_made(rows=None, config="a", seed=0, split="confirm", **shape):

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import yaml
+from made_diagnoses import estimate, healthy_diagnosis, without_gain
+from made_reports import results_folder, run_rows
 from sweeps import sweep, write_space
-from test_findings import about, idle, known
-from test_report import attempt, folder_of
 
 from m2ray.diagnosis.findings import Gap, Success
 from m2ray.diagnosis.report import root_cause
@@ -35,13 +35,13 @@ def solving(d, successes):
 @pytest.fixture
 def folder(tmp_path):
     """A sweep of three arms: the control on two seeds, a fix on three, one that failed on one of its two."""
-    root = folder_of(tmp_path / "r", attempt("fix"), attempt("control", seed=1))
+    root = results_folder(tmp_path / "r", run_rows("fix"), run_rows("control", seed=1))
     (root / "sweep.yaml").write_text(yaml.safe_dump({"points": {"control": {}, "fix": {}}}))
     for seed in (0, 1):
-        put(root, "control", seed, idle(known()))
+        put(root, "control", seed, without_gain(healthy_diagnosis()))
     for seed, successes in enumerate((600, 700, 800)):
-        put(root, "fix", seed, solving(known(), successes))
-    put(root, "also", 0, known())
+        put(root, "fix", seed, solving(healthy_diagnosis(), successes))
+    put(root, "also", 0, healthy_diagnosis())
     record_failure(place_of(root, "also", 1), "also", 1, "evaluator died, 3 times")
     return root
 
@@ -74,7 +74,7 @@ def test_the_table_has_one_row_an_arm_with_means_ranges_and_findings(folder):
 def test_an_attempts_report_holds_sentences_root_cause_and_pictures_of_its_seed(folder):
     build(folder)
     text = (folder / "attempts" / "control.md").read_text()
-    sentence = idle(known()).findings[0].sentence
+    sentence = without_gain(healthy_diagnosis()).findings[0].sentence
     assert f"- wrong_hurts: {sentence}" in text
     assert "| Does B read it? " in text
     for name in ("stages.png", "maps.png", "diagnosis.md"):
@@ -83,7 +83,7 @@ def test_an_attempts_report_holds_sentences_root_cause_and_pictures_of_its_seed(
 
 
 def test_a_sweep_without_diagnoses_has_no_table(tmp_path):
-    root = folder_of(tmp_path / "r", attempt("a"))
+    root = results_folder(tmp_path / "r", run_rows("a"))
     build(root)
     assert not (root / "diagnoses").exists()
 
@@ -97,8 +97,8 @@ def test_a_damaged_diagnosis_is_one_line(folder, content):
 
 
 def test_gaps_of_digits_and_format_are_told_apart(tmp_path):
-    d = known()
-    put(tmp_path, "a", 0, replace(d, gaps=d.gaps | {"shuffle": Gap(about(0.2), about(0.03))}))
+    d = healthy_diagnosis()
+    put(tmp_path, "a", 0, replace(d, gaps=d.gaps | {"shuffle": Gap(estimate(0.2), estimate(0.03))}))
     seeds, failed = seed_table(tmp_path)
     assert (seeds.shuffle_gap_digits[0], seeds.shuffle_gap_format[0], failed) == (0.2, 0.03, [])
 

@@ -6,9 +6,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made_reports import AXES, BAD, results_folder, run_rows, searched
 from matplotlib.colors import to_hex
-from test_report import BAD, attempt, folder_of
-from test_search_figures import AXES, searched
 
 from m2ray.config.gate_file import load_gate
 from m2ray.judging.statistics import wilson
@@ -39,7 +38,7 @@ def _closed():
 @pytest.fixture(scope="module")
 def told():
     """Two seeds of a codec that passes, one that fails, at other k; in the board's order."""
-    parts = [attempt("good", seed=0, k=8), attempt("good", seed=1, k=8), attempt("bad", BAD)]
+    parts = [run_rows("good", seed=0, k=8), run_rows("good", seed=1, k=8), run_rows("bad", BAD)]
     rows = pd.concat(parts, ignore_index=True).drop_duplicates()
     attempts = judge_runs(rows, load_gate())
     return runs_to_draw(attempts, make_leaderboard(rows, attempts, load_gate()))
@@ -97,14 +96,14 @@ def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_
 
 
 def test_conditions_are_those_of_the_rows_texts_by_length():
-    rows = attempt("a", splits=("confirm",))
+    rows = run_rows("a", splits=("confirm",))
     texts = [rows[rows.condition == "P1"].assign(condition=f"text-{size}") for size in (256, 16, 64)]
     attempts = judge_runs(pd.concat([rows, *texts], ignore_index=True), load_gate())
     assert drawn_conditions(attempts)[-4:] == ["identity", "text-16", "text-64", "text-256"]
 
 
 def test_k_is_drawn_beside_the_bands_of_no_message_text_and_priming(told, looks):
-    rows = attempt("a", splits=("confirm",))
+    rows = run_rows("a", splits=("confirm",))
     primed = rows[rows.condition == "null"].assign(condition="constant")
     attempts = judge_runs(pd.concat([rows, primed], ignore_index=True), load_gate())
     axes = draw_by_k(attempts, line_styles(["a"])).axes[0]
@@ -158,7 +157,7 @@ def test_the_same_figure_is_the_same_file(tmp_path, told):
 
 
 def test_a_folder_of_rows_alone_gives_the_pictures_that_rows_allow(tmp_path):
-    folder = folder_of(tmp_path, attempt("a"), attempt("b", BAD))
+    folder = results_folder(tmp_path, run_rows("a"), run_rows("b", BAD))
     rows = pd.read_parquet(folder / "rows.parquet")
     attempts = judge_runs(rows, load_gate())
     pictures, left_out = draw_all(folder, attempts, make_leaderboard(rows, attempts, load_gate()), {})

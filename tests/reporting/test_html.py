@@ -3,27 +3,21 @@
 import base64
 import hashlib
 import html as entities
-import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import yaml
+from made_reports import EVIL, SVG, hostile_page, results_folder, run_rows, write_made_page
 from PIL import Image
-from test_report import BAD, attempt, folder_of
 
-from m2ray.config.gate_file import load_gate
-from m2ray.evaluation.rows import RowStore, failure_row
+from m2ray.evaluation.rows import failure_row
 from m2ray.reporting.build import build
-from m2ray.reporting.document import Picture, section_markdown
-from m2ray.reporting.html import LARGEST_SVG, Page, data_url, headline, inline_code, number_of, write_page
-from m2ray.reporting.leaderboard import display_cells, judge_runs, make_leaderboard
-from m2ray.reporting.sections import config_section
+from m2ray.reporting.document import section_markdown
+from m2ray.reporting.html import LARGEST_SVG, data_url, headline, inline_code, number_of
+from m2ray.reporting.leaderboard import display_cells
 from m2ray.util.errors import UserError
-
-EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`</style>&amp;{{ 7 * 7 }}"
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"></svg>'
 
 
 class Reader(HTMLParser):
@@ -50,50 +44,9 @@ class Reader(HTMLParser):
         return [attrs for name, attrs in self.elements if name == tag]
 
 
-def write(folder, about=None, pictures=(), left_out=()):
-    """The page of a folder's rows, without drawing anything."""
-    rows, gate = RowStore(folder).read(), load_gate()
-    attempts = judge_runs(rows, gate)
-    board = make_leaderboard(rows, attempts, gate)
-    reports = []
-    for config in dict.fromkeys(board.config[board.seed.notna()]):
-        mine = [a for a in attempts if a.config == config]
-        reports.append(config_section(folder, mine, ["status"] * len(mine), gate, about or {}))
-    write_page(folder, Page(about or {}, board, gate, reports, pictures, left_out))
-    return (folder / "report.html").read_text(), board, reports
-
-
-def hostile(place):
-    """A page of every kind of line, with hostile words wherever a file can hold words."""
-    folder = folder_of(
-        place,
-        attempt("winner", gain=0.3),
-        attempt("winner", gain=0.29, seed=1),
-        attempt("loser", BAD, gain=0.01, params={"codec.encoder": EVIL}),
-        attempt("early", gain=-0.1, splits=("search",)),
-        failure_row("broken", 8, "easy", EVIL),
-    )
-    (folder / "confirm-looks.log").write_text(f"2026-01-01 {EVIL}\n")
-    (folder / "diagnoses" / "loser-seed-0").mkdir(parents=True)
-    failed = {"about": {"config": "loser", "seed": 0}, "failed": EVIL}
-    (folder / "diagnoses" / "loser-seed-0" / "diagnosis.json").write_text(json.dumps(failed))
-    (folder / "figures").mkdir()
-    (folder / "figures" / "one.svg").write_text(SVG)
-    about = {
-        "command": EVIL,
-        "date": EVIL,
-        "receiver": {"name": EVIL, "digest": "r"},
-        "packages": {EVIL: EVIL},
-        "space": {"about": EVIL},
-        "changes": [{"date": EVIL, "key": EVIL, "before": EVIL, "now": EVIL}],
-    }
-    pictures = [Picture(f"One {EVIL}", "figures/one.svg"), Picture("Gone", "figures/gone.svg")]
-    return write(folder, about, pictures, [f"Two: {EVIL}"])
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    return hostile(tmp_path_factory.mktemp("results"))
+    return hostile_page(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
@@ -237,14 +190,14 @@ def test_a_large_vector_picture_gives_way_to_its_pixels_in_fewer_colours(tmp_pat
 
 
 def test_a_board_of_failures_alone_has_its_page(tmp_path):
-    text, board, reports = write(folder_of(tmp_path, failure_row("a", 4, "easy", "died")))
+    text, board, reports = write_made_page(results_folder(tmp_path, failure_row("a", 4, "easy", "died")))
     assert reports == []
     assert "Nothing has been judged on confirm." in Reader(text).text
     assert len(board) == 1
 
 
 def test_a_damaged_record_is_refused_before_a_page_is_written(tmp_path):
-    folder = folder_of(tmp_path, attempt("a", splits=("confirm",)))
+    folder = results_folder(tmp_path, run_rows("a", splits=("confirm",)))
     (folder / "sweep.yaml").write_text(yaml.safe_dump({"space": {"axes": {"codec.k": {"choice": []}}}}))
     with pytest.raises(UserError, match=r"sweep\.yaml: space\.axes\.codec\.k"):
         build(folder)

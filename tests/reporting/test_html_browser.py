@@ -12,7 +12,7 @@ import threading
 
 import pandas as pd
 import pytest
-from test_html import hostile
+from made_reports import hostile_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -69,7 +69,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def board(folder):
-    return hostile(folder)[1]
+    return hostile_page(folder)[1]
 
 
 @pytest.fixture(scope="module")

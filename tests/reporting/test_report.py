@@ -10,44 +10,20 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
+from made_reports import BAD, results_folder, run_rows
+from made_rows import GOOD
 from statsmodels.stats.multitest import multipletests
-from test_gate import GOOD, make_rows
 
 from m2ray.cli.report import main
 from m2ray.cli.runner import run_command
 from m2ray.config.gate_file import load_gate
-from m2ray.evaluation.rows import KEY, failure_row, judged_rows, write_rows
+from m2ray.evaluation.rows import KEY, failure_row, judged_rows
 from m2ray.judging.gate import judge
 from m2ray.reporting.build import build
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard, reasons
 from m2ray.util.errors import UserError
 
-BAD = {**GOOD, "normal": 0.32, "shuffle": 0.34}
 LOOK = "2026-01-01 00:00:00 evaluate epoch-02"
-GATES = {"scale_gate=0": 0.3, "scale_gate=0.5": 0.6, "scale_gate=1": 0.75}
-
-
-def with_nll(rows, gain):
-    """Rows whose right message is worth `gain` nats over none."""
-    nll = rows.condition.map({"normal": 0.5 - gain, "shuffle": 0.9}).fillna(0.5)
-    return rows.assign(nll=nll)
-
-
-def attempt(config, shares=GOOD, gain=0.2, seed=0, k=4, splits=("search", "confirm"), params=None):
-    """A configuration's rows on some splits."""
-    params = json.dumps(params or {"training.lr": 0.001, "codec.encoder": "segments"})
-    frames = [
-        make_rows({**shares, **GATES}, config, seed, k, split=split, n=60 if split == "search" else 200)
-        for split in splits
-    ]
-    rows = with_nll(pd.concat(frames, ignore_index=True), gain)
-    return rows.assign(params=rows.config.map(lambda name: params if name else ""))
-
-
-def folder_of(tmp_path, *parts):
-    rows = pd.concat(parts, ignore_index=True)
-    write_rows(tmp_path / "rows.parquet", rows)
-    return tmp_path
 
 
 def board_of(*parts):
@@ -59,12 +35,12 @@ def board_of(*parts):
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """A results folder of five configurations, with its tables and pictures. Not to be written into."""
-    folder = folder_of(
+    folder = results_folder(
         tmp_path_factory.mktemp("results"),
-        attempt("winner", gain=0.3),
-        attempt("loser", BAD, gain=0.01),
-        attempt("unlucky", gain=0.1, splits=("search", "select")),
-        attempt("early", gain=-0.1, splits=("search",)),
+        run_rows("winner", gain=0.3),
+        run_rows("loser", BAD, gain=0.01),
+        run_rows("unlucky", gain=0.1, splits=("search", "select")),
+        run_rows("early", gain=-0.1, splits=("search",)),
         failure_row("broken", 8, "easy", "seed 0: loss nan at step 3;\n lower lr"),
     )
     (folder / "confirm-looks.log").write_text(LOOK + "\n")
@@ -163,7 +139,7 @@ def test_the_printed_board_shows_every_condition_retention_verdict_and_reason(bu
 
 
 def test_every_training_seed_has_its_line_and_they_are_told_apart(tmp_path):
-    folder = folder_of(tmp_path, *(attempt("a", gain=0.1 * (seed + 1), seed=seed) for seed in range(3)))
+    folder = results_folder(tmp_path, *(run_rows("a", gain=0.1 * (seed + 1), seed=seed) for seed in range(3)))
     board = build(folder)
     assert list(board.seed) == [2, 1, 0]
     assert [line.split(":")[0] for line in reasons(board)] == ["a, seed 2", "a, seed 1", "a, seed 0"]
@@ -172,7 +148,7 @@ def test_every_training_seed_has_its_line_and_they_are_told_apart(tmp_path):
 
 
 def test_tests_are_corrected_over_all_that_are_judged_on_confirm():
-    rows = pd.concat([attempt(f"c{i}", splits=("confirm",)) for i in range(5)], ignore_index=True)
+    rows = pd.concat([run_rows(f"c{i}", splits=("confirm",)) for i in range(5)], ignore_index=True)
     rows = rows.drop_duplicates(KEY)
     tests = [
         [f.p_value for f in a.verdict.findings if f.p_value is not None] for a in judge_runs(rows, load_gate())
@@ -185,8 +161,8 @@ def test_tests_are_corrected_over_all_that_are_judged_on_confirm():
 
 
 def test_a_configuration_that_failed_has_one_line_whatever_it_had_played(tmp_path):
-    folder = folder_of(
-        tmp_path, attempt("a"), attempt("b", splits=("search",)), failure_row("b", 4, "easy", "died")
+    folder = results_folder(
+        tmp_path, run_rows("a"), run_rows("b", splits=("search",)), failure_row("b", 4, "easy", "died")
     )
     assert list(zip(*build(folder)[["config", "verdict"]].values.T, strict=True)) == [
         ("a", "PASS"),
@@ -195,7 +171,7 @@ def test_a_configuration_that_failed_has_one_line_whatever_it_had_played(tmp_pat
 
 
 def test_a_board_of_failures_alone_is_written(tmp_path):
-    folder = folder_of(tmp_path, failure_row("a", 4, "easy", "died"), failure_row("b", 8, "easy", "nan"))
+    folder = results_folder(tmp_path, failure_row("a", 4, "easy", "died"), failure_row("b", 8, "easy", "nan"))
     board = build(folder)
     assert list(board.verdict) == ["failed", "failed"]
     assert {"normal", "null", "shuffle", "P0", "P1", "retention", "gate1"} <= set(board.columns)
@@ -203,8 +179,8 @@ def test_a_board_of_failures_alone_is_written(tmp_path):
 
 
 def test_rows_cut_short_by_a_kill_give_a_board_that_says_so():
-    rows = attempt("half", splits=("search",))
-    board = board_of(attempt("whole"), rows[rows.condition != "shuffle"]).set_index("config")
+    rows = run_rows("half", splits=("search",))
+    board = board_of(run_rows("whole"), rows[rows.condition != "shuffle"]).set_index("config")
     assert board.loc["half", "verdict"] == "incomplete"
     assert "condition shuffle: missing" in board.loc["half", "reason"]
     assert board.loc["whole", "verdict"] == "PASS"
@@ -250,7 +226,7 @@ def test_later_looks_at_confirm_are_owned_up_to(built):
 
 
 def test_the_gate_of_the_sweep_is_the_reports_unless_another_is_given(tmp_path):
-    folder = folder_of(tmp_path, attempt("winner", splits=("confirm",)))
+    folder = results_folder(tmp_path, run_rows("winner", splits=("confirm",)))
     gate = load_gate().model_dump()
     gate["name"] = "strict"
     gate["criteria"] = [
@@ -292,7 +268,7 @@ def refused(tmp_path, monkeypatch, capsys):
 )
 def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
     inside = tmp_path / "deep" / "results"
-    folder_of(inside, attempt(name, splits=("confirm",)))
+    results_folder(inside, run_rows(name, splits=("confirm",)))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="is no plain name; fix the rows"):
         build(inside)
@@ -300,7 +276,7 @@ def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
 
 
 def test_a_hostile_name_is_one_line_on_the_command_line(tmp_path, refused):
-    folder = folder_of(tmp_path / "r", attempt("../x", splits=("confirm",)))
+    folder = results_folder(tmp_path / "r", run_rows("../x", splits=("confirm",)))
     assert "'../x' is no plain name" in refused(folder)
 
 
@@ -317,8 +293,8 @@ def test_rows_with_missing_columns_are_refused(folder, refused):
 
 
 def test_rows_that_lack_a_judged_condition_throughout_are_refused(tmp_path, refused):
-    rows = attempt("a", splits=("confirm",))
-    folder = folder_of(tmp_path / "r", rows[rows.condition != "P0"])
+    rows = run_rows("a", splits=("confirm",))
+    folder = results_folder(tmp_path / "r", rows[rows.condition != "P0"])
     assert "condition P0: missing" in refused(folder)
 
 

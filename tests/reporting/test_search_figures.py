@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from made_reports import AXES, RAW_AXES, searched
 
-from m2ray.config.axis import Axis
 from m2ray.reporting.figures import line_styles
 from m2ray.reporting.search_figures import (
     UNSET,
@@ -26,24 +26,12 @@ from m2ray.util.errors import UserError
 from m2ray.util.plotting import use_file_backend
 
 use_file_backend()
-SPACE = {
-    "codec.encoder": {"choice": ["segments", "memory"]},
-    "codec.k": {"choice": [4, 8, 16]},
-    "training.lr": {"loguniform": [1e-4, 1e-2]},
-    "codec.lora_rank": {"int": [2, 10], "when": {"codec.encoder": ["memory"]}},
-}
-AXES = {key: Axis.model_validate(axis) for key, axis in SPACE.items()}
 
 
 @pytest.fixture(autouse=True)
 def _closed():
     yield
     plt.close("all")
-
-
-def searched(scores, chosen=None):
-    """Trials of one score each."""
-    return [EndedTrial(f"c{i}", (chosen or {}).get(i, {"codec.k": 4}), score) for i, score in enumerate(scores)]
 
 
 def journal(root, *entries):
@@ -192,7 +180,7 @@ def test_what_the_journal_cannot_show_is_said(tmp_path):
     entries = [{"event": "began", "config": f"c{i}", "chosen": {"codec.k": 4}} for i in range(3)]
     entries += [{"event": "ended", "config": f"c{i}", "score": i / 10, "cause": ""} for i in range(3)]
     journal(tmp_path, *entries)
-    found, left_out = draw_search(tmp_path, {"space": {"axes": SPACE}})
+    found, left_out = draw_search(tmp_path, {"space": {"axes": RAW_AXES}})
     assert [name for name, _, _ in found] == ["budget", "parallel"]
     assert left_out[0].startswith("Parameter importance: takes 5 configurations")
 

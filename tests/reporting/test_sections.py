@@ -5,8 +5,8 @@ import json
 import re
 
 import pytest
-from test_findings import idle, known
-from test_report import BAD, attempt, folder_of
+from made_diagnoses import healthy_diagnosis, without_gain
+from made_reports import BAD, results_folder, run_rows
 
 from m2ray.config.gate_file import load_gate
 from m2ray.diagnosis.report import root_cause
@@ -29,8 +29,8 @@ ABOUT = {
 @pytest.fixture
 def folder(tmp_path):
     """A codec that passes on two training seeds and one that a wrong message serves better."""
-    parts = [attempt("winner", seed=0), attempt("winner", seed=1), attempt("loser", BAD)]
-    return folder_of(tmp_path, *parts)
+    parts = [run_rows("winner", seed=0), run_rows("winner", seed=1), run_rows("loser", BAD)]
+    return results_folder(tmp_path, *parts)
 
 
 def section_of(folder, config, about=ABOUT):
@@ -100,7 +100,7 @@ def test_the_critical_finding_gives_the_figures_that_contradict_the_codec(folder
 
 def test_a_codec_that_is_ignored_is_told_from_one_that_is_backwards(tmp_path):
     ignored = {**BAD, "normal": 0.32, "shuffle": 0.31}
-    section = section_of(folder_of(tmp_path, attempt("ignored", ignored)), "ignored")
+    section = section_of(results_folder(tmp_path, run_rows("ignored", ignored)), "ignored")
     (title,) = [s.title for s in everything(section) if s.title.startswith("Critical")]
     assert title == "Critical finding: what the message says makes no difference"
     assert "does not depend on what the message says" in blocks(within(section, title), Bullets)[0].lines[0]
@@ -127,7 +127,7 @@ def test_the_configuration_names_receiver_task_objective_and_episodes(folder):
 
 def test_a_searched_weight_of_a_loss_stands_over_the_spaces(tmp_path):
     params = {"losses.states.weight": 7.0, "losses.contrast.weight": None}
-    folder = folder_of(tmp_path, attempt("sampled", params=params))
+    folder = results_folder(tmp_path, run_rows("sampled", params=params))
     table = dict(blocks(within(section_of(folder, "sampled"), "Configuration"), Grid)[0].table[1:])
     assert table["training objective"] == "1 ce + 7 states"
 
@@ -150,7 +150,7 @@ def test_artifacts_have_their_digests_and_published_codecs_are_found_by_theirs(f
 
 
 def test_a_diagnosis_gives_its_sentences_root_cause_and_pictures(folder):
-    found = idle(known())
+    found = without_gain(healthy_diagnosis())
     about = {"config": "loser", "seed": 0, "n": 1000, "seeds": "0:1000"}
     data = {**found.json(), "root_cause": root_cause(found)}
     write_json(diagnosis_of(folder, "loser", 0) / "diagnosis.json", {**data, "about": about})

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from test_trainer import config, curve
+from tiny_trainings import config, loss_curve
 
 from m2ray.codec.codec import load_codec
 from m2ray.training.packed import train_packed
@@ -48,7 +48,7 @@ def test_a_pack_trains_each_codec_as_it_would_be_trained_alone(tiny, tmp_path):
         conf = config(tiny, **MEMBERS[name])
         last = train(conf, 0, tiny, tmp_path / "alone" / name, lambda metrics, at: None, {"config": name})
         packed = tmp_path / "pack" / name
-        assert curve(packed) == pytest.approx(curve(tmp_path / "alone" / name), rel=1e-3)
+        assert loss_curve(packed) == pytest.approx(loss_curve(tmp_path / "alone" / name), rel=1e-3)
         alone, together = (load_codec(folder, tiny).state_dict() for folder in (last, packed / last.name))
         for key, weight in alone.items():
             torch.testing.assert_close(together[key], weight, rtol=1e-2, atol=2e-4)
@@ -60,7 +60,7 @@ def test_the_trainings_of_a_queue_follow_each_other_and_precisions_take_turns(ti
     other = begin(tiny, tmp_path, "other-k", reports, training__precision="bfloat16")
     train_packed([first, iter([other])], lambda number, error: pytest.fail(str(error)))
     assert sorted(reports) == [("other-k", 1), ("other-k", 2), ("plain", 1), ("plain", 1)]
-    assert curve(tmp_path / "0" / "plain") == curve(tmp_path / "1" / "plain")
+    assert loss_curve(tmp_path / "0" / "plain") == loss_curve(tmp_path / "1" / "plain")
 
 
 def test_a_pack_goes_on_without_a_member_that_breaks_down(tiny, tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_a_pack_goes_on_without_a_member_that_breaks_down(tiny, tmp_path, monkey
     assert number == 0
     assert isinstance(error, TrainingFailed)
     assert pack[1].done
-    assert all(math.isfinite(loss) for loss in curve(tmp_path / "other-k"))
+    assert all(math.isfinite(loss) for loss in loss_curve(tmp_path / "other-k"))
 
 
 def test_a_pack_reads_the_prompts_of_all_in_common_passes(tiny, tmp_path, monkeypatch):
@@ -107,8 +107,8 @@ def test_what_a_pack_hears_as_text_is_read_once(tiny, tmp_path, monkeypatch):
     assert len(read) == len(set(read)) == 2 * pack[0].step
     alone = begin(tiny, tmp_path / "alone", "plain", **told, training__lr=1e-3)
     alone.run()
-    slow, fast = (curve(tmp_path / str(lr) / "plain") for lr in (1e-3, 3e-2))
-    assert slow == pytest.approx(curve(alone.folder), rel=1e-4)
+    slow, fast = (loss_curve(tmp_path / str(lr) / "plain") for lr in (1e-3, 3e-2))
+    assert slow == pytest.approx(loss_curve(alone.folder), rel=1e-4)
     assert slow != pytest.approx(fast, rel=1e-4)
 
 
@@ -128,7 +128,7 @@ def test_a_training_that_is_killed_within_an_epoch_goes_on_from_its_last_minute(
     resumed = Trainer(conf, 0, tiny, tmp_path / "parts", lambda metrics, at: None, {"config": "a"})
     assert resumed.step == 6
     last = resumed.run()
-    assert curve(tmp_path / "parts") == pytest.approx(curve(tmp_path / "whole"), rel=1e-5)
+    assert loss_curve(tmp_path / "parts") == pytest.approx(loss_curve(tmp_path / "whole"), rel=1e-5)
     steps = [entry["step"] for entry in json.loads((tmp_path / "parts" / "history.json").read_text())]
     assert steps == list(range(1, 9))
     whole, parts = (load_codec(tmp_path / name / last.name, tiny).state_dict() for name in ("whole", "parts"))

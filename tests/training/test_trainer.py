@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from tiny_trainings import config, loss_curve
 
 from m2ray.codec.codec import Codec, load_codec
 from m2ray.codec.tensor_file import load_tensors, save_tensors
@@ -22,31 +23,10 @@ from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import validate
 
 
-def config(receiver, **changes) -> TrialConfig:
-    tree = {
-        "receiver": receiver.name,
-        "splits": {"train": "100:300", "search": "1000:1010", "select": "1010:1012", "confirm": "1012:1014"},
-        "codec": {"encoder": "segments", "k": 3, "width": 32, "layers": 1},
-        "losses": {"ce": {}, "contrast": {"weight": 0.5}},
-        "training": {"epochs": 2, "epoch_samples": 32, "batch_size": 8, "lr": 1e-3, "log_every": 1},
-    }
-    for key, value in changes.items():
-        section, _, name = key.partition("__")
-        if name:
-            tree.setdefault(section, {})[name] = value
-        else:
-            tree[section] = value
-    return validate(TrialConfig, tree, "test")
-
-
 def run(conf, receiver, folder, seed=0):
     reports = []
     train(conf, seed, receiver, folder, lambda metrics, at: reports.append((metrics, at)), {"config": "test"})
     return reports
-
-
-def curve(folder) -> list[float]:
-    return [entry["loss"] for entry in json.loads((folder / "history.json").read_text())]
 
 
 def test_every_loss_is_finite_reported_and_reaches_the_codec(tiny, tmp_path):
@@ -69,7 +49,7 @@ def test_training_lowers_the_loss_and_leaves_the_receiver_frozen(tiny, tmp_path)
     codec = {"encoder": "constant", "k": 8}
     conf = config(tiny, codec=codec, training__epochs=10, training__lr=5e-2, losses={"ce": {}})
     run(conf, tiny, tmp_path)
-    losses = curve(tmp_path)
+    losses = loss_curve(tmp_path)
     assert sum(losses[-8:]) < 0.95 * sum(losses[:8])
     assert all(torch.equal(before[n], t) for n, t in tiny.model.state_dict().items())
 
@@ -78,8 +58,8 @@ def test_same_seed_same_curve_other_seed_other_curve(tiny, tmp_path):
     conf = config(tiny)
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(conf, tiny, tmp_path / name, seed)
-    assert curve(tmp_path / "a") == curve(tmp_path / "b")
-    assert curve(tmp_path / "a") != curve(tmp_path / "c")
+    assert loss_curve(tmp_path / "a") == loss_curve(tmp_path / "b")
+    assert loss_curve(tmp_path / "a") != loss_curve(tmp_path / "c")
 
 
 class Killed(Exception):
@@ -98,7 +78,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tiny, tmp_path):
         train(conf, 0, tiny, tmp_path / "cut", die, {"config": "test"})
     rest = run(conf, tiny, tmp_path / "cut")
     assert [metrics["epoch"] for metrics, _ in rest] == [3]
-    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    assert loss_curve(tmp_path / "cut") == loss_curve(tmp_path / "whole")
     ends = [load_codec(tmp_path / name / "epoch-03", tiny).digest for name in ("whole", "cut")]
     assert ends[0] == ends[1]
 
@@ -127,7 +107,7 @@ def test_a_collapsed_training_starts_afresh_and_resumes_there(tiny, tmp_path):
             train(conf, 0, tiny, folder, report, {"config": "test"})
         rest = [(metrics["restart"], metrics["epoch"]) for metrics, _ in run(conf, tiny, folder)]
         assert rest == told[stop:]
-        assert curve(folder) == pytest.approx(curve(tmp_path / "whole"))
+        assert loss_curve(folder) == pytest.approx(loss_curve(tmp_path / "whole"))
 
 
 def test_before_its_start_an_answer_objective_costs_nothing_and_says_nothing(tiny, tmp_path):
@@ -196,7 +176,7 @@ def test_two_workers_on_the_same_global_batch_give_the_curve_of_one(tiny, tmp_pa
         port = probe.getsockname()[1]
     tree = conf.model_copy(update={"workers": 2}).model_dump_json()
     mp.spawn(_worker, (tiny.name, tree, str(tmp_path / "two"), port), nprocs=2)
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    one, two = loss_curve(tmp_path / "one"), loss_curve(tmp_path / "two")
     assert len(one) == len(two) == 8
     torch.testing.assert_close(torch.tensor(one), torch.tensor(two), rtol=2e-4, atol=1e-5)
 
