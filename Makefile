@@ -1,7 +1,7 @@
-# The few verbs people type, in an environment where `pip install -e '.[test]'` was run.
-.PHONY: sweep check test slow format schema
+# Shortcuts for an environment in which `pip install -e '.[test]'` was run.
+.PHONY: sweep check test slow format schema spaces
 
-sweep:      ## the default sweep, a few minutes on two cores
+sweep:      ## the default sweep: a few minutes on two cores
 	python -m m2ray.sweep
 
 check:      ## style and types
@@ -12,12 +12,15 @@ check:      ## style and types
 test:       ## what CI runs after `check`
 	pytest
 
-slow:       ## minutes: nested Ray Train, killed processes, pretrained receivers
+slow:       ## tests that take minutes: nested Ray Train, killed processes, pretrained receivers
 	pytest -m slow
 
 format:     ## fix what ruff can fix
 	ruff check --fix
 	ruff format
 
-schema:     ## search_spaces/space.schema.json from the pydantic models
+schema:     ## write search_spaces/space.schema.json from the pydantic models
 	python scripts/write_schema.py
+
+spaces:     ## copy search_spaces/ into the package, for installed wheels
+	cp search_spaces/*.yaml m2ray/config/spaces/

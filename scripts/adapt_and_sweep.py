@@ -3,18 +3,18 @@
     python scripts/adapt_and_sweep.py --base qwen2.5-coder-0.5b --out results/adapted-qwen --minutes 9
 
 Stages: `adapt` (LoRA, see python -m m2ray.train_receiver), `g0` (the message must help as text: P1 and P1 - P0 on
-held-out episodes), `sweep` (m2ray.sweep on the merged receiver), `publish` (the best codec as a folder). Each stage
-saves its state: the same command again resumes, and repeats no work. With --minutes the script stops at the next
-step after that time with exit code 75; run the same command again. `result.json` holds all figures; its verdict is
-`unfinished` until the last stage is done.
+held-out episodes), `sweep` (m2ray.sweep on the merged receiver), `publish` (the best codec as a folder). Each
+stage saves its state: the same command again resumes, and repeats no work. With --minutes the script stops at the
+next step after that time with exit code 75; run the same command again. `result.json` holds all figures; its
+verdict is `unfinished` until the last stage is done.
 
 --out is the results folder of the sweep (rows.parquet, leaderboard.csv). The published codec is in `best-kN/`, the
 adapter in `adapter/`. The merged receiver, in `checkpoints/receiver/`, is large and need not be kept: where it is
 missing, the same command makes it again from base and adapter.
 
-Exit codes: 0 passed; 1 the receiver did not reach G0, or the codec does not pass; 2 bad input; 3 a configuration or
-job of the sweep failed; 75 out of time, run the same command again; 130 and 143 stopped by Ctrl-C or SIGTERM, as for
-every command.
+Exit codes: 0 passed; 1 the receiver did not reach G0, or the codec does not pass; 2 bad input; 3 a part of the
+sweep failed; 75 out of time, run the same command again; 130 and 143 stopped by Ctrl-C or SIGTERM, as for every
+command.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ import torch
 
 from m2ray.cli import sweep, train_receiver
 from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, run_command, stoppable
-from m2ray.codec.model_card import PLAYED
+from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.record import record_file
 from m2ray.config.trial import parse_seeds
@@ -51,7 +51,7 @@ from m2ray.judging.statistics import wilson
 from m2ray.receiver.loading import load_receiver
 from m2ray.reporting.publish import publish
 from m2ray.tasks.registry import level
-from m2ray.training.lora import largest_rank, merged
+from m2ray.training.lora import largest_rank, merge_adapter
 from m2ray.training.receiver_training import OutOfTime, seeds_before, state_file
 from m2ray.util.errors import UserError
 from m2ray.util.files import check_writable, write_json
@@ -68,8 +68,8 @@ SPACE = Path(os.path.relpath(Path(__file__).parent.parent / "search_spaces" / "a
 class Job:
     """One adaptation and sweep in its folder; `result` is the content of result.json."""
 
-    def __init__(self, args: argparse.Namespace, until: float) -> None:
-        self.out, self.until, self.space = args.out.resolve(), until, args.space
+    def __init__(self, args: argparse.Namespace, deadline: float) -> None:
+        self.out, self.deadline, self.space = args.out.resolve(), deadline, args.space
         self.receiver = self.out / "checkpoints" / "receiver"
         self.adapter = self.out / "adapter"
         self.file = self.out / "result.json"
@@ -80,7 +80,9 @@ class Job:
         largest = largest_rank(args.base, MAX_ADAPTER_BYTES)
         rank = min(largest, MAX_RANK) if args.rank is None else args.rank
         if rank > largest:
-            raise UserError(f"--rank {rank}: its adapter is over {MAX_ADAPTER_BYTES:,} bytes; use {largest} at most")
+            raise UserError(
+                f"--rank {rank}: its adapter is over {MAX_ADAPTER_BYTES:,} bytes; use {largest} at most"
+            )
         self.settings = {
             "base": args.base,
             "level": self.plan.example.task.level,
@@ -96,7 +98,7 @@ class Job:
         """Return the content of result.json that an earlier call wrote.
 
         Raises:
-            UserError: It was made with other settings. Only --samples may be raised, and only before G0 is reached.
+            UserError: It was made with other settings. Only --samples may rise, and only before G0 is reached.
         """
         if not self.file.is_file():
             return {"verdict": UNFINISHED, "next": "adapt"}
@@ -109,7 +111,7 @@ class Job:
         for key, value in self.settings.items():
             if value != before[key] and not (key == "samples" and continues):
                 raise UserError(
-                    f"{self.file}: {key}: made with {before[key]!r}, not {value!r}; use that value, or change --out"
+                    f"{self.file}: {key}: made with {before[key]!r}, not {value!r}; use that value or change --out"
                 )
         return {"verdict": UNFINISHED, "next": "adapt"} if continues else result
 
@@ -133,7 +135,7 @@ class Job:
         Raises:
             OutOfTime: The time is up.
         """
-        if self.started and time.monotonic() >= self.until:
+        if self.started and time.monotonic() >= self.deadline:
             raise OutOfTime(f"before {name}")
         self.started = True
         print(f"--- {name}", flush=True)
@@ -158,7 +160,7 @@ class Job:
             words += [f"--{key}", self.settings[key]]
         args = train_receiver.parser().parse_args([str(word) for word in words])
         args.command = self.command
-        card = train_receiver.make(args, self.until)
+        card = train_receiver.make(args, self.deadline)
         size = (self.adapter / "adapter_model.safetensors").stat().st_size
         print(f"adapter: rank {self.settings['rank']}, {size:,} bytes of {MAX_ADAPTER_BYTES:,} at most")
         if size > MAX_ADAPTER_BYTES:
@@ -174,7 +176,7 @@ class Job:
         self.step("merge base and adapter again")
         adapted = self.result["adapt"]
         card = {key: value for key, value in adapted.items() if key != "digest"}
-        digest = train_receiver.save(merged(self.settings["base"], self.adapter), card, self.receiver)
+        digest = train_receiver.save(merge_adapter(self.settings["base"], self.adapter), card, self.receiver)
         if digest != adapted["digest"]:
             raise UserError(
                 f"{self.receiver}: digest {digest}, the receiver that was adapted had {adapted['digest']}; "
@@ -216,7 +218,7 @@ class Job:
         argv += ["--results", str(self.out.parent), "--name", self.out.name]
         if record_file(self.out).is_file():
             argv.append("--resume")
-        time_left = self.until - time.monotonic() - STOP_GRACE_S
+        time_left = self.deadline - time.monotonic() - STOP_GRACE_S
         if time_left < 0:
             raise OutOfTime("before the sweep, which needs a minute to stop")
         timer = threading.Timer(min(time_left, threading.TIMEOUT_MAX), self.stop_sweep)
@@ -252,9 +254,11 @@ class Job:
         retention = "none: P1 is not above P0"
         if line["retention"] is not None:
             retention = "{retention:.2f} [{retention_ci_low:.2f}, {retention_ci_high:.2f}]".format_map(line)
-        print(f"{self.result['verdict']}: {line['config']}, k = {line['k']}, n = {line['n']}; retention {retention}")
+        print(
+            f"{self.result['verdict']}: {line['config']}, k = {line['k']}, n = {line['n']}; retention {retention}"
+        )
         evaluate = ["python", "-m", "m2ray.evaluate", self.out / line["folder"], "--receiver", self.receiver]
-        print(f"next: {shlex.join(map(str, [*evaluate, '--seeds', PLAYED]))}")
+        print(f"next: {shlex.join(map(str, [*evaluate, '--seeds', EXAMPLE_SEEDS]))}")
         return DONE if self.result["verdict"] == PASS else NOT_PASSED
 
 
@@ -299,8 +303,12 @@ def parser() -> Parser:
     parser.add_argument("--base", required=True, help="qwen2.5-coder-0.5b, smollm2-135m, a folder, or a hub name")
     parser.add_argument("--out", type=Path, required=True, help="results folder, such as results/NAME")
     parser.add_argument("--space", type=Path, default=SPACE, help="default: search_spaces/adapted-easy.yaml")
-    parser.add_argument("--rank", type=int, help="LoRA rank; default: the largest with an adapter of 16 MB, at most 32")
-    parser.add_argument("--samples", type=int, default=160_000, help="samples to adapt on; raise it to train longer")
+    parser.add_argument(
+        "--rank", type=int, help="LoRA rank; default: the largest with an adapter of 16 MB, at most 32"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=160_000, help="samples to adapt on; raise it to train longer"
+    )
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0, help="seed of the adaptation")
@@ -310,9 +318,9 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Run all stages, as far as the time allows."""
-    until = time.monotonic()
+    deadline = time.monotonic()
     args = parser().parse_args(argv)
-    until += 60 * args.minutes
+    deadline += 60 * args.minutes
     for option in ("rank", "samples", "batch", "lr", "minutes"):
         if (value := getattr(args, option)) is not None and not value > 0:
             raise UserError(f"--{option}: {value} is not above 0; use a larger value")
@@ -321,7 +329,7 @@ def main(argv: Sequence[str]) -> int:
     if importlib.util.find_spec("peft") is None:
         raise UserError("peft: not installed; run `pip install -e '.[receivers]'`")
     check_writable("--out", args.out)
-    job = Job(args, until)
+    job = Job(args, deadline)
     check_seeds(job.plan, job.settings)
     try:
         with stoppable():

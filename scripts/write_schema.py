@@ -1,6 +1,6 @@
 """Write the JSON schema of search spaces from the models that validate them, for editors.
 
-    python scripts/write_schema.py            # search_spaces/space.schema.json
+python scripts/write_schema.py            # search_spaces/space.schema.json
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def searchable(model: Any, prefix: str = "") -> Iterator[tuple[str, Schema, bool
 def space_schema() -> Schema:
     """Return the schema of a space file.
 
-    The models leave `trial` and the dotted keys of points and axes as free mappings and validate the merged result.
-    The schema spells them out. In `trial` every key may be left out, since each has a default.
+    The models leave `trial` and the dotted keys of points and axes as free mappings and validate the merged
+    result. The schema spells them out. In `trial` every key may be left out, since each has a default.
     """
     schema = Space.model_json_schema(schema_generator=Untitled)
     trial = TrialConfig.model_json_schema(schema_generator=Untitled)

@@ -1,4 +1,4 @@
-"""A tiny randomly initialised Qwen2 with a real byte-level BPE tokenizer, loaded from a folder like any model."""
+"""Tiny randomly initialised Qwen2 with a real byte-level BPE tokenizer, loaded from a folder like any model."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ CHAT = (
 
 
 def save_tiny(folder: Path, seed: int = 0) -> Path:
-    """Qwen2.5's architecture, two layers of width 32, saved in Hugging Face format."""
+    """Save a model with Qwen2.5's architecture, two layers of width 32, in Hugging Face format."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,7 +1,7 @@
-"""Machines for `ray up`, made of namespaces: each has its own processes, network, home and Ray folder.
+"""Machines for `ray up`, made of Linux namespaces: each has its own processes, network, home and Ray folder.
 
-Run as `ssh` or `rsync`, the file stands in for those commands: what they ask for is carried out by a small server
-on the machine that they name, over the network between the machines. Run as `serve`, it is that server.
+Run as `ssh` or `rsync`, this file replaces those commands: it sends them over the network between the machines to
+a small server on the machine that they name. Run as `serve`, it is that server.
 """
 
 import contextlib
@@ -16,34 +16,35 @@ import threading
 import time
 from pathlib import Path
 
-PORT, END = 22, re.compile(rb"\0exit (\d+)\0\Z")
+PORT = 22
+EXIT = re.compile(rb"\0exit (\d+)\0\Z")
 MACHINE = """
 mount --make-rprivate / && mount -t proc proc /proc && mount -t tmpfs none /mnt && mkdir /mnt/home /mnt/results
 mount --bind "{shared}" /mnt/results && mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray
 until ip link show v{number} >/dev/null 2>&1; do sleep 0.1; done
 ip link set lo up && ip addr add {ip}/24 dev v{number} && ip link set v{number} up
-ip route add default via 10.77.0.254  # Ray finds its own address by that route
-cd /mnt/home && echo 'PATH={programs}:$PATH' > .bashrc  # a login shell has begun with a PATH of its own
+ip route add default via 10.77.0.254  # Ray finds its own address through this route
+cd /mnt/home && echo 'PATH={programs}:$PATH' > .bashrc  # a login shell sets its own PATH
 "{python}" "{file}" serve &
 while :; do wait; sleep 0.2; done
 """
 
 
 class Machines:
-    """Some machines and a place beside them, all on one network, with nothing else on it.
+    """Several machines and a host on one network, which reaches nothing else.
 
     Args:
-        folder: For the stand-ins and what the machines write.
-        ips: One machine each, in 10.77.0.0/24.
+        folder: Folder for the replaced commands and for what the machines write.
+        ips: Address of each machine, in 10.77.0.0/24.
 
     Raises:
-        OSError: namespaces cannot be made here.
+        OSError: Namespaces cannot be made here.
     """
 
     def __init__(self, folder: Path, ips: list[str]) -> None:
         self.shared, self.home, programs = folder / "shared", folder / "home", folder / "bin"
-        for made in (self.shared, self.home, programs):
-            made.mkdir()
+        for path in (self.shared, self.home, programs):
+            path.mkdir()
         for name in ("ssh", "rsync"):
             (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
             (programs / name).chmod(0o755)
@@ -55,9 +56,9 @@ class Machines:
             "USER": "you",
             "TERM": "dumb",
         }
-        self._world = self._unshare(["--user", "--map-root-user"], "sleep infinity")
+        self._host = self._unshare(["--user", "--map-root-user"], "sleep infinity")
         try:
-            self._child = _child(self._world.pid)
+            self._child = _child(self._host.pid)
             self.run("mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && ip link add br0 type bridge")
             self.run("ip link set lo up && ip addr add 10.77.0.254/24 dev br0 && ip link set br0 up")
             for number, ip in enumerate(ips):
@@ -80,20 +81,20 @@ class Machines:
             raise
 
     @staticmethod
-    def _unshare(more: list[str], command: str) -> subprocess.Popen:
-        own = ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net"]
-        return subprocess.Popen(["unshare", *more, *own, "sh", "-c", command], start_new_session=True)
+    def _unshare(options: list[str], command: str) -> subprocess.Popen:
+        options = [*options, "--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--net"]
+        return subprocess.Popen(["unshare", *options, "sh", "-c", command], start_new_session=True)
 
     def enter(self, command: str) -> list[str]:
-        """A command line that runs a shell command beside the machines."""
-        into = ["--user", "--preserve-credentials", "--mount", "--net", "--pid"]
-        return ["nsenter", "--target", str(self._child), *into, "bash", "-c", command]
+        """Return a command line that runs a shell command on the host."""
+        namespaces = ["--user", "--preserve-credentials", "--mount", "--net", "--pid"]
+        return ["nsenter", "--target", str(self._child), *namespaces, "bash", "-c", command]
 
     def run(self, command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
-        """Run a shell command beside the machines; what it wrote.
+        """Run a shell command on the host and return its output.
 
         Raises:
-            AssertionError: it failed.
+            AssertionError: It failed.
         """
         done = subprocess.run(
             self.enter(f'cd "{cwd or self.home}" || exit\n{command}'),
@@ -108,14 +109,14 @@ class Machines:
         return done.stdout
 
     def close(self) -> None:
-        """End the machines with all that runs on them."""
+        """Kill the machines and all processes on them."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._world.pid, signal.SIGKILL)
-        self._world.wait()
+            os.killpg(self._host.pid, signal.SIGKILL)
+        self._host.wait()
 
 
 def _child(pid: int) -> int:
-    """The one child of a process, once it has made itself at home."""
+    """Return the only child of a process, once it has entered its namespaces."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError):
@@ -123,14 +124,14 @@ def _child(pid: int) -> int:
             if children and Path(f"/proc/{children[0]}/comm").read_text().strip() in ("sh", "sleep"):
                 return int(children[0])
         time.sleep(0.05)
-    raise OSError("unshare: no namespaces here")
+    raise OSError("unshare: namespaces cannot be made here")
 
 
 # --- the server of a machine --------------------------------------------------------------------------------
 
 
 def serve() -> None:
-    """Run what comes over the network, with its input from there and its output to there."""
+    """Run the commands that arrive over the network; their input and output go through the connection."""
     server = socket.create_server(("", PORT))
     while True:
         threading.Thread(target=_answer, args=[server.accept()[0]], daemon=True).start()
@@ -143,17 +144,19 @@ def _answer(peer: socket.socket) -> None:
             ["bash", "-c", command], stdin=peer, stdout=peer, stderr=subprocess.STDOUT, cwd="/mnt/home"
         )
         peer.sendall(f"\0exit {process.wait()}\0".encode())
-        peer.shutdown(socket.SHUT_RDWR)  # closing is not enough: what a daemon inherited would keep it open
+        peer.shutdown(
+            socket.SHUT_RDWR
+        )  # closing is not enough: a daemon that inherited the socket would keep it open
 
 
 # --- ssh and rsync ------------------------------------------------------------------------------------------
 
 
-def remote(host: str, command: str, given: bytes = b"") -> int:
-    """Run a shell command on a machine; its output goes to ours; its exit code."""
+def run_remote(host: str, command: str, input_: bytes = b"") -> int:
+    """Run a shell command on a machine, print its output and return its exit code."""
     with socket.create_connection((host, PORT), timeout=30) as peer:
         peer.settimeout(None)
-        peer.sendall(json.dumps(command).encode() + b"\n" + given)
+        peer.sendall(json.dumps(command).encode() + b"\n" + input_)
         peer.shutdown(socket.SHUT_WR)
         tail = b""
         while data := peer.recv(65536):
@@ -162,29 +165,29 @@ def remote(host: str, command: str, given: bytes = b"") -> int:
             sys.stdout.buffer.write(tail[:keep])
             sys.stdout.buffer.flush()
             tail = tail[keep:]
-    end = END.search(tail)
+    end = EXIT.search(tail)
     sys.stdout.buffer.write(tail[: end.start()] if end else tail)
     sys.stdout.buffer.flush()
     return int(end[1]) if end else 255
 
 
 def ssh(words: list[str]) -> int:
-    """`ssh [-tt] [-o X] [-i X] user@host command...`."""
+    """Run `ssh [-tt] [-o X] [-i X] user@host command...`."""
     while words[0].startswith("-"):
         words = words[2:] if words[0] in ("-o", "-i", "-L") else words[1:]
-    return remote(words[0].partition("@")[2], " ".join(words[1:]))
+    return run_remote(words[0].partition("@")[2], " ".join(words[1:]))
 
 
 def rsync(words: list[str]) -> int:
-    """`rsync --rsh X -avz [--exclude X] source user@host:target`; with tar, which knows most of its patterns."""
+    """Run `rsync --rsh X -avz [--exclude X] source user@host:target` with tar, which knows most patterns."""
     excludes = [words[n + 1] for n, word in enumerate(words) if word == "--exclude"]
     source, (host, _, target) = words[-2], words[-1].partition("@")[2].partition(":")
     if not os.path.isdir(source):
-        return remote(host, f"cat > {target}", Path(source).read_bytes())
+        return run_remote(host, f"cat > {target}", Path(source).read_bytes())
     patterns = [f"--anchored --exclude=.{e}" if e[0] == "/" else f"--no-anchored --exclude={e}" for e in excludes]
     options = " ".join(patterns).replace("**/", "").split()
     packed = subprocess.run(["tar", "-C", source, *options, "-c", "."], check=True, capture_output=True).stdout
-    return remote(host, f"mkdir -p {target} && tar -C {target} -x", packed)
+    return run_remote(host, f"mkdir -p {target} && tar -C {target} -x", packed)
 
 
 if __name__ == "__main__":

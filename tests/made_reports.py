@@ -8,7 +8,7 @@ from made_rows import GOOD, make_rows
 from m2ray.config.axis import Axis
 from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import RowStore, failure_row, write_rows
-from m2ray.reporting.document import Picture
+from m2ray.reporting.document import Figure
 from m2ray.reporting.html import Page, write_page
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.reporting.search_figures import EndedTrial
@@ -55,7 +55,7 @@ def searched(scores, chosen=None):
     return [EndedTrial(f"c{i}", (chosen or {}).get(i, {"codec.k": 4}), score) for i, score in enumerate(scores)]
 
 
-def write_made_page(folder, about=None, pictures=(), left_out=()):
+def write_made_page(folder, about=None, figures=(), left_out=()):
     """Write the report page of a folder's rows, without drawing figures.
 
     Returns its text, the leaderboard and the sections of its configurations.
@@ -67,7 +67,7 @@ def write_made_page(folder, about=None, pictures=(), left_out=()):
     for config in dict.fromkeys(leaderboard.config[leaderboard.seed.notna()]):
         seeds = [run for run in runs if run.config == config]
         sections.append(config_section(folder, seeds, ["status"] * len(seeds), gate, about or {}))
-    write_page(folder, Page(about or {}, leaderboard, gate, sections, pictures, left_out))
+    write_page(folder, Page(about or {}, leaderboard, gate, sections, figures, left_out))
     return (folder / "report.html").read_text(), leaderboard, sections
 
 
@@ -95,5 +95,5 @@ def hostile_page(folder):
         "space": {"about": EVIL},
         "changes": [{"date": EVIL, "key": EVIL, "before": EVIL, "now": EVIL}],
     }
-    pictures = [Picture(f"One {EVIL}", "figures/one.svg"), Picture("Gone", "figures/gone.svg")]
-    return write_made_page(folder, about, pictures, [f"Two: {EVIL}"])
+    figures = [Figure(f"One {EVIL}", "figures/one.svg"), Figure("Gone", "figures/gone.svg")]
+    return write_made_page(folder, about, figures, [f"Two: {EVIL}"])

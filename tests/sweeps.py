@@ -1,4 +1,4 @@
-"""A sweep small enough to run for real in a test, and the processes around it."""
+"""A sweep that is small enough for a test, and its processes."""
 
 import contextlib
 import os
@@ -9,11 +9,12 @@ import time
 import uuid
 from pathlib import Path
 
+import psutil
 import yaml
 
 SPACE = {
     "name": "small",
-    "about": "Seconds of training; nothing is meant to pass.",
+    "about": "Trains for seconds; no codec is meant to pass.",
     "trial": {
         "splits": {"train": "100000:101000", "search": "1000:1020", "select": "4000:4020", "confirm": "2000:2030"},
         "codec": {"encoder": "segments", "k": 8, "width": 32, "layers": 1},
@@ -35,44 +36,45 @@ CONDITIONS = {*SPACE["trial"]["evaluation"]["conditions"], "text-16", "scale_gat
 
 
 def write_space(folder: Path, **changes) -> Path:
-    """The space with other sections, as a file; codecs are diagnosed only where a test says so."""
-    file, space = folder / "space.yaml", {**SPACE, **changes}
+    """Write the space with other sections; codecs are diagnosed only if `judge` sets it."""
+    file = folder / "space.yaml"
+    space = {**SPACE, **changes}
     space["judge"] = {"diagnose": 0, **space["judge"]}
     file.write_text(yaml.safe_dump(space))
     return file
 
 
 class Process:
-    """`python -m m2ray.sweep` with everything that it starts."""
+    """`python -m m2ray.sweep` with all processes that it starts, found by an environment variable."""
 
-    def __init__(self, *argv, cwd: Path | None = None) -> None:
-        self.mark = f"M2RAY_TEST={uuid.uuid4().hex}"
-        name, _, value = self.mark.partition("=")
+    MARK = "M2RAY_TEST"
+
+    def __init__(self, *argv, env: dict[str, str] | None = None, **options) -> None:
+        self.mark = uuid.uuid4().hex
         self.popen = subprocess.Popen(
             [sys.executable, "-m", "m2ray.sweep", *map(str, argv)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, name: value, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, self.MARK: self.mark, "OMP_NUM_THREADS": "1", **(env or {})},
             start_new_session=True,
-            cwd=cwd,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         )
 
     def wait(self) -> subprocess.CompletedProcess:
-        """Until it ends; nothing of it is left then, whatever happens here."""
+        """Wait until it ends; then, or when the wait fails, kill what is left of it."""
         try:
             out, err = self.popen.communicate(timeout=900)
             return subprocess.CompletedProcess(self.popen.args, self.popen.returncode, out, err)
         finally:
             self.kill()
 
-    def alive(self) -> list[int]:
-        """Its processes: the mark in their environment tells them from those of other sweeps."""
+    def processes(self, command: str = "") -> list[psutil.Process]:
+        """Return its running processes by process ID; only those with `command` in their command line."""
         found = []
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile, or belongs to another user
+                # Later words of a command line contain paths of other processes' sockets.
+                if process.environ().get(self.MARK) == self.mark and command in " ".join(process.cmdline()[:3]):
+                    found.append(process)
         return found
 
     def until(self, happened, what: str) -> None:
@@ -86,22 +88,22 @@ class Process:
     def until_gone(self) -> None:
         """Wait for its last process to end by itself."""
         deadline = time.monotonic() + 120
-        while left := self.alive():
-            assert time.monotonic() < deadline, left
+        while running := self.processes():
+            assert time.monotonic() < deadline, running
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """kill -9: driver, trials, evaluators, Ray."""
+        """Kill the driver, trials, evaluators and Ray with SIGKILL."""
         if self.popen.poll() is None:
             os.killpg(self.popen.pid, signal.SIGKILL)
             self.popen.wait()
-        while left := self.alive():
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        while running := self.processes():
+            for process in running:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             time.sleep(0.1)
 
 
 def sweep(*argv, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    """Run one to its end."""
+    """Run a sweep to its end."""
     return Process(*argv, cwd=cwd).wait()

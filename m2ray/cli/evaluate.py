@@ -1,83 +1,45 @@
-"""`python -m m2ray.evaluate CHECKPOINT`: play one checkpoint under the ablation conditions."""
+"""Command `python -m m2ray.evaluate CHECKPOINT`: run one checkpoint under the ablation conditions."""
 
 from __future__ import annotations
 
-import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from m2ray.cli.runner import DONE, Parser
-from m2ray.config.trial import TrialConfig
-from m2ray.evaluation.confirm_ledger import check_first_look, confirm_ledger, sweep_of
-from m2ray.judging.gate import count_successes
-from m2ray.judging.verdict_tables import summary_table
+from m2ray.codec.checkpoints import read_record, trial_of
+from m2ray.config.gate_file import load_gate
+from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig
+from m2ray.receiver.loading import load_receiver
 from m2ray.util.errors import UserError
-from m2ray.util.files import check_writable
-from m2ray.util.tables import markdown
+from m2ray.util.files import cache_root, check_writable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(argv: Sequence[str]) -> int:
-    """Evaluate, print success per condition, write rows where asked."""
-    parser = Parser(
-        prog="python -m m2ray.evaluate", description="Play a checkpoint under the ablation conditions."
-    )
-    parser.add_argument("checkpoint", type=Path, help="folder with codec.safetensors and config.json")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--split", choices=("search", "select", "confirm"), help="default: search")
-    which.add_argument("--seeds", help="episode seeds A:B, end excluded; messages never seen in training")
-    parser.add_argument(
-        "--conditions", help="comma-separated; default: those the checkpoint's configuration names"
-    )
-    parser.add_argument("--receiver", help="where the receiver is now, if it moved")
-    parser.add_argument("--out", type=Path, help="write rows to this Parquet file")
-    parser.add_argument("--unlock", action="store_true", help="look at confirm again; the report will say so")
-    args = parser.parse_args(argv)
+    """Evaluate, print success per condition, write rows where requested."""
+    args = _parser().parse_args(argv)
     if args.out is not None:
         check_out(args.out)
 
-    from m2ray.codec.checkpoints import read_record, trial_of
-    from m2ray.config.gate_file import load_gate
-    from m2ray.engine.jobs import EvaluationJob, run_evaluation, split_seeds
-    from m2ray.evaluation.conditions import get_condition
+    # Loads torch and pandas: --help and bad options must not wait for them.
+    from m2ray.evaluation import confirm_ledger
     from m2ray.evaluation.rows import write_rows
-    from m2ray.receiver.loading import load_receiver
-    from m2ray.util.files import cache_root
 
-    trial: TrialConfig = trial_of(args.checkpoint)
-    names = args.conditions.split(",") if args.conditions else trial.evaluation.condition_names
-    for name in names:
-        get_condition(name)
+    trial = trial_of(args.checkpoint)
+    names = _condition_names(args, trial)
     split = args.split or args.seeds or "search"
-    try:
-        seeds, confirm = split_seeds(trial, split), trial.splits.seeds("confirm")
-    except ValueError as error:
-        raise UserError(f"--seeds: {error}") from None
-    # A published codec has been judged: whoever plays it again chooses nothing by it.
-    published = "published" in read_record(args.checkpoint)
-    looks = seeds.start < confirm.stop and confirm.start < seeds.stop and not published
-    ledger = confirm_ledger(args.checkpoint)
+    looks = _looks_at_confirm(args.checkpoint, trial, split)
+    ledger = confirm_ledger.confirm_ledger(args.checkpoint)
     if looks and not args.unlock:
-        check_first_look(ledger, split)
-    if args.receiver:
-        trial = trial.model_copy(update={"receiver": args.receiver})
-    else:
-        try:
-            load_receiver(trial.receiver)
-        except UserError as error:
-            raise UserError(f"{args.checkpoint}: {error}; --receiver says where it is now") from None
-    sweep = sweep_of(args.checkpoint)
-    # What is published stays as it is.
-    constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
-    if "constant" in names and not list(constants.glob("*/epoch-01/config.json")):
-        print(f"training the constant prefix of condition constant, once, into {constants}", flush=True)
-    rows = run_evaluation(EvaluationJob(trial, split, tuple(dict.fromkeys(names)), args.checkpoint, constants))
+        confirm_ledger.check_first_look(ledger, split)
+    trial = _with_receiver(args, trial)
+    rows = _run(args.checkpoint, trial, split, names)
     if looks:
-        with ledger.open("a", encoding="utf-8") as out:
-            out.write(
-                f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} evaluate {args.checkpoint.name} on {split}\n"
-            )
+        confirm_ledger.record_look(ledger, args.checkpoint, split)
     print(wilson_table(rows))
     if args.out is not None:
         write_rows(args.out, rows)
@@ -85,15 +47,30 @@ def main(argv: Sequence[str]) -> int:
         if not (lacking := [name for name in load_gate().conditions if name not in names]):
             print(f"next: python -m m2ray.gate {args.out}")
         else:
-            print(f"the gate would judge {', '.join(lacking)} as well; leave --conditions out to play all")
+            print(f"the gate also needs {', '.join(lacking)}; leave --conditions out to run all")
     return DONE
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m m2ray.evaluate", description="Run a checkpoint under the ablation conditions.")
+    parser.add_argument("checkpoint", type=Path, help="folder with codec.safetensors and config.json")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--split", choices=EVALUATION_SPLITS, help="default: search")
+    which.add_argument("--seeds", help="episode seeds A:B, end excluded; messages never seen in training")
+    parser.add_argument(
+        "--conditions", help="comma-separated; default: those that the checkpoint's configuration names"
+    )
+    parser.add_argument("--receiver", help="folder or name of the receiver, if it has moved")
+    parser.add_argument("--out", type=Path, help="write rows to this Parquet file")
+    parser.add_argument("--unlock", action="store_true", help="look at confirm again; the report will list it")
+    return parser
 
 
 def check_out(path: Path) -> None:
     """Refuse, before any work, a place where rows cannot be written.
 
     Raises:
-        UserError: not named as Parquet, or a folder, or inside a file.
+        UserError: the path is not named as Parquet, is a folder, or lies inside a file.
     """
     if path.suffix != ".parquet":
         raise UserError(f"--out {path}: rows are Parquet; name it something.parquet")
@@ -102,6 +79,59 @@ def check_out(path: Path) -> None:
     check_writable(f"--out {path}", path.parent)
 
 
+def _condition_names(args: Namespace, trial: TrialConfig) -> list[str]:
+    from m2ray.evaluation.conditions import get_condition  # loads torch
+
+    names: list[str] = args.conditions.split(",") if args.conditions else trial.evaluation.condition_names
+    for name in names:
+        get_condition(name)
+    return names
+
+
+def _looks_at_confirm(checkpoint: Path, trial: TrialConfig, split: str) -> bool:
+    """Return whether episodes of the confirm split are run, of a codec that is not published yet.
+
+    A published codec has been judged: running it again chooses nothing.
+    """
+    from m2ray.engine.jobs import split_seeds  # loads torch
+
+    try:
+        seeds, confirm = split_seeds(trial, split), trial.splits.seeds("confirm")
+    except ValueError as error:
+        raise UserError(f"--seeds: {error}") from None
+    overlaps = seeds.start < confirm.stop and confirm.start < seeds.stop
+    return overlaps and "published" not in read_record(checkpoint)
+
+
+def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
+    """Return the configuration with the receiver that the command line names, if any."""
+    if args.receiver:
+        return trial.model_copy(update={"receiver": args.receiver})
+    try:
+        load_receiver(trial.receiver)
+    except UserError as error:
+        raise UserError(f"{args.checkpoint}: {error}; --receiver says where it is now") from None
+    return trial
+
+
+def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str]) -> pd.DataFrame:
+    from m2ray.engine.jobs import EvaluationJob, run_evaluation  # loads torch
+    from m2ray.evaluation.confirm_ledger import sweep_of
+
+    sweep = sweep_of(checkpoint)
+    # A published folder stays as it is.
+    published = "published" in read_record(checkpoint)
+    constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
+    if "constant" in names and not list(constants.glob("*/epoch-01/config.json")):
+        print(f"training the constant prefix of condition constant, once, into {constants}", flush=True)
+    return run_evaluation(EvaluationJob(trial, split, tuple(dict.fromkeys(names)), checkpoint, constants))
+
+
 def wilson_table(rows: pd.DataFrame) -> str:
-    """Success per condition with its interval, for rows of one checkpoint."""
+    """Return success per condition with its interval, for rows of one checkpoint, as Markdown."""
+    # Loads statsmodels: see above.
+    from m2ray.judging.gate import count_successes
+    from m2ray.judging.verdict_tables import summary_table
+    from m2ray.util.tables import markdown
+
     return markdown(summary_table(count_successes(rows)))

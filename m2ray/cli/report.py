@@ -1,8 +1,4 @@
-# NEWDOC
-"""Leaderboard, attempt reports, pictures and page, from rows, and from the diagnoses where a sweep made any.
-
-`python -m m2ray.report results/NAME` rebuilds all of them.
-"""
+"""Command `python -m m2ray.report results/NAME`: rebuild a sweep's leaderboard, reports, figures and page."""
 
 from __future__ import annotations
 
@@ -15,10 +11,12 @@ from m2ray.reporting.leaderboard import print_leaderboard
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rebuild every table and picture of a results folder."""
-    parser = Parser(prog="python -m m2ray.report", description="Rebuild every table and picture from rows.")
+    """Rebuild every table and figure of a results folder, and print the leaderboard."""
+    parser = Parser(prog="python -m m2ray.report", description="Rebuild every table and figure from rows.")
     parser.add_argument("folder", type=Path, help="results/NAME")
-    parser.add_argument("--gate", type=Path, help="gate YAML; default: the one that the sweep was registered with")
+    parser.add_argument(
+        "--gate", type=Path, help="gate YAML; default: the gate that the sweep was registered with"
+    )
     args = parser.parse_args(argv)
     print_leaderboard(build(args.folder, args.gate))
     print(f"\nwritten: {args.folder}/report.html, leaderboard.csv, leaderboard.md, attempts/, figures/")

@@ -1,7 +1,7 @@
-"""What every command line shares: exit codes, and user errors printed as one line.
+"""Run a command: exit codes, user errors in one line, and an orderly stop at Ctrl-C or SIGTERM.
 
-Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a disk that is full; 3 done, but some cells failed;
-130 stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume goes on.
+Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a full disk; 3 done, but some cells failed; 130
+stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume continues.
 """
 
 from __future__ import annotations
@@ -14,52 +14,52 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from m2ray.util.errors import FULL, UserError, describe_os_error, one_line
+from m2ray.util.errors import DISK_FULL, UserError, describe_os_error, one_line
 
 DONE, NOT_PASSED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 
 
 class Stopped(KeyboardInterrupt):
-    """Ctrl-C, or the notice of a machine that goes away; `code` is what shells make of it."""
+    """Raised at Ctrl-C, or at the SIGTERM of a machine that goes away; `code` is the exit code."""
 
-    def __init__(self, signal_: int) -> None:
-        super().__init__(signal_)
-        self.code = 128 + signal_
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.code = 128 + signal_number
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Within it the first SIGINT or SIGTERM raises `Stopped` in the main thread; the second ends the process."""
+    """Raise `Stopped` in the main thread at the first SIGINT or SIGTERM; end the process at the second."""
     signals = (signal.SIGINT, signal.SIGTERM)
-    noted: list[int] = []
+    received: list[int] = []
 
-    def at_once(number: int, frame: object) -> None:
+    def end_at_once(number: int, frame: object) -> None:
         os._exit(128 + number)
 
-    def orderly(number: int, frame: object) -> None:
-        noted.append(number)
+    def stop(number: int, frame: object) -> None:
+        received.append(number)
         for each in signals:
-            signal.signal(each, at_once)
-        print("\nstopping: what is being evaluated is finished first; once more leaves at once", file=sys.stderr)
+            signal.signal(each, end_at_once)
+        print("\nstopping after the running evaluations; a second signal stops at once", file=sys.stderr)
         raise Stopped(number)
 
-    before = {each: signal.signal(each, orderly) for each in signals}
+    before = {each: signal.signal(each, stop) for each in signals}
     try:
         yield
     except KeyboardInterrupt as error:
-        if isinstance(error, Stopped) or not noted:
+        if isinstance(error, Stopped) or not received:
             raise
-        raise Stopped(noted[0]) from None  # compiled code makes a plain one of it
+        raise Stopped(received[0]) from None  # compiled code turns it into a plain KeyboardInterrupt
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that reports errors in the one-line form all bad input takes here."""
+    """An argument parser that reports errors in one line, as all bad input is reported."""
 
     def error(self, message: str) -> NoReturn:
-        """Exit 2 with one line instead of the usage block."""
+        """Raise a one-line error instead of printing the usage block."""
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
 
@@ -71,12 +71,12 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         code = BAD_INPUT
     except BrokenPipeError:
-        # The reader (`| head`) went away: not an error, and nothing more can be printed.
+        # The reader (`| head`) closed the pipe: not an error, and nothing more can be printed.
         sys.stderr.close()
         code = DONE
     except OSError as error:
-        if error.filename is None and error.errno not in FULL:
-            raise  # of no file: a bug, or a network's
+        if error.filename is None and error.errno not in DISK_FULL:
+            raise  # not about a file: a bug, or the network
         print(f"error: {one_line(describe_os_error(error))}", file=sys.stderr)
         code = BAD_INPUT
     sys.exit(code)

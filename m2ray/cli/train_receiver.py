@@ -1,17 +1,12 @@
-"""Train a receiver on the text form of the task, then freeze and save it in Hugging Face format.
+"""Command `python -m m2ray.train_receiver --out FOLDER`: train a receiver on the text form of the task.
 
-    python -m m2ray.train_receiver --out m2ray/receiver/embedded/mini          # the embedded receiver, from scratch
-    python -m m2ray.train_receiver --base FOLDER --lora 16 --out OUT   # adapt a pretrained one
+    python -m m2ray.train_receiver --out my-receiver                        # from scratch, as mini was trained
+    python -m m2ray.train_receiver --base FOLDER --lora 16 --out OUT       # adapt a pretrained model
 
-A base that this script made itself is trained on: with fresh seeds, after those on its card.
-
-The message is present, or withheld in `--withhold` of the samples, so that the receiver learns both what to do
-with a message and to guess evenly without one. Targets are exact: instead of one sampled solution, the
-distribution of each value over the solutions left, given the values before it. Seeds are training seeds, and
-messages are those of the training part: no message of an evaluation split is ever seen.
-
-With --lora the adapter is kept as well, and the receiver is made of base and adapter file, so that the two, and
-nothing else, are what it takes to make it again, to the bit.
+The receiver is saved in Hugging Face format. A base that was trained with this command is trained further, on
+fresh seeds after those on its card. With --lora the adapter is saved as well, and the receiver is computed from
+base and adapter file, so that these two files alone reproduce it bit for bit. The training itself is in
+`m2ray.training.receiver_training`.
 """
 
 from __future__ import annotations
@@ -29,66 +24,75 @@ from m2ray.receiver.loading import default_device, load_receiver
 from m2ray.receiver.prompts import CARD
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import episodes
+from m2ray.tasks.level import Level
 from m2ray.tasks.registry import level
-from m2ray.training.lora import adapted, merged, save_adapter
+from m2ray.training.lora import load_with_lora, merge_adapter, save_adapter
 from m2ray.training.receiver_training import count_solved, from_scratch, seeds_before, state_file, train
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_json
 
 
 def make(args: argparse.Namespace, until: float = math.inf) -> dict[str, Any]:
-    """Train, measure on held-out episodes, save with a card. The training's state stays beside `args.out`.
+    """Train a receiver, measure P0 and P1 on held-out episodes, and save it with a card.
+
+    The training's state stays beside `args.out`.
 
     Args:
-        args: What `parser` reads, and `command`, which the card names.
-        until: When to stop, on the monotonic clock.
+        args: Options that `parser` reads, and `command`, which the card names.
+        until: Time limit, on the monotonic clock.
 
     Returns:
         The card, with the receiver's digest.
 
     Raises:
         OutOfTime: see `train`.
+        UserError: --lora without --base.
     """
     if args.lora and not args.base:
         raise UserError("--lora: adapts a pretrained model; name one with --base")
-    size = level(args.level)
-    receiver = (
-        adapted(args.base, args.lora, args.seed)
-        if args.base
-        else from_scratch(size, args.width, args.layers, args.seed)
-    )
+    task_level = level(args.level)
+    if args.base:
+        receiver = load_with_lora(args.base, args.lora, args.seed)
+    else:
+        receiver = from_scratch(task_level, args.width, args.layers, args.seed)
     receiver.model.to(default_device())
-    before = seeds_before(receiver, size)
-    commands = train(receiver, size, args, before.stop, until)
+    before = seeds_before(receiver, task_level)
+    commands = train(receiver, task_level, args, before.stop, until)
     if args.lora:
         adapter = args.adapter or args.out / "adapter"
         save_adapter(receiver, args.base, adapter)
-        receiver = merged(args.base, adapter)
-
-    played = episodes(size, range(args.held_out), "search")
-    solved = {"P1": count_solved(receiver, played, True), "P0": count_solved(receiver, played, False)}
+        receiver = merge_adapter(args.base, adapter)
     seen = range(before.start, before.stop + args.samples // args.batch * args.batch)
     card = {
         "style": receiver.style_name,
-        "level": size.name,
+        "level": task_level.name,
         "base": receiver.card["base"] if before else args.base,
         "train_seeds": f"{seen.start}:{seen.stop}",
         "samples": len(seen),
         "parameters": sum(p.numel() for p in receiver.model.parameters()),
         "held_out": {"part": "search", "seeds": f"0:{args.held_out}"},
         "commands": commands,
+        **_measure(receiver, task_level, args.held_out),
     }
-    for name, count in solved.items():
-        low, high = wilson(count, args.held_out)
-        card[name] = {"successes": count, "n": args.held_out, "ci95": [round(low, 4), round(high, 4)]}
     digest = save(receiver, card, args.out)
-    measured = "  ".join(f"{name} {count}/{args.held_out}" for name, count in solved.items())
+    measured = "  ".join(f"{name} {card[name]['successes']}/{card[name]['n']}" for name in ("P1", "P0"))
     print(f"{measured}  digest {digest}  saved in {args.out}")
     return {**card, "digest": digest}
 
 
+def _measure(receiver: Receiver, task_level: Level, count: int) -> dict[str, Any]:
+    """Return the card's entries for P1 and P0, measured on `count` held-out episodes."""
+    held_out = episodes(task_level, range(count), "search")
+    entries = {}
+    for name, with_message in (("P1", True), ("P0", False)):
+        successes = count_solved(receiver, held_out, with_message)
+        low, high = wilson(successes, count)
+        entries[name] = {"successes": successes, "n": count, "ci95": [round(low, 4), round(high, 4)]}
+    return entries
+
+
 def save(receiver: Receiver, card: dict[str, Any], out: Path) -> str:
-    """Write a receiver in Hugging Face format, with its card. Returns the digest of what was written."""
+    """Save a receiver in Hugging Face format, with its card; return the digest of the saved files."""
     out.mkdir(parents=True, exist_ok=True)
     receiver.model.save_pretrained(out)
     receiver.tokenizer.save_pretrained(out)
@@ -100,14 +104,15 @@ def save(receiver: Receiver, card: dict[str, Any], out: Path) -> str:
 
 
 def parser() -> Parser:
-    """The command line."""
+    """Return the parser of the command line."""
     parser = Parser(
-        prog="python -m m2ray.train_receiver", description=__doc__.splitlines()[0] if __doc__ else None
+        prog="python -m m2ray.train_receiver",
+        description="Train a receiver on the text form of the task, and save it in Hugging Face format.",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to save the receiver in")
     parser.add_argument("--base", default=None, help="hub name or folder to start from; default: from scratch")
     parser.add_argument("--lora", type=int, default=0, help="LoRA rank; 0 trains all weights")
-    parser.add_argument("--adapter", type=Path, help="with --lora: where its weights go; default: OUT/adapter")
+    parser.add_argument("--adapter", type=Path, help="with --lora: folder for its weights; default: OUT/adapter")
     parser.add_argument("--level", default="easy")
     parser.add_argument("--samples", type=int, default=480_000)
     parser.add_argument("--batch", type=int, default=64)
@@ -121,27 +126,29 @@ def parser() -> Parser:
     )
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint; with more --samples, for longer"
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint; with more --samples, train longer",
     )
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Train a receiver; its state file is of no more use then."""
+    """Train a receiver, then remove the training's state."""
     args = parser().parse_args(argv)
-    args.command = shlex.join(["python", "python -m m2ray.train_receiver", *argv])
+    args.command = shlex.join(["python", "-m", "m2ray.train_receiver", *argv])
     make(args)
     state_file(args.out).unlink()
     return DONE
 
 
 def model_card(card: dict[str, Any], digest: str) -> str:
-    """The README that a model on a hub has."""
+    """Return the receiver's README, in the format of the model hub."""
     base = card["base"]
     rows = "\n".join(
-        f"| {name} ({what}) | {100 * card[name]['successes'] / card[name]['n']:.1f} % "
+        f"| {name} ({meaning}) | {100 * card[name]['successes'] / card[name]['n']:.1f} % "
         f"| [{100 * card[name]['ci95'][0]:.1f}, {100 * card[name]['ci95'][1]:.1f}] % | {card[name]['n']} |"
-        for name, what in (("P1", "message as text"), ("P0", "no message"))
+        for name, meaning in (("P1", "message as text"), ("P0", "no message"))
     )
     return f"""---
 license: apache-2.0
@@ -160,7 +167,7 @@ A frozen causal LM ({card["parameters"]:,} parameters) that answers the split-in
 
 Held-out episodes: part `{card["held_out"]["part"]}`, seeds {card["held_out"]["seeds"]}, greedy decoding.
 
-Digest {digest}. Made by, in this order:
+Digest {digest}. Trained by these commands, in this order:
 
 {chr(10).join("    " + command for command in card["commands"])}
 """

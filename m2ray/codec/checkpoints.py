@@ -1,10 +1,4 @@
-# NEWDOC
-"""The codec: a message, as the receiver reads it, becomes k prefix vectors in the receiver's embedding space.
-
-    reading --encoder--> latent_BKD --bottleneck--> latent_BKD --calibration--> prefix_BKD
-
-Shapes: B messages, K slots, D width of the receiver, G groups of a slot's vector, C codes of a codebook.
-"""
+"""Checkpoint folders: where they are, and what their records (config.json) contain. Loads no weights."""
 
 from __future__ import annotations
 
@@ -17,11 +11,11 @@ from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.strict_yaml import validate
 
-CORE = ("codec", "receiver_digest", "digest")  # what a checkpoint's record holds whatever it was trained for
+CORE = ("codec", "receiver_digest", "digest")  # keys that every record has; those of the training come on top
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json.
+    """Return a checkpoint's config.json.
 
     Raises:
         UserError: missing or unreadable.
@@ -42,7 +36,15 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CheckpointId:
-    """Whose rows these are: a trained configuration's checkpoint."""
+    """Identity of a checkpoint, as the columns of its rows.
+
+    Attributes:
+        config: The configuration's name.
+        seed: Training seed.
+        checkpoint: The codec's digest.
+        step: Optimizer steps done.
+        params: JSON of the configuration's columns on the leaderboard.
+    """
 
     config: str
     seed: int
@@ -52,10 +54,10 @@ class CheckpointId:
 
 
 def checkpoint_id(folder: Path) -> CheckpointId:
-    """Whose checkpoint it is.
+    """Return a checkpoint's identity.
 
     Raises:
-        UserError: its record does not say.
+        UserError: its record does not contain it.
     """
     record = read_record(folder)
     for key, kind in (("config", str), ("seed", int), ("step", int), ("digest", str)):
@@ -67,13 +69,12 @@ def checkpoint_id(folder: Path) -> CheckpointId:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """All complete checkpoints of trained configurations below a folder, oldest epoch first."""
-    found = [file.parent for file in root.glob("*/seed-*/epoch-*/config.json")]
-    return sorted(found)
+    """Return all complete checkpoints of trained configurations below a folder, oldest epoch first."""
+    return sorted(file.parent for file in root.glob("*/seed-*/epoch-*/config.json"))
 
 
 def last_checkpoints(root: Path) -> dict[tuple[str, int], Path]:
-    """The latest checkpoint of each (configuration, training seed)."""
+    """Return the latest checkpoint of each (configuration, training seed)."""
     latest: dict[tuple[str, int], Path] = {}
     for folder in checkpoints(root):
         record = read_record(folder)
@@ -82,10 +83,10 @@ def last_checkpoints(root: Path) -> dict[tuple[str, int], Path]:
 
 
 def trial_of(folder: Path) -> TrialConfig:
-    """The configuration a checkpoint was trained with.
+    """Return the configuration that a checkpoint was trained with.
 
     Raises:
-        UserError: not a checkpoint, or its record does not say.
+        UserError: not a checkpoint, or its record has no valid configuration.
     """
     record = read_record(folder)
     if "trial" not in record:
@@ -94,5 +95,5 @@ def trial_of(folder: Path) -> TrialConfig:
 
 
 def run_folder(root: Path, name: str, seed: int) -> Path:
-    """Where a configuration's training writes."""
+    """Return the folder of a configuration's training with one seed."""
     return root / name / f"seed-{seed}"

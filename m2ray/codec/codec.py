@@ -1,6 +1,6 @@
 """The codec: a message, as the receiver reads it, becomes k prefix vectors in the receiver's embedding space.
 
-    reading --encoder--> latent_BKD --bottleneck--> latent_BKD --calibration--> prefix_BKD
+    messages --encoder--> latent_BKD --bottleneck--> latent_BKD --calibration--> prefix_BKD
 
 Shapes: B messages, K slots, D width of the receiver, G groups of a slot's vector, C codes of a codebook.
 """
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.codec.checkpoints import CORE, read_record
-from m2ray.codec.encoders import ENCODERS, Segments
+from m2ray.codec.encoders import ENCODERS
 from m2ray.codec.model_card import LIBRARY, model_card
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
@@ -33,21 +33,23 @@ from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import write_json
 from m2ray.util.strict_yaml import validate
 
-FILES = ["codec.safetensors", "config.json"]
+FILES = ["codec.safetensors", "config.json"]  # of a checkpoint's folder
 
 
 class CodecOutput(NamedTuple):
-    """What a forward pass yields; code fields are None without a VQ bottleneck."""
+    """Output of the codec. The last three fields are None without a VQ bottleneck."""
 
     prefix_BKD: Tensor
-    latent_BKD: Tensor  # before the bottleneck; under VQ in units of an embedding entry where norms are free
+    latent_BKD: Tensor  # before the bottleneck; with VQ and calibration `norm` in units of an embedding's entries
     codes_BKG: Tensor | None
     code_probs_BKGC: Tensor | None  # soft assignment, differentiable
     quantized_BKD: Tensor | None
 
 
 class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
-    """Encoder, bottleneck and calibration, bound to one receiver.
+    """Encoder, bottleneck and calibration, for one receiver.
+
+    Attribute names of modules and parameters are keys of saved checkpoints: do not rename them.
 
     `save_pretrained`, `from_pretrained` and `push_to_hub` are those of huggingface_hub, on the files of `save`.
     """
@@ -57,7 +59,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         if config.k + 1 >= receiver.max_positions:
             raise UserError(f"codec.k: {config.k} slots exceed the receiver's context; use a smaller k")
         self.config = config
-        self.record: dict[str, Any] = {"receiver": receiver.name}  # what a checkpoint's config.json says of it
+        self.record: dict[str, Any] = {"receiver": receiver.name}  # of a loaded codec, all of its config.json
         self.receiver_digest = receiver.digest
         self.unit = receiver.embedding_norm
         self.width = receiver.width
@@ -66,72 +68,68 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
             self.encoder: nn.Module = make(config, receiver)
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(receiver.width) if config.calibration == "layernorm" else None
-        start = config.scale_gate if self.norm else math.log(config.scale_gate)
-        self.gate = nn.Parameter(torch.tensor(start))
-
-    @property
-    def any_k(self) -> bool:
-        """Whether the same weights serve any number of slots."""
-        return isinstance(self.encoder, Segments)
+        gate = config.scale_gate if self.norm else math.log(config.scale_gate)
+        self.gate = nn.Parameter(torch.tensor(gate))
 
     @property
     def scale_gate(self) -> Tensor:
-        """Prefix norm over mean token-embedding norm, as learned."""
+        """The learned prefix norm over the mean token-embedding norm."""
         return self.gate if self.norm else self.gate.exp()
 
     def forward(
-        self, reading: EncodedMessage, k: int | None = None, gather: Gather = lambda tensor: tensor
+        self, messages: EncodedMessage, k: int | None = None, gather: Gather = lambda tensor: tensor
     ) -> CodecOutput:
-        """Messages to prefixes.
+        """Turn messages into prefixes.
 
         Args:
-            reading: The messages as the receiver reads them.
-            k: Slots, where the encoder serves any; default, and else, the configured k.
-            gather: Collects a tensor's rows from all workers, so that codebooks follow the global batch.
+            messages: The messages as the receiver reads them.
+            k: Number of slots; only the encoder `segments` serves another than the configured one, the default.
+            gather: Returns a tensor's rows from all workers, so that codebooks follow the global batch.
         """
-        return self.decode(self.encode(reading, k or self.config.k), gather=gather)
+        return self.decode(self.encode(messages, k or self.config.k), gather=gather)
 
-    def encode(self, reading: EncodedMessage, k: int) -> Tensor:
-        """Messages to latents, [B, K, D].
+    def encode(self, messages: EncodedMessage, k: int) -> Tensor:
+        """Turn messages into latents, [B, K, D].
 
         Raises:
-            UserError: an encoder of another package breaks down, or gives another shape.
+            UserError: a plugin's encoder fails, or returns another shape.
         """
         with plugins.blame(plugins.ENCODERS, self.config.encoder):
-            latent_BKD = cast(Tensor, self.encoder(reading, k))
-        found, wanted = list(latent_BKD.shape), [len(reading.mask_BT), k, self.width]
-        if found != wanted:
+            latent_BKD = cast(Tensor, self.encoder(messages, k))
+        found, expected = list(latent_BKD.shape), [len(messages.mask_BT), k, self.width]
+        if found != expected:
             raise plugins.plugin_error(
-                plugins.ENCODERS, self.config.encoder, f"gave shape {found}, expected {wanted}"
+                plugins.ENCODERS, self.config.encoder, f"gave shape {found}, expected {expected}"
             )
         return latent_BKD
 
     def decode(
         self, latent_BKD: Tensor, scale_gate: float | None = None, gather: Gather = lambda tensor: tensor
     ) -> CodecOutput:
-        """Latents to prefixes; `scale_gate` overrides the learned one."""
+        """Turn latents into prefixes; `scale_gate` overrides the learned one."""
         if self.quantiser is None:
             return CodecOutput(self.calibrate(latent_BKD, scale_gate), latent_BKD, None, None, None)
         scaled_BKD = latent_BKD / (self.unit / math.sqrt(self.width)) if self.norm is None else latent_BKD
         quantized_BKD, codes_BKG, probs_BKGC = self.quantiser(scaled_BKD, gather)
-        through_BKD = scaled_BKD + (quantized_BKD - scaled_BKD).detach()
+        # Straight-through: the gradient skips the quantizer.
+        straight_BKD = scaled_BKD + (quantized_BKD - scaled_BKD).detach()
         return CodecOutput(
-            self.calibrate(through_BKD, scale_gate), scaled_BKD, codes_BKG, probs_BKGC, quantized_BKD
+            self.calibrate(straight_BKD, scale_gate), scaled_BKD, codes_BKG, probs_BKGC, quantized_BKD
         )
 
     def calibrate(self, latent_BKD: Tensor, scale_gate: float | None = None) -> Tensor:
-        """Give latents the scale of token embeddings: LayerNorm, or the norm alone, times unit x scale_gate."""
+        """Scale latents like token embeddings: LayerNorm or unit norm, times the unit and scale_gate."""
         gate = self.scale_gate if scale_gate is None else scale_gate
         if self.norm is not None:
             return cast(Tensor, self.norm(latent_BKD)) * (self.unit / math.sqrt(self.width)) * gate
-        # A slot without tokens (more slots than the message has) starts at zero. Below a tenth of an embedding's
-        # norm a vector keeps its length: rescaled, it would be all noise, its gradient drowning all others.
+        # A slot without tokens (there are more slots than tokens) starts at zero. A vector below a tenth of an
+        # embedding's norm is not scaled to full norm: it would be noise, with a gradient that exceeds all others.
         floor = 0.1 * (self.unit if self.quantiser is None else math.sqrt(self.width))
         return F.normalize(latent_BKD, dim=-1, eps=floor) * self.unit * gate
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Its configuration, in the keys that there were when it was made: those added later change no digest."""
+        """The configuration in the keys that existed when it was saved, so that new keys change no digest."""
         known = self.record.get("codec", CodecConfig.model_fields)
         return {key: value for key, value in self.config.model_dump().items() if key in known}
 
@@ -146,7 +144,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         return sha.hexdigest()[:16]
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
-        """Write `codec.safetensors` and `config.json`; `about` says how it was trained."""
+        """Write `codec.safetensors` and `config.json`, to which `about` adds how the codec was trained."""
         save_tensors(folder / "codec.safetensors", dict(self.state_dict()), {"receiver": self.receiver_digest})
         record = {
             "codec": self.settings,
@@ -161,7 +159,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> Codec:  # type: ignore[override]
-        """A codec from a folder, or from the hub.
+        """Load a codec from a folder, or from the hub.
 
         Args:
             name: A folder that `save`, `save_pretrained` or m2ray.publish wrote, or a name on the hub.
@@ -169,7 +167,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
                 `ModelHubMixin.from_pretrained`.
 
         Raises:
-            UserError: as `load_codec`; no such folder, or the hub has none of that name or does not answer.
+            UserError: as `load_codec`; or no such folder, and the hub has no such codec or does not answer.
         """
         if Path(name).is_dir():
             return super().from_pretrained(name, **options)
@@ -179,7 +177,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
             return super().from_pretrained(name, **options)
         except (HfHubHTTPError, OSError) as error:
             raise UserError(
-                f"{name}: no such folder, and not to be had from the hub ({describe_error(error)}); check the name"
+                f"{name}: no such folder, and the hub does not provide it ({describe_error(error)}); "
+                "check the name"
             ) from None
 
     @classmethod
@@ -189,36 +188,37 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         folder = Path(model_id)
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, allow_patterns=FILES, **download))
-        if not isinstance(receiver, Receiver):  # its name; where none is given, the mixin hands over the record's
+        if not isinstance(receiver, Receiver):  # a name; by default the mixin passes that of the record
             receiver = load_receiver(receiver or str(read_record(folder).get("receiver")))
         return load_codec(folder, receiver)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        """Its card, with the verdict where one was given."""
+        """Return the codec's model card, with its verdict if it was judged."""
         record = {**self.record, "codec": self.settings, "digest": self.digest}
         return model_card({**record, "receiver_digest": self.receiver_digest}, kwargs.get("repo_id") or "FOLDER")
 
 
-def least_parameters(config: CodecConfig, width: int) -> int:
-    """A lower bound of a codec's parameters for a receiver of some width, by its configuration; of a plug's
-    encoder nothing is known.
+def min_parameters(config: CodecConfig, width: int) -> int:
+    """Return a lower bound on a codec's parameters, from its configuration and the receiver's width.
+
+    A plugin's encoder counts as none: nothing is known of it.
     """
     hidden = config.width
-    least = {
+    bounds = {
         "last_token": hidden * (width + hidden + config.k * width),
         "resampler": hidden * (2 * width + config.layers * hidden + config.k),
         "segments": hidden * (2 * width + config.layers * hidden),
         "memory": (config.k + config.lora_rank) * width,
         "constant": config.k * width,
     }
-    return least.get(config.encoder, 0) + (config.codebook * width if config.bottleneck == "vq" else 0)
+    return bounds.get(config.encoder, 0) + (config.codebook * width if config.bottleneck == "vq" else 0)
 
 
 def load_codec(folder: Path, receiver: Receiver) -> Codec:
-    """Load a codec for the receiver it was trained with. Never unpickles.
+    """Load a codec for the receiver that it was trained with. Never unpickles.
 
     Raises:
-        UserError: missing, truncated, changed, of another receiver, or of another shape than it says.
+        UserError: missing, truncated, changed, of another receiver, or its weights do not fit its config.json.
     """
     record = read_record(folder)
     file = folder / "config.json"
@@ -229,9 +229,9 @@ def load_codec(folder: Path, receiver: Receiver) -> Codec:
         )
     config = validate(CodecConfig, record["codec"], f"{file}: codec")
     tensors, _ = load_tensors(folder / "codec.safetensors")
-    # A codec is built before its weights are compared: not one of gigabytes for weights of kilobytes.
-    if least_parameters(config, receiver.width) > sum(tensor.numel() for tensor in tensors.values()):
-        raise UserError(f"{folder}/codec.safetensors: too few weights for what config.json says; restore either")
+    # The weights are compared with a codec that is built first. A damaged record must not make it gigabytes large.
+    if min_parameters(config, receiver.width) > sum(tensor.numel() for tensor in tensors.values()):
+        raise UserError(f"{folder}/codec.safetensors: fewer weights than config.json implies; restore either")
     codec = Codec(config, receiver)
     try:
         codec.load_state_dict(tensors)

@@ -1,6 +1,11 @@
-"""Encoders: what the receiver reads of a message becomes k latent vectors, (reading, k) -> latent_BKD.
+"""Encoders: modules that turn messages, as the receiver reads them, into k latent vectors each.
 
-Shapes: B messages, T tokens of a message, K slots, D width of the receiver, W width of the encoder.
+An encoder is built from (CodecConfig, Receiver), and its forward pass is (EncodedMessage, k) -> latent_BKD.
+Encoders that learn a fixed number of slots ignore k. Attribute names are keys of saved checkpoints, and the order
+in which parameters are drawn decides the initial weights of a seed: change neither.
+
+Shapes: B messages, T tokens of a message, K slots, D width of the receiver, W width of the encoder, F = K * D,
+N words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ CLAUSE_ENDS = (";", ".", "!", "?", "\n", "Ċ")  # the last is a byte-level token
 
 
 class LastToken(nn.Module):
-    """The attempt's encoder: an MLP on the last token of the last hidden layer."""
+    """The reference attempt's encoder: an MLP on the last token's last hidden state."""
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
@@ -37,38 +42,38 @@ class LastToken(nn.Module):
             nn.Linear(width, config.k * receiver.width),
         )
 
-    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
-        """See the module's head."""
-        latent_BF = cast(Tensor, self.mlp(last_state(reading)))
+    def forward(self, messages: EncodedMessage, k: int) -> Tensor:
+        """Return latents [B, K, D]; see the module's docstring."""
+        latent_BF = cast(Tensor, self.mlp(last_state(messages)))
         return latent_BF.reshape(len(latent_BF), self.k, -1)
 
 
 class TokenFeatures(nn.Module):
-    """Message tokens as the encoder's own features: hidden state and embedding, normalised, plus position."""
+    """Features of message tokens: normalized hidden state and embedding, mapped to width W, plus position."""
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
         self.unit = receiver.embedding_norm
         self.project = nn.Linear(2 * receiver.width, config.width)
 
-    def forward(self, reading: EncodedMessage) -> Tensor:
-        """[B, T, W]."""
-        states_BTD = F.rms_norm(reading.states_BTD.float(), reading.states_BTD.shape[-1:])
-        embeds_BTD = reading.embeds_BTD.float() / self.unit * math.sqrt(reading.embeds_BTD.shape[-1])
+    def forward(self, messages: EncodedMessage) -> Tensor:
+        """Return features [B, T, W]."""
+        states_BTD = F.rms_norm(messages.states_BTD.float(), messages.states_BTD.shape[-1:])
+        embeds_BTD = messages.embeds_BTD.float() / self.unit * math.sqrt(messages.embeds_BTD.shape[-1])
         features_BTW = cast(Tensor, self.project(torch.cat([states_BTD, embeds_BTD], dim=-1)))
-        place_T = torch.arange(features_BTW.shape[1], device=features_BTW.device, dtype=torch.float32)
-        return features_BTW + sinusoidal_positions(place_T, features_BTW.shape[2])
+        positions_T = torch.arange(features_BTW.shape[1], device=features_BTW.device, dtype=torch.float32)
+        return features_BTW + sinusoidal_positions(positions_T, features_BTW.shape[2])
 
 
-def sinusoidal_positions(at_T: Tensor, width: int) -> Tensor:
-    """Sinusoidal positions, [T, W] (Vaswani et al. 2017, section 3.5)."""
-    rates_H = torch.exp(torch.arange(0, width // 2, device=at_T.device) * (-math.log(1e4) / (width // 2)))
-    angles_TH = at_T[:, None] * rates_H
+def sinusoidal_positions(positions_T: Tensor, width: int) -> Tensor:
+    """Return sinusoidal position encodings, [T, W] (Vaswani et al. 2017, section 3.5)."""
+    rates_H = torch.exp(torch.arange(0, width // 2, device=positions_T.device) * (-math.log(1e4) / (width // 2)))
+    angles_TH = positions_T[:, None] * rates_H
     return torch.cat([angles_TH.sin(), angles_TH.cos()], dim=1)
 
 
 class Resampler(nn.Module):
-    """k learned queries attend to all token states of the message (cross-attention, as in Perceiver)."""
+    """Resampler: k learned queries attend to all tokens of the message (cross-attention, as in Perceiver)."""
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
@@ -81,23 +86,25 @@ class Resampler(nn.Module):
         self.layers = nn.TransformerDecoder(layer, config.layers)
         self.out = nn.Linear(width, receiver.width)
 
-    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
-        """See the module's head."""
-        memory_BTW = self.features(reading)
+    def forward(self, messages: EncodedMessage, k: int) -> Tensor:
+        """Return latents [B, K, D]; see the module's docstring."""
+        memory_BTW = self.features(messages)
         queries_BKW = self.queries_KW.expand(len(memory_BTW), -1, -1)
-        read_BKW = self.layers(queries_BKW, memory_BTW, memory_key_padding_mask=~reading.mask_BT)
+        read_BKW = self.layers(queries_BKW, memory_BTW, memory_key_padding_mask=~messages.mask_BT)
         return cast(Tensor, self.out(read_BKW))
 
 
 class Segments(nn.Module):
-    """Starts on the embedding manifold: slot j is the sum of the token embeddings of the j-th k-th of the
-    message, plus a learned change that starts at zero. The same weights serve any k: with k at the number of
-    tokens it is the identity, from where training can anneal k. With `cut: clauses` each clause of the message
-    gets the same share of the slots, so that a slot that holds a clause holds all of it, whatever its length.
+    """Encoder that starts on the embedding manifold.
 
-    With `start: states` slot j starts as the receiver's hidden state behind its first layer at the segment's last
+    Slot j is the sum of the token embeddings of the j-th of k segments of the message, plus a learned change that
+    starts at zero. The same weights serve any k: with as many slots as tokens the untrained encoder is the
+    identity, from where training can anneal k. With `cut: clauses` each clause of the message gets the same share
+    of the slots, so that a slot that holds a clause holds all of it, whatever its length.
+
+    With `start: states` slot j starts as the receiver's hidden state after its first layer at the segment's last
     word, where attention has already bound the words before it. At that state's own norm a pretrained receiver
-    reads more of it, untrained, than of a sum of embeddings.
+    reads more from it, untrained, than from a sum of embeddings.
     """
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
@@ -120,54 +127,59 @@ class Segments(nn.Module):
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.change.bias)
 
-    def stands_for(self, reading: EncodedMessage, k: int) -> Tensor:
-        """[B, K], the place in the message of each slot's last word that ends no clause; -1 where it has none."""
-        ends_BT = self.ends_N[reading.ids_BT]
-        words_BKT = segment_shares(reading.mask_BT, ends_BT, k).bool() & ~ends_BT[:, None]
-        places_T = torch.arange(words_BKT.shape[2], device=words_BKT.device)
-        return torch.where(words_BKT, places_T, -1).amax(2)
+    def word_positions(self, messages: EncodedMessage, k: int) -> Tensor:
+        """Return which word each slot stands for: its segment's last token that does not end a clause.
 
-    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
-        """See the module's head."""
-        share_BKT = segment_shares(reading.mask_BT, self.ends_N[reading.ids_BT], k)
-        tokens_BTW = self.layers(self.features(reading), src_key_padding_mask=~reading.mask_BT)
-        raw_BKD = self._begin(reading, share_BKT)
+        Returns:
+            [B, K], positions in the message; -1 where a segment has no such token.
+        """
+        ends_BT = self.ends_N[messages.ids_BT]
+        words_BKT = segment_shares(messages.mask_BT, ends_BT, k).bool() & ~ends_BT[:, None]
+        positions_T = torch.arange(words_BKT.shape[2], device=words_BKT.device)
+        return torch.where(words_BKT, positions_T, -1).amax(2)
+
+    def forward(self, messages: EncodedMessage, k: int) -> Tensor:
+        """Return latents [B, K, D]; see the module's docstring."""
+        share_BKT = segment_shares(messages.mask_BT, self.ends_N[messages.ids_BT], k)
+        tokens_BTW = self.layers(self.features(messages), src_key_padding_mask=~messages.mask_BT)
+        start_BKD = self._start(messages, share_BKT)
         mean_BKT = share_BKT / share_BKT.sum(dim=2, keepdim=True).clamp(min=1)
         slots_K = torch.arange(k, device=tokens_BTW.device) / k * 24
         pooled_BKW = mean_BKT @ tokens_BTW + sinusoidal_positions(slots_K, tokens_BTW.shape[2])
-        # In units of an embedding's entries, so that a learning rate means the same for any receiver.
-        unit = self.unit / math.sqrt(raw_BKD.shape[2])
-        return raw_BKD + unit * cast(Tensor, self.change(self.mix(pooled_BKW)))
+        # The change is in units of an embedding's entries: a learning rate then means the same for any receiver.
+        unit = self.unit / math.sqrt(start_BKD.shape[2])
+        return start_BKD + unit * cast(Tensor, self.change(self.mix(pooled_BKW)))
 
-    def _begin(self, reading: EncodedMessage, share_BKT: Tensor) -> Tensor:
+    def _start(self, messages: EncodedMessage, share_BKT: Tensor) -> Tensor:
+        """Return the slots of the untrained encoder, [B, K, D]."""
         if self.start == "words":
-            return share_BKT @ reading.embeds_BTD.float()
-        words_BK = self.stands_for(reading, share_BKT.shape[1])
+            return share_BKT @ messages.embeds_BTD.float()
+        words_BK = self.word_positions(messages, share_BKT.shape[1])
         rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
-        first_BKD = reading.first_BTD[rows_B1, words_BK.clamp(min=0)].float()
-        # The norm is the calibration's to give; a change in units of an embedding needs something of that size.
+        first_BKD = messages.first_BTD[rows_B1, words_BK.clamp(min=0)].float()
+        # Calibration sets the norm later. Here it is that of an embedding, the unit of the learned change.
         return F.normalize(first_BKD, dim=-1) * self.unit * (words_BK >= 0)[..., None]
 
 
 def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
-    """Which tokens each of k segments of a message holds.
+    """Return which tokens each of k segments of a message holds.
 
     Args:
         mask_BT: True at tokens of the message, False at padding.
-        ends_BT: True at a clause's last token; a message without any is one clause.
-        k: Segments.
+        ends_BT: True at a clause's last token; a message without such tokens is one clause.
+        k: Number of segments.
 
     Returns:
         [B, K, T], 1 where a token lies in a segment. Clause c of C has the segments from floor(c k / C) to before
         floor((c + 1) k / C), and its i-th of l tokens lies in the floor(i / l)-th part of them; with fewer
         segments than clauses, neighbouring clauses share one.
     """
-    places_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
+    positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     ends_BT = ends_BT & mask_BT
     clause_BT = ends_BT.long().cumsum(1) - ends_BT.long()
     same_BTT = (clause_BT[:, :, None] == clause_BT[:, None]) & mask_BT[:, None]
     length_BT = same_BTT.sum(-1).clamp(min=1)
-    within_BT = (same_BTT & (places_T[:, None] > places_T)).sum(-1)
+    within_BT = (same_BTT & (positions_T[:, None] > positions_T)).sum(-1)
     clauses_B1 = clause_BT.masked_fill(~mask_BT, 0).amax(1, keepdim=True) + 1
     first_BT = k * clause_BT // clauses_B1
     count_BT = k * (clause_BT + 1) // clauses_B1 - first_BT
@@ -177,17 +189,17 @@ def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
 
 
 class Memory(nn.Module):
-    """The receiver itself reads the message, with LoRA and k memory tokens whose last states are the latent.
+    """Encoder that is the receiver itself, with LoRA and k memory tokens whose last states are the latents.
 
-    The adapted weights exist only inside this forward pass (`functional_call`): the receiver that later reads
-    the prefix is untouched, so that one receiver can serve many codecs at once.
+    The adapted weights exist only inside this forward pass (`functional_call`). The receiver that later reads the
+    prefix is unchanged, so that one receiver can serve many codecs at once.
     """
 
     TARGETS = ("q_proj.weight", "v_proj.weight")
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
-        self._receiver = (receiver,)  # in a tuple: its weights are no part of this module
+        self._receiver = (receiver,)  # in a tuple, so that its weights are not part of this module
         self.memory_KD = nn.Parameter(
             receiver.embedding_ND.float().mean(0) + torch.randn(config.k, receiver.width) * self._std(receiver)
         )
@@ -197,7 +209,10 @@ class Memory(nn.Module):
             self.down[key] = nn.Parameter(torch.randn(config.lora_rank, weight.shape[1]) / weight.shape[1] ** 0.5)
             self.up[key] = nn.Parameter(torch.zeros(weight.shape[0], config.lora_rank))
         if not self.up:
-            raise UserError(f"receiver {receiver.name}: has no {' or '.join(self.TARGETS)} for the encoder memory")
+            raise UserError(
+                f"receiver {receiver.name}: has no {' or '.join(self.TARGETS)} for the encoder memory; "
+                "use another encoder"
+            )
         self.out = nn.Linear(receiver.width, receiver.width)
         nn.init.eye_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -210,18 +225,18 @@ class Memory(nn.Module):
         decoder = self._receiver[0].model.get_decoder()
         return {name: weight for name, weight in decoder.named_parameters() if name.endswith(self.TARGETS)}
 
-    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
-        """See the module's head."""
+    def forward(self, messages: EncodedMessage, k: int) -> Tensor:
+        """Return latents [B, K, D]; see the module's docstring."""
         decoder = self._receiver[0].model.get_decoder()
         adapted = {}
         for name, weight in self._targets().items():
             key = name.replace(".", "/")
             adapted[name] = weight + (self.up[key] @ self.down[key]).to(weight.dtype)
         # Each message's memory tokens follow its last token directly: no padding in between.
-        lengths_B = reading.mask_BT.sum(dim=1)
+        lengths_B = messages.mask_BT.sum(dim=1)
         rows_B1 = torch.arange(len(lengths_B), device=lengths_B.device)[:, None]
         slots_BK = lengths_B[:, None] + torch.arange(k, device=lengths_B.device)
-        embeds_BTD = F.pad(reading.embeds_BTD, (0, 0, 0, k))
+        embeds_BTD = F.pad(messages.embeds_BTD, (0, 0, 0, k))
         memory_BKD = self.memory_KD.to(embeds_BTD.dtype).expand(len(lengths_B), -1, -1)
         embeds_BTD = embeds_BTD.index_put((rows_B1, slots_BK), memory_BKD)
         inputs = {"inputs_embeds": embeds_BTD, "use_cache": False}
@@ -230,16 +245,16 @@ class Memory(nn.Module):
 
 
 class Constant(nn.Module):
-    """Content-free: the same k trained vectors whatever the message. The ceiling of mere priming."""
+    """Content-free encoder: the same k trained vectors whatever the message. The ceiling of mere priming."""
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
         picks_K = torch.randint(len(receiver.embedding_ND), (config.k,))
         self.vectors_KD = nn.Parameter(receiver.embedding_ND[picks_K.to(receiver.device)].float().cpu().clone())
 
-    def forward(self, reading: EncodedMessage, k: int) -> Tensor:
-        """See the module's head."""
-        return self.vectors_KD.expand(len(reading.mask_BT), -1, -1)
+    def forward(self, messages: EncodedMessage, k: int) -> Tensor:
+        """Return latents [B, K, D]; see the module's docstring."""
+        return self.vectors_KD.expand(len(messages.mask_BT), -1, -1)
 
 
 ENCODERS: dict[str, Callable[[CodecConfig, Receiver], nn.Module]] = {
@@ -251,13 +266,13 @@ ENCODERS: dict[str, Callable[[CodecConfig, Receiver], nn.Module]] = {
 }
 
 
-def last_state(reading: EncodedMessage) -> Tensor:
-    """The last token's last hidden state, [B, D]."""
-    last_B = (reading.mask_BT.sum(dim=1) - 1).clamp(min=0)
-    return reading.states_BTD[torch.arange(len(last_B), device=last_B.device), last_B].float()
+def last_state(messages: EncodedMessage) -> Tensor:
+    """Return the last token's last hidden state, [B, D]."""
+    last_B = (messages.mask_BT.sum(dim=1) - 1).clamp(min=0)
+    return messages.states_BTD[torch.arange(len(last_B), device=last_B.device), last_B].float()
 
 
-def mean_state(reading: EncodedMessage) -> Tensor:
-    """The mean of the last hidden states over a message's tokens, [B, D]."""
-    weight_BT1 = reading.mask_BT[..., None].float()
-    return (reading.states_BTD.float() * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+def mean_state(messages: EncodedMessage) -> Tensor:
+    """Return the mean of the last hidden states over a message's tokens, [B, D]."""
+    weight_BT1 = messages.mask_BT[..., None].float()
+    return (messages.states_BTD.float() * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)

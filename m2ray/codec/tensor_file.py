@@ -1,4 +1,4 @@
-"""Tensors on disk: safetensors with a JSON header, written whole or not at all. No pickle."""
+"""Tensors on disk: safetensors with a JSON header, written atomically. No pickle."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from m2ray.util.files import replace_atomically
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Save tensors with a JSON header, atomically."""
-    # Tied weights share memory, which safetensors refuses: a copy each.
-    whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    about = {"m2ray": json.dumps(meta)}
-    replace_atomically(path, lambda temporary: temporary.write_bytes(save(whole, metadata=about)))
+    # Tied weights share memory, which safetensors refuses, so each is copied.
+    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    header = {"m2ray": json.dumps(meta)}
+    replace_atomically(path, lambda temporary: temporary.write_bytes(save(copies, metadata=header)))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load what `save_tensors` saved.
+    """Return the tensors and the header that `save_tensors` saved.
 
     Raises:
         UserError: missing, truncated, or not written by this program.
@@ -42,7 +42,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Module and optimizer state as one flat dictionary of tensors."""
+    """Return the state of module and optimizer as one flat dictionary of tensors."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
@@ -50,7 +50,7 @@ def training_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def restore_training(tensors: dict[str, Tensor], module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put `training_tensors` back."""
+    """Load the output of `training_tensors` into module and optimizer."""
     prefix = "module."
     module.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
     state: dict[int, dict[str, Tensor]] = {}

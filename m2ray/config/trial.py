@@ -213,7 +213,7 @@ class EvaluationConfig(StrictModel):
         return names
 
     @property
-    def self.condition_names -> list[str]:
+    def condition_names(self) -> list[str]:
         """All conditions to run, those that carry a parameter in their name included."""
         texts = [text_name(limit) for limit in self.text_bytes]
         gates = [scale_gate_name(gate) for gate in self.scale_gates]

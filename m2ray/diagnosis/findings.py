@@ -1,8 +1,8 @@
-"""What a diagnosis found: its figures, the sentences that follow from them, and both as JSON.
+"""The figures of a diagnosis, the findings that follow from them, and both as JSON.
 
-Each sentence has a rule with a threshold that stands below. A gap is NLL(condition) - NLL(right message) in nats a
-digit: above 0 the right message is worth something. What the receiver can make of a message at all, `worth`, is
-the gap between P0 (no message) and P1 (the message as text).
+Each finding is a sentence that a rule yields, by the thresholds below. A gap is NLL(condition) - NLL(right
+message) in nats a digit: above 0, the right message is worth something. `worth`, what the message as text is worth
+to the receiver, is the difference in NLL between P0 (no message) and P1 (the message as text).
 """
 
 from __future__ import annotations
@@ -18,28 +18,13 @@ from m2ray.judging.verdict_tables import format_count
 from m2ray.util.text import percent
 
 READS = 0.1  # a gap counts where its interval lies above this share of the worth
-
-
-RECOVERED = 0.8  # retention from which nothing of note is lost
-
-
-HOLDS, EMPTY = 0.5, 0.1  # from chance (0) to certainty (1): a stage holds the message; holds nothing
-
-
-KEEPS = 0.6  # a stage loses the message where it keeps less than this of what the stage before held
-
-
+RECOVERED = 0.8  # from this retention on, no loss at a stage is reported
+HOLDS, EMPTY = 0.5, 0.1  # `Probe.held` from which a stage holds the message; up to which it holds nothing
+KEEPS = 0.6  # a stage loses the message where it keeps less than this share of what the stage before held
 ALIKE = 0.98  # mean cosine above which prefixes are all alike
-
-
 ONE_WAY = 2.0  # effective rank below which prefixes differ in one way only
-
-
-FAR = 3.0  # times, or a part of, the mean token-embedding norm
-
-
-CAPACITY = 0.8  # of the success of text: free vectors that reach it show that k suffices
-
+FAR = 3.0  # largest factor, up or down, between a prefix vector's norm and a token embedding's
+CAPACITY = 0.8  # where free vectors reach this share of the text's success, k slots suffice
 
 STAGE = {
     "tokens": "all token states",
@@ -47,13 +32,14 @@ STAGE = {
     "latent": "the latent",
     "prefix": "the prefix",
 }
-
-
 LOSS = {"pooled": "at the pooled state", "latent": "in the encoder", "prefix": "at bottleneck and calibration"}
 
 
+# --- figures -------------------------------------------------------------------------------------------------
+
+
 class Finding(NamedTuple):
-    """One sentence with its figures."""
+    """A sentence with its figures, under a short name."""
 
     name: str
     sentence: str
@@ -67,7 +53,7 @@ class Gap(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """Norm of a prefix vector over the mean token-embedding norm: mean, and 5 % and 95 % quantiles."""
+    """Prefix-vector norms over the mean token-embedding norm: mean, and 5 % and 95 % quantiles."""
 
     mean: float
     low: float
@@ -76,7 +62,7 @@ class Norms(NamedTuple):
 
 
 class Success(NamedTuple):
-    """Episodes solved by decoding, and nats a digit."""
+    """Episodes solved by decoding, and mean nats a digit."""
 
     successes: int
     n: int
@@ -84,7 +70,7 @@ class Success(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the episodes, in 0..1."""
+        """Share of the episodes that are solved, in 0..1."""
         return self.successes / self.n
 
     def __str__(self) -> str:
@@ -93,10 +79,10 @@ class Success(NamedTuple):
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The figures of one checkpoint."""
+    """The figures of one checkpoint. Field names are the keys of diagnosis.json."""
 
-    about: dict[str, Any]
-    path: tuple[str, ...]  # the stages that the message passes in this encoder
+    about: dict[str, Any]  # the checkpoint, its settings, and the messages used
+    path: tuple[str, ...]  # the stages that a message passes through in this encoder
     maps: dict[str, SimilarityMap]
     probes: dict[str, Probe]
     nll: dict[str, tuple[float, float]]  # nats a digit, nats a format token
@@ -104,27 +90,27 @@ class Diagnosis:
     seen: dict[str, Estimate]  # gaps of digits on messages that the codec was trained on
     success: dict[str, Success]  # `constant` and `free` only where ceilings were measured
     ahead: dict[str, Estimate]  # success(right message) - success(condition), paired
-    retention: Estimate  # m2ray.stats.retention
+    retention: Estimate  # `m2ray.judging.statistics.retention`
     norms: Norms
 
     @property
     def worth(self) -> float:
-        """Nats a digit that the message is worth to the receiver as text."""
+        """Nats a digit that the message as text is worth to the receiver."""
         return self.nll["P0"][0] - self.nll["P1"][0]
 
     @property
-    def solves(self) -> float:
-        """Share of episodes that the message as text solves beyond no message."""
+    def text_gain(self) -> float:
+        """Success rate with the message as text minus that without a message."""
         return self.success["P1"].share - self.success["P0"].share
 
     @property
-    def helps(self) -> bool:
-        """Whether B solves more with the right message than with none."""
-        return self.ahead["P0"].low > READS * self.solves
+    def prefix_helps(self) -> bool:
+        """True if B solves more with the right prefix than without a message."""
+        return self.ahead["P0"].low > READS * self.text_gain
 
     @property
     def findings(self) -> list[Finding]:
-        """What the figures say, the receiver's reading first."""
+        """The findings, first whether the receiver reads the prefix."""
         rules = (
             check_reading,
             check_confidence,
@@ -139,13 +125,13 @@ class Diagnosis:
         return [finding for rule in rules for finding in rule(self)]
 
     def json(self) -> dict[str, Any]:
-        """All figures and findings as plain values; NaN becomes None."""
+        """Return all figures and findings as plain values; NaN becomes None."""
         figures = {field.name: to_plain(getattr(self, field.name)) for field in fields(self)}
         return {"findings": to_plain(self.findings), **figures, "worth": to_plain(self.worth)}
 
 
 def to_plain(value: Any) -> Any:
-    """Named tuples as mappings, floats rounded to 6 places, NaN as None."""
+    """Return named tuples as mappings, floats rounded to 6 places, and NaN as None."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
@@ -158,86 +144,92 @@ def to_plain(value: Any) -> Any:
 
 
 def format_nats(estimate: Estimate) -> str:
-    """A gap with its interval."""
+    """Return a gap with its interval."""
     return f"{estimate.value:+.3f} nats [{estimate.low:+.3f}, {estimate.high:+.3f}]"
 
 
 def probe_accuracy(probe: Probe) -> str:
-    """How often a probe is right about facts."""
+    """Return how often a probe is right about facts."""
     return percent(probe.facts.value)
 
 
+# --- rules ---------------------------------------------------------------------------------------------------
+
+
 def check_reading(d: Diagnosis) -> Iterator[Finding]:
-    """Whether the receiver reads the prefix, and whether there is anything to read."""
-    shuffle, line = d.gaps["shuffle"].digits, READS * d.worth
-    prefix = d.probes["prefix"]
-    content = "holds the message" if prefix.held >= HOLDS else "holds a part of the message"
-    if prefix.held <= EMPTY:
-        content = "holds nothing of the message"
+    """Find whether the receiver reads the prefix, and whether there is anything to read."""
+    shuffle, threshold = d.gaps["shuffle"].digits, READS * d.worth
     wrong, solved = format_nats(shuffle), d.success
     count = f"{solved['normal']} solved with it, {solved['P0']} without, {solved['P1']} with the text"
-    if d.worth <= 0 or d.solves <= 0:
+    probed = f"probe {probe_accuracy(d.probes['prefix'])}"
+    content = _prefix_content(d.probes["prefix"])
+    unread = f"shuffle gap {wrong} a digit, where the text is worth {d.worth:.3f}; {count}."
+    if d.worth <= 0 or d.text_gain <= 0:
         yield Finding(
             "deaf",
-            "The receiver makes nothing of the message even as text, so no codec can be judged on it: "
+            "The receiver does not use the message even as text, so no codec can be judged on it: "
             f"{solved['P1']} solved with it, {solved['P0']} without; it is worth {d.worth:+.3f} nats a digit.",
         )
     elif shuffle.high < 0:
         yield Finding(
             "backwards", f"Backwards: a wrong message does better than the right one, shuffle gap {wrong}."
         )
-    elif shuffle.low > line and d.helps:
+    elif shuffle.low > threshold and d.prefix_helps:
         yield Finding(
             "healthy",
             f"The codec carries its message and the receiver reads it: {count}, retention {d.retention.value:.2f} "
             f"[{d.retention.low:.2f}, {d.retention.high:.2f}]; a wrong message costs {wrong} a digit.",
         )
-    elif shuffle.low > line:
+    elif shuffle.low > threshold:
         share = "little" if d.ahead["P0"].low > 0 else "nothing"
         yield Finding(
             "wrong_hurts",
             f"The receiver reads something of the prefix, but {share} of it helps: a wrong one costs {wrong} a "
-            f"digit, with the right one {count}; the prefix {content} (probe {probe_accuracy(prefix)}, chance 50%).",
+            f"digit, with the right one {count}; the prefix {content} ({probed}, chance 50%).",
         )
-    elif shuffle.high < line:
+    elif shuffle.high < threshold:
         yield Finding(
             "unread",
-            f"The prefix {content}: probe {probe_accuracy(prefix)} (chance 50%); the receiver does not read it: shuffle gap "
-            f"{wrong} a digit, where the text is worth {d.worth:.3f}; {count}.",
+            f"The prefix {content}: {probed} (chance 50%); the receiver does not read it: {unread}",
         )
     else:
         yield Finding(
             "hardly_read",
-            f"The prefix {content}: probe {probe_accuracy(prefix)} (chance 50%); the receiver hardly reads it, if at all: "
-            f"shuffle gap {wrong} a digit, where the text is worth {d.worth:.3f}; {count}.",
+            f"The prefix {content}: {probed} (chance 50%); the receiver hardly reads it, if at all: {unread}",
         )
 
 
+def _prefix_content(prefix: Probe) -> str:
+    if prefix.held <= EMPTY:
+        return "holds nothing of the message"
+    return "holds the message" if prefix.held >= HOLDS else "holds a part of the message"
+
+
 def check_confidence(d: Diagnosis) -> Iterator[Finding]:
-    """Success that the nats do not show."""
+    """Find success that the nats do not show."""
     gap = d.gaps["P0"].digits
-    if d.worth > 0 and d.helps and gap.value < d.worth * d.retention.value / 2:
+    if d.worth > 0 and d.prefix_helps and gap.value < d.worth * d.retention.value / 2:
         yield Finding(
             "overconfident",
             "The receiver is overconfident with the prefix: it solves "
-            f"{100 * d.ahead['P0'].value:.1f} points more than without, yet gains only {format_nats(gap)} a digit (text "
-            f"{d.worth:.3f}): where it errs, it is sure of itself. A score in nats undervalues this codec.",
+            f"{100 * d.ahead['P0'].value:.1f} points more than without, yet gains only {format_nats(gap)} a digit "
+            f"(text {d.worth:.3f}): where it errs, it is sure of itself. A score in nats undervalues this codec.",
         )
 
 
 def check_stages(d: Diagnosis) -> Iterator[Finding]:
-    """At which stages the message is lost, where the receiver does not recover it anyway."""
+    """Find the stages at which the message is lost, unless the receiver recovers it anyway."""
     if d.retention.value >= RECOVERED:
         return
     lost = False
     for before, stage in zip(d.path, d.path[1:], strict=False):
-        one, other = d.probes[before], d.probes[stage]
-        if other.held < KEEPS * one.held and other.facts.high < one.facts.low:
+        earlier, later = d.probes[before], d.probes[stage]
+        if later.held < KEEPS * earlier.held and later.facts.high < earlier.facts.low:
             lost = True
             yield Finding(
                 f"lost_{stage}",
-                f"The message is lost {LOSS[stage]}: probes are right about its facts {probe_accuracy(one)} of the time "
-                f"from {STAGE[before]}, {probe_accuracy(other)} from {STAGE[stage]} (chance 50%).",
+                f"The message is lost {LOSS[stage]}: probes are right about its facts {probe_accuracy(earlier)} "
+                f"of the time from {STAGE[before]}, {probe_accuracy(later)} from {STAGE[stage]} (chance 50%).",
             )
     if not lost:
         steps = ", ".join(f"{probe_accuracy(d.probes[stage])} from {STAGE[stage]}" for stage in d.path)
@@ -245,7 +237,7 @@ def check_stages(d: Diagnosis) -> Iterator[Finding]:
 
 
 def check_collapse(d: Diagnosis) -> Iterator[Finding]:
-    """Prefixes that are all alike, or differ in one way only."""
+    """Find prefixes that are all alike, or differ in one way only."""
     prefix = d.maps["prefix"]
     if prefix.cosine > ALIKE or prefix.effective_rank < ONE_WAY:
         yield Finding(
@@ -256,20 +248,20 @@ def check_collapse(d: Diagnosis) -> Iterator[Finding]:
 
 
 def check_memorisation(d: Diagnosis) -> Iterator[Finding]:
-    """Training messages that are read where unseen ones are not."""
+    """Find training messages that are read where unseen ones are not."""
     seen, unseen = d.seen["shuffle"], d.gaps["shuffle"].digits
     if seen.low > READS * d.worth and seen.low > unseen.high and unseen.value < seen.value / 2:
         yield Finding(
             "memorised",
-            f"It learned its training messages by heart: there the right one is worth {format_nats(seen)} a digit over a "
-            f"wrong one, on unseen messages {format_nats(unseen)}.",
+            "The codec memorised its training messages: on those the right one is worth "
+            f"{format_nats(seen)} a digit over a wrong one, on unseen messages {format_nats(unseen)}.",
         )
 
 
 def check_priming(d: Diagnosis) -> Iterator[Finding]:
-    """A content-free prefix that does as well."""
+    """Find a trained prefix without content that does as well."""
     ahead = d.ahead.get("constant")
-    if ahead is not None and d.solves > 0 and ahead.high < READS * d.solves:
+    if ahead is not None and d.text_gain > 0 and ahead.high < READS * d.text_gain:
         points = ", ".join(f"{100 * bound:+.1f}" for bound in ahead[1:])
         yield Finding(
             "priming",
@@ -279,18 +271,18 @@ def check_priming(d: Diagnosis) -> Iterator[Finding]:
 
 
 def check_format(d: Diagnosis) -> Iterator[Finding]:
-    """A gain over zeros that lies in the answer's form."""
+    """Find a gain over zeros that lies in the answer's form."""
     gap = d.gaps["null"]
     if gap.format.low > READS * d.worth and gap.format.value > gap.digits.value:
         yield Finding(
             "format",
-            f"What the prefix gains over zeros is form, not content: {format_nats(gap.format)} a format token against "
-            f"{format_nats(gap.digits)} a digit.",
+            "What the prefix gains over zeros is form, not content: "
+            f"{format_nats(gap.format)} a format token against {format_nats(gap.digits)} a digit.",
         )
 
 
 def check_norm(d: Diagnosis) -> Iterator[Finding]:
-    """A scale that the receiver never met."""
+    """Find a scale that is far from that of token embeddings."""
     if not 1 / FAR <= d.norms.mean <= FAR:
         yield Finding(
             "norm",
@@ -301,7 +293,7 @@ def check_norm(d: Diagnosis) -> Iterator[Finding]:
 
 
 def check_capacity(d: Diagnosis) -> Iterator[Finding]:
-    """Whether k vectors could carry the message at all."""
+    """Find whether k vectors could carry the message at all."""
     free, text, own = (d.success.get(name) for name in ("free", "P1", "normal"))
     if free is None or text is None:
         return

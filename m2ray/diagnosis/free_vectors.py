@@ -1,10 +1,6 @@
-# NEWDOC
-"""`python -m m2ray.diagnose CHECKPOINT`: where a codec loses its message, and whether the receiver reads it.
+"""Free vectors: k vectors fitted to each episode's answer, a ceiling of what k slots can do.
 
-Everything is measured on messages of the search part that no training saw, never on those of confirm.
-
-Shapes: E episodes, B a batch of them, A answer tokens, W words, V values of an answer, N values of a domain,
-K slots, D width.
+Shapes: E episodes, A answer tokens, V values of an answer, N values of a domain, K slots, D width.
 """
 
 from __future__ import annotations
@@ -20,22 +16,24 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.episodes import Episode
 
-FREE_EPISODES, FREE_STEPS, FREE_SHARE = 32, 60, 20  # at most; steps; of a sweep's episodes, one in so many
+FREE_EPISODES = 32  # number of episodes that vectors are fitted to; in a sweep at most
+FREE_SHARE = 20  # in a sweep, vectors are fitted to one in so many episodes of a diagnosis
+FREE_STEPS = 60  # of the optimizer
 
 
 def free_vectors(receiver: Receiver, episodes: Sequence[Episode], k: int, place: Place, steps: int) -> Tensor:
-    """Vectors for each episode, fitted to its own answers against the frozen receiver: what k slots can do.
+    """Fit vectors to each episode's own answer, with the receiver frozen and without the message.
 
-    They start as random token embeddings and follow Adam on the answer's cross-entropy, whatever the message.
+    They start as random token embeddings; Adam then minimizes the answer's cross-entropy.
 
     Returns:
-        [E, K, D]
+        One prefix for each episode, [E, K, D].
     """
     unit = receiver.embedding_norm / math.sqrt(receiver.width)
-    dice = torch.Generator().manual_seed(0)
-    picks_EK = torch.randint(len(receiver.embedding_ND), (len(episodes), k), generator=dice).to(receiver.device)
-    # In units of an embedding's entries, so that a step means the same for any receiver.
-    free_EKD = (receiver.embedding_ND[picks_EK].float() / unit).requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    ids_EK = torch.randint(len(receiver.embedding_ND), (len(episodes), k), generator=generator).to(receiver.device)
+    # In units of a typical embedding entry, so that a step means the same for any receiver.
+    free_EKD = (receiver.embedding_ND[ids_EK].float() / unit).requires_grad_()
     optimizer = torch.optim.Adam([free_EKD], lr=0.2)
     frame, layout = receiver.answer_frame(episodes[0].level), receiver.layout(episodes, k, place)
     targets_EVN = receiver.targets(episodes)

@@ -1,11 +1,4 @@
-# NEWDOC
-"""`python -m m2ray.diagnose CHECKPOINT`: where a codec loses its message, and whether the receiver reads it.
-
-Everything is measured on messages of the search part that no training saw, never on those of confirm.
-
-Shapes: E episodes, B a batch of them, A answer tokens, W words, V values of an answer, N values of a domain,
-K slots, D width.
-"""
+"""The diagnosis of a sweep's checkpoint, as a unit of work."""
 
 from __future__ import annotations
 
@@ -22,30 +15,31 @@ from m2ray.diagnosis.report import write_report
 from m2ray.receiver.loading import load_receiver
 
 
-def run_diagnosis(job: DiagnosisJob) -> None:
-    """Diagnose a checkpoint of a sweep on fresh episodes and write what was found into the job's folder.
-
-    Raises:
-        UserError: the receiver or the checkpoint is not there, or they do not fit each other.
-    """
-    receiver = load_receiver(job.trial.receiver)
-    codec, episodes = load_codec(job.folder, receiver), unseen_episodes(job.trial, receiver, job.episodes)
-    ceilings = min(FREE_EPISODES, job.episodes // FREE_SHARE)
-    found = diagnose(receiver, codec, job.trial, episodes, checkpoint_id(job.folder), job.constants, ceilings)
-    write_report(job.out, *found)
-
-
 @dataclass(frozen=True)
 class DiagnosisJob:
-    """A diagnosis of one checkpoint on fresh episodes of the search part, written into the folder `out`."""
+    """A diagnosis of one checkpoint on fresh episodes of the search part."""
 
     trial: TrialConfig
-    folder: Path
-    constants: Path
+    folder: Path  # the checkpoint's
+    constants: Path  # where trained content-free prefixes are kept
     episodes: int
-    out: Path
+    out: Path  # the folder for the report
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Name for progress lines."""
         return f"{'/'.join(self.folder.parts[-3:])}: diagnosis on {self.episodes} messages"
+
+
+def run_diagnosis(job: DiagnosisJob) -> None:
+    """Diagnose a checkpoint of a sweep on fresh episodes, and write the report into the job's folder.
+
+    Raises:
+        UserError: the receiver or the checkpoint is missing, or they do not fit each other.
+    """
+    receiver = load_receiver(job.trial.receiver)
+    codec, episodes = load_codec(job.folder, receiver), unseen_episodes(job.trial, receiver, job.episodes)
+    free_episodes = min(FREE_EPISODES, job.episodes // FREE_SHARE)
+    checkpoint = checkpoint_id(job.folder)
+    diagnosis, shown = diagnose(receiver, codec, job.trial, episodes, checkpoint, job.constants, free_episodes)
+    write_report(job.out, diagnosis, shown)

@@ -1,17 +1,14 @@
-# NEWDOC
-"""`python -m m2ray.diagnose CHECKPOINT`: where a codec loses its message, and whether the receiver reads it.
+"""Measure one codec: where it loses its message, and whether the receiver reads it.
 
-Everything is measured on messages of the search part that no training saw, never on those of confirm.
-
-Shapes: E episodes, B a batch of them, A answer tokens, W words, V values of an answer, N values of a domain,
-K slots, D width.
+Shapes: E episodes, B a batch of them, A answer tokens, W words of the vocabulary, F features, K slots, D width,
+S slots of all episodes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,24 +16,157 @@ from torch import Tensor
 
 from m2ray.codec.checkpoints import CheckpointId
 from m2ray.codec.codec import Codec
-from m2ray.config.trial import TrialConfig
+from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.diagnosis.figures import FigureInputs
 from m2ray.diagnosis.findings import Diagnosis, Gap, Norms, Success
 from m2ray.diagnosis.free_vectors import FREE_EPISODES, FREE_STEPS, free_vectors
-from m2ray.diagnosis.messages import PROBE_MESSAGES, PROBE_TIMES, probe_messages, training_messages
-from m2ray.diagnosis.probes import facts_of, fields_of, probe, shared_facts, similarity_map, stages
+from m2ray.diagnosis.messages import probe_messages, training_messages
+from m2ray.diagnosis.probes import (
+    Probe,
+    probe,
+    probed_facts,
+    read_fields,
+    shared_facts,
+    similarity_map,
+    stage_features,
+)
 from m2ray.evaluation.conditions import ConditionInputs, Injection, get_condition
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.judging import statistics as stats
+from m2ray.judging.statistics import Estimate
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.answers import verify
 from m2ray.tasks.episodes import Episode
+from m2ray.tasks.level import Fact
 from m2ray.training.constant_prefix import trained_constant
 
 
+def diagnose(
+    receiver: Receiver,
+    codec: Codec,
+    trial: TrialConfig,
+    episodes: Sequence[Episode],
+    checkpoint: CheckpointId,
+    constants: Path,
+    free_episodes: int = FREE_EPISODES,
+) -> tuple[Diagnosis, FigureInputs]:
+    """Measure one codec.
+
+    Args:
+        receiver: Agent B, frozen.
+        codec: The codec, trained for that receiver.
+        trial: Its configuration.
+        episodes: Held-out episodes of the part search or select.
+        checkpoint: The checkpoint's identity; its training seed decides which episodes it was trained on.
+        constants: Folder of trained content-free prefixes; see `m2ray.training.constant_prefix.trained_constant`.
+        free_episodes: Number of episodes that free vectors are fitted to; 0 leaves all ceilings out.
+
+    Returns:
+        The figures, with the findings that follow from them, and the inputs of the pictures.
+
+    Raises:
+        UserError: there are too few episodes, or too few different messages among them.
+    """
+    slots, batch_size = codec.config, trial.evaluation.batch_size
+    constant = trained_constant(receiver, trial, slots, constants) if free_episodes else None
+    held_out = ConditionInputs(receiver, episodes, codec, constant, batch_size)
+    fit = ConditionInputs(receiver, probe_messages(trial, receiver, len(episodes)), codec, constant, batch_size)
+    facts = probed_facts(fit.episodes, episodes)
+    shown = FigureInputs(stage_features(held_out), shared_facts(episodes))
+    probes = fit_probes(fit, shown.features, episodes, facts)
+
+    names = ["normal", "shuffle", "null", "P0", "P1", *(["constant"] if constant else [])]
+    injections = {name: get_condition(name).inject(held_out) for name in names}
+    nll = {name: answer_nll_parts(receiver, episodes, injections[name], batch_size) for name in names}
+    training = training_messages(trial, checkpoint.seed, len(episodes))
+    seen = ConditionInputs(receiver, training, codec, None, batch_size)
+    seen_gaps = training_gaps(seen)
+
+    solved, success = {}, {}
+    for name in names:
+        solved[name], success[name] = decode_success(receiver, trial, episodes, injections[name])
+    if free_episodes:
+        success["free"] = free_vector_success(receiver, trial, episodes[:free_episodes], slots)
+
+    used = {
+        "probe_messages": len(fit.episodes),
+        "probed_facts": len(facts),
+        "training_messages": len(training),
+    }
+    diagnosis = Diagnosis(
+        about=describe(receiver, codec, trial, episodes, checkpoint) | used,
+        path=message_path(slots),
+        maps={name: similarity_map(rows_EF, shown.shared_EE) for name, rows_EF in shown.features.items()},
+        probes=probes,
+        nll={name: (float(part.digits_E.mean()), float(part.format_E.mean())) for name, part in nll.items()},
+        gaps=nll_gaps(nll),
+        seen=seen_gaps,
+        success=success,
+        ahead={n: stats.paired_difference(solved["normal"], solved[n]) for n in solved if n != "normal"},
+        retention=stats.retention(solved["normal"], solved["P0"], solved["P1"]),
+        norms=prefix_norms(held_out),
+    )
+    return diagnosis, shown
+
+
+def describe(
+    receiver: Receiver, codec: Codec, trial: TrialConfig, episodes: Sequence[Episode], checkpoint: CheckpointId
+) -> dict[str, Any]:
+    """Return the checkpoint, its settings and the held-out messages, as the report's head states them."""
+    slots = codec.config
+    return {
+        "config": checkpoint.config,
+        "seed": checkpoint.seed,
+        "checkpoint": codec.digest,
+        "receiver": f"{receiver.name} ({receiver.digest})",
+        "level": trial.task.level,
+        "encoder": slots.encoder,
+        "k": slots.k,
+        "place": slots.place,
+        "n": len(episodes),
+        "seeds": f"{episodes[0].seed}:{episodes[-1].seed + 1}",
+    }
+
+
+def message_path(codec: CodecConfig) -> tuple[str, ...]:
+    """Return the stages that a message passes through in a codec; only `last_token` reads a pooled state."""
+    if codec.encoder == "last_token":
+        return ("tokens", "pooled", "latent", "prefix")
+    return ("tokens", "latent", "prefix")
+
+
+# --- what the stages hold ------------------------------------------------------------------------------------
+
+
+def fit_probes(
+    fit: ConditionInputs, held_out: Mapping[str, Tensor], episodes: Sequence[Episode], facts: list[Fact]
+) -> dict[str, Probe]:
+    """Fit a probe to every stage, and score it on held-out episodes.
+
+    Args:
+        fit: The messages that fit the probes.
+        held_out: Features of the held-out episodes by stage, [E, F].
+        episodes: The held-out episodes.
+        facts: The facts to probe for.
+    """
+    features = stage_features(fit)
+    known, wanted = read_fields(fit.episodes, facts), read_fields(episodes, facts)
+    return {name: probe(features[name], rows_EF, known, wanted) for name, rows_EF in held_out.items()}
+
+
+def prefix_norms(inputs: ConditionInputs) -> Norms:
+    """Return the norms of the codec's prefix vectors over the mean token-embedding norm."""
+    norm_S = inputs.prefixes_EKD.float().norm(dim=-1).flatten().cpu().numpy() / inputs.receiver.embedding_norm
+    low, high = np.quantile(norm_S, [0.05, 0.95])
+    return Norms(float(norm_S.mean()), float(low), float(high), float(inputs.tested_codec.scale_gate.detach()))
+
+
+# --- likelihood of the answer --------------------------------------------------------------------------------
+
+
 class AnswerNll(NamedTuple):
-    """Mean nats per token of the answer: of its values (digits), of all its other tokens (format), [E] each."""
+    """Mean nats per token of the answer's values (digits), and of all its other tokens (format)."""
 
     digits_E: Tensor
     format_E: Tensor
@@ -46,7 +176,10 @@ class AnswerNll(NamedTuple):
 def answer_nll_parts(
     receiver: Receiver, episodes: Sequence[Episode], injection: Injection, batch_size: int
 ) -> AnswerNll:
-    """Nats as `m2ray.evaluation.value_nll` counts them, and those it leaves out. All episodes have the same k."""
+    """Return the nats of the answer's values, as `m2ray.receiver.scoring.value_nll` does, and of its other tokens.
+
+    All episodes have the same number of slots.
+    """
     frame = receiver.answer_frame(episodes[0].level)
     digits_A = torch.zeros(len(frame.ids_A), dtype=torch.bool)
     digits_A[frame.positions_V] = True
@@ -64,104 +197,43 @@ def answer_nll_parts(
     return AnswerNll(nll_EA[:, digits_A].mean(1), nll_EA[:, ~digits_A].mean(1))
 
 
-def diagnose(
-    receiver: Receiver,
-    codec: Codec,
-    trial: TrialConfig,
-    episodes: Sequence[Episode],
-    subject: CheckpointId,
-    constants: Path,
-    free_episodes: int = FREE_EPISODES,
-) -> tuple[Diagnosis, FigureInputs]:
-    """Measure one codec.
-
-    Args:
-        receiver: Agent B, frozen.
-        codec: The codec, trained for that receiver.
-        trial: Its configuration.
-        episodes: Held-out ones, of the part search or select.
-        subject: Whose checkpoint it is; its training seed says which episodes it was trained on.
-        constants: Where trained content-free prefixes are kept; see `m2ray.jobs.trained_constant`.
-        free_episodes: On how many episodes free vectors are fitted; 0 leaves all ceilings out.
-
-    Returns:
-        The figures, with the findings that follow from them, and what the pictures need.
-
-    Raises:
-        UserError: too few episodes, or too few different messages among them.
-    """
-    size, slots = trial.evaluation.batch_size, codec.config
-    constant = trained_constant(receiver, trial, slots, constants) if free_episodes else None
-    fitting = probe_messages(trial, receiver, min(PROBE_MESSAGES, PROBE_TIMES * len(episodes)))
-    held, fit = (ConditionInputs(receiver, part, codec, constant, size) for part in (episodes, fitting))
-    facts = facts_of(fit.episodes, held.episodes)
-    shown = FigureInputs(stages(held), shared_facts(episodes))
-    fit_features, known, wanted = stages(fit), fields_of(fit.episodes, facts), fields_of(episodes, facts)
-
-    names = ["normal", "shuffle", "null", "P0", "P1", *(["constant"] if constant else [])]
-    injections = {name: get_condition(name).inject(held) for name in names}
-    nll = {name: answer_nll_parts(receiver, episodes, injections[name], size) for name in names}
-    seen = ConditionInputs(receiver, training_messages(trial, subject.seed, len(episodes)), codec, None, size)
-    seen_nll = {
-        name: answer_nll_parts(receiver, seen.episodes, get_condition(name).inject(seen), size).digits_E
-        for name in ("normal", "shuffle", "P0")
+def nll_gaps(nll: Mapping[str, AnswerNll]) -> dict[str, Gap]:
+    """Return the gap of every condition to the right message."""
+    right = nll["normal"]
+    return {
+        name: Gap(
+            stats.paired_difference(part.digits_E, right.digits_E),
+            stats.paired_difference(part.format_E, right.format_E),
+        )
+        for name, part in nll.items()
+        if name != "normal"
     }
-    solved, success = {}, {}
-    for name in names:
-        solved[name], success[name] = decode_success(receiver, trial, episodes, injections[name])
-    if free_episodes:
-        few = episodes[:free_episodes]
-        vectors = free_vectors(receiver, few, slots.k, slots.place, FREE_STEPS)
-        _, success["free"] = decode_success(receiver, trial, few, Injection(None, list(vectors), slots.place))
 
-    norm_S = held.prefixes_EKD.float().norm(dim=-1).flatten().cpu().numpy() / receiver.embedding_norm
-    low, high = np.quantile(norm_S, [0.05, 0.95])
-    path = (
-        ("tokens", "pooled", "latent", "prefix")
-        if slots.encoder == "last_token"
-        else ("tokens", "latent", "prefix")
-    )
-    diagnosis = Diagnosis(
-        about={
-            "config": subject.config,
-            "seed": subject.seed,
-            "checkpoint": codec.digest,
-            "receiver": f"{receiver.name} ({receiver.digest})",
-            "level": trial.task.level,
-            "encoder": slots.encoder,
-            "k": slots.k,
-            "place": slots.place,
-            "n": len(episodes),
-            "seeds": f"{episodes[0].seed}:{episodes[-1].seed + 1}",
-            "probe_messages": len(fit.episodes),
-            "probed_facts": len(facts),
-            "training_messages": len(seen.episodes),
-        },
-        path=path,
-        maps={name: similarity_map(rows, shown.shared_EE) for name, rows in shown.features.items()},
-        probes={name: probe(fit_features[name], rows, known, wanted) for name, rows in shown.features.items()},
-        nll={name: (float(part.digits_E.mean()), float(part.format_E.mean())) for name, part in nll.items()},
-        gaps={
-            name: Gap(
-                stats.paired_difference(part.digits_E, nll["normal"].digits_E),
-                stats.paired_difference(part.format_E, nll["normal"].format_E),
-            )
-            for name, part in nll.items()
-            if name != "normal"
-        },
-        seen={name: stats.paired_difference(seen_nll[name], seen_nll["normal"]) for name in ("shuffle", "P0")},
-        success=success,
-        ahead={n: stats.paired_difference(solved["normal"], solved[n]) for n in solved if n != "normal"},
-        retention=stats.retention(solved["normal"], solved["P0"], solved["P1"]),
-        norms=Norms(float(norm_S.mean()), float(low), float(high), float(codec.scale_gate.detach())),
-    )
-    return diagnosis, shown
+
+def training_gaps(seen: ConditionInputs) -> dict[str, Estimate]:
+    """Return the gaps of digits of shuffle and P0 on messages that the codec was trained on."""
+    digits = {}
+    for name in ("normal", "shuffle", "P0"):
+        injection = get_condition(name).inject(seen)
+        digits[name] = answer_nll_parts(seen.receiver, seen.episodes, injection, seen.batch_size).digits_E
+    return {name: stats.paired_difference(digits[name], digits["normal"]) for name in ("shuffle", "P0")}
+
+
+# --- decoded answers -----------------------------------------------------------------------------------------
 
 
 def decode_success(
     receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], injection: Injection
 ) -> tuple[list[bool], Success]:
-    """Which episodes are solved under a condition, and how many."""
+    """Decode B's answers under an injection; return which episodes are solved, and how many."""
     answers, nll_E = answer_episodes(receiver, episodes, injection, trial.evaluation)
     solved = [verify(e, text, receiver.style.answer).success for e, text in zip(episodes, answers, strict=True)]
     return solved, Success(sum(solved), len(solved), float(nll_E.mean()))
+
+
+def free_vector_success(
+    receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], slots: CodecConfig
+) -> Success:
+    """Return the success of vectors that are fitted to each episode's answer."""
+    vectors_EKD = free_vectors(receiver, episodes, slots.k, slots.place, FREE_STEPS)
+    return decode_success(receiver, trial, episodes, Injection(None, list(vectors_EKD), slots.place))[1]

@@ -1,98 +1,98 @@
-# NEWDOC
-"""`python -m m2ray.diagnose CHECKPOINT`: where a codec loses its message, and whether the receiver reads it.
+"""Choose the messages of a diagnosis: held-out ones, those that fit the probes, and those of the codec's training.
 
-Everything is measured on messages of the search part that no training saw, never on those of confirm.
-
-Shapes: E episodes, B a batch of them, A answer tokens, W words, V values of an answer, N values of a domain,
-K slots, D width.
+Held-out messages are of the search part, or of the select split where it is named; never of the confirm part.
 """
 
 from __future__ import annotations
 
 from m2ray.config.trial import Splits, TrialConfig, parse_seeds
-from m2ray.diagnosis.probes import facts_of
+from m2ray.diagnosis.probes import probed_facts
 from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode
 from m2ray.training.schedule import training_batch
 from m2ray.util.errors import UserError
 
-EPISODES = 1000  # held-out messages, where no seeds are named
-
-
-PROBE_MESSAGES, PROBE_TIMES = (
-    2000,
-    4,
-)  # of the training part, that fit the probes: at most; times the held-out ones
+HELD_OUT_MESSAGES = 1000  # where neither a split nor seeds are named
+PROBE_MESSAGES = 2000  # largest number of messages of the training part that fit the probes
+PROBE_TIMES = 4  # times as many messages fit the probes as are held out
 
 
 def first_fresh_seed(trial: TrialConfig, receiver: Receiver) -> int:
-    """The first seed past every split and past the receiver's own training."""
+    """Return the first seed after those of all splits and of the receiver's own training."""
     ranges = [trial.splits.seeds(name) for name in Splits.model_fields]
     if seeds := receiver.card.get("train_seeds"):
         ranges.append(parse_seeds(seeds))
     return max(seeds.stop for seeds in ranges)
 
 
+def fresh_seeds(trial: TrialConfig, receiver: Receiver, count: int) -> range:
+    """Return the seeds of episodes that nothing has used yet."""
+    first = first_fresh_seed(trial, receiver)
+    return range(first, first + count)
+
+
 def unseen_episodes(trial: TrialConfig, receiver: Receiver, count: int) -> list[Episode]:
-    """Fresh episodes of the search part; of a file, lines of the search split."""
-    start = first_fresh_seed(trial, receiver)
-    seeds = range(start, start + count)
+    """Return fresh episodes of the search part; for a task file, the first lines of the search split."""
+    seeds = fresh_seeds(trial, receiver, count)
     if trial.task.file is not None:
         seeds = trial.splits.seeds("search")[:count]
     return EpisodeSource(trial.task).get(seeds, "search")
 
 
-def probe_messages(trial: TrialConfig, receiver: Receiver, count: int) -> list[Episode]:
-    """Episodes of the training part that fit the probes, each message once; of a file, its training lines."""
-    start = first_fresh_seed(trial, receiver)
-    seeds = range(start, start + count)
+def probe_messages(trial: TrialConfig, receiver: Receiver, held_out: int) -> list[Episode]:
+    """Return fresh episodes of the training part that fit the probes, with each message once.
+
+    For a task file they are the first lines of its train split. `held_out` is the number of held-out messages.
+    """
+    count = min(PROBE_MESSAGES, PROBE_TIMES * held_out)
+    seeds = fresh_seeds(trial, receiver, count)
     if trial.task.file is not None:
         seeds = trial.splits.seeds("train")[:count]
-    drawn = EpisodeSource(trial.task).get(seeds, "train")
-    return list({episode.content: episode for episode in drawn}.values())
+    episodes = EpisodeSource(trial.task).get(seeds, "train")
+    return list({episode.content: episode for episode in episodes}.values())
 
 
 def training_messages(trial: TrialConfig, training_seed: int, count: int) -> list[Episode]:
-    """The first of the episodes that the codec was trained on."""
+    """Return the first `count` of the episodes that the codec was trained on, or all where there are fewer."""
     seeds, training = trial.splits.seeds("train"), trial.training
-    taken = min(count, len(seeds), training.epochs * training.epoch_samples)
-    return training_batch(EpisodeSource(trial.task), seeds, range(taken), training_seed)
+    count = min(count, len(seeds), training.epochs * training.epoch_samples)
+    return training_batch(EpisodeSource(trial.task), seeds, range(count), training_seed)
 
 
 def check_messages(trial: TrialConfig, receiver: Receiver, count: int) -> None:
-    """Refuse a number of episodes on which no diagnosis can be made, before anything is trained.
+    """Refuse, before anything is trained, a number of held-out messages that is too small for a diagnosis.
 
     Raises:
-        UserError: too few.
+        UserError: there are too few messages.
     """
-    facts_of(
-        probe_messages(trial, receiver, min(PROBE_MESSAGES, PROBE_TIMES * count)),
-        unseen_episodes(trial, receiver, count),
-    )
+    probed_facts(probe_messages(trial, receiver, count), unseen_episodes(trial, receiver, count))
 
 
 def held_out_episodes(
     trial: TrialConfig, receiver: Receiver, split: str | None, seeds: str | None
 ) -> list[Episode]:
-    """The episodes to diagnose on: of a split, or of seeds, which yield messages of the search part.
+    """Return the episodes to diagnose on: those of a split, or of seeds A:B; default: fresh ones.
+
+    Messages of named seeds are of the search part.
 
     Raises:
-        UserError: not a range of seeds, or lines of a file that are in training or on confirm.
+        UserError: `seeds` is not a range, or names lines of a file that are in training or on confirm.
     """
     source = EpisodeSource(trial.task)
+    if split is not None:
+        return source.get(trial.splits.seeds(split), split)
     if seeds is None:
-        return (
-            source.get(trial.splits.seeds(split), split) if split else unseen_episodes(trial, receiver, EPISODES)
-        )
+        return unseen_episodes(trial, receiver, HELD_OUT_MESSAGES)
     try:
-        named = parse_seeds(seeds)
+        requested = parse_seeds(seeds)
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
-    source.check_unseen(named, trial.splits)
+    source.check_unseen(requested, trial.splits)
     confirm = trial.splits.seeds("confirm")
-    if trial.task.file is not None and named.start < confirm.stop and confirm.start < named.stop:
+    if trial.task.file is not None and requested.start < confirm.stop and confirm.start < requested.stop:
         raise UserError(
-            f"--seeds {seeds}: lines of splits.confirm {trial.splits.confirm}; a diagnosis keeps off them"
+            f"--seeds {seeds}: lines of splits.confirm {trial.splits.confirm}, which a diagnosis must not use; "
+            "choose other lines"
         )
-    return source.get(named, "search")
+    return source.get(requested, "search")

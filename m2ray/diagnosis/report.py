@@ -1,9 +1,8 @@
-"""A diagnosis for people: tables, the root cause question by question, and the files of one checkpoint."""
+"""Write a diagnosis: tables, the root cause question by question, and the files of one checkpoint."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from m2ray.diagnosis.figures import FigureInputs, draw_diagnosis
 from m2ray.diagnosis.findings import ALIKE, HOLDS, ONE_WAY, STAGE, Diagnosis, format_nats, probe_accuracy
@@ -16,98 +15,162 @@ from m2ray.util.text import percent
 PICTURES = ("stages", "maps")
 
 
-def _percent_interval(estimate: Estimate) -> str:
-    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+def write_report(folder: Path, d: Diagnosis, shown: FigureInputs) -> None:
+    """Write the pictures, diagnosis.md and, last, diagnosis.json: where that exists, the others do, too."""
+    draw_diagnosis(folder, d, shown)
+    about = ", ".join(f"{key} {value}" for key, value in d.about.items())
+    pictures = [f"![{name}]({name}.png)" for name in PICTURES]
+    title = f"# Diagnosis of {d.about['config']}, training seed {d.about['seed']}"
+    text = "\n\n".join([title, about, *report_sections(d), *pictures])
+    write_atomic(folder / "diagnosis.md", (text + "\n").encode())
+    write_json(folder / "diagnosis.json", {**d.json(), "root_cause": root_cause(d)})
+
+
+def report_sections(d: Diagnosis) -> list[str]:
+    """Return the findings, the root cause and all figures, as sections in Markdown."""
+    findings = "## Findings\n\n" + "\n".join(f"- {name}: {sentence}" for name, sentence in d.findings)
+    titled = {"Root cause": root_cause(d), **tables(d)}
+    return [findings, *(f"## {title}\n\n{markdown(table)}" for title, table in titled.items())]
+
+
+# --- figures -------------------------------------------------------------------------------------------------
 
 
 def tables(d: Diagnosis) -> dict[str, Table]:
-    """The figures, by title."""
-    stages = [
+    """Return the figures as tables, by title."""
+    return {
+        "Stages: what linear probes read, how alike messages are": _stage_table(d),
+        "Nats by condition": _nll_table(d),
+        "Success by decoding": _success_table(d),
+        "Scale": _scale_table(d),
+    }
+
+
+def _stage_table(d: Diagnosis) -> Table:
+    table = [
         ["stage", "facts %", "values left %", "majority %", "cosine", "centred", "rank", "spread %", "follows"]
     ]
     for name, probe in d.probes.items():
-        seen = d.maps[name]
+        similarity = d.maps[name]
         row = [
             name if name in d.path else f"({name})",
             _percent_interval(probe.facts),
             _percent_interval(probe.values),
         ]
-        row += [f"{100 * probe.majority:.1f}", f"{seen.cosine:.3f}", f"{seen.cosine_centred:.3f}"]
-        row += [f"{seen.effective_rank:.1f}", f"{100 * seen.spread:.0f}", f"{seen.follows:.2f}"]
-        stages.append(row)
-    nll = [["condition", "nats a digit", "gap", "nats a format token", "gap"]]
+        row += [f"{100 * probe.majority:.1f}", f"{similarity.cosine:.3f}", f"{similarity.cosine_centred:.3f}"]
+        row += [f"{similarity.effective_rank:.1f}", f"{100 * similarity.spread:.0f}", f"{similarity.follows:.2f}"]
+        table.append(row)
+    return table
+
+
+def _nll_table(d: Diagnosis) -> Table:
+    table = [["condition", "nats a digit", "gap", "nats a format token", "gap"]]
     for name, (digits, other) in d.nll.items():
         gap = d.gaps.get(name)
-        shown = ["", ""] if gap is None else [format_nats(gap.digits), format_nats(gap.format)]
-        nll.append([name, f"{digits:.3f}", shown[0], f"{other:.3f}", shown[1]])
+        cells = ["", ""] if gap is None else [format_nats(gap.digits), format_nats(gap.format)]
+        table.append([name, f"{digits:.3f}", cells[0], f"{other:.3f}", cells[1]])
     for name, seen_gap in d.seen.items():
-        nll.append([f"{name}, training messages", "", format_nats(seen_gap), "", ""])
-    board = [["prefix", "solved", "95 % CI", "nats a digit"]]
-    for name, found in d.success.items():
-        low, high = stats.wilson(found.successes, found.n)
-        board.append([name, str(found), f"[{percent(low)}, {percent(high)}]", f"{found.digits:.3f}"])
-    scale = [["norm of a prefix vector, 1 = a token embedding's", "5 % quantile", "95 % quantile", "scale_gate"]]
-    scale.append([f"{figure:.2f}" for figure in d.norms])
-    return {
-        "Stages: what linear probes read, how alike messages are": stages,
-        "Nats by condition": nll,
-        "Success by decoding": board,
-        "Scale": scale,
-    }
+        table.append([f"{name}, training messages", "", format_nats(seen_gap), "", ""])
+    return table
+
+
+def _success_table(d: Diagnosis) -> Table:
+    table = [["prefix", "solved", "95 % CI", "nats a digit"]]
+    for name, success in d.success.items():
+        low, high = stats.wilson(success.successes, success.n)
+        table.append([name, str(success), f"[{percent(low)}, {percent(high)}]", f"{success.digits:.3f}"])
+    return table
+
+
+def _scale_table(d: Diagnosis) -> Table:
+    head = ["norm of a prefix vector, 1 = a token embedding's", "5 % quantile", "95 % quantile", "scale_gate"]
+    return [head, [f"{figure:.2f}" for figure in d.norms]]
+
+
+def _percent_interval(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+# --- root cause ----------------------------------------------------------------------------------------------
 
 
 def root_cause(d: Diagnosis) -> Table:
-    """What has to hold for a message to arrive, in its order, with the figures; a `no` is a cause."""
+    """Return what has to hold for a message to arrive, in order, with the figures; a `no` is a cause."""
     found = {finding.name for finding in d.findings}
-    prefix, gain, scale, solved = d.maps["prefix"], d.gaps["null"], d.norms, d.success
+    return [
+        ["Question", "Measured", "Answer"],
+        *_message_rows(d, found),
+        *_reading_rows(d, found),
+        *_ceiling_rows(d, found),
+    ]
+
+
+def _message_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
+    """Return the questions on the message: as text, and in the prefix."""
+    prefix, solved = d.maps["prefix"], d.success
     steps = ", ".join(f"{probe_accuracy(d.probes[stage])} from {STAGE[stage]}" for stage in d.path)
     lost = [STAGE[stage] for stage in d.path if f"lost_{stage}" in found]
-    keeps = f"no: lost at {', '.join(lost)}" if lost else _yes(d.probes["prefix"].held >= HOLDS)
-    rows: list[tuple[str, str, str]] = [
-        (
+    return [
+        [
             "Does the message as text help B?",
             f"{solved['P1']} solved with it, {solved['P0']} without; worth {d.worth:.3f} nats a digit",
             _yes("deaf" not in found),
-        ),
-        ("Does the prefix still hold the message?", f"probes right about its facts: {steps} (chance 50%)", keeps),
-        (
+        ],
+        [
+            "Does the prefix still hold the message?",
+            f"probes right about its facts: {steps} (chance 50%)",
+            f"no: lost at {', '.join(lost)}" if lost else _yes(d.probes["prefix"].held >= HOLDS),
+        ],
+        [
             "Do prefixes of different messages differ?",
             f"mean cosine {prefix.cosine:.3f}, effective rank {prefix.effective_rank:.1f}",
             _yes(prefix.cosine <= ALIKE and prefix.effective_rank >= ONE_WAY),
-        ),
-        (
+        ],
+    ]
+
+
+def _reading_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
+    """Return the questions on the receiver: whether it reads the prefix, and what helps it."""
+    gain, scale, solved = d.gaps["null"], d.norms, d.success
+    return [
+        [
             "Does B read it?",
             f"a wrong message costs {format_nats(d.gaps['shuffle'].digits)} a digit",
             _read(found),
-        ),
-        (
+        ],
+        [
             "Does it help B?",
             f"{solved['normal']} solved with it, {solved['P0']} without; retention {d.retention.value:.2f}",
-            _yes(d.helps),
-        ),
-        (
+            _yes(d.prefix_helps),
+        ],
+        [
             "Is its gain over zeros content rather than form?",
             f"{format_nats(gain.digits)} a digit, {format_nats(gain.format)} a format token",
             _yes("format" not in found) if max(gain.digits.low, gain.format.low) > 0 else "no gain",
-        ),
-        (
+        ],
+        [
             "Does it hold on unseen messages as on trained ones?",
             f"a wrong message costs {format_nats(d.seen['shuffle'])} a digit on those it was trained on",
             _yes("memorised" not in found),
-        ),
-        (
+        ],
+        [
             "Is its scale one that B knows?",
             f"norm {scale.mean:.2f} of a token embedding's, 90 % of vectors {scale.low:.2f} to {scale.high:.2f}",
             _yes("norm" not in found),
-        ),
+        ],
     ]
+
+
+def _ceiling_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
+    """Return the questions on ceilings, where they were measured."""
+    rows, solved = [], d.success
     if "constant" in solved:
         figures = f"{solved['normal']} solved, {solved['constant']} with a trained prefix without content"
-        rows.append(("Is it more than priming?", figures, _yes("priming" not in found)))
+        rows.append(["Is it more than priming?", figures, _yes("priming" not in found)])
     if "free" in solved:
         figures = f"{d.about['k']} vectors fitted to each episode solve {solved['free']}"
-        rows.append(("Could so many vectors carry it?", figures, _yes("capacity_suffices" in found)))
-    return [["Question", "Measured", "Answer"], *(list(row) for row in rows)]
+        rows.append(["Could so many vectors carry it?", figures, _yes("capacity_suffices" in found)])
+    return rows
 
 
 def _yes(holds: bool) -> str:
@@ -117,26 +180,3 @@ def _yes(holds: bool) -> str:
 def _read(found: set[str]) -> str:
     answers = {"healthy": "yes", "wrong_hurts": "in part", "hardly_read": "hardly", "backwards": "backwards"}
     return next((answer for name, answer in answers.items() if name in found), "no")
-
-
-def report_sections(d: Diagnosis) -> list[str]:
-    """All of a diagnosis in Markdown, the findings first."""
-    parts = ["## Findings\n\n" + "\n".join(f"- {name}: {sentence}" for name, sentence in d.findings)]
-    named = {"Root cause": root_cause(d), **tables(d)}
-    return parts + [f"## {title}\n\n{markdown(table)}" for title, table in named.items()]
-
-
-def write_report(folder: Path, d: Diagnosis, shown: FigureInputs) -> None:
-    """Write pictures, diagnosis.md and, when they are there, diagnosis.json."""
-    draw_diagnosis(folder, d, shown)
-    about = ", ".join(f"{key} {value}" for key, value in d.about.items())
-    pictures = [f"![{name}]({name}.png)" for name in PICTURES]
-    whole = [
-        f"# Diagnosis of {d.about['config']}, training seed {d.about['seed']}",
-        about,
-        *report_sections(d),
-        *pictures,
-    ]
-    write_atomic(folder / "diagnosis.md", ("\n\n".join(whole) + "\n").encode())
-    figures: dict[str, Any] = d.json()
-    write_json(folder / "diagnosis.json", {**figures, "root_cause": root_cause(d)})

@@ -1,8 +1,4 @@
-# NEWDOC
-"""The diagnoses of a sweep, read back: a section of each attempt's report, and one table of all arms.
-
-An arm is a configuration; its figures are means over its training seeds.
-"""
+"""The diagnoses in a results folder: where they are kept, reading them, and recording failures."""
 
 from __future__ import annotations
 
@@ -17,15 +13,15 @@ FOLDER = "diagnoses"
 
 
 def diagnosis_folder(root: Path, config: str, seed: int) -> Path:
-    """Where a sweep keeps the diagnosis of a configuration and training seed."""
+    """Return the folder in which a sweep keeps the diagnosis of a configuration and training seed."""
     return root / FOLDER / f"{config}-seed-{seed}"
 
 
 def read_diagnosis(folder: Path) -> dict[str, Any]:
-    """A diagnosis, or why it failed (`failed`); empty where there is none.
+    """Return the content of diagnosis.json: a diagnosis, or why it failed (`failed`); empty if there is no file.
 
     Raises:
-        UserError: damaged.
+        UserError: the file is damaged.
     """
     file = folder / "diagnosis.json"
     if not file.is_file():
@@ -42,5 +38,5 @@ def read_diagnosis(folder: Path) -> dict[str, Any]:
 
 
 def record_failure(folder: Path, config: str, seed: int, cause: str) -> None:
-    """Say in a diagnosis's place why it failed; `--resume` tries again."""
+    """Write, in place of a diagnosis, why it failed; `--resume` tries again."""
     write_json(folder / "diagnosis.json", {"about": {"config": config, "seed": seed}, "failed": cause})

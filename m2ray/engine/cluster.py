@@ -119,9 +119,7 @@ def check_resources(resources: Resources, workers: int, local: bool) -> None:
         needed, held = workers * amount, available.get(name, 0.0)
         if needed <= held:
             continue
-        line = (
-            f"resources.{name.lower()}s_per_worker: a training needs {needed:g} {name}s, and there are {held:g}"
-        )
+        line = f"resources.{name.lower()}s_per_worker: a training needs {needed:g} {name}s, and there are {held:g}"
         if local:
             raise UserError(f"{line}; lower it or workers, or give the --address of a larger cluster")
         print(f"{line}; it waits for more nodes", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Evaluation jobs: which checkpoint is run under which conditions on which split. Evaluators run them in any order."""
+"""Evaluation jobs: which checkpoint is run under which conditions on which split, in any order."""
 
 from __future__ import annotations
 

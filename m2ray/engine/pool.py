@@ -52,15 +52,15 @@ class _Running:
 class Pool:
     """A fixed number of evaluators over a queue of jobs; no job is lost, none is done twice.
 
-    Each actor has one job in flight. A dead actor is replaced and its job tried again, up to `tries` times; a Python
-    error is final and recorded; a job over the time limit counts as a death. (`ray.util.ActorPool` drops the jobs of
-    actors that die.)
+    Each actor has one job in flight. A dead actor is replaced and its job tried again, up to `tries` times; a
+    Python error is final and recorded; a job over the time limit counts as a death. (`ray.util.ActorPool` drops
+    the jobs of actors that die.)
 
     Args:
         work: The function an actor applies to a job.
-        size: Number of actors. Those that hold a share of a GPU are started at once: later, they would wait for what
-            the trials hold. Others are started for the first job that waits for one, so that the trials get the
-            processes that Ray keeps ready. See `grow`.
+        size: Number of actors. Those that hold a share of a GPU are started at once: later, they would wait for
+            what the trials hold. Others are started for the first job that waits for one, so that the trials get
+            the processes that Ray keeps ready. See `grow`.
         gpus: GPUs of each actor; may be a fraction.
         tries: Times a job is started before it counts as failed.
         limit_s: Time limit of a job in seconds.

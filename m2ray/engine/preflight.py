@@ -1,17 +1,16 @@
-# NEWDOC
-"""Before anything is trained: whether a sweep can be run and judged, and what it will take."""
+"""Check, before anything is trained, that a sweep can be run and judged; print what it will take."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from m2ray.codec.codec import Codec
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
+from m2ray.config.trial import EVALUATION_SPLITS
 from m2ray.diagnosis.messages import check_messages
 from m2ray.engine.cost import count_work, estimate_minutes
-from m2ray.engine.jobs import EVALUATION_SPLITS
 from m2ray.evaluation.conditions import derangement
 from m2ray.evaluation.runner import check_no_leak
 from m2ray.receiver.episode_source import EpisodeSource, check_receiver_seeds
@@ -23,133 +22,167 @@ from m2ray.training.trainer import load_start_weights
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
 
-SCALE_TOLERANCE = 2.0  # how many times too large or small a scale is worth a word
+SCALE_TOLERANCE = 2.0  # a scale_gate too large or small by this factor gets a note
+REPORTED = ("normal", "null", "shuffle", "P0")  # conditions that score and reports compare, whatever the gate
+NOTED_EPISODES = 50  # episodes that notes and the tokens per row are taken from
 
 
-REPORTED = ("normal", "null", "shuffle", "P0")  # what score and reports compare, whatever the gate
+# --- checks --------------------------------------------------------------------------------------------------
 
 
 def check_plan(plan: Plan, gate: GateConfig) -> None:
     """Refuse now what would otherwise fail in every trial, or after the last one.
 
     Raises:
-        UserError: a tracker is not installed, a condition that is judged is not played, a number of slots exceeds
-            the receiver's context, a checkpoint to start from does not fit, the receiver lacks words of the level,
-            a split has too few different messages, overlaps what codec or receiver are trained on, or B's prompt
+        UserError: a tracker is not installed, a judged condition is not run, a number of slots exceeds the
+            receiver's context, a checkpoint to start from does not fit, the receiver lacks words of the level, a
+            split has too few different messages or overlaps what codec or receiver are trained on, or B's prompt
             leaks the message.
     """
     example, file = plan.example, plan.file
     check_installed(example.trackers)
-    played = example.evaluation.condition_names
     for name in dict.fromkeys([*REPORTED, *gate.conditions]):
-        if name not in played:
+        if name not in example.evaluation.condition_names:
             raise UserError(
                 f"{file}: trial.evaluation.conditions: lacks {name}, which gate {gate.name} and the score "
                 "compare; add it"
             )
     try:
         receiver = load_receiver(example.receiver)
-        for config in plan.all:
-            if config.codec.k + 1 >= receiver.max_positions:
-                raise UserError(
-                    f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
-                    f"{receiver.max_positions}; use fewer"
-                )
-        # One of each codec: reading a checkpoint takes its time, and other settings do not matter to it.
-        starts = {(c.training.start, c.codec): c for c in plan.all}
-        for (start, codec), config in starts.items():
-            if start:
-                load_start_weights(Path(start), Codec(codec, receiver), config, receiver)
+        _check_codecs(plan, receiver)
         check_receiver_seeds(example, receiver)
-        source = EpisodeSource(example.task)
-        receiver.answer_frame(source.level)  # refuses a level whose words the receiver does not know
-        source.check_disjoint(example.splits)
-        for split in EVALUATION_SPLITS:
-            episodes = source.get(example.splits.seeds(split), split)
-            derangement(episodes)
-            check_no_leak(receiver, episodes)
+        _check_episodes(plan, receiver)
         if plan.space.judge.diagnose:
             check_diagnosis(plan, receiver)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
 
 
+def _check_codecs(plan: Plan, receiver: Receiver) -> None:
+    for config in plan.all:
+        if config.codec.k + 1 >= receiver.max_positions:
+            raise UserError(
+                f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "
+                f"{receiver.max_positions}; use fewer"
+            )
+    # Once per codec: reading a checkpoint takes time, and its other settings do not matter.
+    starts = {(c.training.start, c.codec): c for c in plan.all}
+    for (start, codec), config in starts.items():
+        if start:
+            load_start_weights(Path(start), Codec(codec, receiver), config, receiver)
+
+
+def _check_episodes(plan: Plan, receiver: Receiver) -> None:
+    example = plan.example
+    source = EpisodeSource(example.task)
+    receiver.answer_frame(source.level)  # refuses a level with words that the receiver does not know
+    source.check_disjoint(example.splits)
+    for split in EVALUATION_SPLITS:
+        episodes = source.get(example.splits.seeds(split), split)
+        derangement(episodes)
+        check_no_leak(receiver, episodes)
+
+
 def check_diagnosis(plan: Plan, receiver: Receiver) -> None:
     """Refuse a number of messages on which no diagnosis can be made.
 
     Raises:
-        UserError: too few.
+        UserError: there are too few.
     """
-
     try:
         check_messages(plan.example, receiver, plan.space.judge.diagnose)
     except UserError as error:
         raise UserError(f"judge.diagnose: {error}") from None
 
 
-def plan_notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> list[str]:
-    """What is valid in a space and yet seldom meant, judged by a few of its messages."""
-    reading = receiver.encode_messages([episode.message for episode in episodes])
-    lengths_B = reading.mask_BT.sum(1)
-    shortest, longest = int(lengths_B.min()), int(lengths_B.max())
-    norm = float(reading.first_BTD[reading.mask_BT].float().norm(dim=-1).mean()) / receiver.embedding_norm
-    codecs = dict.fromkeys(config.codec for config in plan.all)
-    said = []
-    for codec in codecs:
-        if codec.k > shortest:
-            said.append(f"codec.k {codec.k} is more than the {shortest} to {longest} tokens of a message as text")
-        off = codec.scale_gate / norm
-        if codec.start == "states" and not 1 / SCALE_TOLERANCE < off < SCALE_TOLERANCE:
-            said.append(
-                f"codec.scale_gate {codec.scale_gate:g}: with codec.start: states slots start as states that have "
-                f"{norm:.0f} times an embedding's norm here, and are cut to this; set it near {norm:.0f}"
-            )
-    return list(dict.fromkeys(said))
+# --- the dry run ---------------------------------------------------------------------------------------------
 
 
 def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
-    """Print cells, cost and checks of a sweep that `check` has passed."""
-    space, example, work = plan.space, plan.example, count_work(plan)
-    sizes = {split: len(example.splits.seeds(split)) for split in EVALUATION_SPLITS}
+    """Print configurations, cost and checks of a sweep that `check_plan` has passed."""
+    example = plan.example
     receiver = load_receiver(example.receiver)
-    episodes = EpisodeSource(example.task).get(example.splits.seeds("search")[:50], "search")
-    weights = sum(p.numel() for p in receiver.model.parameters())
-    tokens = receiver.layout(episodes, example.codec.k).ids_BT.shape[1]
-    # 2 operations a weight and token forward and 2 backward (to activations only), right and wrong message.
-    operations = (work.samples * 8 + work.answers * 4) * tokens * weights
-    training, evaluation = estimate_minutes(plan, receiver)
-    print(f"{space.name}: {space.about}")
-    print(f"  writes to        {root}")
-    taught = f", taught level {receiver.card['level']}" if "level" in receiver.card else ""
-    print(
-        f"  receiver         {receiver.name}, {weights / 1e6:.1f} M parameters, digest {receiver.digest}{taught}"
-    )
-    print(f"  task             level {example.task.level}")
-    print(f"  configurations   {pluralize(len(plan.points), 'point')} + {space.search.trials} sampled")
+    episodes = EpisodeSource(example.task).get(example.splits.seeds("search")[:NOTED_EPISODES], "search")
+    print(f"{plan.space.name}: {plan.space.about}")
+    lines = [
+        ("writes to", str(root)),
+        *_search_lines(plan, receiver),
+        *_judging_lines(plan, gate),
+        *_cost_lines(plan, receiver, episodes),
+        (
+            "checks",
+            "space valid; splits disjoint by seed and content, and from the receiver's training; B's tokens do "
+            "not leak the message",
+        ),
+        *(("note", note) for note in plan_notes(plan, receiver, episodes)),
+    ]
+    for title, text in lines:
+        print(f"  {title:<16} {text}")
+
+
+def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
+    space, work = plan.space, count_work(plan)
+    trained = f", trained on level {receiver.card['level']}" if "level" in receiver.card else ""
+    weights = _weights(receiver) / 1e6
+    yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, digest {receiver.digest}{trained}"
+    yield "task", f"level {plan.example.task.level}"
+    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {space.search.trials} sampled"
     for name in plan.points:
-        print(f"    point          {name}")
+        yield "  point", name
     for key, axis in space.axes.items():
         kind = axis.model_dump(exclude_none=True, by_alias=True, exclude_defaults=True)
-        print(f"    axis           {key}: {', '.join(f'{name} {values}' for name, values in kind.items())}")
-    print(
-        f"  training         x {pluralize(len(space.search.seeds), 'seed')}, {work.samples:,} samples, "
-        f"{work.reports} checkpoints, pruner {space.search.pruner}"
+        yield "  axis", f"{key}: {', '.join(f'{name} {values}' for name, values in kind.items())}"
+    yield (
+        "training",
+        f"x {pluralize(len(space.search.seeds), 'seed')}, {work.samples:,} samples, {work.reports} checkpoints, "
+        f"pruner {space.search.pruner}",
     )
-    print(f"  episodes         {', '.join(f'{split} {size}' for split, size in sizes.items())}")
-    print(f"  judged by        gate {gate.name}, {len(gate.criteria)} criteria")
-    print(f"  conditions       {', '.join(example.evaluation.condition_names)}")
-    print(f"  evaluation       at most {work.answers:,} answers to decode, in {work.jobs} jobs")
+
+
+def _judging_lines(plan: Plan, gate: GateConfig) -> Iterator[tuple[str, str]]:
+    example, work = plan.example, count_work(plan)
+    sizes = {split: len(example.splits.seeds(split)) for split in EVALUATION_SPLITS}
+    yield "episodes", ", ".join(f"{split} {size}" for split, size in sizes.items())
+    yield "judged by", f"gate {gate.name}, {len(gate.criteria)} criteria"
+    yield "conditions", ", ".join(example.evaluation.condition_names)
+    yield "evaluation", f"at most {work.answers:,} answers to decode, in {work.jobs} jobs"
     if work.diagnoses:
-        print(f"  diagnosis        {pluralize(work.diagnoses, 'codec')} on {space.judge.diagnose} messages each")
-    print(f"  cost             about {operations:.1e} operations of the receiver, {tokens} tokens a row")
+        yield "diagnosis", f"{pluralize(work.diagnoses, 'codec')} on {plan.space.judge.diagnose} messages each"
+
+
+def _cost_lines(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> Iterator[tuple[str, str]]:
+    work, tokens = count_work(plan), receiver.layout(episodes, plan.example.codec.k).ids_BT.shape[1]
+    # Per weight and token 2 operations forward and 2 backward (to activations only), for the right message and a
+    # wrong one.
+    operations = (work.samples * 8 + work.answers * 4) * tokens * _weights(receiver)
+    training, evaluation = estimate_minutes(plan, receiver)
     unit = "core-minutes" if receiver.device.type == "cpu" else "minutes of one GPU"
-    print(
-        f"  time             about {training:.0f} {unit} of training, {evaluation:.0f} of evaluation and "
-        "diagnosis: an estimate, from one step and one batch timed now"
+    yield "cost", f"about {operations:.1e} operations of the receiver, {tokens} tokens per row"
+    yield (
+        "time",
+        f"about {training:.0f} {unit} of training, {evaluation:.0f} of evaluation and diagnosis: an estimate, "
+        "from one step and one batch timed now",
     )
-    print(
-        "  checks           space valid; splits disjoint by seed and content, and from what the receiver learnt; "
-        "B's tokens do not leak the message"
-    )
-    for note in plan_notes(plan, receiver, episodes):
-        print(f"  note             {note}")
+
+
+def _weights(receiver: Receiver) -> int:
+    return sum(parameter.numel() for parameter in receiver.model.parameters())
+
+
+def plan_notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> list[str]:
+    """Return notes on settings that are valid but seldom meant, judged by a few messages."""
+    messages = receiver.encode_messages([episode.message for episode in episodes])
+    lengths_B = messages.mask_BT.sum(1)
+    shortest, longest = int(lengths_B.min()), int(lengths_B.max())
+    norm = float(messages.first_BTD[messages.mask_BT].float().norm(dim=-1).mean()) / receiver.embedding_norm
+    notes = []
+    for codec in dict.fromkeys(config.codec for config in plan.all):
+        if codec.k > shortest:
+            notes.append(f"codec.k {codec.k} is more than the {shortest} to {longest} tokens of a message as text")
+        ratio = codec.scale_gate / norm
+        if codec.start == "states" and not 1 / SCALE_TOLERANCE < ratio < SCALE_TOLERANCE:
+            notes.append(
+                f"codec.scale_gate {codec.scale_gate:g}: with codec.start: states slots start as hidden states of "
+                f"{norm:.0f} times an embedding's norm here, and are rescaled to this; set it near {norm:.0f}"
+            )
+    return list(dict.fromkeys(notes))

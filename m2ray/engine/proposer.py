@@ -65,10 +65,10 @@ class OptunaProposer:
     """Proposes the points, then `search.trials` suggestions by seeded multivariate TPE.
 
     The n-th suggestion depends on the seed, on n, and on what had begun and ended before it. With one trial at a
-    time, a sweep that was killed and resumed therefore suggests the same as one that was not. Several trials may end
-    in another order, and the suggestions after the start-up trials can then differ. With `search.deterministic` they
-    do not: where L trials run at a time, a suggestion waits until all before it except the last L - 1 have ended,
-    and uses only their results.
+    time, a sweep that was killed and resumed therefore suggests the same as one that was not. Several trials may
+    end in another order, and the suggestions after the start-up trials can then differ. With
+    `search.deterministic` they do not: where L trials run at a time, a suggestion waits until all before it except
+    the last L - 1 have ended, and uses only their results.
     """
 
     def __init__(self, plan: Plan, root: Path, journal: Journal) -> None:
@@ -138,7 +138,7 @@ class OptunaProposer:
 
     @property
     def _sampled(self) -> int:
-        """Configurations sampled so far. (Optuna's own list is copied whole each time it is read.)"""
+        """Configurations sampled so far; Optuna's own list is copied whole each time it is read."""
         return len(self._chosen)
 
     @property

@@ -79,8 +79,8 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
     Args:
         folder: The sweep's folder.
         record: What `describe_sweep` returns now.
-        accept: Accept changes: `sweep.yaml` then has the new settings, and lists the old ones, with the date, under
-            `changes`.
+        accept: Accept changes: `sweep.yaml` then has the new settings, and lists the old ones, with the date,
+            under `changes`.
 
     Raises:
         UserError: names the first setting that differs, its old and its new value.
@@ -91,8 +91,9 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
         key, old, new = changes[0]
         more = f"; {len(changes) - 1} more" if changes[1:] else ""
         raise UserError(
-            f"{record_file(folder)}: {key}: differs from what this sweep began with (was {old!r:.60}, is {new!r:.60}"
-            f"{more}); restore it, start anew under another --name, or resume with --resume --accept-changes"
+            f"{record_file(folder)}: {key}: differs from what this sweep began with "
+            f"(was {old!r:.60}, is {new!r:.60}{more}); restore it, start anew under another --name, or resume with "
+            "--resume --accept-changes"
         )
     if changes:
         dated = [{"date": now["date"], **change._asdict()} for change in changes]

@@ -7,8 +7,8 @@
     diagnose  what was confirmed is diagnosed
 
 An episode's way: job -> conditions -> receiver -> row (`m2ray.evaluation.runner`) -> row store -> verdict
-(`m2ray.judging.gate`) -> leaderboard (`m2ray.reporting.leaderboard`). Everything reported is computed from rows and
-diagnoses.
+(`m2ray.judging.gate`) -> leaderboard (`m2ray.reporting.leaderboard`). Everything reported is computed from rows
+and diagnoses.
 """
 
 from __future__ import annotations
@@ -109,7 +109,10 @@ class Sweep:
 
     def _search(self) -> None:
         space = self.plan.space
-        configs, seeds = pluralize(self.proposer.total, "configuration"), pluralize(len(space.search.seeds), "seed")
+        configs, seeds = (
+            pluralize(self.proposer.total, "configuration"),
+            pluralize(len(space.search.seeds), "seed"),
+        )
         self.progress.phase(f"search: {configs} x {seeds}")
         for folder in checkpoints(self._trained):
             self.evaluations.queue(trial_of(folder), "search", folder)

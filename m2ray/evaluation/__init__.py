@@ -1,1 +1,1 @@
-"""TODO."""
+"""Evaluation: ablation conditions, their runner, and the rows that it writes."""

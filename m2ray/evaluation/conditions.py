@@ -1,7 +1,7 @@
-"""The ablation conditions: what is put into B's slots. One small function each, in one table.
+"""The ablation conditions: what B receives. One small function each, in one table.
 
-All conditions use the same episodes in the same order with the same decoding, so all comparisons are paired. To add
-a condition, name it in `m2ray.config.condition_names` and write its function here.
+All conditions use the same episodes in the same order with the same decoding, so all comparisons are paired. To
+add a condition, name it in `m2ray.config.condition_names` and write its function here.
 
 Shapes: E episodes, K slots, D width.
 """

@@ -35,8 +35,8 @@ def check_first_look(ledger: Path, split: str) -> None:
     if ledger.is_file() or _sweep_looked(ledger.parent):
         place = "confirm" if split == "confirm" else f"--seeds {split} overlaps confirm, which"
         raise UserError(
-            f"{ledger.parent}: {place} has been looked at; judge on fresh --seeds A:B, or look again with --unlock, "
-            "which the report will list"
+            f"{ledger.parent}: {place} has been looked at; judge on fresh --seeds A:B, or look again with "
+            "--unlock, which the report will list"
         )
 
 

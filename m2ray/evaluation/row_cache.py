@@ -1,7 +1,8 @@
 """Rows that need no codec, kept in the user's cache from one sweep to the next.
 
-P0, P1, identity and cut texts depend on receiver, episodes and decoding only. They are evaluated once and kept under
-a digest of all that they depend on, this package's source included. A damaged file is evaluated again.
+P0, P1, identity and cut texts depend on receiver, episodes and decoding only. They are evaluated once and kept
+under a digest of all that they depend on, this package's source included. Rows in a damaged file are evaluated
+again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rule what a condition's rows depend on, and so which evaluations share rows.
+"""The rule for what a condition's rows depend on, and so for which evaluations share rows.
 
 Rows of a condition that depends on the checkpoint belong to it alone. Rows that depend on the slots are shared by
 all checkpoints with the same k and place, rows that depend on the receiver by all.
@@ -42,7 +42,7 @@ def is_shared_with(rows: pd.DataFrame, k: int, place: str) -> pd.Series[bool]:
 
 
 def distinct_scopes(evaluations: int, slots: int) -> Mapping[DependsOn, int]:
-    """Return how often a condition is run in so many evaluations of checkpoints.
+    """Return how often a condition is run, by what its rows depend on.
 
     Args:
         evaluations: Evaluations of checkpoints on one split.

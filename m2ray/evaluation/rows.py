@@ -1,4 +1,7 @@
-"""The append-only row store. A row is one episode's outcome under one condition for one checkpoint."""
+"""Rows: one episode's outcome under one condition for one checkpoint. Everything reported is computed from them.
+
+This file defines their columns, files and the append-only store of a results folder. It does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +39,10 @@ SCHEMA = pa.schema(
         ("partial", pa.float64()),  # share of constraints that hold
         ("nll", pa.float64()),  # nats per answer value
         ("answer", pa.string()),
-        ("params", pa.string()),  # JSON: a configuration's columns on the board
+        ("params", pa.string()),  # JSON: a configuration's columns on the leaderboard
     ]
 )
-
-
-KEY = [
+KEY = [  # makes a row unique
     "config",
     "seed",
     "checkpoint",
@@ -54,19 +55,20 @@ KEY = [
     "condition",
     "episode",
 ]
-
-
-CHECKSUM = b"m2ray.sha256"  # of the rows, in a file's metadata
-
-
-FAILED = "failed"  # the condition of the one row that says why a configuration has no others
+CHECKSUM = b"m2ray.sha256"  # metadata key of a file's checksum
+FAILED = "failed"  # condition of the one row of a configuration that failed; its answer is the cause
 
 
 def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
+    """Return rows as a table with exactly the columns and types of `SCHEMA`.
+
+    Raises:
+        UserError: a column is missing, of another type, or has empty cells.
+    """
     for name in SCHEMA.names:
         if name not in rows.columns:
             raise UserError(f"{source}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep")
-        if rows[name].dtype.kind in "mM":  # times, which Arrow takes for numbers
+        if rows[name].dtype.kind in "mM":  # times, which Arrow would accept as numbers
             raise UserError(f"{source}: column {name}: holds times; fix the column's type")
     try:
         table = pa.Table.from_pandas(rows[SCHEMA.names], schema=SCHEMA, preserve_index=False)
@@ -75,17 +77,17 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
     for name in SCHEMA.names:
         if name != "nll" and table[name].null_count:
             raise UserError(f"{source}: column {name}: holds empty cells; fill them, only nll may be unknown")
-    # Without what pandas writes about itself, which would give columns back the types they came with.
+    # Without pandas' own metadata, which would restore the columns' original types.
     return table.replace_schema_metadata(None)
 
 
 def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row a key, in an order that does not depend on who wrote first."""
+    """Return one row per key, in an order that does not depend on the order of writes."""
     return rows.drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
 
 
 def _checksum(table: pa.Table) -> bytes:
-    """SHA-256 of what the rows say, whatever the file's layout: damage anywhere that changes a value shows."""
+    """Return the SHA-256 of all values: it detects any changed value and does not depend on the file's layout."""
     sha = hashlib.sha256()
     for name in SCHEMA.names:
         values = table[name].to_numpy()
@@ -96,8 +98,8 @@ def _checksum(table: pa.Table) -> bytes:
 
 def _bytes(table: pa.Table) -> bytes:
     out = io.BytesIO()
-    about = {CHECKSUM: _checksum(table)}
-    pq.write_table(table.replace_schema_metadata(about), out, compression="zstd")
+    metadata = {CHECKSUM: _checksum(table)}
+    pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
     return out.getvalue()
 
 
@@ -107,41 +109,42 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """Rows of a Parquet file, or of a results folder.
+    """Return the rows of a Parquet file or of a results folder.
 
     Raises:
-        UserError: missing, not Parquet, or a column is missing or of another type.
+        UserError: missing, damaged, not Parquet, or a column is missing or of another type.
     """
     if path.is_dir():
         return RowStore(path).read()
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a rows file or a results folder")
     try:
-        with path.open("rb") as file:  # by name Arrow opens it twice, and a writer may replace it between
+        with path.open("rb") as file:  # Arrow opens a path twice, and a writer may replace the file in between
             table = pq.read_table(file)
         rows = table.to_pandas()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a sound Parquet file ({describe_error(error)}); remake it, or give rows or a results folder"
+            f"{path}: not an intact Parquet file ({describe_error(error)}); remake it, or give rows or a results "
+            "folder"
         ) from None
     checked = _checked(rows, str(path))
-    said = (table.schema.metadata or {}).get(CHECKSUM)
+    expected = (table.schema.metadata or {}).get(CHECKSUM)
     try:
-        sound = said is None or said == _checksum(checked)
+        intact = expected is None or expected == _checksum(checked)
         frame: pd.DataFrame = checked.to_pandas()
-    except pa.ArrowException:  # text that is no UTF-8 is only found when it is looked at
-        sound = False
-    if not sound:
-        raise UserError(f"{path}: damaged (its rows are not those of its checksum); remake it")
+    except pa.ArrowException:  # Arrow decodes text only now, and finds that it is not UTF-8
+        intact = False
+    if not intact:
+        raise UserError(f"{path}: damaged (its rows do not match its checksum); remake it")
     return frame
 
 
 class RowStore:
-    """The rows of a results folder: `rows/` while a sweep runs, one `rows.parquet` when it is done.
+    """Append-only rows of a results folder: `rows/` during a sweep, one `rows.parquet` after it.
 
-    Each append is a file of its own, named by its content's checksum and put in place by a rename: any number of
-    writers and readers, nothing torn, nothing overwritten. Keys make rows unique, so a cell that was played twice
-    counts once.
+    Each append is a separate file, named by its content's checksum and put in place by a rename. So there can be
+    any number of readers and writers, and no file is ever incomplete or overwritten. Keys make rows unique, so an
+    evaluation that was run twice counts once.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -150,7 +153,7 @@ class RowStore:
         self.whole = folder / "rows.parquet"
 
     def append(self, rows: pd.DataFrame) -> None:
-        """Add rows; they are on disk when this returns."""
+        """Add rows; they are on disk when the call returns."""
         data = _bytes(_checked(rows, str(self.parts)))
         write_atomic(self.parts / f"{hashlib.sha256(data).hexdigest()[:32]}.parquet", data)
 
@@ -158,17 +161,17 @@ class RowStore:
         return sorted(self.parts.glob("[0-9a-f]*.parquet"))
 
     def read(self) -> pd.DataFrame:
-        """All rows, each key once.
+        """Return all rows, each key once.
 
         Raises:
-            UserError: a part is damaged.
+            UserError: a file is damaged.
         """
         frames = []
         for file in self._part_files():
             try:
                 frames.append(self._part(file))
             except FileNotFoundError:
-                continue  # merged since into the whole, which is read below
+                continue  # merged in the meantime into the whole, which is read below
         if self.whole.is_file():
             frames.insert(0, read_rows(self.whole))
         if not frames:
@@ -181,17 +184,17 @@ class RowStore:
         data = file.read_bytes()
         if hashlib.sha256(data).hexdigest()[:32] != file.stem:
             raise UserError(
-                f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which plays its "
-                "episodes again"
+                f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which runs its "
+                "evaluations again"
             )
         frame: pd.DataFrame = pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pandas()
         return frame
 
     def set_aside(self) -> list[str]:
-        """Take damaged files out of the store, so that what they held counts as missing and is played again.
+        """Take damaged files out of the store, so that their rows count as missing and are evaluated again.
 
         Returns:
-            What was found, a line a file. It keeps its content, under a name that ends in `.damaged`.
+            One line per file. Its content is kept, under a name that ends in `.damaged`.
         """
         found = []
         for file in [*self._part_files(), *([self.whole] if self.whole.is_file() else [])]:
@@ -204,7 +207,10 @@ class RowStore:
         return found
 
     def compact(self) -> None:
-        """Merge the parts into `rows.parquet`. A crash in between loses nothing: a part read twice counts once."""
+        """Merge the parts into `rows.parquet`.
+
+        A crash in between loses nothing: rows that are in a part and in the whole count once.
+        """
         files = self._part_files()
         write_rows(self.whole, self.read())
         for file in files:
@@ -214,7 +220,7 @@ class RowStore:
 
 
 def failure_row(config: str, k: int, task: str, cause: str) -> pd.DataFrame:
-    """A failed configuration as a row, so that the board can be rebuilt from rows alone."""
+    """Return a row for a failed configuration, so that the leaderboard can be rebuilt from rows alone."""
     values = {
         "config": config,
         "seed": -1,
@@ -240,48 +246,48 @@ def failure_row(config: str, k: int, task: str, cause: str) -> pd.DataFrame:
 
 
 def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.DataFrame:
-    """A configuration's last checkpoint on a split, with the checkpoint-free rows that it is paired with.
+    """Return the rows of a configuration's last checkpoint on a split, and the shared rows paired with them.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no rows of it.
     """
     own = rows[(rows.config == config) & (rows.seed == seed) & (rows.split == split)]
     if own.empty:
         raise UserError(f"rows: configuration {config!r}, seed {seed}, split {split}: no rows; check the names")
     own = own[own.step == own.step.max()]
-    one = own.iloc[0]
+    first = own.iloc[0]
     shared = rows[
-        is_shared_with(rows, one.k, one.place)
-        & (rows.receiver == one.receiver)
-        & (rows.task == one.task)
+        is_shared_with(rows, first.k, first.place)
+        & (rows.receiver == first.receiver)
+        & (rows.task == first.task)
         & (rows.split == split)
-        & (rows.decoding == one.decoding)
+        & (rows.decoding == first.decoding)
     ]
-    together: pd.DataFrame = pd.concat([own, shared], ignore_index=True)
-    return together
+    paired: pd.DataFrame = pd.concat([own, shared], ignore_index=True)
+    return paired
 
 
 def outcomes(rows: pd.DataFrame, names: Sequence[str], column: str = "success") -> list[np.ndarray]:
-    """A column under each named condition, over the same episodes in the same order.
+    """Return a column under each named condition, over the same episodes in the same order.
 
     Args:
-        rows: Of one checkpoint on one split, as `judged_rows` gives them.
-        names: Conditions.
+        rows: Rows of one checkpoint on one split, as `judged_rows` returns them.
+        names: Names of conditions.
         column: success, partial or nll.
 
     Raises:
-        UserError: a condition is missing, or the conditions were played on different episodes.
+        UserError: a condition is missing, or has other episodes than the first.
     """
-    wide = {}
+    columns = {}
     for name in names:
         part = rows[rows.condition == name]
         if part.empty:
             raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
-        wide[name] = part.set_index("episode")[column].sort_index()
-    first = wide[names[0]].index
-    for name, values in wide.items():
-        if not values.index.equals(first):
+        columns[name] = part.set_index("episode")[column].sort_index()
+    episodes = columns[names[0]].index
+    for name, values in columns.items():
+        if not values.index.equals(episodes):
             raise UserError(
-                f"rows: condition {name}: not on the episodes of {names[0]}; evaluate both on the same"
+                f"rows: condition {name}: not on the episodes of {names[0]}; evaluate both on the same ones"
             )
-    return [wide[name].to_numpy() for name in names]
+    return [columns[name].to_numpy() for name in names]

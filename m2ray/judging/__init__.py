@@ -1,1 +1,1 @@
-"""TODO."""
+"""Judge outcomes: statistics, gates, verdicts, and the selection of configurations."""

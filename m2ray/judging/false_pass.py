@@ -1,17 +1,16 @@
-"""How often the whole pipeline passes codecs that carry nothing: simulated sweeps on real rows.
+"""Estimate how often the whole pipeline passes codecs that carry nothing, by simulating sweeps on real rows.
 
-python -m m2ray.false_pass results/NAME --out results/false-pass     # two minutes on one core
+The rows of a real sweep hold B's answers when its slots carry no content: no slots, zeros, noise, a trained
+constant, the mean prefix, Gaussians. A simulated configuration answers each episode as one of these conditions did
+in that same episode, and each configuration mixes them in other proportions. So some configurations prime B well
+and some badly, and some episodes are easy, but it makes no difference whether the message is the right one.
 
-The rows of a real sweep hold what the receiver answers when its slots carry nothing: no slots, zeros, noise, a
-trained constant, the mean prefix, Gaussians. A simulated configuration answers each episode as one of these did
-that very episode, in proportions of its own: some prime the receiver well, some badly, some episodes are easy, but
-whether the message is the right one makes no difference. Each simulated sweep resamples the episodes of every
-split with replacement and then runs the pipeline's own functions: rank on search, choose on select, judge once on
-confirm, by every gate in the package, Holm-corrected. Beside it stand the naive readings of the same outcomes: the
-best of all trainings on one split, read on that split.
+Each simulated sweep resamples the episodes of every split with replacement and then runs the pipeline's own
+functions: rank on search, choose on select, judge once on confirm, by every gate in the package, Holm-corrected.
+For comparison, naive readings of the same outcomes: the best of all trainings on one split, judged on that split.
 
-Shapes: C configurations, S training seeds, Q content-free conditions, P real columns of them, E episodes played,
-N episodes resampled.
+Shapes: C configurations, S training seeds, Q content-free conditions, P real columns of them, E episodes of a real
+split, N resampled episodes, T trainings.
 """
 
 from __future__ import annotations
@@ -33,30 +32,18 @@ from m2ray.util.errors import UserError
 from m2ray.util.tables import Table
 
 Bools: TypeAlias = NDArray[np.bool_]
-
-
 Floats: TypeAlias = NDArray[np.float64]
 
-
 CONTENT_FREE = ("P0", "null", "constant", "random", "mean", "matched")
-
-
 NEEDED = ("P0", "P1", "identity", "null", "random")
-
-
 SPLITS = ("search", "select", "confirm")
-
-
 CONFIGURATIONS = (1, 8, 64)
+SMALL = 50  # episodes a split, as in the reference attempt; simulated beside the real number
+CONCENTRATION = (
+    0.3  # of the Dirichlet that proportions are drawn from: most configurations are mostly one condition
+)
 
-
-SMALL = 50  # episodes of each split: the reference attempt's, beside those of the rows
-
-
-CONCENTRATION = 0.3  # of the Dirichlet that proportions are drawn from: most configurations are mostly one thing
-
-
-# What a reader who trusts one number makes of the best training: its outcomes and those without a message.
+# Readings that trust one number of the best training, by its outcomes with a message and without one.
 NAIVE: dict[str, Callable[[Bools, Bools], bool]] = {
     "CI_low(normal) >= 30 %": lambda normal_N, p0_N: stats.wilson(int(normal_N.sum()), len(normal_N)).low >= 0.3,
     "normal >= 30 %": lambda normal_N, p0_N: bool(normal_N.mean() >= 0.3),
@@ -64,8 +51,11 @@ NAIVE: dict[str, Callable[[Bools, Bools], bool]] = {
 }
 
 
+# --- real outcomes -------------------------------------------------------------------------------------------
+
+
 class Column(NamedTuple):
-    """Outcomes of a real split under one condition; k = 0 where it depends on none."""
+    """Outcomes under one condition; k is 0 where they do not depend on it."""
 
     condition: str
     k: int
@@ -74,17 +64,8 @@ class Column(NamedTuple):
     answer_E: NDArray[np.object_]
 
 
-class Drawn(NamedTuple):
-    """A simulated split: which episodes it holds, and the outcomes of all trainings on them."""
-
-    picks_N: NDArray[np.int64]
-    normal_CSN: Bools
-    shuffle_CSN: Bools
-    gains: dict[str, list[float]]  # by configuration, of each training seed
-
-
-def columns_of(rows: pd.DataFrame, split: str) -> list[Column]:
-    """What was played on a split, of each training the last checkpoint.
+def read_columns(rows: pd.DataFrame, split: str) -> list[Column]:
+    """Return the outcomes on a split, of each training those of its last checkpoint.
 
     Raises:
         UserError: a condition or episodes are missing, or rows are of several receivers, tasks or decodings.
@@ -98,145 +79,179 @@ def columns_of(rows: pd.DataFrame, split: str) -> list[Column]:
     columns = []
     for (condition, k, *_), group in part.groupby(["condition", "k", "place", "config", "seed"]):
         if group.episode.nunique() != part.episode.nunique():
-            raise UserError(f"rows: split {split}, condition {condition}: lacks episodes; play all on the same")
+            raise UserError(
+                f"rows: split {split}, condition {condition}: lacks episodes; evaluate all conditions on the same"
+            )
         outcomes = (group.sort_values("episode")[name].to_numpy() for name in ("success", "nll", "answer"))
         columns.append(Column(str(condition), int(k), *outcomes))
     return columns
 
 
-def draw(columns: Sequence[Column], shares_CQ: Floats, seeds: int, n: int, dice: np.random.Generator) -> Drawn:
-    """Resample a split's episodes, and give every training outcomes under its own and under a wrong message.
+def judgeable_slots(columns: Sequence[Column]) -> list[int]:
+    """Return the numbers of slots that can be judged: those with outcomes of both zeros and noise."""
+    null, noise = ({c.k for c in columns if c.condition == name} for name in ("null", "random"))
+    return sorted(null & noise)
 
-    Both come from the same content-free columns of the same episode, in the configuration's proportions: what the
-    message says makes no difference, and easy episodes stay easy for all.
+
+# --- simulated outcomes --------------------------------------------------------------------------------------
+
+
+class SimulatedSplit(NamedTuple):
+    """A resampled split: its episodes, and the outcomes of all trainings on them."""
+
+    picks_N: NDArray[np.int64]  # indices into the real episodes
+    normal_CSN: Bools
+    shuffle_CSN: Bools
+    gains: dict[str, list[float]]  # by configuration, one for each training seed
+
+
+def simulate_split(
+    columns: Sequence[Column], shares_CQ: Floats, seeds: int, n: int, generator: np.random.Generator
+) -> SimulatedSplit:
+    """Resample a split's episodes, and draw every training's outcomes with its own and with a wrong message.
+
+    Both are drawn from the same content-free columns of the same episode, in the configuration's proportions: the
+    message makes no difference, and easy episodes are easy for all trainings.
     """
     free = [column for column in columns if column.condition in CONTENT_FREE]
     kinds = [column.condition for column in free]
     weights_CP = np.stack([shares_CQ[:, CONTENT_FREE.index(kind)] / kinds.count(kind) for kind in kinds], axis=1)
     bounds_CP = (weights_CP / weights_CP.sum(axis=1, keepdims=True)).cumsum(axis=1)
-    picks_N = dice.integers(len(free[0].success_E), size=n)
+    picks_N = generator.integers(len(free[0].success_E), size=n)
     success_PE, nll_PE = np.stack([c.success_E for c in free]), np.stack([c.nll_E for c in free])
 
-    def play() -> tuple[Bools, Floats]:
-        at_CSN1 = dice.random((len(shares_CQ), seeds, n, 1))
-        who_CSN = (at_CSN1 > bounds_CP[:, None, None, :-1]).sum(axis=-1)
-        return success_PE[who_CSN, picks_N], nll_PE[who_CSN, picks_N]
+    def draw_outcomes() -> tuple[Bools, Floats]:
+        uniform_CSN1 = generator.random((len(shares_CQ), seeds, n, 1))
+        column_CSN = (uniform_CSN1 > bounds_CP[:, None, None, :-1]).sum(axis=-1)
+        return success_PE[column_CSN, picks_N], nll_PE[column_CSN, picks_N]
 
-    (normal_CSN, nll_CSN), (shuffle_CSN, wrong_CSN) = play(), play()
-    p0_N = next(column for column in columns if column.condition == "P0").nll_E[picks_N]
+    normal_CSN, normal_nll_CSN = draw_outcomes()
+    shuffle_CSN, shuffle_nll_CSN = draw_outcomes()
+    p0_nll_N = next(column for column in columns if column.condition == "P0").nll_E[picks_N]
     gains = {
-        name_of(c): [gain(nll_CSN[c, s], wrong_CSN[c, s], p0_N) for s in range(seeds)]
+        config_name(c): [gain(normal_nll_CSN[c, s], shuffle_nll_CSN[c, s], p0_nll_N) for s in range(seeds)]
         for c in range(len(shares_CQ))
     }
-    return Drawn(picks_N, normal_CSN, shuffle_CSN, gains)
+    return SimulatedSplit(picks_N, normal_CSN, shuffle_CSN, gains)
 
 
-def name_of(configuration: int) -> str:
-    """A simulated configuration's name."""
+def config_name(configuration: int) -> str:
+    """Return a simulated configuration's name."""
     return f"c{configuration:04d}"
 
 
-def slots_of(columns: Sequence[Column]) -> list[int]:
-    """The k of which zeros and noise were played: those that can be judged."""
-    null, noise = ({c.k for c in columns if c.condition == name} for name in ("null", "random"))
-    return sorted(null & noise)
+def training_outcomes(
+    columns: Sequence[Column], simulated: SimulatedSplit, configuration: int, seed: int, k: int
+) -> dict[str, Column]:
+    """Return a training's outcomes by condition, as if it had k slots.
 
-
-def played(columns: Sequence[Column], drawn: Drawn, configuration: int, seed: int, k: int) -> dict[str, Column]:
-    """What a training with k slots is judged by: simulated for what depends on its message, else resampled."""
-    found = {}
+    Normal and shuffle are simulated. All other conditions are resampled from the real columns; where there are
+    several for one condition and k, configurations take turns.
+    """
+    outcomes = {}
     for name in sorted({c.condition for c in columns}):
-        if own := [c for c in columns if c.condition == name and c.k in (0, k)]:
-            one, at_N = own[configuration % len(own)], drawn.picks_N
-            found[name] = Column(name, k, one.success_E[at_N], one.nll_E[at_N], one.answer_E[at_N])
-    for name, outcome_CSN in (("normal", drawn.normal_CSN), ("shuffle", drawn.shuffle_CSN)):
-        success_N = outcome_CSN[configuration, seed]
-        found[name] = Column(name, k, success_N, np.zeros(len(success_N)), np.full(len(success_N), ""))
-    return found
+        if candidates := [c for c in columns if c.condition == name and c.k in (0, k)]:
+            column, picks_N = candidates[configuration % len(candidates)], simulated.picks_N
+            outcomes[name] = Column(
+                name, k, column.success_E[picks_N], column.nll_E[picks_N], column.answer_E[picks_N]
+            )
+    for name, success_CSN in (("normal", simulated.normal_CSN), ("shuffle", simulated.shuffle_CSN)):
+        success_N = success_CSN[configuration, seed]
+        outcomes[name] = Column(name, k, success_N, np.zeros(len(success_N)), np.full(len(success_N), ""))
+    return outcomes
 
 
-def rows_of(trained: dict[str, Column], gate: GateConfig) -> pd.DataFrame:
-    """The rows that a gate judges a training by."""
-    names = dict.fromkeys(name for criterion in gate.criteria for name in criterion.conditions if name in trained)
+# --- judging -------------------------------------------------------------------------------------------------
+
+
+def gate_rows(outcomes: dict[str, Column], gate: GateConfig) -> pd.DataFrame:
+    """Return a training's outcomes as the rows that a gate needs."""
+    names = [name for name in gate.conditions if name in outcomes]
     frames = [
-        pd.DataFrame({"condition": name, "success": trained[name].success_E, "answer": trained[name].answer_E})
+        pd.DataFrame({"condition": name, "success": outcomes[name].success_E, "answer": outcomes[name].answer_E})
         for name in names
     ]
     rows = pd.concat([frame.assign(episode=range(len(frame))) for frame in frames], ignore_index=True)
-    return rows.assign(config="simulated", k=next(iter(trained.values())).k)
+    return rows.assign(config="simulated", k=next(iter(outcomes.values())).k)
 
 
-def hopeless(trained: dict[str, Column], k: int, gate: GateConfig) -> bool:
-    """Whether a training fails by what costs little to look at: tests before any correction, and bare counts."""
+def fails_quick_checks(outcomes: dict[str, Column], k: int, gate: GateConfig) -> bool:
+    """Return whether a training fails by what is cheap to compute: uncorrected tests, and bare counts.
+
+    Such a training fails the whole gate as well, so the gate need not be applied.
+    """
     for criterion in gate.criteria:
         if criterion.kind == "mcnemar" and criterion.applies(k):
-            pair = (trained[name].success_E for name in criterion.conditions)
+            pair = (outcomes[name].success_E for name in criterion.conditions)
             if stats.mcnemar(*pair).p_greater > gate.alpha:
                 return True
-    counts = {name: (int(c.success_E.sum()), len(c.success_E)) for name, c in trained.items()}
+    counts = {name: (int(c.success_E.sum()), len(c.success_E)) for name, c in outcomes.items()}
     return not judge_counts(counts, k, gate).passed
 
 
 def anything_passes(trainings: Sequence[dict[str, Column]], k: int, gate: GateConfig) -> bool:
-    """Whether a gate passes any of the trainings judged together."""
-    if all(hopeless(trained, k, gate) for trained in trainings):
+    """Return whether a gate passes any of the trainings that are judged together."""
+    if all(fails_quick_checks(outcomes, k, gate) for outcomes in trainings):
         return False
-    verdicts = [judge(rows_of(trained, gate), gate) for trained in trainings]
+    verdicts = [judge(gate_rows(outcomes, gate), gate) for outcomes in trainings]
     return any(verdict.passed for verdict in holm_corrected(verdicts, gate.alpha))
 
 
-def simulate(
+def judges(gate: GateConfig, k: int) -> bool:
+    """Return whether a gate has a criterion for codecs of k slots."""
+    return any(criterion.applies(k) for criterion in gate.criteria)
+
+
+def tests_alone(gate: GateConfig) -> GateConfig:
+    """Return a gate without its bars, which keep content-free codecs out only where B alone is weak."""
+    semantic = [criterion for criterion in gate.criteria if criterion.gate == "semantic"]
+    return gate.model_copy(update={"name": f"{gate.name}, its tests alone", "criteria": semantic})
+
+
+# --- simulated sweeps ----------------------------------------------------------------------------------------
+
+
+def simulate_sweep(
     splits: dict[str, list[Column]],
     gates: Sequence[GateConfig],
     configurations: int,
     seeds: int,
     largest: int,
-    dice: np.random.Generator,
+    generator: np.random.Generator,
 ) -> dict[str, bool]:
-    """One sweep: whether anything passes, by gate and k, and what the naive readings say.
+    """Simulate one sweep, and return whether anything passes, by reading: each gate at each k, and the naive ones.
 
     Args:
         splits: Real columns by split.
-        gates: Each judges the same winners.
-        configurations: How many are tried.
+        gates: Gates, which all judge the same winners.
+        configurations: Number of configurations that are tried.
         seeds: Training seeds of each.
-        largest: Episodes of a split at the most.
-        dice: Randomness.
+        largest: Largest number of episodes in a split.
+        generator: Source of randomness.
     """
-    shares_CQ = dice.dirichlet(np.full(len(CONTENT_FREE), CONCENTRATION), size=configurations)
-    drawn = {
-        name: draw(columns, shares_CQ, seeds, min(largest, len(columns[0].success_E)), dice)
+    shares_CQ = generator.dirichlet(np.full(len(CONTENT_FREE), CONCENTRATION), size=configurations)
+    simulated = {
+        name: simulate_split(columns, shares_CQ, seeds, min(largest, len(columns[0].success_E)), generator)
         for name, columns in splits.items()
     }
-    search, select, confirm = (drawn[name] for name in SPLITS)
+    search, select, confirm = (simulated[name] for name in SPLITS)
     chosen = best_configs(search.gains, Judge().select)
     winners = best_configs({name: select.gains[name] for name in chosen}, Judge().confirm)
-    judged = [(c, s) for c in range(configurations) if name_of(c) in winners for s in range(seeds)]
-    found: dict[str, bool] = {}
-    for k in slots_of(splits["confirm"]):
-        trainings = [played(splits["confirm"], confirm, c, s, k) for c, s in judged]
-        found |= {
+    judged = [(c, s) for c in range(configurations) if config_name(c) in winners for s in range(seeds)]
+    passes: dict[str, bool] = {}
+    for k in judgeable_slots(splits["confirm"]):
+        trainings = [training_outcomes(splits["confirm"], confirm, c, s, k) for c, s in judged]
+        passes |= {
             f"gate {gate.name}, k = {k}": anything_passes(trainings, k, gate) for gate in gates if judges(gate, k)
         }
-    trainings_TN = confirm.normal_CSN.reshape(-1, len(confirm.picks_N))
-    best_N = trainings_TN[trainings_TN.sum(axis=1).argmax()]
+    normal_TN = confirm.normal_CSN.reshape(-1, len(confirm.picks_N))
+    best_N = normal_TN[normal_TN.sum(axis=1).argmax()]
     p0_N = next(c for c in splits["confirm"] if c.condition == "P0").success_E[confirm.picks_N]
-    return found | {f"naive: {name}": read(best_N, p0_N) for name, read in NAIVE.items()}
+    return passes | {f"naive: {name}": holds(best_N, p0_N) for name, holds in NAIVE.items()}
 
 
-def judges(gate: GateConfig, k: int) -> bool:
-    """Whether a gate has a criterion for codecs of k slots."""
-    return any(criterion.applies(k) for criterion in gate.criteria)
-
-
-def tests_alone(gate: GateConfig) -> GateConfig:
-    """A gate without its bars, which keep idle codecs out only where the receiver alone is weak."""
-    semantic = [criterion for criterion in gate.criteria if criterion.gate == "semantic"]
-    return gate.model_copy(update={"name": f"{gate.name}, its tests alone", "criteria": semantic})
-
-
-class Line(NamedTuple):
-    """How often one reading passes something, over simulated sweeps of one size."""
+class PassRate(NamedTuple):
+    """The share of simulated sweeps of one size in which one reading passes something."""
 
     n: int
     configurations: int
@@ -251,32 +266,43 @@ class Line(NamedTuple):
         return f"{100 * self.rate:.1f} % [{100 * self.ci_low:.1f}, {100 * self.ci_high:.1f}]"
 
 
-def lines_of(splits: dict[str, list[Column]], sweeps: int, seeds: int, draws: int) -> list[Line]:
-    """Simulate every size and number of configurations: one line a reading, with its rate and interval."""
+def pass_rates(splits: dict[str, list[Column]], sweeps: int, seeds: int, draws: int) -> list[PassRate]:
+    """Simulate sweeps of every size and number of configurations, and return the pass rate of every reading.
+
+    Args:
+        splits: Real columns by split.
+        sweeps: Simulated sweeps of each size.
+        seeds: Training seeds of each configuration.
+        draws: Seed of the simulation.
+    """
     gates = [load_gate(file) for file in sorted(REFERENCE.parent.glob("*.yaml"))]
     gates += [tests_alone(gate) for gate in gates]
     whole = len(splits["confirm"][0].success_E)
-    lines = []
+    rates = []
     for largest in dict.fromkeys((min(SMALL, whole), whole)):
         for configurations in CONFIGURATIONS:
-            dice = np.random.default_rng([draws, largest, configurations])
+            generator = np.random.default_rng([draws, largest, configurations])
             started = time.monotonic()
-            found = [simulate(splits, gates, configurations, seeds, largest, dice) for _ in range(sweeps)]
-            for reading in found[0]:
-                passed = sum(sweep[reading] for sweep in found)
+            passes = [
+                simulate_sweep(splits, gates, configurations, seeds, largest, generator) for _ in range(sweeps)
+            ]
+            for reading in passes[0]:
+                passed = sum(sweep[reading] for sweep in passes)
                 interval = stats.wilson(passed, sweeps)
-                lines.append(Line(largest, configurations, reading, passed, sweeps, passed / sweeps, *interval))
+                rates.append(
+                    PassRate(largest, configurations, reading, passed, sweeps, passed / sweeps, *interval)
+                )
             seconds = time.monotonic() - started
             print(
                 f"n = {largest}, {configurations} configurations: {sweeps} sweeps in {seconds:.0f} s", flush=True
             )
-    return lines
+    return rates
 
 
-def table(lines: Sequence[Line]) -> Table:
-    """A row a reading and n, a column a number of configurations."""
+def pass_rate_table(rates: Sequence[PassRate]) -> Table:
+    """Return a table with a row for each reading and n, and a column for each number of configurations."""
     rows: dict[tuple[str, int], list[str]] = {}
-    for line in lines:
-        rows.setdefault((line.reading, line.n), []).append(str(line))
+    for rate in rates:
+        rows.setdefault((rate.reading, rate.n), []).append(str(rate))
     head = ["Reading", "n", *(f"{c} configuration{'s' * (c > 1)}" for c in CONFIGURATIONS)]
     return [head, *([reading, str(n), *cells] for (reading, n), cells in rows.items())]

@@ -1,8 +1,11 @@
-"""The statistics of the judge: intervals and tests of scipy and statsmodels, with their limits said.
+"""Confidence intervals, tests and power, from scipy and statsmodels.
 
-Shares are successes over n, in 0..1. E stands for episodes.
+Shares are successes over n, in 0..1.
 
-statsmodels is imported where it is used: it takes longer than all that a sweep needs before it judges.
+statsmodels is imported inside functions, for start-up time: loading it takes longer than everything that a sweep
+needs before it judges.
+
+Shapes: E episodes, C conditions, R bootstrap resamples.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy  # which loads scipy.stats where it is first used
+import scipy  # loads scipy.stats on first use
 from numpy.typing import ArrayLike, NDArray
 
 ALPHA = 0.05
@@ -25,29 +28,33 @@ class Interval(NamedTuple):
     high: float
 
     def overlaps(self, other: Interval) -> bool:
-        """Whether the two share a point."""
+        """Return whether the two intervals share a point."""
         return self.low <= other.high and other.low <= self.high
 
 
 def wilson(successes: int, n: int, alpha: float = ALPHA) -> Interval:
-    """Wilson score interval of a share (Wilson 1927): sound at small n and at shares near 0 and 1.
+    """Return the Wilson score interval of a share (Wilson 1927), sound at small n and at shares near 0 and 1.
 
     Raises:
-        ValueError: not 0 <= successes <= n with n >= 1.
+        ValueError: n is below 1, or successes are not in 0..n.
     """
     if not (n >= 1 and 0 <= successes <= n):
-        raise ValueError(f"{successes}/{n} is no count of successes")
+        raise ValueError(f"{successes}/{n} is not a count of successes")
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, n, alpha=alpha, method="wilson")
-    # Rounding may leave the bounds 1e-17 inside the share at 0 and at n.
+    # At 0 and n successes, rounding may put a bound 1e-17 on the wrong side of the share.
     share = successes / n
     return Interval(max(0.0, min(share, float(low))), min(1.0, max(share, float(high))))
 
 
-def _columns(*columns_E: ArrayLike) -> NDArray[np.float64]:
-    """Outcomes of the same episodes side by side, [E, C]."""
-    arrays = [np.asarray(column, dtype=float) for column in columns_E]
+def _stack_outcomes(*outcomes_E: ArrayLike) -> NDArray[np.float64]:
+    """Stack outcomes of the same episodes side by side, [E, C].
+
+    Raises:
+        ValueError: there are no episodes, or the numbers of episodes differ.
+    """
+    arrays = [np.asarray(outcome_E, dtype=float) for outcome_E in outcomes_E]
     if arrays[0].size == 0 or len({array.shape for array in arrays}) != 1:
         sizes = ", ".join(str(array.size) for array in arrays)
         raise ValueError(f"paired outcomes need the same episodes, at least one: {sizes} given")
@@ -55,81 +62,91 @@ def _columns(*columns_E: ArrayLike) -> NDArray[np.float64]:
 
 
 class McNemar(NamedTuple):
-    """An exact test on paired outcomes: only the episodes where the two differ speak."""
+    """Result of an exact McNemar test; only episodes on which the two outcomes differ count."""
 
-    only_first: int
+    only_first: int  # episodes that only the first solves
     only_second: int
     p_greater: float  # one-sided: the first succeeds more often
-    p_two_sided: float
 
 
 def mcnemar(first_E: ArrayLike, second_E: ArrayLike) -> McNemar:
-    """Exact McNemar test: the binomial test of the discordant pairs (McNemar 1947).
+    """Run an exact McNemar test: a binomial test of the discordant pairs (McNemar 1947).
 
     Raises:
-        ValueError: no episodes, or not the same number of them.
+        ValueError: there are no episodes, or the numbers of episodes differ.
     """
-    first, second = (column.astype(bool) for column in _columns(first_E, second_E).T)
+    first, second = (column.astype(bool) for column in _stack_outcomes(first_E, second_E).T)
     wins, losses = int((first & ~second).sum()), int((~first & second).sum())
     if wins + losses == 0:
-        return McNemar(0, 0, 1.0, 1.0)
+        return McNemar(0, 0, 1.0)
     greater = scipy.stats.binomtest(wins, wins + losses, alternative="greater").pvalue
-    return McNemar(wins, losses, float(greater), float(scipy.stats.binomtest(wins, wins + losses).pvalue))
+    return McNemar(wins, losses, float(greater))
 
 
 class Estimate(NamedTuple):
-    """A figure with its interval."""
+    """A value with its confidence interval; bounds are NaN where there is none."""
 
     value: float
     low: float
     high: float
 
 
-def _resamples(columns_EC: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
-    """Column means over bootstrap resamples of the episodes, [draws, C]: rows stay whole, so pairs stay paired."""
-    count = len(columns_EC)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    means: NDArray[np.float64] = weights @ columns_EC / count
-    return means
+def _bootstrap_means(outcomes_EC: NDArray[np.float64], draws: int, seed: int) -> NDArray[np.float64]:
+    """Return the means per condition over bootstrap resamples of the episodes, [R, C].
+
+    An episode is drawn with all its conditions, so outcomes stay paired.
+    """
+    count = len(outcomes_EC)
+    weights_RE = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    means_RC: NDArray[np.float64] = weights_RE @ outcomes_EC / count
+    return means_RC
 
 
 def paired_difference(
     first_E: ArrayLike, second_E: ArrayLike, alpha: float = ALPHA, draws: int = 4000, seed: int = 0
 ) -> Estimate:
-    """Mean of first - second over episodes, with a percentile bootstrap interval (Efron 1979)."""
-    columns_EC = _columns(first_E, second_E)
-    means = _resamples(columns_EC, draws, seed)
-    low, high = np.quantile(means[:, 0] - means[:, 1], [alpha / 2, 1 - alpha / 2])
-    return Estimate(float(columns_EC[:, 0].mean() - columns_EC[:, 1].mean()), float(low), float(high))
+    """Return the mean of first - second over episodes, with a percentile bootstrap interval (Efron 1979).
+
+    Raises:
+        ValueError: there are no episodes, or the numbers of episodes differ.
+    """
+    outcomes_EC = _stack_outcomes(first_E, second_E)
+    means_RC = _bootstrap_means(outcomes_EC, draws, seed)
+    low, high = np.quantile(means_RC[:, 0] - means_RC[:, 1], [alpha / 2, 1 - alpha / 2])
+    return Estimate(float(outcomes_EC[:, 0].mean() - outcomes_EC[:, 1].mean()), float(low), float(high))
 
 
 def retention(
     normal_E: ArrayLike, p0_E: ArrayLike, p1_E: ArrayLike, alpha: float = ALPHA, draws: int = 4000, seed: int = 0
 ) -> Estimate:
-    """(normal - P0) / (P1 - P0): the share of what the text is worth that the prefix keeps.
+    """Return (normal - P0) / (P1 - P0): the share of the text's gain over no message that the prefix keeps.
 
-    A percentile bootstrap over episodes, all three conditions of an episode together. Where P1 does not beat P0
-    there is nothing to keep: value and bounds are NaN. Where the interval of P1 - P0 touches 0, the ratio has no
-    bounded interval (as in Fieller 1954): the value stands and both bounds are NaN.
+    The interval is a percentile bootstrap over episodes, with all three conditions of an episode together. Where
+    P1 does not beat P0, retention is not defined: value and bounds are NaN. Where the interval of P1 - P0 touches
+    0, the ratio has no bounded interval (as in Fieller 1954): the value is returned and both bounds are NaN.
+
+    Raises:
+        ValueError: there are no episodes, or the numbers of episodes differ.
     """
-    columns_EC = _columns(normal_E, p0_E, p1_E)
-    normal, p0, p1 = columns_EC.mean(axis=0)
+    outcomes_EC = _stack_outcomes(normal_E, p0_E, p1_E)
+    normal, p0, p1 = outcomes_EC.mean(axis=0)
     if p1 <= p0:
         return Estimate(math.nan, math.nan, math.nan)
     value = float((normal - p0) / (p1 - p0))
-    means = _resamples(columns_EC, draws, seed)
-    worth = means[:, 2] - means[:, 1]
-    if np.quantile(worth, alpha / 2, method="lower") <= 0:
+    means_RC = _bootstrap_means(outcomes_EC, draws, seed)
+    text_gain_R = means_RC[:, 2] - means_RC[:, 1]
+    if np.quantile(text_gain_R, alpha / 2, method="lower") <= 0:
         return Estimate(value, math.nan, math.nan)
-    ratio = (means[:, 0] - means[:, 1]) / np.where(worth > 0, worth, 1.0)
-    # The few resamples without worth could put the ratio anywhere: they widen the interval at both ends.
-    low = np.quantile(np.where(worth > 0, ratio, -np.inf), alpha / 2, method="lower")
-    high = np.quantile(np.where(worth > 0, ratio, np.inf), 1 - alpha / 2, method="higher")
+    defined_R = text_gain_R > 0
+    ratio_R = (means_RC[:, 0] - means_RC[:, 1]) / np.where(defined_R, text_gain_R, 1.0)
+    # Where a resample's P1 does not beat its P0 the ratio could be anything: it widens the interval at both ends.
+    low = np.quantile(np.where(defined_R, ratio_R, -np.inf), alpha / 2, method="lower")
+    high = np.quantile(np.where(defined_R, ratio_R, np.inf), 1 - alpha / 2, method="higher")
     return Estimate(value, float(low), float(high))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm 1979): compare each with alpha as it is."""
+    """Return p-values adjusted by Holm's step-down method (Holm 1979), each to be compared with alpha itself."""
     if not p_values:
         return []
     from statsmodels.stats.multitest import multipletests
@@ -138,9 +155,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def successes_needed(n: int, threshold: float, alpha: float = ALPHA) -> int | None:
-    """The fewest successes of n whose Wilson lower bound reaches a threshold; None where no count does."""
-    # Wilson's bound inverts the score test, so it is reached at n t + z sqrt(n t (1 - t)); `wilson` has the last
-    # word on rounding.
+    """Return the fewest successes of n whose Wilson lower bound reaches a threshold; None where none does."""
+    # Wilson's bound inverts the score test, so it is reached at n t + z sqrt(n t (1 - t)); the loops then correct
+    # that count by `wilson` itself, for rounding.
     z = float(scipy.stats.norm.isf(alpha / 2))
     bounded = min(max(threshold, 0.0), 1.0)
     count = min(n, math.ceil(n * bounded + z * math.sqrt(n * bounded * (1 - bounded))))
@@ -151,55 +168,50 @@ def successes_needed(n: int, threshold: float, alpha: float = ALPHA) -> int | No
     return count if count <= n else None
 
 
-def power(n: int, rate: float, threshold: float, alpha: float = ALPHA) -> float:
-    """The chance that n episodes at a true success rate put the Wilson lower bound at the threshold or above."""
-    needed = successes_needed(n, threshold, alpha)
-    return 0.0 if needed is None else float(scipy.stats.binom.sf(needed - 1, n, rate))
+def minimum_detectable_rate(n: int, threshold: float, power: float = 0.8, alpha: float = ALPHA) -> float:
+    """Return the lowest true success rate that n episodes detect as above a threshold with a given power.
 
+    Detected means that the Wilson lower bound reaches the threshold.
 
-def minimum_n(rate: float, threshold: float, wanted: float = 0.8, alpha: float = ALPHA) -> int | None:
-    """The fewest episodes that give a true rate that chance of clearing a threshold.
+    Args:
+        n: Episodes.
+        threshold: The share that the lower bound must reach.
+        power: Probability of detection.
+        alpha: Level of the two-sided interval.
 
-    Power climbs in saw teeth with n; this is the n from which it stays at or above `wanted` for the next 20.
-    None where the rate is not above the threshold, or more than 100,000 episodes would not do.
+    Returns:
+        A share; NaN where no number of successes reaches the threshold.
     """
-    if rate <= threshold:
-        return None
-    low, high = 1, 1
-    while power(high, rate, threshold, alpha) < wanted:
-        low, high = high, high * 2
-        if high > 100_000:
-            return None
-    n = low
-    while any(power(m, rate, threshold, alpha) < wanted for m in range(n, n + 20)):
-        n += 1
-    return n
-
-
-def minimum_detectable_rate(n: int, threshold: float, wanted: float = 0.8, alpha: float = ALPHA) -> float:
-    """The lowest true rate that n episodes let clear a threshold with that chance; NaN where none does."""
     needed = successes_needed(n, threshold, alpha)
     if needed is None:
         return math.nan
     if needed == 0:
         return 0.0
     # P(X >= needed) at rate p is the Beta(needed, n - needed + 1) distribution function at p.
-    return float(scipy.stats.beta.ppf(wanted, needed, n - needed + 1))
+    return float(scipy.stats.beta.ppf(power, needed, n - needed + 1))
 
 
-def minimum_detectable_difference(n: int, discordant: float, wanted: float = 0.8, alpha: float = ALPHA) -> float:
-    """The smallest paired difference of success that McNemar's one-sided test finds with that chance.
+def minimum_detectable_difference(n: int, discordant: float, power: float = 0.8, alpha: float = ALPHA) -> float:
+    """Return the smallest difference in success that McNemar's one-sided test detects with a given power.
 
-    Normal approximation (Connor 1987), for a share `discordant` of episodes on which the two differ. A
-    difference cannot exceed that share, so NaN where n is too small to find even `discordant`.
+    It is the normal approximation of Connor (1987).
+
+    Args:
+        n: Episodes, each with both outcomes.
+        discordant: Share of episodes on which the two outcomes differ.
+        power: Probability of detection.
+        alpha: Level of the one-sided test.
+
+    Returns:
+        A difference of shares. It cannot exceed `discordant`: NaN where n is too small to detect even that.
 
     Raises:
-        ValueError: not n >= 1 and 0 < discordant <= 1.
+        ValueError: n is below 1, or `discordant` is not in 0..1 and above 0.
     """
     if not (n >= 1 and 0 < discordant <= 1):
         raise ValueError(f"n = {n}, discordant = {discordant}: give n >= 1 and a share above 0")
-    z_alpha, z_power = scipy.stats.norm.ppf([1 - alpha, wanted])
-    # d = (z_a sqrt(psi) + z_b sqrt(psi - d^2)) / sqrt(n), solved for d
+    z_alpha, z_power = scipy.stats.norm.ppf([1 - alpha, power])
+    # d = (z_alpha sqrt(psi) + z_power sqrt(psi - d^2)) / sqrt(n), solved for d; psi is `discordant`.
     a = 1 + z_power**2 / n
     b = -2 * z_alpha * math.sqrt(discordant / n)
     c = (z_alpha**2 - z_power**2) * discordant / n

@@ -1,4 +1,4 @@
-"""A verdict as the reference report shows it: tables and lines, of counts and of rows."""
+"""Tables and lines of a verdict, in the form of the reference report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 import pandas as pd
 
-from m2ray.config.gate_file import GateConfig
+from m2ray.config.condition_names import scale_gate_of
+from m2ray.config.gate_file import Criterion, GateConfig
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
 from m2ray.judging.gate import FAIL, NOT_APPLICABLE, PASS, Counts, Verdict, compare_to_bar, is_below, success_rate
@@ -15,43 +16,65 @@ from m2ray.util.text import percent
 
 
 def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
-    """Condition, success rate, what is expected, status: the reference report's first table.
+    """Return the reference report's first table: condition, success rate, what is expected, and status.
 
     Statuses: normal FAILs below its bar. Null and random are OK within 5 points of P0, slightly high or low where
-    only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0 (or at the gate's
-    floor, where P0 is no higher), else FAIL.
+    only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0 (or at most at the
+    gate's floor, where P0 is not above it either), else FAIL.
     """
-    bars = [c for c in gate.criteria if c.kind == "lower_bound" and c.condition == "normal" and c.applies(k)]
-    below = [c for c in gate.criteria if c.kind == "below" and (c.condition, c.against) == ("shuffle", "P0")]
-    floor = max((c.floor for c in below), default=0.0)
-    shares = {name: success_rate(count) for name, count in counts.items()}
     table = [["Condition", "Success Rate", "Expected", "Status"]]
     for name in ("normal", "null", "random", "shuffle"):
         if name not in counts or "P0" not in counts:
             continue
-        near = f"~{100 * shares['P0']:.0f}%"
-        expected, status = near, ""
         if name == "normal":
-            known = [c.bar(shares) for c in bars if {*c.above, *c.share_of} <= set(shares)]
-            expected, status = NOT_APPLICABLE, NOT_APPLICABLE
-            if known:
-                expected = f"> {100 * max(known):.0f}%"
-                status = "OK" if stats.wilson(*counts[name], gate.alpha).low >= max(known) else FAIL
+            expected, status = _normal_status(counts, k, gate)
         elif name == "shuffle":
-            expected = f"<= {100 * floor:.0f}%" if shares["P0"] <= floor else f"< {100 * shares['P0']:.0f}%"
-            status = "OK" if is_below(shares[name], shares["P0"], floor) else FAIL
-            status = "BACKWARDS" if shares[name] > shares.get("normal", 1.0) else status
+            expected, status = _shuffle_status(counts, gate)
         else:
-            off = shares[name] - shares["P0"]
-            apart = not stats.wilson(*counts[name], gate.alpha).overlaps(stats.wilson(*counts["P0"], gate.alpha))
-            status = "OK" if abs(off) <= 0.05 + 1e-9 else f"Slightly {'high' if off > 0 else 'low'}"
-            status = FAIL if apart else status
+            expected, status = _idle_status(name, counts, gate.alpha)
         table.append([name.capitalize(), format_count(counts[name]), expected, status])
     return table
 
 
+def _normal_status(counts: Counts, k: int, gate: GateConfig) -> tuple[str, str]:
+    """Return expectation and status of normal: its lower bound reaches the highest bar that can be computed."""
+    rates = {name: success_rate(count) for name, count in counts.items()}
+    bars = [c.bar(rates) for c in _normal_criteria(gate, k) if {*c.above, *c.share_of} <= set(rates)]
+    if not bars:
+        return NOT_APPLICABLE, NOT_APPLICABLE
+    low = stats.wilson(*counts["normal"], gate.alpha).low
+    return f"> {100 * max(bars):.0f}%", "OK" if low >= max(bars) else FAIL
+
+
+def _shuffle_status(counts: Counts, gate: GateConfig) -> tuple[str, str]:
+    """Return expectation and status of shuffle: below P0, and never above normal."""
+    below = [c for c in gate.criteria if c.kind == "below" and (c.condition, c.against) == ("shuffle", "P0")]
+    floor = max((c.floor for c in below), default=0.0)
+    rate, p0 = success_rate(counts["shuffle"]), success_rate(counts["P0"])
+    expected = f"<= {100 * floor:.0f}%" if p0 <= floor else f"< {100 * p0:.0f}%"
+    if "normal" in counts and rate > success_rate(counts["normal"]):
+        return expected, "BACKWARDS"
+    return expected, "OK" if is_below(rate, p0, floor) else FAIL
+
+
+def _idle_status(name: str, counts: Counts, alpha: float) -> tuple[str, str]:
+    """Return expectation and status of null or random: about P0."""
+    p0 = success_rate(counts["P0"])
+    expected, difference = f"~{100 * p0:.0f}%", success_rate(counts[name]) - p0
+    if not stats.wilson(*counts[name], alpha).overlaps(stats.wilson(*counts["P0"], alpha)):
+        return expected, FAIL
+    if abs(difference) <= 0.05 + 1e-9:
+        return expected, "OK"
+    return expected, f"Slightly {'high' if difference > 0 else 'low'}"
+
+
+def _normal_criteria(gate: GateConfig, k: int) -> list[Criterion]:
+    """Return the criteria that set a bar for normal."""
+    return [c for c in gate.criteria if c.kind == "lower_bound" and c.condition == "normal" and c.applies(k)]
+
+
 def summary_table(counts: Counts, alpha: float = stats.ALPHA) -> Table:
-    """Condition, success rate, confidence interval: the reference report's second table."""
+    """Return the reference report's second table: condition, success rate and confidence interval."""
     order = ["normal", "null", "random", "shuffle", "P0", "P1", "constant", "mean", "matched", "identity"]
     names = [name for name in order if name in counts] + sorted(
         name for name in counts if name not in order and not name.startswith("scale_gate=") and name != FAILED
@@ -65,15 +88,13 @@ def summary_table(counts: Counts, alpha: float = stats.ALPHA) -> Table:
 
 
 def format_count(count: tuple[int, int]) -> str:
-    """`22.0% (11/50)`."""
+    """Return `22.0% (11/50)`."""
     return f"{percent(success_rate(count))} ({count[0]}/{count[1]})"
 
 
 def scale_gate_table(counts: Counts) -> Table:
-    """Success against scale_gate."""
-    curve = sorted(
-        (float(name.partition("=")[2]), count) for name, count in counts.items() if name.startswith("scale_gate=")
-    )
+    """Return success against scale_gate, the best marked; an empty table if scale_gate was not varied."""
+    curve = sorted((gate, count) for name, count in counts.items() if (gate := scale_gate_of(name)) is not None)
     if not curve:
         return []
     peak = max(success_rate(count) for _, count in curve)
@@ -85,26 +106,28 @@ def scale_gate_table(counts: Counts) -> Table:
 
 
 def communication_matters(rows: pd.DataFrame) -> tuple[int, int, int]:
-    """The communication-matters subset: (solved by normal, failed by null, all episodes)."""
+    """Return the size of the communication-matters subset, the episodes that null fails.
+
+    Returns:
+        Episodes of the subset that normal solves, episodes of the subset, all episodes.
+    """
     normal, null = outcomes(rows, ["normal", "null"])
     return int((normal & ~null).sum()), int((~null).sum()), len(null)
 
 
 def bar_lines(verdict: Verdict, gate: GateConfig) -> list[str]:
-    """The criterion on normal in the reference report's words, and what this n can and cannot show."""
-    shares = {name: success_rate(count) for name, count in verdict.counts.items()}
+    """Return the criterion on normal in the reference report's words, and what success rates n can detect."""
+    rates = {name: success_rate(count) for name, count in verdict.counts.items()}
     titles = {"gate1": "Gate 1", "gate2": "Gate 2", "validity": "Validity", "semantic": "Semantic"}
     lines = []
-    for c in gate.criteria:
-        if c.kind != "lower_bound" or c.condition != "normal" or not c.applies(verdict.k):
-            continue
-        bar, n = c.bar(shares), verdict.counts["normal"][1]
+    for criterion in _normal_criteria(gate, verdict.k):
+        bar, n = criterion.bar(rates), verdict.counts["normal"][1]
         low = stats.wilson(*verdict.counts["normal"], gate.alpha).low
         needed = stats.successes_needed(n, bar, gate.alpha)
         detectable = stats.minimum_detectable_rate(n, bar, alpha=gate.alpha)
         outcome = PASS if low >= bar else FAIL
         lines += [
-            f"{titles[c.gate]} Criterion: CI_low >= {percent(bar)}",
+            f"{titles[criterion.gate]} Criterion: CI_low >= {percent(bar)}",
             f"Result: CI_low = {compare_to_bar(low, bar)} -> {outcome}",
             f"Needed at n = {n}: {needed if needed is not None else 'more than all'} successes"
             + (f" ({percent(needed / n)})" if needed is not None else ""),
@@ -115,17 +138,17 @@ def bar_lines(verdict: Verdict, gate: GateConfig) -> list[str]:
     return lines
 
 
-def retention_line(kept: stats.Estimate) -> str:
-    """Retention with its interval, or why it has none."""
-    if math.isnan(kept.value):
+def retention_line(retention: stats.Estimate) -> str:
+    """Return retention with its interval, or why it has none."""
+    if math.isnan(retention.value):
         return "not defined: P1 does not beat P0"
-    if math.isnan(kept.low):
-        return f"{kept.value:.2f}, no bounded interval: that of P1 - P0 touches 0"
-    return f"{kept.value:.2f} [{kept.low:.2f}, {kept.high:.2f}]"
+    if math.isnan(retention.low):
+        return f"{retention.value:.2f}, no bounded interval: that of P1 - P0 touches 0"
+    return f"{retention.value:.2f} [{retention.low:.2f}, {retention.high:.2f}]"
 
 
 def print_verdict(verdict: Verdict, gate: GateConfig, rows: pd.DataFrame | None, title: str) -> None:
-    """The verdict tables of the reference report; from rows also what counts cannot give."""
+    """Print the verdict in the tables of the reference report; with rows, also what needs paired outcomes."""
     print(f"# {title}")
     print_table(primary_table(verdict.counts, verdict.k, gate), "Primary Metrics")
     print_table(summary_table(verdict.counts, gate.alpha), "Statistical Summary")
@@ -141,6 +164,6 @@ def print_verdict(verdict: Verdict, gate: GateConfig, rows: pd.DataFrame | None,
         if verdict.retention is not None:
             print(f"\nRetention (normal - P0) / (P1 - P0): {retention_line(verdict.retention)}")
     table = [["Gate", "Criterion", "Finding", "Status"]]
-    table += [[f.gate, f.name, f.sentence, PASS if f.passed else FAIL] for f in verdict.findings]
+    table += [[r.gate, r.name, r.sentence, PASS if r.passed else FAIL] for r in verdict.results]
     print_table(table, "Criteria")
     print(f"\nVerdict: {verdict.verdict} - {verdict.reason}\n")

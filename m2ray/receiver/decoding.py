@@ -77,7 +77,7 @@ class Decoder:
         """Decode each row up to and including the first token that ends it.
 
         Args:
-            prefill: The prompts after their forward pass; used up.
+            prefill: The prompts after their forward pass; its cache is modified.
             drafts: A draft per row, of which all but the last token are in `prefill`; empty for none.
             positions: Draft positions whose logits are returned.
             seeds: Seed of each row's sampling noise.
@@ -86,7 +86,7 @@ class Decoder:
         Returns:
             The tokens, and the logits [B, V, W] that predict the drafts' tokens at `positions`; None without any.
         """
-        dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         written: list[list[int]] = [[] for _ in drafts]
         batch = _Batch(
             rows=list(range(len(drafts))),
@@ -101,7 +101,7 @@ class Decoder:
         kept: list[Tensor] = []
         wanted = set(positions)
         while batch.rows:
-            agreed = self._pick_tokens(batch, written, dice, limits, wanted, kept)
+            agreed = self._pick_tokens(batch, written, generators, limits, wanted, kept)
             wanted = set()  # the prefill holds all of them
             open_rows = [
                 i
@@ -117,7 +117,7 @@ class Decoder:
         self,
         batch: _Batch,
         written: list[list[int]],
-        dice: Sequence[torch.Generator],
+        generators: Sequence[torch.Generator],
         limits: Sequence[int],
         wanted: Collection[int],
         kept: list[Tensor],
@@ -127,9 +127,9 @@ class Decoder:
         Appends to `written`, and to `kept` the logits at the positions wanted.
 
         Returns:
-            How many draft tokens of each row held.
+            How many draft tokens of each row B agreed with.
         """
-        held = [0] * len(batch.rows)
+        agreed = [0] * len(batch.rows)
         agreeing = list(range(len(batch.rows)))
         # One position at a time: logits over a whole vocabulary at every position are gigabytes.
         for position in range(batch.states_BGD.shape[1]):
@@ -142,39 +142,41 @@ class Decoder:
             if not agreeing:
                 continue
             still = []
-            picked = _pick(logits_SW, [dice[batch.rows[i]] for i in agreeing], self._temperature)
+            picked = _pick(logits_SW, [generators[batch.rows[i]] for i in agreeing], self._temperature)
             for i, token in zip(agreeing, picked, strict=True):
                 row = written[batch.rows[i]]
                 row.append(token)
                 ended = token in self._ends or len(row) == limits[batch.rows[i]]
-                if not ended and batch.drafts[i][held[i] : held[i] + 1] == [token]:
-                    held[i] += 1
+                if not ended and batch.drafts[i][agreed[i] : agreed[i] + 1] == [token]:
+                    agreed[i] += 1
                     still.append(i)
             agreeing = still
-        return held
+        return agreed
 
     def _next_pass(
         self,
         batch: _Batch,
         open_rows: Sequence[int],
-        held: Sequence[int],
+        agreed: Sequence[int],
         written: Sequence[Sequence[int]],
         drafts: Sequence[Sequence[int]],
     ) -> None:
         """Drop the rows that have ended, and feed the others their latest token and the rest of their draft."""
         device = batch.mask_BT.device
-        # Draft tokens that did not hold stay in the cache, masked.
+        # Draft tokens that B disagreed with stay in the cache, masked.
         columns_F = torch.arange(batch.fed, device=device)
-        held_B1 = torch.tensor(held, device=device)[:, None] + batch.certain
+        kept_B1 = torch.tensor(agreed, device=device)[:, None] + batch.certain
         before = batch.mask_BT.shape[1] - batch.fed
-        batch.mask_BT = torch.cat([batch.mask_BT[:, :before], columns_F < held_B1], dim=1)
+        batch.mask_BT = torch.cat([batch.mask_BT[:, :before], columns_F < kept_B1], dim=1)
         if len(open_rows) < len(batch.rows):
             batch.cache.batch_select_indices(torch.tensor(open_rows, device=device))
             batch.mask_BT, batch.lengths_B = batch.mask_BT[open_rows], batch.lengths_B[open_rows]
-        # A row none of whose draft tokens held writes something else altogether: it gets no more drafts.
-        hopeless = {batch.rows[i] for i in open_rows if batch.certain and not held[i]}
+        # A row that agreed with none of its draft tokens writes a different answer: it gets no more drafts.
+        undrafted = {batch.rows[i] for i in open_rows if batch.certain and not agreed[i]}
         batch.rows, batch.certain = [batch.rows[i] for i in open_rows], 1
-        batch.drafts = [[] if row in hopeless else list(drafts[row][len(written[row]) : -1]) for row in batch.rows]
+        batch.drafts = [
+            [] if row in undrafted else list(drafts[row][len(written[row]) : -1]) for row in batch.rows
+        ]
         feed = [[written[row][-1], *draft] for row, draft in zip(batch.rows, batch.drafts, strict=True)]
         batch.fed = max(map(len, feed))
         columns_F = torch.arange(batch.fed, device=device)
@@ -193,12 +195,12 @@ class Decoder:
         batch.cache, batch.states_BGD = output[self._cache_argument], output[0]
 
 
-def _pick(logits_BW: Tensor, dice: Sequence[torch.Generator], temperature: float) -> list[int]:
+def _pick(logits_BW: Tensor, generators: Sequence[torch.Generator], temperature: float) -> list[int]:
     """Return the next token of each row."""
     logits_BW = logits_BW.float()
     if temperature > 0:
         # Gumbel-max: argmax(logits / t + g) is a sample of softmax(logits / t).
-        uniform = [torch.rand(logits_BW.shape[1], generator=die, dtype=torch.float64) for die in dice]
+        uniform = [torch.rand(logits_BW.shape[1], generator=each, dtype=torch.float64) for each in generators]
         gumbel_BW = -torch.log(-torch.log(torch.stack(uniform).clamp(min=1e-300)))
         logits_BW = logits_BW / temperature + gumbel_BW.to(logits_BW)
     tokens: list[int] = logits_BW.argmax(dim=1).tolist()

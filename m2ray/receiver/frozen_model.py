@@ -1,4 +1,4 @@
-"""The receiver's model: its embeddings, its forward pass, and what it makes of messages on their own.
+"""The receiver's model: its embeddings, its forward pass, and its hidden states of messages on their own.
 
 Shapes: B rows, T positions, K slots, F messages that are new, D width, P requests of a forward pass, L outputs.
 """
@@ -139,7 +139,7 @@ class FrozenModel(PromptBuilder):
     def _run_in_parts(
         self, embeds_BTD: Tensor, cached: list[list[int]], states: bool, rows_at_once: int | None
     ) -> list[Tensor]:
-        """Return `_run` of all rows, so many at a time."""
+        """Return `_run` of all rows, `rows_at_once` at a time."""
         size = rows_at_once or len(embeds_BTD)
         recompute = rows_at_once is not None and torch.is_grad_enabled()
         parts = []
@@ -149,7 +149,7 @@ class FrozenModel(PromptBuilder):
         return [torch.cat(layer) for layer in zip(*parts, strict=True)] if parts[1:] else parts[0]
 
     def _run(self, embeds_BTD: Tensor, cached: list[list[int]], states: bool) -> list[Tensor]:
-        """Return the last layer's output and, where asked, the output of every layer."""
+        """Return the last layer's output and, with `states`, the output of every layer."""
         arguments = self.prompt_cache.forward_arguments(cached, embeds_BTD.shape[1])
         output = self.model.get_decoder()(
             inputs_embeds=embeds_BTD, use_cache=bool(arguments), output_hidden_states=states, **arguments

@@ -16,7 +16,7 @@ from m2ray.util.files import cache_root
 if TYPE_CHECKING:
     import torch
 
-    from m2ray.receiver.receiver import Receiver
+    from m2ray.receiver.receiver import Receiver  # imports torch as well
 
 EMBEDDED = Path(__file__).parent / "embedded"
 OWN_CODE = "comes with code of its own, which is never run; use a model that transformers itself knows"
@@ -73,7 +73,7 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     # Imported here: torch and transformers take seconds, and receivers are named long before they are loaded.
     import torch
 
-    from m2ray.receiver.receiver import Receiver
+    from m2ray.receiver.receiver import Receiver  # imports torch as well
 
     path = resolve_receiver(name)
     target = torch.device(device) if device else default_device()

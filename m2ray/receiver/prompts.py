@@ -1,4 +1,8 @@
-"""How a task is put to a model: the wording of B's prompt, and the form of its answer."""
+"""Prompt styles: the wording of B's prompt, and the form of its answer.
+
+A receiver's digest is computed from `repr` of its style. Change neither a text nor a field of `Style`: it would
+change the digests of published receivers.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,18 @@ from dataclasses import dataclass
 
 from m2ray.tasks.answers import AnswerForm
 
-CARD = "m2ray.json"  # in a receiver's folder: its style, and what it was trained on
+CARD = "m2ray.json"  # in a receiver's folder: its prompt style, and how it was trained
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a task is put to a model. `{message}` marks the slots, `{context}` B's half; chat goes through the
-    tokenizer's own chat template.
+    """One wording of B's prompt.
+
+    Attributes:
+        user: The prompt, or the user's turn of a chat: `{message}` is the message's place, `{context}` B's half.
+        answer: The form of B's answer.
+        system: The system turn of a chat.
+        chat: Put both turns through the tokenizer's chat template.
     """
 
     user: str
@@ -23,8 +32,9 @@ class Style:
 
 STYLES = {
     "compact": Style(user="A {message} B {context} ?", answer="values"),
-    # An example answer with the puzzle's own keys is copied, value by value; "each from 0 to {top}" draws zeros.
-    # The constraints come last, so that what every prompt starts with is read once (`WORTH_SHARING`).
+    # Models copy an example answer with the puzzle's own keys value by value, and answer "each from 0 to {top}"
+    # with zeros. The constraints come last, so that all prompts share their opening, whose KV cache is kept
+    # (`m2ray.receiver.prefix_cache`).
     "chat": Style(
         chat=True,
         answer="json",

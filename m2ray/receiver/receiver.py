@@ -164,7 +164,7 @@ class Receiver(FrozenModel):
     def _prefill(
         self, embeds_BTD: Tensor, lengths_B: Tensor, cached: Sequence[Sequence[int]], drafted: int
     ) -> Prefill:
-        """Run prompts, padded on the right, and `drafted` draft tokens after each; leading tokens may be cached."""
+        """Run prompts, padded on the right, each with `drafted` draft tokens; leading tokens may be cached."""
         self._check_context(int(lengths_B.max()) + 1)
         cached_B = torch.tensor([len(tokens) for tokens in cached], device=self.device)
         rest_B = lengths_B + drafted - cached_B

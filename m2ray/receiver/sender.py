@@ -1,5 +1,4 @@
-# NEWDOC
-"""Where episodes come from: drawn by seed or read from a file, with A's message by template or by a sender LM."""
+"""A sender LM that writes A's messages in its own words, and the cache of what it wrote."""
 
 from __future__ import annotations
 
@@ -15,6 +14,7 @@ from m2ray.tasks.episodes import Episode, write_facts
 from m2ray.util.errors import UserError
 from m2ray.util.files import cache_root
 
+# The cache is keyed by the prompt, so a changed character discards all cached messages.
 SENDER_PROMPT = (
     "You are agent A. Your partner must find whole numbers for {names} but cannot see these constraints of "
     "yours:\n{context}\nTell your partner what you know, completely, in one short message."
@@ -22,7 +22,7 @@ SENDER_PROMPT = (
 
 
 class Sender:
-    """A sender LM. It writes each message once, greedily; from then on the user's cache holds it."""
+    """A sender LM. It writes each message once, greedily; after that the message comes from the user's cache."""
 
     BATCH = 32
 
@@ -33,25 +33,26 @@ class Sender:
             )
         self.receiver = receiver
         self.file = cache_root() / "messages" / f"{receiver.digest}.jsonl"
-        self._known: dict[str, str] = {}
+        self._messages: dict[str, str] = {}
 
-    def write(self, played: Sequence[Episode]) -> list[str]:
-        """A's messages in the sender's words.
+    def write(self, episodes: Sequence[Episode]) -> list[str]:
+        """Return A's message of each episode in the sender's words.
 
         Raises:
-            UserError: it wrote nothing.
+            UserError: the sender wrote an empty message.
         """
-        prompts = [self._prompt(episode) for episode in played]
+        prompts = [self._prompt(episode) for episode in episodes]
         keys = [hashlib.sha256(prompt.encode()).hexdigest()[:32] for prompt in prompts]
-        if not self._known.keys() >= set(keys):
-            self._read()
-        asked = dict(zip(keys, prompts, strict=True))
-        missing = [key for key in asked if key not in self._known]
+        if not self._messages.keys() >= set(keys):
+            self._read_cache()
+        prompt_of = dict(zip(keys, prompts, strict=True))
+        missing = [key for key in prompt_of if key not in self._messages]
         for start in range(0, len(missing), self.BATCH):
             batch = missing[start : start + self.BATCH]
-            self._append(dict(zip(batch, self._generate([asked[key] for key in batch]), strict=True)))
-            self._read()
-        return [self._known[key] for key in keys]
+            texts = self._generate([prompt_of[key] for key in batch])
+            self._append(dict(zip(batch, texts, strict=True)))
+            self._read_cache()  # another process may have written the same message first
+        return [self._messages[key] for key in keys]
 
     def _prompt(self, episode: Episode) -> str:
         content = SENDER_PROMPT.format(names=", ".join(episode.level.names), context=write_facts(episode.sender))
@@ -68,9 +69,11 @@ class Sender:
             raise UserError(f"task.messages: sender {self.receiver.name} wrote an empty message; use another")
         return messages
 
-    def _read(self) -> None:
-        """Take in the cache. A key's first line counts, so that all who write at once agree afterwards. A line
-        that a crash tore does not count: its message is written again.
+    def _read_cache(self) -> None:
+        """Read the cache file.
+
+        The first line of a key counts, so that all processes that write at once agree afterwards. A line cut short
+        by a crash is skipped: its message is written again.
         """
         for line in self.file.read_bytes().split(b"\n") if self.file.is_file() else []:
             try:
@@ -82,11 +85,12 @@ class Sender:
                 and isinstance(entry.get("key"), str)
                 and isinstance(entry.get("message"), str)
             ):
-                self._known.setdefault(entry["key"], entry["message"])
+                self._messages.setdefault(entry["key"], entry["message"])
 
     def _append(self, messages: Mapping[str, str]) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         lines = "".join(json.dumps({"key": key, "message": text}) + "\n" for key, text in messages.items())
-        # Begin on a line of our own whatever a crash left, and append in one piece: other processes write too.
+        # Start a new line, since a crash may have cut the last one short. Append in a single write, since other
+        # processes append too.
         with self.file.open("ab", buffering=0) as out:
             out.write(b"\n" * (out.tell() > 0) + lines.encode())

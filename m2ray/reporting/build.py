@@ -1,12 +1,11 @@
-# NEWDOC
-"""Leaderboard, attempt reports, pictures and page, from rows, and from the diagnoses where a sweep made any.
+"""All reports of a results folder, rebuilt from its rows, journal, diagnoses and training histories.
 
-`python -m m2ray.report results/NAME` rebuilds all of them.
+Files: leaderboard.csv and leaderboard.md, `attempts/` with a text report for each configuration, `figures/`, the
+table of diagnoses, and report.html.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from m2ray.config.record import read_sweep_record, record_file
 from m2ray.evaluation.confirm_ledger import confirm_looks
 from m2ray.evaluation.rows import RowStore
 from m2ray.reporting.arms import write_arms
-from m2ray.reporting.document import Picture, Text, section_markdown
+from m2ray.reporting.document import PLAIN_NAME, Figure, Section, Text, section_markdown
 from m2ray.reporting.figures import FOLDER as FIGURES
 from m2ray.reporting.figures import (
+    DrawnFigure,
     draw_by_k,
     draw_conditions,
     draw_outcomes,
@@ -39,91 +39,122 @@ from m2ray.util.files import write_atomic
 from m2ray.util.plotting import png_and_svg, save, use_file_backend
 from m2ray.util.strict_yaml import validate
 
-PLAIN_NAME = re.compile(r"[\w][\w .+=@-]{0,127}")
-
-
-def registered_gate(folder: Path, path: Path | None) -> GateConfig:
-    """The gate at a path, else the one a sweep was registered with, else the reference's."""
-    registered = None if path else read_sweep_record(folder).get("gate")
-    if registered is None:
-        return load_gate(path)
-    return validate(GateConfig, registered, f"{record_file(folder)}: gate")
+REPORTS = "attempts"  # folder of the configurations' reports
 
 
 def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
-    """Write leaderboard, attempt reports, pictures, the table of diagnoses and the page; returns the leaderboard.
+    """Judge the rows of a results folder, write all of its reports, and return the leaderboard.
+
+    Args:
+        folder: A results folder.
+        gate_file: The gate; by default the one that the sweep was registered with.
 
     Raises:
-        UserError: no rows there, or none that can be judged.
+        UserError: The folder has no rows, none of them can be judged, or another of its files is damaged.
     """
-
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
     gate = registered_gate(folder, gate_file)
+    rows = read_named_rows(folder)
+    try:
+        runs = judge_runs(rows, gate)
+        leaderboard = make_leaderboard(rows, runs, gate)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from None
+    record = read_sweep_record(folder)
+    figures, left_out = draw_all(folder, runs, leaderboard, record)
+    source = [*provenance(record), *confirm_looks(folder)]
+    write_leaderboard(folder, leaderboard, gate, source)
+    sections = config_sections(folder, runs, leaderboard, gate, record)
+    for section in sections:
+        report = section._replace(blocks=[Text(line) for line in source])
+        write_atomic(folder / REPORTS / f"{section.title}.md", (section_markdown(report) + "\n").encode())
+    write_arms(folder)
+    write_page(folder, Page(record, leaderboard, gate, sections, figures, left_out))
+    return leaderboard
+
+
+def registered_gate(folder: Path, gate_file: Path | None) -> GateConfig:
+    """Return the gate in a file, else the gate that the sweep was registered with, else the reference gate."""
+    registered = None if gate_file else read_sweep_record(folder).get("gate")
+    if registered is None:
+        return load_gate(gate_file)
+    return validate(GateConfig, registered, f"{record_file(folder)}: gate")
+
+
+def read_named_rows(folder: Path) -> pd.DataFrame:
+    """Return the rows of a results folder.
+
+    Raises:
+        UserError: There are none, or a configuration's name is not safe as the name of its report's file.
+    """
     rows = RowStore(folder).read()
     if rows.empty:
         raise UserError(f"{folder}: holds no rows; run the sweep, or check the folder")
     for name in rows.config.unique():
         if name and PLAIN_NAME.fullmatch(name) is None:
-            # Each configuration gets a file of its name.
-            raise UserError(f"{folder}: rows: config: {name[:80]!r} is no plain name; fix the rows")
-    try:
-        attempts = judge_runs(rows, gate)
-        board = make_leaderboard(rows, attempts, gate)
-    except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
-    about = read_sweep_record(folder)
-    pictures, left_out = draw_all(folder, attempts, board, about)
-    write_atomic(folder / "leaderboard.csv", board.to_csv(index=False).encode())
+            raise UserError(f"{folder}: rows: config: {name[:80]!r} is not a plain name; fix the rows")
+    return rows
+
+
+def write_leaderboard(folder: Path, leaderboard: pd.DataFrame, gate: GateConfig, source: Sequence[str]) -> None:
+    """Write leaderboard.csv and leaderboard.md, the latter below the lines of `source`."""
+    write_atomic(folder / "leaderboard.csv", leaderboard.to_csv(index=False).encode())
     text = [
         f"# {folder.resolve().name}",
-        *provenance(about),
-        *confirm_looks(folder),
-        leaderboard_text(board, "github"),
+        *source,
+        leaderboard_text(leaderboard, "github"),
+        "\n".join(f"- {line}" for line in reasons(leaderboard)),
+        *legend(leaderboard, gate),
     ]
-    text += ["\n".join(f"- {line}" for line in reasons(board)), *legend(board, gate)]
     write_atomic(folder / "leaderboard.md", ("\n\n".join(text) + "\n").encode())
-    reports = []
-    for config in dict.fromkeys(board.config[board.seed.notna()]):
-        mine = [attempt for attempt in attempts if attempt.config == config]
-        lines = [board[(board.config == config) & (board.seed == attempt.seed)].iloc[0] for attempt in mine]
+
+
+def config_sections(
+    folder: Path,
+    runs: Sequence[JudgedRun],
+    leaderboard: pd.DataFrame,
+    gate: GateConfig,
+    record: dict[str, Any],
+) -> list[Section]:
+    """Return the report of each configuration that has a judged run, in the leaderboard's order."""
+    sections = []
+    for config in dict.fromkeys(leaderboard.config[leaderboard.seed.notna()]):
+        own = [run for run in runs if run.config == config]
+        lines = [leaderboard[(leaderboard.config == config) & (leaderboard.seed == r.seed)].iloc[0] for r in own]
         statuses = [f"{line.verdict}: {line.reason}" for line in lines]
-        report = config_section(folder, mine, statuses, gate, about)
-        whole = report._replace(blocks=[Text(line) for line in [*provenance(about), *confirm_looks(folder)]])
-        write_atomic(folder / "attempts" / f"{config}.md", (section_markdown(whole) + "\n").encode())
-        reports.append(report)
-    write_arms(folder)
-    write_page(folder, Page(about, board, gate, reports, pictures, left_out))
-    return board
+        sections.append(config_section(folder, own, statuses, gate, record))
+    return sections
 
 
 def draw_all(
-    root: Path, attempts: Sequence[JudgedRun], board: pd.DataFrame, about: dict[str, Any]
-) -> tuple[list[Picture], list[str]]:
-    """Draw every picture that the rows, the journal and the trainings allow into `figures/`, as PNG and SVG.
+    root: Path, runs: Sequence[JudgedRun], leaderboard: pd.DataFrame, record: dict[str, Any]
+) -> tuple[list[Figure], list[str]]:
+    """Draw every figure for which the folder has the data, into `figures/`, as PNG and SVG.
 
     Returns:
-        The pictures in reading order, and what was left out and why, as lines.
+        The figures in reading order, and lines about what was left out and why.
     """
-
     use_file_backend()
-    told = runs_to_draw(attempts, board)
-    looks = line_styles([attempt.config for attempt in told])
-    found: list[tuple[str, str, Any]] = []
-    if told:
-        found.append(("conditions", "Success under each condition, with 95 % intervals", draw_conditions(told)))
-        found.append(
-            ("slots", "Success against k, beside no message, full text and priming", draw_by_k(told, looks))
-        )
-        if any("scale_gate=" in name for attempt in told for name in attempt.rows.condition.unique()):
-            found.append(("scale_gate", "Success against the prefix's scale", draw_scale_gates(told, looks)))
-        found.append(("outcomes", "Which episodes each condition solves", draw_outcomes(told)))
-    if told and board.score.notna().any():
-        found.append(("scores", "Search score of every training, by k", draw_scores(board)))
-    searched, words = draw_search(root, about)
-    trained, more = draw_training(root, looks)
-    found, left_out = [*found, *searched, *trained], [*words, *more]
-    for name, _, figure in found:
+    shown = runs_to_draw(runs, leaderboard)
+    styles = line_styles([run.config for run in shown])
+    drawn: list[DrawnFigure] = []
+    if shown:
+        caption = "Success under each condition, with 95 % intervals"
+        drawn.append(DrawnFigure("conditions", caption, draw_conditions(shown)))
+        caption = "Success against k, beside no message, full text and priming"
+        drawn.append(DrawnFigure("slots", caption, draw_by_k(shown, styles)))
+        if any("scale_gate=" in name for run in shown for name in run.rows.condition.unique()):
+            caption = "Success against the prefix's scale"
+            drawn.append(DrawnFigure("scale_gate", caption, draw_scale_gates(shown, styles)))
+        drawn.append(DrawnFigure("outcomes", "Episodes that each condition solves", draw_outcomes(shown)))
+        if leaderboard.score.notna().any():
+            drawn.append(DrawnFigure("scores", "Search score of every training, by k", draw_scores(leaderboard)))
+    search_figures, search_left_out = draw_search(root, record)
+    training_figures, training_left_out = draw_training(root, styles)
+    drawn += [*search_figures, *training_figures]
+    for name, _, figure in drawn:
         if figure is not None:
             save(figure, *png_and_svg(root / FIGURES / name))
-    return [Picture(says, f"{FIGURES}/{name}.svg") for name, says, _ in found], left_out
+    figures = [Figure(caption, f"{FIGURES}/{name}.svg") for name, caption, _ in drawn]
+    return figures, [*search_left_out, *training_left_out]

@@ -1,11 +1,11 @@
-# NEWDOC
-"""Leaderboard, attempt reports, pictures and page, from rows, and from the diagnoses where a sweep made any.
+"""Parts of a report, independent of its format: sections of text, lists, tables, commands, figures and links.
 
-`python -m m2ray.report results/NAME` rebuilds all of them.
+A section is written as Markdown (`section_markdown`) and as HTML (`m2ray.reporting.html`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -13,23 +13,8 @@ from urllib.parse import quote
 
 from m2ray.util.tables import Table, markdown
 
-
-def section_markdown(section: Section, level: int = 1) -> str:
-    """A section as Markdown, links relative to `attempts/`."""
-    parts = ["#" * level + " " + section.title]
-    for block in section.blocks:
-        if isinstance(block, Text):
-            parts.append(block.text)
-        elif isinstance(block, Bullets):
-            parts.append("\n".join(f"- {line}" for line in block.lines))
-        elif isinstance(block, Grid):
-            parts.append(markdown(block.table))
-        elif isinstance(block, Commands):
-            parts.append("```\n" + "\n".join(block.lines) + "\n```")
-        else:
-            mark = "!" if isinstance(block, Picture) else ""
-            parts.append(f"{mark}[{block.says}](../{quote(block.path)})")
-    return "\n\n".join([*parts, *(section_markdown(part, level + 1) for part in section.parts)])
+# Names that are safe as the name of a file or folder: each configuration has a report with its name.
+PLAIN_NAME = re.compile(r"[\w][\w .+=@-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +27,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list."""
+    """A bullet list."""
 
     lines: Sequence[str]
     kind: ClassVar = "bullets"
@@ -50,7 +35,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table, its first row the headers."""
+    """A table with the headers in its first row."""
 
     table: Table
     kind: ClassVar = "grid"
@@ -58,36 +43,57 @@ class Grid:
 
 @dataclass(frozen=True)
 class Commands:
-    """Lines for a shell."""
+    """Command lines for a shell."""
 
     lines: Sequence[str]
     kind: ClassVar = "commands"
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture in the results folder, and what it shows."""
+class Figure:
+    """A figure in the results folder, with its caption; `path` is relative to the folder."""
 
-    says: str
+    caption: str
     path: str
-    kind: ClassVar = "picture"
+    kind: ClassVar = "figure"
 
 
 @dataclass(frozen=True)
 class Link:
-    """Another file of the results folder, and what it holds."""
+    """A link to another file of the results folder; `path` is relative to the folder."""
 
-    says: str
+    text: str
     path: str
     kind: ClassVar = "link"
 
 
-Block = Text | Bullets | Grid | Commands | Picture | Link
+Block = Text | Bullets | Grid | Commands | Figure | Link
 
 
 class Section(NamedTuple):
-    """A heading, what stands below it, and the sections within."""
+    """A heading, the blocks below it, and its subsections."""
 
     title: str
     blocks: Sequence[Block] = ()
     parts: Sequence[Section] = ()
+
+
+def section_markdown(section: Section, level: int = 1) -> str:
+    """Return a section as Markdown, with links relative to `attempts/`."""
+    blocks = [_block_markdown(block) for block in section.blocks]
+    parts = [section_markdown(part, level + 1) for part in section.parts]
+    return "\n\n".join(["#" * level + " " + section.title, *blocks, *parts])
+
+
+def _block_markdown(block: Block) -> str:
+    if isinstance(block, Text):
+        return block.text
+    if isinstance(block, Bullets):
+        return "\n".join(f"- {line}" for line in block.lines)
+    if isinstance(block, Grid):
+        return markdown(block.table)
+    if isinstance(block, Commands):
+        return "```\n" + "\n".join(block.lines) + "\n```"
+    if isinstance(block, Figure):
+        return f"![{block.caption}](../{quote(block.path)})"
+    return f"[{block.text}](../{quote(block.path)})"

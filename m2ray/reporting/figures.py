@@ -1,4 +1,7 @@
-"""The pictures of what was judged. Colours are Okabe and Ito's, which people with any colour vision tell apart."""
+"""Figures of the judged runs: success by condition, by k and by scale_gate, and the outcome of each episode.
+
+Colours are Okabe and Ito's, which people with any colour vision can distinguish.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.colors import ListedColormap
 
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
@@ -16,73 +21,94 @@ from m2ray.judging.gate import count_successes, success_rate
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
 
-FEW = 12  # configurations in one picture; more cannot be told apart
-
-
 FOLDER = "figures"
+MAX_CONFIGS = 12  # in one figure; more styles would look alike
+
+
+class DrawnFigure(NamedTuple):
+    """A figure of the report: file name without suffix, caption, and the matplotlib figure.
+
+    `figure` is None if the file of an earlier build is kept.
+    """
+
+    name: str
+    caption: str
+    figure: Any
 
 
 class LineStyle(NamedTuple):
-    """How a configuration is drawn, the same in every picture."""
+    """How a configuration is drawn, the same in every figure."""
 
     colour: str
     marker: str
     dash: str
 
 
-def runs_to_draw(attempts: Sequence[JudgedRun], board: pd.DataFrame) -> list[JudgedRun]:
-    """Those that the pictures tell of, in the board's order: of the confirm split, else of the first there is."""
-    ranked = list(zip(board.config, board.seed, strict=True))
-    known = [attempt for attempt in attempts if attempt.verdict is not None]
-    told = [a for a in known if a.split == "confirm"] or [a for a in known if a.split == known[0].split]
-    return sorted(told, key=lambda attempt: ranked.index((attempt.config, attempt.seed)))
+def runs_to_draw(runs: Sequence[JudgedRun], leaderboard: pd.DataFrame) -> list[JudgedRun]:
+    """Return the runs of one split that have a verdict, in the leaderboard's order.
+
+    The split is confirm, or that of the first run if none was judged on confirm.
+    """
+    ranked = list(zip(leaderboard.config, leaderboard.seed, strict=True))
+    judged = [run for run in runs if run.verdict is not None]
+    chosen = [run for run in judged if run.split == "confirm"]
+    chosen = chosen or [run for run in judged if run.split == judged[0].split]
+    return sorted(chosen, key=lambda run: ranked.index((run.config, run.seed)))
 
 
-def by_config(attempts: Sequence[JudgedRun]) -> dict[str, list[JudgedRun]]:
-    """The training seeds of each configuration, of the first few."""
+def by_config(runs: Sequence[JudgedRun]) -> dict[str, list[JudgedRun]]:
+    """Return the runs of each of the first `MAX_CONFIGS` configurations, one run a training seed."""
     groups: dict[str, list[JudgedRun]] = {}
-    for attempt in attempts:
-        groups.setdefault(attempt.config, []).append(attempt)
-    return dict(list(groups.items())[:FEW])
+    for run in runs:
+        groups.setdefault(run.config, []).append(run)
+    return dict(list(groups.items())[:MAX_CONFIGS])
 
 
 def line_styles(configs: Sequence[str]) -> dict[str, LineStyle]:
-    """A look of its own for each of the first few configurations."""
-    # Not those of P0, P1 and constant, which stand beside them.
+    """Return a different style for each of the first `MAX_CONFIGS` configurations."""
+    # Not the colours of P0, P1 and constant, which are drawn in the same figure.
     colours = [COLOURS[name] for name in ("normal", "shuffle", "matched", "random")]
     shapes = [("o", "-"), ("s", "--"), ("^", ":")]
-    looks = [LineStyle(colour, *shape) for shape in shapes for colour in colours]
-    return dict(zip(dict.fromkeys(configs), looks, strict=False))
+    styles = [LineStyle(colour, *shape) for shape in shapes for colour in colours]
+    return dict(zip(dict.fromkeys(configs), styles, strict=False))
 
 
-def sample_sizes(attempts: Sequence[JudgedRun]) -> str:
-    """`split confirm, n = 1000`."""
-    n = sorted({int(count_successes(attempt.rows)["normal"][1]) for attempt in attempts})
-    return f"split {attempts[0].split}, n = {', '.join(map(str, n))}"
+def sample_sizes(runs: Sequence[JudgedRun]) -> str:
+    """Return `split confirm, n = 1000`."""
+    sizes = sorted({int(count_successes(run.rows)["normal"][1]) for run in runs})
+    return f"split {runs[0].split}, n = {', '.join(map(str, sizes))}"
 
 
 def percent_with_bounds(counts: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Success in percent, and the distances to the bounds of its Wilson interval as matplotlib wants them."""
-    at = np.array([100 * success_rate(count) for count in counts])
+    """Return success rates in percent, and the distances to their Wilson bounds as matplotlib's error bars.
+
+    Args:
+        counts: (successes, n) of C cases.
+
+    Returns:
+        Rates [C], and distances to the lower and the upper bound [2, C].
+    """
+    rates = np.array([100 * success_rate(count) for count in counts])
     low, high = 100 * np.array([stats.wilson(*count) for count in counts]).T
-    return at, np.stack([at - low, high - at])
+    return rates, np.stack([rates - low, high - rates])
 
 
-def drawn_conditions(attempts: Sequence[JudgedRun]) -> list[str]:
-    """All conditions but the scales, in the order of the tables; texts by their length."""
-    present = {name for attempt in attempts for name in attempt.rows.condition.unique()} - {FAILED}
-    rest = sorted(
+def drawn_conditions(runs: Sequence[JudgedRun]) -> list[str]:
+    """Return all conditions except scale gates: those with a colour first, then the others, texts by length."""
+    present = {name for run in runs for name in run.rows.condition.unique()} - {FAILED}
+    others = sorted(
         (name for name in present if name not in COLOURS and not name.startswith("scale_gate=")),
         key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name),
     )
-    return [name for name in COLOURS if name in present] + rest
+    return [name for name in COLOURS if name in present] + others
 
 
-def draw_conditions(attempts: Sequence[JudgedRun]) -> Any:
-    """A panel a configuration: every condition with its interval, a dot each training seed."""
-    import matplotlib.pyplot as plt
+# --- success by condition ------------------------------------------------------------------------------------
 
-    groups, names = by_config(attempts), drawn_conditions(attempts)
+
+def draw_conditions(runs: Sequence[JudgedRun]) -> Any:
+    """Draw a panel for each configuration: each condition's success with its interval, a dot a training seed."""
+    groups, names = by_config(runs), drawn_conditions(runs)
     columns = 2 if len(groups) == 4 else min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
     figure, grid = plt.subplots(
@@ -94,26 +120,8 @@ def draw_conditions(attempts: Sequence[JudgedRun]) -> Any:
         squeeze=False,
         layout="constrained",
     )
-    for axes, (config, seeds) in zip(grid.flat, groups.items(), strict=False):
-        every = [count_successes(attempt.rows) for attempt in seeds]
-        for name in ("P0", "P1"):
-            if name in every[0]:
-                axes.axvline(100 * success_rate(every[0][name]), color=COLOURS[name], lw=0.8, ls=":")
-        for row, name in enumerate(names):
-            # What depends on no checkpoint is the same for every seed.
-            counts = list(dict.fromkeys(found[name] for found in every if name in found))
-            if counts:
-                at, spans = percent_with_bounds(counts)
-                heights = row + 0.6 * ((np.arange(len(counts)) + 0.5) / len(counts) - 0.5)
-                axes.errorbar(at, heights, xerr=spans, fmt="o", ms=4, lw=1.4, color=COLOURS.get(name, "#555555"))
-        passed = sum(attempt.verdict is not None and attempt.verdict.passed for attempt in seeds)
-        verdict = f", {passed} of {len(seeds)} passed" if attempts[0].split == "confirm" else ""
-        axes.set_title(f"{config}\nk = {seeds[0].k}{verdict}", fontsize=9)
-        axes.set_xlim(0, 100)
-        axes.tick_params(labelbottom=True)
-        axes.grid(axis="x", color="#eeeeee")
-        axes.set_axisbelow(True)
-        hide_spines(axes)
+    for axes, seeds in zip(grid.flat, groups.values(), strict=False):
+        _draw_condition_panel(axes, seeds, names)
     grid[0, 0].set_yticks(range(len(names)), names)
     grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
     for axes in list(grid.flat)[len(groups) :]:
@@ -121,75 +129,99 @@ def draw_conditions(attempts: Sequence[JudgedRun]) -> Any:
     figure.supxlabel(
         "episodes solved (%), 95 % Wilson intervals; a dot a training seed; dotted: P0 and P1", fontsize=10
     )
-    figure.suptitle(f"Success under each condition, {sample_sizes(attempts)}{_cut(attempts)}", fontsize=11)
+    total = len({run.config for run in runs})
+    cut = f", the first {MAX_CONFIGS} of {total} configurations" if total > MAX_CONFIGS else ""
+    figure.suptitle(f"Success under each condition, {sample_sizes(runs)}{cut}", fontsize=11)
     return figure
 
 
-def _cut(attempts: Sequence[JudgedRun]) -> str:
-    total = len({attempt.config for attempt in attempts})
-    return f", the first {FEW} of {total} configurations" if total > FEW else ""
+def _draw_condition_panel(axes: Any, seeds: Sequence[JudgedRun], names: Sequence[str]) -> None:
+    """Draw the panel of one configuration, with the conditions `names` from top to bottom."""
+    counts_by_seed = [count_successes(run.rows) for run in seeds]
+    for name in ("P0", "P1"):
+        if name in counts_by_seed[0]:
+            axes.axvline(100 * success_rate(counts_by_seed[0][name]), color=COLOURS[name], lw=0.8, ls=":")
+    for row, name in enumerate(names):
+        # Conditions that do not depend on the checkpoint are the same for every seed: one dot.
+        counts = list(dict.fromkeys(counts[name] for counts in counts_by_seed if name in counts))
+        if counts:
+            rates, bounds = percent_with_bounds(counts)
+            heights = row + 0.6 * ((np.arange(len(counts)) + 0.5) / len(counts) - 0.5)
+            axes.errorbar(rates, heights, xerr=bounds, fmt="o", ms=4, lw=1.4, color=COLOURS.get(name, "#555555"))
+    passed = sum(run.verdict is not None and run.verdict.passed for run in seeds)
+    verdict = f", {passed} of {len(seeds)} passed" if seeds[0].split == "confirm" else ""
+    axes.set_title(f"{seeds[0].config}\nk = {seeds[0].k}{verdict}", fontsize=9)
+    axes.set_xlim(0, 100)
+    axes.tick_params(labelbottom=True)
+    axes.grid(axis="x", color="#eeeeee")
+    axes.set_axisbelow(True)
+    hide_spines(axes)
 
 
-def draw_by_k(attempts: Sequence[JudgedRun], looks: dict[str, LineStyle]) -> Any:
-    """Success of the right message by k, over the bands of no message, full text and content-free prefixes."""
-    import matplotlib.pyplot as plt
+# --- success by k --------------------------------------------------------------------------------------------
 
-    shown = [attempt for seeds in by_config(attempts).values() for attempt in seeds]
-    slots = sorted({attempt.k for attempt in shown})
+
+def draw_by_k(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> Any:
+    """Draw success under normal by k, over the bands of no message, full text and the content-free prefix."""
+    shown = [run for seeds in by_config(runs).values() for run in seeds]
+    ks = sorted({run.k for run in shown})
     figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
-    free = count_successes(shown[0].rows)
-    for name in ("P1", "P0"):
-        if name in free:
-            low, high = stats.wilson(*free[name])
-            label = {"P0": "P0, no message", "P1": "P1, full text"}[name]
+    counts = count_successes(shown[0].rows)
+    for name, label in (("P1", "P1, full text"), ("P0", "P0, no message")):
+        if name in counts:
+            low, high = stats.wilson(*counts[name])
             axes.axhspan(100 * low, 100 * high, color=COLOURS[name], alpha=0.2, lw=0, label=label)
-    priming: str | None = "constant, priming alone"
-    for at, k in enumerate(slots):
-        mine = [attempt for attempt in shown if attempt.k == k]
-        if primed := [count["constant"] for a in mine if "constant" in (count := count_successes(a.rows))]:
-            low, high = stats.wilson(*max(primed, key=success_rate))
-            ends, colour = [at - 0.4, at + 0.4], COLOURS["constant"]
-            axes.fill_between(ends, 100 * low, 100 * high, color=colour, alpha=0.5, lw=0, label=priming)
-            priming = None
-        for turn, attempt in enumerate(mine):
-            look, place = looks[attempt.config], at + 0.7 * ((turn + 0.5) / len(mine) - 0.5)
-            found, spans = percent_with_bounds([count_successes(attempt.rows)["normal"]])
-            axes.errorbar(
-                place, found, spans, fmt=look.marker, color=look.colour, ms=5, lw=1.4, label=attempt.config
-            )
-    axes.set_xticks(range(len(slots)), [str(k) for k in slots])
-    axes.set(xlim=(-0.6, len(slots) - 0.4), ylim=(0, 100))
+    for x, k in enumerate(ks):
+        _draw_runs_of_k(axes, x, [run for run in shown if run.k == k], styles)
+    axes.set_xticks(range(len(ks)), [str(k) for k in ks])
+    axes.set(xlim=(-0.6, len(ks) - 0.4), ylim=(0, 100))
     axes.set_xlabel("k, prefix vectors")
     axes.set_ylabel("episodes solved (%), 95 % Wilson interval")
     axes.set_title(f"Success against k, {sample_sizes(shown)}, a dot a training seed", fontsize=11)
-    once = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    legend_beside(axes, handles=once.values(), labels=once.keys())
+    handles, labels = axes.get_legend_handles_labels()
+    first = {label: handles[labels.index(label)] for label in labels}  # each label once
+    legend_beside(axes, handles=first.values(), labels=first.keys())
     hide_spines(axes)
     return figure
 
 
-def draw_scale_gates(attempts: Sequence[JudgedRun], looks: dict[str, LineStyle]) -> Any:
-    """Success against the scale of the prefix: a line each training, a colour each configuration."""
-    import matplotlib.pyplot as plt
+def _draw_runs_of_k(axes: Any, x: int, runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> None:
+    """Draw the runs with one k side by side around `x`, over the band of the best content-free prefix."""
+    counts_by_run = [count_successes(run.rows) for run in runs]
+    if constants := [counts["constant"] for counts in counts_by_run if "constant" in counts]:
+        low, high = stats.wilson(*max(constants, key=success_rate))
+        ends, colour = [x - 0.4, x + 0.4], COLOURS["constant"]
+        label = "constant, priming alone"
+        axes.fill_between(ends, 100 * low, 100 * high, color=colour, alpha=0.5, lw=0, label=label)
+    for i, (run, counts) in enumerate(zip(runs, counts_by_run, strict=True)):
+        style, at = styles[run.config], x + 0.7 * ((i + 0.5) / len(runs) - 0.5)
+        rates, bounds = percent_with_bounds([counts["normal"]])
+        axes.errorbar(at, rates, bounds, fmt=style.marker, color=style.colour, ms=5, lw=1.4, label=run.config)
 
+
+# --- success by scale_gate -----------------------------------------------------------------------------------
+
+
+def draw_scale_gates(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> Any:
+    """Draw success against the scale of the prefix: a line a training run, a colour a configuration."""
     figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
-    for config, seeds in by_config(attempts).items():
-        look = looks[config]
-        for turn, attempt in enumerate(seeds):
-            counts = count_successes(attempt.rows)
+    for config, seeds in by_config(runs).items():
+        style = styles[config]
+        for i, run in enumerate(seeds):
+            counts = count_successes(run.rows)
             curve = sorted(
                 (float(n.partition("=")[2]), c) for n, c in counts.items() if n.startswith("scale_gate=")
             )
             if not curve:
                 continue
-            gates, (at, spans) = [gate for gate, _ in curve], percent_with_bounds([count for _, count in curve])
-            label = f"{config}, k = {attempt.k}" if turn == 0 else None
-            axes.plot(gates, at, f"{look.marker}{look.dash}", color=look.colour, label=label, ms=4, lw=1.2)
-            axes.fill_between(gates, at - spans[0], at + spans[1], color=look.colour, alpha=0.1, lw=0)
+            gates, (rates, bounds) = [gate for gate, _ in curve], percent_with_bounds([c for _, c in curve])
+            label = f"{config}, k = {run.k}" if i == 0 else None
+            axes.plot(gates, rates, f"{style.marker}{style.dash}", color=style.colour, label=label, ms=4, lw=1.2)
+            axes.fill_between(gates, rates - bounds[0], rates + bounds[1], color=style.colour, alpha=0.1, lw=0)
     axes.set_xlabel("scale_gate: prefix norm over mean token-embedding norm")
     axes.set_ylabel("episodes solved (%), 95 % Wilson bands")
     axes.set_title(
-        f"Success against the prefix's scale, {sample_sizes(attempts)}, a line a training seed", fontsize=11
+        f"Success against the prefix's scale, {sample_sizes(runs)}, a line a training seed", fontsize=11
     )
     axes.set_ylim(0, 100)
     legend_beside(axes)
@@ -197,28 +229,30 @@ def draw_scale_gates(attempts: Sequence[JudgedRun], looks: dict[str, LineStyle])
     return figure
 
 
-def draw_outcomes(attempts: Sequence[JudgedRun]) -> Any:
-    """Which episodes each condition solves, of the first on the board and of the first that failed.
+# --- outcomes ------------------------------------------------------------------------------------------------
 
-    One column an episode, sorted so that patterns show.
+
+def draw_outcomes(runs: Sequence[JudgedRun]) -> Any:
+    """Draw which episodes each condition solves, for the first run and for the first that failed the gate.
+
+    Each column is an episode; columns are sorted by outcomes, so that equal patterns are next to each other.
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.colors import ListedColormap
-
-    failed = [attempt for attempt in attempts if attempt.verdict is not None and not attempt.verdict.passed]
-    shown = list(dict.fromkeys([attempts[0], *failed[:1]]))
+    failed = [run for run in runs if run.verdict is not None and not run.verdict.passed]
+    shown = list(dict.fromkeys([runs[0], *failed[:1]]))
     figure, grid = plt.subplots(
         len(shown), 1, figsize=(9, 0.5 + 2.4 * len(shown)), squeeze=False, layout="constrained"
     )
-    for axes, attempt in zip(grid.flat, shown, strict=True):
-        names = [n for n in ("P1", "normal", "P0", "null", "shuffle") if (attempt.rows.condition == n).any()]
-        solved = np.stack(outcomes(attempt.rows, names)).astype(int)
+    for axes, run in zip(grid.flat, shown, strict=True):
+        names = [n for n in ("P1", "normal", "P0", "null", "shuffle") if (run.rows.condition == n).any()]
+        solved = np.stack(outcomes(run.rows, names)).astype(int)  # [conditions, episodes]
         order = np.lexsort(solved[::-1])[::-1]
         colours = ListedColormap(["#eeeeee", COLOURS["normal"]])
         axes.imshow(solved[:, order], aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=1)
-        shares = solved.mean(axis=1)
-        axes.set_yticks(range(len(names)), [f"{n}, {100 * s:.0f} %" for n, s in zip(names, shares, strict=True)])
-        axes.set_title(f"{attempt.config}, seed {attempt.seed}, k = {attempt.k}", fontsize=10)
-        axes.set_xlabel(f"episodes of split {attempt.split}, sorted by who solves them, n = {len(order)}")
+        rates = 100 * solved.mean(axis=1)
+        axes.set_yticks(range(len(names)), [f"{n}, {rate:.0f} %" for n, rate in zip(names, rates, strict=True)])
+        axes.set_title(f"{run.config}, seed {run.seed}, k = {run.k}", fontsize=10)
+        axes.set_xlabel(
+            f"episodes of split {run.split}, sorted by the conditions that solve them, n = {len(order)}"
+        )
     figure.suptitle("The same episodes under each condition (blue: solved)", fontsize=11)
     return figure

@@ -1,8 +1,4 @@
-# NEWDOC
-"""Leaderboard, attempt reports, pictures and page, from rows, and from the diagnoses where a sweep made any.
-
-`python -m m2ray.report results/NAME` rebuilds all of them.
-"""
+"""Provenance of a sweep's rows, for its reports: command, date, machine, receiver, and changes at a resume."""
 
 from __future__ import annotations
 
@@ -10,41 +6,40 @@ from typing import Any
 
 from m2ray.util.tables import Table
 
-MOST = 80  # characters of a changed setting that the page shows; sweep.yaml has all of it
+MAX_VALUE_CHARACTERS = 80  # of a changed setting in a table; sweep.yaml has the whole value
+MAX_NAMED_SETTINGS = 8  # changed settings that one line names
 
 
-NAMED = 8  # changed settings that a line names
-
-
-def provenance(about: dict[str, Any]) -> list[str]:
-    """Where the rows came from, as lines."""
-    if not about:
+def provenance(record: dict[str, Any]) -> list[str]:
+    """Return lines about where the rows came from, from the sweep's record; none for an empty record."""
+    if not record:
         return []
-    receiver = about.get("receiver", {})
+    receiver = record.get("receiver", {})
     return [
-        f"Command: `{about.get('command')}`",
-        f"Date: {about.get('date')}; machine: {about.get('machine')}; commit: {about.get('git')}",
+        f"Command: `{record.get('command')}`",
+        f"Date: {record.get('date')}; machine: {record.get('machine')}; commit: {record.get('git')}",
         f"Receiver: {receiver.get('name')} (digest {receiver.get('digest')})",
-        *resumed(about),
+        *resume_lines(record),
     ]
 
 
-def resumed(about: dict[str, Any]) -> list[str]:
-    """A line for each day on which settings were changed when the sweep was resumed."""
-    days: dict[str, list[str]] = {}
-    for date, key, _, _ in recorded_changes(about):
-        days.setdefault(date, []).append(key)
+def resume_lines(record: dict[str, Any]) -> list[str]:
+    """Return a line for each day on which the sweep was resumed with changed settings."""
+    settings: dict[str, list[str]] = {}
+    for date, key, _, _ in recorded_changes(record):
+        settings.setdefault(date, []).append(key)
     return [
-        f"Resumed on {date} with a change of {', '.join(keys[:NAMED])}"
-        + (f" and {len(keys) - NAMED} more" if keys[NAMED:] else "")
-        + "; what each was and is stands in sweep.yaml, under changes"
-        for date, keys in days.items()
+        f"Resumed on {date} with changed settings: {', '.join(keys[:MAX_NAMED_SETTINGS])}"
+        + (f" and {len(keys) - MAX_NAMED_SETTINGS} more" if keys[MAX_NAMED_SETTINGS:] else "")
+        + "; their values before and after are in sweep.yaml, under changes"
+        for date, keys in settings.items()
     ]
 
 
-def recorded_changes(about: dict[str, Any]) -> Table:
-    """Date, setting, before and since of what was changed when a sweep was resumed; whole in sweep.yaml only."""
+def recorded_changes(record: dict[str, Any]) -> Table:
+    """Return date, setting, value before and value now of each change at a resume; long values are cut."""
+    limit = MAX_VALUE_CHARACTERS
     return [
-        [str(c["date"]), str(c["key"]), f"{c['before']!s:.{MOST}}", f"{c['now']!s:.{MOST}}"]
-        for c in about.get("changes", [])
+        [str(change["date"]), str(change["key"]), f"{change['before']!s:.{limit}}", f"{change['now']!s:.{limit}}"]
+        for change in record.get("changes", [])
     ]

@@ -1,4 +1,4 @@
-"""What a report says of a configuration, section by section: once, for Markdown (report.py) and HTML (html.py).
+"""The report of a configuration, section by section, for Markdown and HTML alike.
 
 Backticks in a text mark code; nothing else in it is markup.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2ray.codec.model_card import PLAYED
+from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.gate_file import GateConfig
 from m2ray.diagnosis.store import FOLDER, diagnosis_folder, read_diagnosis
 from m2ray.evaluation.rows import outcomes
@@ -26,7 +26,7 @@ from m2ray.judging.verdict_tables import (
     scale_gate_table,
     summary_table,
 )
-from m2ray.reporting.document import Block, Bullets, Commands, Grid, Link, Picture, Section, Text
+from m2ray.reporting.document import Block, Bullets, Commands, Figure, Grid, Link, Section, Text
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.tables import Table
 from m2ray.util.text import percent
@@ -34,99 +34,107 @@ from m2ray.util.trees import get_key
 
 
 def config_section(
-    root: Path, mine: Sequence[JudgedRun], statuses: Sequence[str], gate: GateConfig, about: Mapping[str, Any]
+    root: Path, runs: Sequence[JudgedRun], statuses: Sequence[str], gate: GateConfig, record: Mapping[str, Any]
 ) -> Section:
-    """Everything about one configuration.
+    """Return the report of one configuration.
 
     Args:
         root: The results folder.
-        mine: Its training seeds.
-        statuses: What the board says of each, `PASS: all criteria hold`.
-        gate: What judged them.
-        about: The sweep's record, as far as there is one.
+        runs: The configuration's runs, one a training seed.
+        statuses: Verdict and reason of each, as on the leaderboard: `PASS: all criteria hold`.
+        gate: The gate that judged them.
+        record: The sweep's record; empty if there is none.
     """
-    summary = [f"Training seed {a.seed}: {status}" for a, status in zip(mine, statuses, strict=True)]
-    seeds = [run_section(root, attempt, status, gate) for attempt, status in zip(mine, statuses, strict=True)]
+    summary = [f"Training seed {run.seed}: {status}" for run, status in zip(runs, statuses, strict=True)]
+    seeds = [run_section(root, run, status, gate) for run, status in zip(runs, statuses, strict=True)]
     parts = [
         Section("Summary", [Bullets(summary)]),
-        Section("Configuration", [Grid(configuration_table(mine, about))]),
+        Section("Configuration", [Grid(configuration_table(runs[0], record))]),
         *seeds,
-        Section("Commands", [Commands(commands(root, mine))]),
+        Section("Commands", [Commands(commands(root, runs))]),
     ]
-    return Section(mine[0].config, parts=parts)
+    return Section(runs[0].config, parts=parts)
 
 
-def configuration_table(mine: Sequence[JudgedRun], about: Mapping[str, Any]) -> Table:
-    """What was trained and how it was played, parameter by parameter."""
-    one = mine[0].rows[mine[0].rows.config != ""].iloc[0]
+def configuration_table(run: JudgedRun, record: Mapping[str, Any]) -> Table:
+    """Return what was trained and how it was evaluated, parameter by parameter."""
+    row = run.rows[run.rows.config != ""].iloc[0]
     table = [
         ["Parameter", "Value"],
-        ["receiver (frozen)", f"{get_key(about, 'receiver.name') or ''} (digest {one.receiver})".strip()],
-        ["task", one.task],
-        ["k", str(mine[0].k)],
-        *([key, str(value)] for key, value in mine[0].params.items()),
+        ["receiver (frozen)", f"{get_key(record, 'receiver.name') or ''} (digest {row.receiver})".strip()],
+        ["task", row.task],
+        ["k", str(run.k)],
+        *([key, str(value)] for key, value in run.params.items()),
     ]
-    if objective := objective_text(mine[0], about):
+    if objective := objective_text(run, record):
         table.append(["training objective", objective])
-    played = mine[0].rows.episode
-    table.append(["evaluation", f"{one.decoding}, n = {played.nunique()} a condition"])
-    table.append(["episodes", f"{played.min()} to {played.max()}, split {mine[0].split}"])
+    episodes = run.rows.episode
+    table.append(["evaluation", f"{row.decoding}, n = {episodes.nunique()} a condition"])
+    table.append(["episodes", f"{episodes.min()} to {episodes.max()}, split {run.split}"])
     return table
 
 
-def objective_text(attempt: JudgedRun, about: Mapping[str, Any]) -> str:
-    """The losses and their weights, as far as the sweep's record has them."""
-    points = about.get("points")
-    point = points.get(attempt.config) if isinstance(points, dict) else None
-    losses = get_key(point, "losses") if isinstance(point, dict) else get_key(about, "space.trial.losses")
+def objective_text(run: JudgedRun, record: Mapping[str, Any]) -> str:
+    """Return the losses with their weights, `1 ce + 10 slots`; empty if the sweep's record does not have them."""
+    points = record.get("points")
+    point = points.get(run.config) if isinstance(points, dict) else None
+    losses = get_key(point, "losses") if isinstance(point, dict) else get_key(record, "space.trial.losses")
     if not isinstance(losses, dict):
         return ""
     weights = {name: get_key(losses, f"{name}.weight") for name, loss in losses.items() if loss is not None}
-    for key, value in attempt.params.items():
+    for key, value in run.params.items():
         loss, _, last = key.removeprefix("losses.").partition(".")
         if key.startswith("losses.") and last == "weight" and value is not None:
             weights[loss] = value
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if isinstance(weight, (int, float)))
 
 
-def run_section(root: Path, attempt: JudgedRun, status: str, gate: GateConfig) -> Section:
-    """One training seed in the shape of the reference report."""
-    title = f"Training seed {attempt.seed}, split {attempt.split}, k = {attempt.k}"
-    told: list[Block] = [Text(f"Status: {status}")]
-    verdict = attempt.verdict
-    if verdict is None:
-        return Section(title, told)
-    counts = verdict.counts
-    bars = Bullets(bar_lines(verdict, gate))
+# --- one training seed ---------------------------------------------------------------------------------------
+
+
+def run_section(root: Path, run: JudgedRun, status: str, gate: GateConfig) -> Section:
+    """Return the section of one training seed, in the form of the reference report."""
+    title = f"Training seed {run.seed}, split {run.split}, k = {run.k}"
+    blocks: list[Block] = [Text(f"Status: {status}")]
+    if run.verdict is None:
+        return Section(title, blocks)
+    decisions = [["Gate", "Criterion", "Finding", "Decision"]]
+    decisions += [[r.gate, r.name, r.sentence, PASS if r.passed else FAIL] for r in run.verdict.results]
     parts = [
-        Section("Primary metrics", [Grid(primary_table(counts, attempt.k, gate))]),
+        *metric_sections(run, run.verdict, gate),
+        *critical_sections(run.verdict),
+        *diagnosis_sections(root, run),
+        Section("Decision log", [Grid(decisions)]),
+        Section("Artifacts", [Bullets(artifacts(root, run))]),
+    ]
+    return Section(title, blocks, parts)
+
+
+def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[Section]:
+    """Return the sections with success rates, retention and nats."""
+    counts, bars = verdict.counts, Bullets(bar_lines(verdict, gate))
+    sections = [
+        Section("Primary metrics", [Grid(primary_table(counts, run.k, gate))]),
         Section("Statistical summary", [Grid(summary_table(counts, gate.alpha)), bars]),
     ]
     if curve := scale_gate_table(counts):
-        parts.append(Section("Gate sweep results", [Grid(curve)]))
-    solved, hard, n = communication_matters(attempt.rows)
+        sections.append(Section("Gate sweep results", [Grid(curve)]))
+    solved, hard, n = communication_matters(run.rows)
     subset = [f"Episodes where null fails: {hard}/{n}"]
     if hard:
         subset.append(f"Normal success on null-failing episodes: {percent(solved / hard)} ({solved}/{hard})")
-    parts.append(Section("Communication-matters subset", [Bullets(subset)]))
+    sections.append(Section("Communication-matters subset", [Bullets(subset)]))
     if verdict.retention is not None:
-        kept = retention_line(verdict.retention) + " (paired bootstrap, 95 %)"
-        parts.append(Section("Retention", [Text(kept)]))
-    normal, p0 = outcomes(attempt.rows, ["normal", "P0"], "nll")
-    nats = f"normal {normal.mean():.3f}, P0 {p0.mean():.3f}; score on search {attempt.score:+.3f}"
-    parts.append(Section("Nats per answer value", [Text(nats)]))
-    parts += critical_sections(verdict)
-    parts += diagnosis_sections(root, attempt)
-    decisions = [["Gate", "Criterion", "Finding", "Decision"]]
-    decisions += [[f.gate, f.name, f.sentence, PASS if f.passed else FAIL] for f in verdict.findings]
-    parts.append(Section("Decision log", [Grid(decisions)]))
-    parts.append(Section("Artifacts", [Bullets(artifacts(root, attempt))]))
-    return Section(title, told, parts)
+        retention = retention_line(verdict.retention) + " (paired bootstrap, 95 %)"
+        sections.append(Section("Retention", [Text(retention)]))
+    normal_nll, p0_nll = outcomes(run.rows, ["normal", "P0"], "nll")
+    nats = f"normal {normal_nll.mean():.3f}, P0 {p0_nll.mean():.3f}; score on search {run.score:+.3f}"
+    return [*sections, Section("Nats per answer value", [Text(nats)])]
 
 
 def critical_sections(verdict: Verdict) -> list[Section]:
-    """What a verdict of FAIL hangs on, in words; nothing where all criteria hold."""
-    failed = [f for f in verdict.findings if not f.passed]
+    """Return the section that explains a verdict of FAIL in words; none if all criteria hold."""
+    failed = [result for result in verdict.results if not result.passed]
     if not failed:
         return []
     title, lines = f"'{failed[0].name}' does not hold", []
@@ -134,79 +142,83 @@ def critical_sections(verdict: Verdict) -> list[Section]:
         title = "shuffle > normal"
         wrong, right = (format_count(verdict.counts[name]) for name in ("shuffle", "normal"))
         lines += [
-            f"A wrong message does better, {wrong}, than the right one, {right}: the prefix does not carry what "
-            "the message says.",
-            "A codec that carried it would fall below P0 with a wrong message; this one primes B for any answer.",
+            f"A wrong message does better, {wrong}, than the right one, {right}: the prefix does not carry the "
+            "message's content.",
+            "If it did, success with a wrong message would fall below P0; this prefix primes B for any answer.",
         ]
-    elif any(f.gate == "semantic" for f in failed):
-        title = "what the message says makes no difference"
+    elif any(result.gate == "semantic" for result in failed):
+        title = "the message's content makes no difference"
         lines.append(
-            "The right message is not told apart from a wrong one or from none: what B gains from the prefix, if "
-            "anything, does not depend on what the message says."
+            "B does not do better with the right message than with a wrong one or with none: its gain from the "
+            "prefix, if any, does not depend on the message's content."
         )
-    lines += [f"{f.gate}, {f.name}: {f.sentence}" for f in failed]
+    lines += [f"{result.gate}, {result.name}: {result.sentence}" for result in failed]
     return [Section(f"Critical finding: {title}", [Bullets(lines)])]
 
 
-def diagnosis_sections(root: Path, attempt: JudgedRun) -> list[Section]:
-    """What the diagnosis found, and the root cause, question by question; empty where there is none."""
-
-    folder = diagnosis_folder(root, attempt.config, attempt.seed)
-    found = read_diagnosis(folder)
-    if not found:
+def diagnosis_sections(root: Path, run: JudgedRun) -> list[Section]:
+    """Return the findings of the run's diagnosis and its root causes; none without a diagnosis."""
+    folder = diagnosis_folder(root, run.config, run.seed)
+    diagnosis = read_diagnosis(folder)
+    if not diagnosis:
         return []
-    if cause := found.get("failed"):
+    if cause := diagnosis.get("failed"):
         return [Section("Diagnosis", [Text(f"Failed: {cause}")])]
-    about, at = found["about"], f"{FOLDER}/{folder.name}"
-    sentences = [f"{finding['name']}: {finding['sentence']}" for finding in found["findings"]]
-    where = f"On {about['n']} held-out messages, seeds {about['seeds']}."
-    pictures = [
-        Picture("Where the message is lost", f"{at}/stages.png"),
-        Picture("How alike messages are at each stage", f"{at}/maps.png"),
+    about, path = diagnosis["about"], f"{FOLDER}/{folder.name}"
+    messages = f"On {about['n']} held-out messages, seeds {about['seeds']}."
+    sentences = [f"{finding['name']}: {finding['sentence']}" for finding in diagnosis["findings"]]
+    figures = [
+        Figure("Where the message is lost", f"{path}/stages.png"),
+        Figure("Similarity of messages at each stage", f"{path}/maps.png"),
     ]
     return [
-        Section("Diagnosis", [Text(where), Bullets(sentences), Link("all figures", f"{at}/diagnosis.md")]),
-        Section("Root cause", [Grid(found["root_cause"]), *pictures]),
+        Section("Diagnosis", [Text(messages), Bullets(sentences), Link("all figures", f"{path}/diagnosis.md")]),
+        Section("Root cause", [Grid(diagnosis["root_cause"]), *figures]),
     ]
 
 
-def artifacts(root: Path, attempt: JudgedRun) -> list[str]:
-    """What the verdict rests on, each with its digest."""
-    one = attempt.rows[attempt.rows.config != ""].iloc[0]
+# --- artifacts and commands ----------------------------------------------------------------------------------
+
+
+def artifacts(root: Path, run: JudgedRun) -> list[str]:
+    """Return lines about the files that the verdict is based on, each with its digest."""
+    row = run.rows[run.rows.config != ""].iloc[0]
     lines = [
-        f"checkpoint digest `{attempt.checkpoint}`, step {one.step}, below "
-        f"`checkpoints/{attempt.config}/seed-{attempt.seed}/` where it was trained"
+        f"checkpoint digest `{run.checkpoint}`, step {row.step}; trained into "
+        f"`checkpoints/{run.config}/seed-{run.seed}/`, which may not be in this folder"
     ]
     lines += [
-        f"published codec `{name}/`, the same digest"
+        f"published codec `{name}/`, with the same digest"
         for name, digest in published_codecs(root).items()
-        if digest == attempt.checkpoint
+        if digest == run.checkpoint
     ]
-    rows = root / "rows.parquet"
-    if rows.is_file():
-        sha = hashlib.sha256(rows.read_bytes()).hexdigest()
-        lines.append(f"`rows.parquet`, SHA-256 `{sha}`, {len(attempt.rows)} of its rows behind this verdict")
-    return [*lines, f"receiver digest `{one.receiver}`"]
+    file = root / "rows.parquet"
+    if file.is_file():
+        sha = hashlib.sha256(file.read_bytes()).hexdigest()
+        lines.append(f"`rows.parquet`, SHA-256 `{sha}`; this verdict is based on {len(run.rows)} of its rows")
+    return [*lines, f"receiver digest `{row.receiver}`"]
 
 
 def published_codecs(root: Path) -> dict[str, str]:
-    """The codecs that stand in a results folder as folders of their own, and their digests."""
-    found = {}
+    """Return the digests of the published codecs in a results folder, by the name of their folders."""
+    digests = {}
     for file in sorted(root.glob("*/config.json")):
         try:
-            found[file.parent.name] = str(json.loads(file.read_text(encoding="utf-8"))["digest"])
+            digests[file.parent.name] = str(json.loads(file.read_text(encoding="utf-8"))["digest"])
         except (ValueError, KeyError, TypeError):
-            continue  # somebody's own file: says nothing about a codec
-    return found
+            continue  # a user's own file, not a codec's
+    return digests
 
 
-def commands(root: Path, mine: Sequence[JudgedRun]) -> list[str]:
-    """Command lines that give these figures again, from the folder that holds `results/`."""
-    where, config = f"results/{root.resolve().name}", mine[0].config
-    lines = [["python", "-m", "m2ray.gate", where, "--config", config, "--split", mine[0].split]]
-    lines.append(["python", "-m", "m2ray.report", where])
-    digests = {attempt.checkpoint for attempt in mine}
+def commands(root: Path, runs: Sequence[JudgedRun]) -> list[str]:
+    """Return commands that compute these results again, run in the folder that holds `results/`."""
+    folder, config = f"results/{root.resolve().name}", runs[0].config
+    lines = [
+        ["python", "-m", "m2ray.gate", folder, "--config", config, "--split", runs[0].split],
+        ["python", "-m", "m2ray.report", folder],
+    ]
+    checkpoints = {run.checkpoint for run in runs}
     for name, digest in published_codecs(root).items():
-        if digest in digests:
-            lines.append(["python", "-m", "m2ray.evaluate", f"{where}/{name}", "--seeds", PLAYED])
+        if digest in checkpoints:
+            lines.append(["python", "-m", "m2ray.evaluate", f"{folder}/{name}", "--seeds", EXAMPLE_SEEDS])
     return [shlex.join(line) for line in lines]

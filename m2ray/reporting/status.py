@@ -1,4 +1,4 @@
-"""`python -m m2ray.status results/NAME`: how far a sweep is, from another shell, while it runs or after."""
+"""Progress of a sweep, read from its results folder while it runs or afterwards."""
 
 from __future__ import annotations
 
@@ -18,66 +18,74 @@ from m2ray.util.journal import Journal
 
 
 def status_of(folder: Path) -> dict[str, Any]:
-    """What a sweep's folder says of it; writes nothing.
+    """Return the progress of a sweep, from its folder or its sweep.yaml; write nothing.
 
     Returns:
-        name, command, state (running or at rest, by when the folder last changed), rows, and `configurations`: of
-        each its state, epochs trained of each training seed, latest search score, and success with its interval on
-        the most telling split that it was played on.
+        `name`, `command`, `last_change_s` (seconds since a file of the folder last changed), `rows` (their
+        number), and `configurations`, highest search score first. Each has its `config`, its `state` (waits,
+        training, trained or failed), `epochs` trained of each training seed, mean `score` of the latest
+        checkpoints, and the success rate `normal` with its interval `normal_ci` on `n` episodes of `split`, the
+        most conclusive split that it was evaluated on.
 
     Raises:
-        UserError: no sweep's folder.
+        UserError: Not the folder of a sweep.
     """
     if folder.name == "sweep.yaml":
         folder = folder.parent
     if not (folder / "sweep.yaml").is_file():
         raise UserError(f"{folder}: no sweep.yaml; give results/NAME of a sweep")
-    about, rows = read_sweep_record(folder), RowStore(folder).read()
-    began: dict[str, str] = dict.fromkeys(about.get("points", {}), "waits")
-    for entry in Journal(folder / "trials.jsonl").entries():
-        if entry["event"] == "began":
-            began[entry["config"]] = "training"
-        else:
-            began[entry["config"]] = "failed" if entry["cause"] else "trained"
-    for config in rows[rows.config != ""].config.unique():  # a published folder may have nothing but its rows
-        if began.get(config, "waits") == "waits":
-            began[config] = "trained"
-    for config in rows[rows.condition == FAILED].config.unique():
-        began[str(config)] = "failed"
-    lines = [{"config": name, "state": state, **_line(folder, rows, name)} for name, state in began.items()]
-    lines.sort(key=lambda line: -(line["score"] if line["score"] is not None else -1e9))
-    age = time.time() - max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0.0)
+    record, rows = read_sweep_record(folder), RowStore(folder).read()
+    configurations = [
+        {"config": config, "state": state, **_latest_epochs(folder, config), **_success(rows, config)}
+        for config, state in _states(folder, record, rows).items()
+    ]
+    configurations.sort(key=lambda line: -(line["score"] if line["score"] is not None else -1e9))
+    changed = max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0.0)
     return {
         "name": folder.name,
-        "command": about.get("command", ""),
-        "last_change_s": round(age),
+        "command": record.get("command", ""),
+        "last_change_s": round(time.time() - changed),
         "rows": len(rows),
-        "configurations": lines,
+        "configurations": configurations,
     }
 
 
-def _line(folder: Path, rows: pd.DataFrame, name: str) -> dict[str, Any]:
+def _states(folder: Path, record: dict[str, Any], rows: pd.DataFrame) -> dict[str, str]:
+    """Return the state of each configuration: waits, training, trained or failed."""
+    states: dict[str, str] = dict.fromkeys(record.get("points", {}), "waits")
+    for entry in Journal(folder / "trials.jsonl").entries():
+        if entry["event"] == "began":
+            states[entry["config"]] = "training"
+        else:
+            states[entry["config"]] = "failed" if entry["cause"] else "trained"
+    for config in rows[rows.config != ""].config.unique():  # a published folder may hold rows without a journal
+        if states.get(config, "waits") == "waits":
+            states[config] = "trained"
+    for config in rows[rows.condition == FAILED].config.unique():
+        states[str(config)] = "failed"
+    return states
+
+
+def _latest_epochs(folder: Path, config: str) -> dict[str, Any]:
+    """Return the epochs that each training seed has trained, and the mean score of the latest checkpoints."""
     epochs, scores = {}, []
-    for seed in sorted((folder / "checkpoints" / name).glob("seed-*")):
-        records = sorted(seed.glob("epoch-*/config.json"))
-        if records:
-            record = json.loads(records[-1].read_text())
-            epochs[seed.name.removeprefix("seed-")] = record["metrics"]["epoch"]
-            scores.append(record["metrics"]["score"])
-    own = rows[(rows.config == name) & (rows.condition == "normal")]
-    split = next((split for split in SPLITS if (own.split == split).any()), None)
-    played = own[own.split == split]
-    played = played[played.step == played.step.max()]
-    line: dict[str, Any] = {
-        "epochs": epochs,
-        "score": sum(scores) / len(scores) if scores else None,
-        "split": split,
-        "n": 0,
-        "normal": None,
-        "normal_ci": None,
-    }
-    if len(played):
-        # Training seeds play the same episodes, which more of them do not make more.
-        n, success = played.episode.nunique(), float(played.success.mean())
-        line |= {"n": n, "normal": success, "normal_ci": list(stats.wilson(round(success * n), n))}
-    return line
+    for seed_folder in sorted((folder / "checkpoints" / config).glob("seed-*")):
+        files = sorted(seed_folder.glob("epoch-*/config.json"))
+        if files:
+            metrics = json.loads(files[-1].read_text())["metrics"]
+            epochs[seed_folder.name.removeprefix("seed-")] = metrics["epoch"]
+            scores.append(metrics["score"])
+    return {"epochs": epochs, "score": sum(scores) / len(scores) if scores else None}
+
+
+def _success(rows: pd.DataFrame, config: str) -> dict[str, Any]:
+    """Return the success rate under normal with its interval, on the most conclusive split."""
+    normal = rows[(rows.config == config) & (rows.condition == "normal")]
+    split = next((split for split in SPLITS if (normal.split == split).any()), None)
+    last = normal[normal.split == split]
+    last = last[last.step == last.step.max()]
+    if last.empty:
+        return {"split": split, "n": 0, "normal": None, "normal_ci": None}
+    # All training seeds are evaluated on the same episodes, so more seeds do not raise n.
+    n, rate = last.episode.nunique(), float(last.success.mean())
+    return {"split": split, "n": n, "normal": rate, "normal_ci": list(stats.wilson(round(rate * n), n))}

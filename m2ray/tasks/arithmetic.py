@@ -1,12 +1,12 @@
-"""The family of split arithmetic: `arithmetic-VxD`, of which `arithmetic` is the one of eight operands modulo 10.
+"""The split-arithmetic family: `arithmetic-VxD`; `arithmetic` is short for `arithmetic-8x10`.
 
-V operands are to be added and subtracted, by signs that are drawn. A holds half of the operands, by chance which;
-B holds the expression, with the others in it. B writes the running totals modulo D, so that each value is one
-addition. Operands are below D / 2: so a sign or an operand alone tells something of the next total, and a small
-model can learn the one after the other; of full range neither tells anything without the other.
+V operands are added and subtracted, by signs that are drawn at random. A holds a random half of the operands; B
+holds the expression, with the other operands in it. B writes the running totals modulo D, so each value takes one
+addition. Operands are below D / 2: so a sign or an operand alone tells something about the next total, and a small
+model can learn one after the other. With the full range neither tells anything without the other.
 
-An answer is right where all totals are. The last alone is the result, but a wrong message gives the right one
-about as often as a guess does: that it misleads could not be seen.
+An answer is right if all totals are. The last one alone is the result, but a wrong message gives the right result
+about as often as a guess does, so that one could not see it mislead.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from m2ray.tasks.level import Draw, Level, parse_size, shuffled
 
 
 class Operand(NamedTuple):
-    """`x2 = 7`; operands count from 0."""
+    """An operand's value: `x2 = 7`. Places count from 0."""
 
     place: int
     value: int
 
     def fact(self) -> Operand:
-        """See `m2ray.task.Fact`."""
+        """Return itself: it has one form only."""
         return self
 
     def __str__(self) -> str:
@@ -36,14 +36,14 @@ class Operand(NamedTuple):
 
 
 class Expression(NamedTuple):
-    """What is to be worked out: a sign of each operand, the first a plus, and the operands that B knows."""
+    """The expression to evaluate: each operand's sign, the first a plus, and the operands that B knows."""
 
     signs: str
     values: tuple[int | None, ...]
     modulo: int
 
     def fact(self) -> Expression:
-        """See `m2ray.task.Fact`."""
+        """Return itself: it has one form only."""
         return self
 
     def __str__(self) -> str:
@@ -60,37 +60,37 @@ _TERM = re.compile(r"([+-]) (?:x\d+|(\d+))(?= |$)", re.ASCII)
 
 @dataclass(frozen=True)
 class ArithmeticLevel(Level):
-    """`variables` operands, and as many totals modulo `domain`."""
+    """A level with `variables` operands and as many totals modulo `domain`."""
 
     @property
     def span(self) -> int:
-        """Operands are from 0 to one less."""
+        """Number of values of an operand, 0 to `span` - 1."""
         return (self.domain + 1) // 2
 
     @property
     def names(self) -> tuple[str, ...]:
-        """See `Level`; the answer is the totals."""
+        """Names of the totals, which are the answer."""
         return tuple(f"t{i + 1}" for i in range(self.variables))
 
     @property
     def words(self) -> tuple[str, ...]:
-        """See `Level`."""
+        """All words of halves and answers."""
         return tuple(
             dict.fromkeys([*str(self._sum).split(), "-", "=", *self.names, *map(str, range(self.domain))])
         )
 
     @property
     def _sum(self) -> Expression:
-        """Of operands that are all unknown."""
+        """The expression with all operands unknown."""
         return Expression("+" * self.variables, (None,) * self.variables, self.domain)
 
     @property
     def possible_facts(self) -> int:
-        """See `Level`."""
+        """The number of different facts that A can state."""
         return self.variables * self.span
 
     def draw(self, below: Callable[[int], int]) -> Draw:
-        """See `Level`."""
+        """Implement `Level.draw`."""
         count = self.variables
         values = [below(self.span) for _ in range(count)]
         signs = "+" + "".join("+-"[below(2)] for _ in range(count - 1))
@@ -102,7 +102,7 @@ class ArithmeticLevel(Level):
         return Draw(sender, (Expression(signs, known, self.domain),), totals)
 
     def read(self, part: str) -> Operand | Expression:
-        """See `Level`."""
+        """Implement `Level.read`."""
         if match := _OPERAND.fullmatch(part):
             operand = Operand(int(match[1]) - 1, int(match[2]))
             if operand.place < self.variables and operand.value < self.span:
@@ -113,12 +113,12 @@ class ArithmeticLevel(Level):
             if str(expression) == part and all(value is None or value < self.span for value in values):
                 return expression
         raise ValueError(
-            f"{part[:60]!r} is no fact of level {self.name}; write `x1 = 0`, up to x{self.variables} and "
+            f"{part[:60]!r} is not a fact of level {self.name}; write `x1 = 0`, up to x{self.variables} and "
             f"{self.span - 1}, or `{self._sum}` with any signs and with values for some operands"
         )
 
     def checks(self, facts: Sequence[Any], values: Sequence[int]) -> list[bool]:
-        """See `Level`; each total counts as one."""
+        """Implement `Level.checks`; each total counts as one."""
         held, total, settled = [], 0, True
         for value, steps in zip(values, self._steps(facts), strict=True):
             settled = settled and len(steps) == 1
@@ -127,11 +127,14 @@ class ArithmeticLevel(Level):
         return held
 
     def count_solutions(self, facts: Sequence[Any]) -> int:
-        """See `Level`."""
+        """Implement `Level.count_solutions`."""
         return math.prod(len(steps) for steps in self._steps(facts))
 
     def value_probabilities(self, facts: Sequence[Any], answer: Sequence[int]) -> list[list[float]]:
-        """See `Level`: a total follows from the one before where sign and operand are known, else is open."""
+        """Implement `Level.value_probabilities`.
+
+        A total follows from the one before where sign and operand are known, and is open elsewhere.
+        """
         table, before, possible = [], 0, True
         for value, steps in zip(answer, self._steps(facts), strict=False):
             if not (possible and steps):
@@ -142,11 +145,11 @@ class ArithmeticLevel(Level):
         return table
 
     def left(self, facts: Sequence[Any]) -> list[int]:
-        """See `Level`; a field is an operand."""
+        """Implement `Level.left`; a field is an operand."""
         return [sum(1 << v for v in values) for values in self._operands(facts)]
 
     def _operands(self, facts: Sequence[Any]) -> list[list[int]]:
-        """The values that facts leave each operand."""
+        """Return the values that facts leave each operand."""
         known = {fact for fact in facts if isinstance(fact, Operand)}
         for fact in facts:
             if isinstance(fact, Expression):
@@ -157,17 +160,17 @@ class ArithmeticLevel(Level):
         ]
 
     def _steps(self, facts: Sequence[Any]) -> list[list[int]]:
-        """What may lie, modulo the domain, between each total and the one before."""
+        """Return the possible differences, modulo the domain, of each total and the one before."""
         signs = {fact.signs for fact in facts if isinstance(fact, Expression)}
         steps = []
         for i, values in enumerate(self._operands(facts)):
             ways = [way for sign, way in (("+", 1), ("-", -1)) if all(each[i] == sign for each in signs)]
-            ways = ways if i else [1]  # the first is never taken away
+            ways = ways if i else [1]  # the first operand is never subtracted
             steps.append(sorted({value * way % self.domain for value in values for way in ways}))
         return steps
 
 
 def level_of(name: str) -> ArithmeticLevel | None:
-    """A level of this family; V is even and from 2 to 26, D from 3 to 100."""
+    """Return a level of this family; V is even, 2 to 26; D is 3 to 100."""
     size = parse_size("arithmetic-8x10" if name == "arithmetic" else name, "arithmetic", 3)
     return ArithmeticLevel(f"arithmetic-{size[0]}x{size[1]}", *size) if size else None

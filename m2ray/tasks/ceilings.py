@@ -1,4 +1,4 @@
-"""What perfect reasoners reach at a task, and what a message is worth to them."""
+"""Success rates of perfect reasoners on a task, and the information in its messages."""
 
 from __future__ import annotations
 
@@ -10,40 +10,43 @@ from m2ray.tasks.episodes import Episode
 
 
 class Ceilings(NamedTuple):
-    """Success rates of perfect reasoners (shares) and the content of a message (bits), means over episodes."""
+    """Success rates (shares) and information (bits) of one episode, or their means over several."""
 
-    without_message: float
-    with_message: float
-    wrong_message: float
-    blind: float
-    message_bits: float
-    news_bits: float
+    without_message: float  # a reasoner with B's half only
+    with_message: float  # a reasoner with both halves
+    wrong_message: float  # a reasoner with B's half who believes another episode's message
+    blind: float  # a guess without any half
+    message_bits: float  # log2 of the factor by which the message alone reduces the answers
+    news_bits: float  # log2 of the factor by which the message reduces the answers left by B's half
 
 
-def ceilings(played: Sequence[Episode], shift: int = 17) -> Ceilings:
-    """What perfect reasoners reach who guess evenly among the answers they cannot rule out.
+def ceilings(episodes: Sequence[Episode], shift: int = 17) -> Ceilings:
+    """Return the means over episodes for reasoners who guess uniformly among the answers they cannot rule out.
 
     Args:
-        played: Episodes of one level.
-        shift: The wrong message is that of the episode this many places on. One that contradicts B's own half
-            leaves no answer and counts as a failure.
+        episodes: Episodes of one level.
+        shift: The wrong message is that of the episode this many places later. One that contradicts B's half leaves
+            no answer and counts as a failure.
     """
-    rows = []
-    for i, episode in enumerate(played):
-        count = episode.level.count_solutions
-        wrong = played[(i + shift) % len(played)].sender
-        every = episode.sender + episode.receiver
-        everything = episode.level.domain**episode.level.variables
-        both, alone, sent = count(every), count(episode.receiver), count(episode.sender)
-        misled, lucky = count(wrong + episode.receiver), count(wrong + every)
-        rows.append(
-            (
-                both / alone,
-                1.0,
-                lucky / misled if misled else 0.0,
-                both / everything,
-                math.log2(everything / sent),
-                math.log2(alone / both),
-            )
-        )
-    return Ceilings(*(sum(column) / len(rows) for column in zip(*rows, strict=True)))
+    each = [
+        _episode_ceilings(episode, episodes[(i + shift) % len(episodes)]) for i, episode in enumerate(episodes)
+    ]
+    return Ceilings(*(sum(column) / len(each) for column in zip(*each, strict=True)))
+
+
+def _episode_ceilings(episode: Episode, partner: Episode) -> Ceilings:
+    """Return the ceilings of one episode; the wrong message is the partner's."""
+    count = episode.level.count_solutions
+    answers = episode.level.domain**episode.level.variables
+    right = count(episode.sender + episode.receiver)
+    by_receiver, by_sender = count(episode.receiver), count(episode.sender)
+    misled = count(partner.sender + episode.receiver)
+    misled_and_right = count(partner.sender + episode.sender + episode.receiver)
+    return Ceilings(
+        without_message=right / by_receiver,
+        with_message=1.0,
+        wrong_message=misled_and_right / misled if misled else 0.0,
+        blind=right / answers,
+        message_bits=math.log2(answers / by_sender),
+        news_bits=math.log2(by_receiver / right),
+    )

@@ -1,7 +1,7 @@
-"""The family of constraint satisfaction: `easy`, `medium`, `hard`, `lookup` and `lookup-VxD`.
+"""The constraint-satisfaction family: `easy`, `medium`, `hard`, `lookup` and `lookup-VxD`.
 
-A hidden assignment of small integers is drawn, then constraints that it satisfies; half of them go to agent A,
-half to agent B. B must name an assignment that satisfies all of them.
+A hidden assignment of small integers is drawn, then constraints that it satisfies; half of them go to agent A, half
+to agent B. B must name an assignment that satisfies all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Kind = Literal["=", "!=", "+", "-"]
 
 
 class Constraint(NamedTuple):
-    """One constraint; variables count from 0, `other` is -1 for the kinds that name one variable."""
+    """One constraint. Variables count from 0; `other` is -1 for the kinds with a single variable."""
 
     kind: Kind
     variable: int
@@ -28,7 +28,7 @@ class Constraint(NamedTuple):
     value: int
 
     def holds(self, values: Sequence[int]) -> bool:
-        """Whether an assignment satisfies this constraint."""
+        """Return whether an assignment satisfies this constraint."""
         left = values[self.variable]
         if self.kind == "=":
             return left == self.value
@@ -38,7 +38,7 @@ class Constraint(NamedTuple):
         return (left + right if self.kind == "+" else left - right) == self.value
 
     def fact(self) -> Constraint:
-        """The one wording of what it says: `x3 + x1 = 2` is `x1 + x3 = 2`, `x3 - x1 = 1` is `x1 - x3 = -1`."""
+        """Return its canonical form: `x1 + x3 = 2` for `x3 + x1 = 2`, `x1 - x3 = -1` for `x3 - x1 = 1`."""
         if self.other < 0 or self.variable < self.other:
             return self
         value = self.value if self.kind == "+" else -self.value
@@ -55,27 +55,27 @@ _CONSTRAINT = re.compile(r"x(\d{1,9}) (?:(=|!=) (-?\d{1,9})|([+-]) x(\d{1,9}) = 
 
 @dataclass(frozen=True)
 class ConstraintLevel(Level):
-    """`constraints` in all, of the `kinds` named."""
+    """A level with `constraints` constraints of the named `kinds`."""
 
     constraints: int
     kinds: tuple[Kind, ...] = ("=", "!=", "+", "-")
 
     @property
     def words(self) -> tuple[str, ...]:
-        """See `Level`."""
+        """All words of halves and answers."""
         pairs = "+" in self.kinds
         numbers = range(1 - self.domain, 2 * self.domain - 1) if pairs else range(self.domain)
         return (*sorted({"=", *self.kinds}), *self.names, *map(str, numbers))
 
     @property
     def possible_facts(self) -> int:
-        """See `Level`."""
+        """The number of different facts that A can state."""
         about_one = self.variables * self.domain
         about_two = math.comb(self.variables, 2) * (2 * self.domain - 1)
         return sum(about_one if kind in ("=", "!=") else about_two for kind in self.kinds)
 
     def draw(self, below: Callable[[int], int]) -> Draw:
-        """See `Level`."""
+        """Implement `Level.draw`."""
         solution = tuple(below(self.domain) for _ in range(self.variables))
         constraints = shuffled(self._draw_constraints(solution, below), below)
         half = len(constraints) // 2
@@ -103,7 +103,7 @@ class ConstraintLevel(Level):
         return drawn
 
     def read(self, part: str) -> Constraint:
-        """See `Level`."""
+        """Implement `Level.read`."""
         match = _CONSTRAINT.fullmatch(part)
         if match is None:
             raise ValueError(f"{part[:60]!r} is not a constraint such as `x1 + x3 = 3`")
@@ -120,17 +120,17 @@ class ConstraintLevel(Level):
         return Constraint(kind, named[0], named[1] if named[1:] else -1, int(match[3] or match[6]))
 
     def checks(self, facts: Sequence[Constraint], values: Sequence[int]) -> list[bool]:
-        """See `Level`; each constraint counts as one."""
+        """Implement `Level.checks`; each constraint counts as one."""
         return [constraint.holds(values) for constraint in facts]
 
     def count_solutions(self, facts: Sequence[Constraint]) -> int:
-        """See `Level`."""
+        """Implement `Level.count_solutions`."""
         if all(c.other < 0 for c in facts):
             return math.prod(len(values) for values in self._candidates(facts))
         return int.bit_count(self._solution_mask(facts))
 
     def value_probabilities(self, facts: Sequence[Constraint], answer: Sequence[int]) -> list[list[float]]:
-        """See `Level`."""
+        """Implement `Level.value_probabilities`."""
         if all(c.other < 0 for c in facts):
             sets = self._candidates(facts)
             if not all(sets) or any(value not in values for value, values in zip(answer[:-1], sets, strict=False)):
@@ -148,7 +148,7 @@ class ConstraintLevel(Level):
         return table
 
     def left(self, facts: Sequence[Constraint]) -> list[int]:
-        """See `Level`; a field is a variable."""
+        """Implement `Level.left`; a field is a variable."""
         if all(c.other < 0 for c in facts):
             return [sum(1 << v for v in values) for values in self._candidates(facts)]
         mask = self._solution_mask(facts)
@@ -157,7 +157,7 @@ class ConstraintLevel(Level):
         ]
 
     def _candidates(self, facts: Iterable[Constraint]) -> list[list[int]]:
-        """Values left for each variable by constraints that name one variable."""
+        """Return the values that constraints with a single variable leave each variable."""
         left = [list(range(self.domain)) for _ in range(self.variables)]
         for c in facts:
             left[c.variable] = [v for v in left[c.variable] if (v == c.value) == (c.kind == "=")]
@@ -180,7 +180,7 @@ def _assignments(variables: int, domain: int) -> list[Values]:
 
 @lru_cache(maxsize=100_000)
 def _mask(variables: int, domain: int, constraint: Constraint) -> int:
-    """The assignments that satisfy a constraint, one bit each."""
+    """Return the assignments that satisfy a constraint, one bit each."""
     holds = (constraint.holds(values) for values in _assignments(variables, domain))
     return sum(1 << i for i, ok in enumerate(holds) if ok)
 
@@ -194,7 +194,7 @@ LEVELS = {
 
 
 def level_of(name: str) -> ConstraintLevel | None:
-    """A level of this family: one of `LEVELS`, or `lookup-VxD`; V is even and from 2 to 26, D from 2 to 100."""
+    """Return a level of this family: one of `LEVELS`, or `lookup-VxD`; V is even, 2 to 26; D is 2 to 100."""
     if size := parse_size(name, "lookup", 2):
         return ConstraintLevel(name, *size, size[0], ("=",))
     return LEVELS.get(name)

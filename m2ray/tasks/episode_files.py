@@ -1,5 +1,4 @@
-# NEWDOC
-"""Where episodes come from: drawn by seed or read from a file, with A's message by template or by a sender LM."""
+"""Episodes from JSON Lines files, in the fields of the reference attempt."""
 
 from __future__ import annotations
 
@@ -12,55 +11,64 @@ from m2ray.tasks.episodes import Episode, read_facts
 from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
 
-_FIELDS = ("receiver_context", "sender_message", "receiver_output")
-
-
-def _is_text(value: object) -> bool:
-    """Whether a tokenizer can read it: lone surrogates, which JSON can spell, are no characters."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)
+_REQUIRED = ("receiver_context", "sender_message", "receiver_output")
+_OPTIONAL = "sender_context"
 
 
 def read_episodes(path: Path, level: Level) -> list[Episode]:
-    """Episodes from a JSONL file in the reference attempt's fields, checked line by line.
+    """Read the episodes of a JSON Lines file and check every line.
 
-    `receiver_context` (B's half) and `sender_message` are facts as the template writes them; a message in free
-    words needs A's half beside it in the optional `sender_context`. `receiver_output` is a correct answer in
-    JSON. A line's number, counted from 0, is its seed.
+    `receiver_context` (B's half) and `sender_message` are facts in the wording of the template. A message in free
+    text needs A's half beside it in the optional `sender_context`. `receiver_output` is a right answer in JSON. An
+    episode's seed is its line number, counted from 0.
 
     Raises:
         UserError: names the file, line, key and fix of the first fault.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
-    found = []
-    # Bytes end lines at \n and \r alone; text would also at characters that JSON allows inside a string.
-    for number, line in enumerate(path.read_bytes().splitlines()):
-        where = f"{path}: line {number + 1}"
+    # Bytes are split at \n and \r only; text would also be split at characters that JSON allows inside a string.
+    lines = path.read_bytes().splitlines()
+    episodes = [_read_episode(line, level, i, f"{path}: line {i + 1}") for i, line in enumerate(lines)]
+    if not episodes:
+        raise UserError(f"{path}: no episodes; write one JSON object per line")
+    return episodes
+
+
+def _read_episode(line: bytes, level: Level, seed: int, where: str) -> Episode:
+    """Return the episode of a line; errors start with `where`."""
+    fields = _read_fields(line, where)
+    halves = []
+    for field in (_OPTIONAL if _OPTIONAL in fields else "sender_message", "receiver_context"):
         try:
-            data = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error}); write one object a line") from None
-        if not isinstance(data, dict):
-            raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object a line")
-        for field in (*_FIELDS, *(("sender_context",) if "sender_context" in data else ())):
-            if not _is_text(data.get(field)):
-                raise UserError(f"{where}: {field}: missing, empty or not text; add it")
-        unknown = set(data) - {*_FIELDS, "sender_context"}
-        if unknown:
-            raise UserError(f"{where}: {min(unknown)}: unknown key; remove it")
-        halves = []
-        for field in ("sender_context" if "sender_context" in data else "sender_message", "receiver_context"):
-            try:
-                halves.append(read_facts(data[field], level))
-            except ValueError as error:
-                raise UserError(f"{where}: {field}: {error}") from None
-        values = read_answer(level, data["receiver_output"], "json")
-        if values is None:
-            raise UserError(f"{where}: receiver_output: not a JSON answer of level {level.name}; fix it")
-        episode = Episode(level, number, halves[0], halves[1], values, data["sender_message"])
-        if not verify(episode, data["receiver_output"], "json").success:
-            raise UserError(f"{where}: receiver_output: breaks a constraint of its own line; fix it")
-        found.append(episode)
-    if not found:
-        raise UserError(f"{path}: no episodes; write one JSON object a line")
-    return found
+            halves.append(read_facts(fields[field], level))
+        except ValueError as error:
+            raise UserError(f"{where}: {field}: {error}") from None
+    values = read_answer(level, fields["receiver_output"], "json")
+    if values is None:
+        raise UserError(f"{where}: receiver_output: not a JSON answer of level {level.name}; fix it")
+    episode = Episode(level, seed, halves[0], halves[1], values, fields["sender_message"])
+    if not verify(episode, fields["receiver_output"], "json").success:
+        raise UserError(f"{where}: receiver_output: wrong answer to the facts of this line; fix it")
+    return episode
+
+
+def _read_fields(line: bytes, where: str) -> dict[str, str]:
+    """Return the fields of a line, all of them known and not empty."""
+    try:
+        data = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); write one object per line") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object per line")
+    for field in (*_REQUIRED, *((_OPTIONAL,) if _OPTIONAL in data else ())):
+        if not _is_text(data.get(field)):
+            raise UserError(f"{where}: {field}: missing, empty or not text; add it")
+    if unknown := set(data) - {*_REQUIRED, _OPTIONAL}:
+        raise UserError(f"{where}: {min(unknown)}: unknown key; remove it")
+    return data
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a tokenizer can read a value: JSON can spell lone surrogates, which are not characters."""
+    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)

@@ -1,5 +1,4 @@
-# NEWDOC
-"""Units of evaluation work: which checkpoint plays which conditions on which split. Run anywhere, by anyone."""
+"""The trained content-free prefix of the condition `constant`."""
 
 from __future__ import annotations
 
@@ -15,7 +14,27 @@ from m2ray.training.trainer import train
 
 
 def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig, root: Path) -> Codec:
-    """The best content-free prefix that a short training finds, of a codec's k and place; trained once."""
+    """Return the best content-free prefix that a short training finds; train it unless it is there.
+
+    Args:
+        receiver: The receiver that reads it.
+        trial: The configuration under test: its task, training split, batch size and `constant_samples` apply.
+        slots: The codec under test: the prefix gets its k and place.
+        root: Folder in which such prefixes are kept.
+    """
+    config = _constant_config(trial, slots)
+    # The name contains all that decides the weights, so that a short training never stands in for a long one.
+    decisive: Any = {"task": True, "codec": True, "training": True, "splits": {"train"}}
+    settings = hashlib.sha256(config.model_dump_json(include=decisive).encode()).hexdigest()[:8]
+    codec = config.codec
+    folder = root / f"constant-{trial.task.level}-{receiver.digest}-k{codec.k}-{codec.place}-{settings}"
+    checkpoint = folder / "epoch-01"
+    if not (checkpoint / "config.json").is_file():
+        train(config, 0, receiver, folder, lambda metrics, at: None, {"config": "constant"})
+    return load_codec(checkpoint, receiver)
+
+
+def _constant_config(trial: TrialConfig, slots: CodecConfig) -> TrialConfig:
     codec = CodecConfig(encoder="constant", k=slots.k, place=slots.place, calibration="norm", scale_gate=1.0)
     training = TrainingConfig(
         epochs=1,
@@ -24,20 +43,6 @@ def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig,
         lr=2e-2,
         weight_decay=0.0,
     )
-    plain = trial.model_copy(
-        update={
-            "codec": codec,
-            "losses": Losses(ce=CrossEntropyTerm()),
-            "training": training,
-            "workers": 1,
-            "trackers": [],
-        }
-    )
-    # All that decides its weights is in the name: a short training must never stand in for a long one.
-    decisive: Any = {"task": True, "codec": True, "training": True, "splits": {"train"}}
-    settings = hashlib.sha256(plain.model_dump_json(include=decisive).encode()).hexdigest()[:8]
-    folder = root / f"constant-{trial.task.level}-{receiver.digest}-k{codec.k}-{codec.place}-{settings}"
-    checkpoint = folder / "epoch-01"
-    if not (checkpoint / "config.json").is_file():
-        train(plain, 0, receiver, folder, lambda metrics, at: None, {"config": "constant"})
-    return load_codec(checkpoint, receiver)
+    losses = Losses(ce=CrossEntropyTerm())
+    changes = {"codec": codec, "losses": losses, "training": training, "workers": 1, "trackers": []}
+    return trial.model_copy(update=changes)

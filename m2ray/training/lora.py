@@ -1,4 +1,4 @@
-"""LoRA on a receiver: put on, kept as a small file, and added to the base for good."""
+"""LoRA on a receiver: added, saved as a small file, and merged into the base."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import UserError
 
-WEIGHT_BYTES = 2  # of a kept weight: bfloat16
+WEIGHT_BYTES = 2  # of a saved weight: bfloat16
+HEADER_BYTES = 250_000  # of a safetensors file, at most: names and positions of its tensors
 
 
-HEADER_BYTES = 250_000  # of a safetensors file, at most: names and places of its tensors
+def load_unshared(name: str) -> Receiver:
+    """Load a receiver whose weights may be changed: the one from `load_receiver` is shared by all callers."""
+    return load_receiver.__wrapped__(name)
 
 
-def fresh(base: str) -> Receiver:
-    """A receiver of one's own: what `load_receiver` gives is shared by all who ask for it."""
-    return load_receiver.__wrapped__(base)
+def load_with_lora(base: str, rank: int, seed: int) -> Receiver:
+    """Load a pretrained receiver to be trained, with LoRA on its attention and feed-forward weights.
 
-
-def adapted(base: str, rank: int, seed: int) -> Receiver:
-    """A pretrained receiver with LoRA on its attention and feed-forward weights; rank 0 trains all weights."""
-    receiver = fresh(base)
+    Rank 0 adds no LoRA: all weights are trained.
+    """
+    receiver = load_unshared(base)
     if rank:
-        import peft
+        import peft  # an optional dependency
 
         torch.manual_seed(seed)
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -34,7 +35,7 @@ def adapted(base: str, rank: int, seed: int) -> Receiver:
 
 
 def largest_rank(base: str, limit_bytes: int) -> int:
-    """The largest rank whose adapter's file stays within a limit.
+    """Return the largest rank whose adapter file stays within a limit.
 
     Raises:
         UserError: not even rank 1 does.
@@ -42,27 +43,30 @@ def largest_rank(base: str, limit_bytes: int) -> int:
     receiver = load_receiver(base)
     head = receiver.model.get_output_embeddings()
     layers = [m for m in receiver.model.modules() if isinstance(m, torch.nn.Linear) and m is not head]
-    a_rank = WEIGHT_BYTES * sum(layer.in_features + layer.out_features for layer in layers)
-    rank = (limit_bytes - HEADER_BYTES) // a_rank
+    rank_bytes = WEIGHT_BYTES * sum(layer.in_features + layer.out_features for layer in layers)
+    rank = (limit_bytes - HEADER_BYTES) // rank_bytes
     if rank < 1:
         raise UserError(f"--base {base}: an adapter of rank 1 is over {limit_bytes:,} bytes; use a smaller base")
     return rank
 
 
 def save_adapter(receiver: Receiver, base: str, folder: Path) -> None:
-    """Keep the LoRA weights, in bfloat16, in PEFT's format."""
+    """Save the LoRA weights, in bfloat16, in PEFT's format."""
     weights = {name: tensor.bfloat16() for name, tensor in receiver.model.state_dict().items() if "lora_" in name}
     receiver.model.peft_config["default"].base_model_name_or_path = base
-    # False: embeddings are not trained, and looking whether they were asks the model hub.
+    # Embeddings are not trained. By default PEFT would ask the model hub whether they were.
     receiver.model.save_pretrained(folder, state_dict=weights, save_embedding_layers=False)
 
 
-def merged(base: str, adapter: Path) -> Receiver:
-    """Base plus adapter. Summed in float64 and rounded once, so the same weights come out on any device."""
-    import peft
+def merge_adapter(base: str, adapter: Path) -> Receiver:
+    """Return base plus adapter.
+
+    The sum is taken in float64 and rounded once, so the same weights result on any device.
+    """
+    import peft  # an optional dependency
     from peft.tuners.lora import LoraLayer
 
-    receiver = fresh(base)
+    receiver = load_unshared(base)
     dtype = receiver.dtype
     model = peft.PeftModel.from_pretrained(receiver.model, adapter)
     for module in model.modules():

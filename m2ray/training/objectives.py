@@ -1,7 +1,8 @@
-"""The training objectives, each a named function of tensors; what they weigh is configuration.
+"""Training objectives, each a function of `Signals` by name; their weights are configuration.
 
 Shapes: B rows (this worker's), H rows of the whole batch over all workers, A answer tokens, W words of the
-vocabulary, V values of an answer, N values of a domain, M negatives, K slots, D width, G groups, C codes.
+vocabulary, V values of an answer, N values of a domain, M negatives, K slots, D width, G groups,
+C codes, L layers, S tokens after the message's place, T message tokens, E width of a head, F = K * D.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from m2ray.util import plugins
 
 
 def weighted_nll(nll_BA: Tensor, frame: AnswerFrame, value_weight: float) -> Tensor:
-    """Weighted mean over an answer's tokens, [B]: its values weigh `value_weight`, its other tokens 1."""
+    """Return the weighted mean over an answer's tokens, [B]: values weigh `value_weight`, other tokens 1."""
     weight_A = torch.ones(nll_BA.shape[1], device=nll_BA.device)
     weight_A[frame.positions_V.to(nll_BA.device)] = value_weight
     return nll_BA @ (weight_A / weight_A.sum())
 
 
 class SlotStates(NamedTuple):
-    """Hidden states behind each layer but the last, at the prefix and at the message's words it stands for."""
+    """Hidden states after each layer but the last, at the prefix and at the words that its slots stand for."""
 
-    ours_BLKD: Tensor
-    theirs_BLKD: Tensor  # no gradient
+    prefix_BLKD: Tensor
+    text_BLKD: Tensor  # no gradient
     mask_BK: Tensor  # False at slots that stand for no word
 
 
 @dataclass
 class Signals:
-    """What the objectives look at. A field is None where no objective in use needs it."""
+    """Inputs of the objectives. A field is None where no objective in use needs it."""
 
     frame: AnswerFrame
     encoded: CodecOutput  # of the whole batch, H rows
@@ -52,16 +53,16 @@ class Signals:
     heads: Heads
     answer: AnswerOutput | None = None  # under the right message
     nll_BA: Tensor | None = None
-    nll_B: Tensor | None = None  # row_nll under the right message
+    nll_B: Tensor | None = None  # weighted_nll under the right message
     shuffled_B: Tensor | None = None  # under another episode's message
     null_B: Tensor | None = None  # under zeros; no gradient
-    negatives_MBA: Tensor | None = None  # under M other messages of the batch
-    text_answer: AnswerOutput | None = None  # of the receiver that sees the text; no gradient
+    negatives_MBA: Tensor | None = None  # under the messages of M other episodes of the batch
+    text_answer: AnswerOutput | None = None  # under the message as text; no gradient
     slots: SlotStates | None = None
 
 
 class Heads(nn.Module):
-    """Small networks that only some objectives need; trained beside the codec, not part of a checkpoint."""
+    """Small networks that some objectives need; trained beside the codec, not part of a checkpoint."""
 
     WIDTH = 128
 
@@ -84,22 +85,22 @@ class Heads(nn.Module):
             self.critic = nn.ModuleList([nn.Linear(flat, self.WIDTH), nn.Linear(width, self.WIDTH)])
 
     def flat(self, latent_HKD: Tensor) -> Tensor:
-        """Latents as one vector a message, [H, k * D]; while k anneals, neighbouring slots are averaged."""
+        """Return one vector per message, [H, k * D]; while k anneals, neighboring slots are averaged."""
         if latent_HKD.shape[1] != self.k:
             latent_HKD = F.adaptive_avg_pool1d(latent_HKD.transpose(1, 2), self.k).transpose(1, 2)
         return latent_HKD.flatten(1)
 
 
 def ce(signals: Signals, term: LossTerm) -> Tensor:
-    """Cross-entropy of the answer, weighted mean per token."""
+    """Return the cross-entropy of the answer, weighted mean per token."""
     assert signals.nll_B is not None
     return signals.nll_B.mean()
 
 
 def kl(signals: Signals, term: LossTerm) -> Tensor:
-    """KL(receiver that sees the text || receiver that sees the prefix), mean over answer tokens.
+    """Return KL(receiver with the text || receiver with the prefix), mean over answer tokens.
 
-    Distillation of the context into the prefix (Askell et al. 2021; Ge et al. 2023).
+    This distills the context into the prefix (Askell et al. 2021; Ge et al. 2023).
     """
     assert signals.text_answer is not None
     assert signals.answer is not None
@@ -109,39 +110,43 @@ def kl(signals: Signals, term: LossTerm) -> Tensor:
 
 
 def states(signals: Signals, term: LossTerm) -> Tensor:
-    """1 - cosine between the hidden states of the receiver that reads the prefix and of the one that is told the
-    text, mean over layers and tokens behind the message's place.
+    """Return 1 - cosine between hidden states under the prefix and under the text.
 
-    Hidden-state distillation (Jiao et al. 2020, TinyBERT) of the context into the prefix. An answer's likelihood
-    alone can be had by ignoring the message; these states cannot, so this keeps a codec from collapsing.
+    Mean over layers and over the tokens after the message's place. This is hidden-state distillation (Jiao et al.
+    2020, TinyBERT) of the context into the prefix. A codec can raise the answer's likelihood without using the
+    message; it cannot match these states without it, so this objective prevents collapse.
     """
     assert signals.text_answer is not None
     assert signals.answer is not None
-    ours, theirs, mask_BS = signals.answer.states_BLSD, signals.text_answer.states_BLSD, signals.answer.mask_BS
-    assert ours is not None
-    assert theirs is not None
+    prefix_BLSD, mask_BS = signals.answer.states_BLSD, signals.answer.mask_BS
+    text_BLSD = signals.text_answer.states_BLSD
+    assert prefix_BLSD is not None
+    assert text_BLSD is not None
     assert mask_BS is not None
-    theirs = theirs[:, :, -ours.shape[2] :]  # behind slots that follow B's text lies only the answer
-    apart_BLS = 1 - F.cosine_similarity(ours.float(), theirs.float(), dim=-1)
+    text_BLSD = text_BLSD[:, :, -prefix_BLSD.shape[2] :]  # only the answer comes after slots that follow B's text
+    distance_BLS = 1 - F.cosine_similarity(prefix_BLSD.float(), text_BLSD.float(), dim=-1)
     weight_BS = mask_BS / mask_BS.sum(dim=1, keepdim=True)
-    return torch.einsum("bls,bs->bl", apart_BLS, weight_BS).mean()
+    return torch.einsum("bls,bs->bl", distance_BLS, weight_BS).mean()
 
 
 def slots(signals: Signals, term: LossTerm) -> Tensor:
-    """1 - cosine between the receiver's hidden states at a slot and those at the word of the message that the slot
-    stands for (`Segments.stands_for`), mean over slots and over layers but the last.
+    """Return 1 - cosine between hidden states at a slot and at the word that the slot stands for.
 
-    What later tokens read of a message is what its words hold behind each layer; a vector in whose place the
-    receiver holds the same is read the same. It needs no answer, so it also serves as a cheap warm-up.
+    Mean over slots (see `Segments.word_positions`) and over layers but the last. Later tokens attend to the hidden
+    states at a message's words after each layer; a slot with the same states is read the same. The objective needs
+    no answer, so it also serves as a cheap warm-up.
     """
     assert signals.slots is not None
-    ours_BLKD, theirs_BLKD, mask_BK = signals.slots
-    apart_BLK = 1 - F.cosine_similarity(ours_BLKD.float(), theirs_BLKD.float(), dim=-1)
-    return (apart_BLK.mean(1) * mask_BK).sum() / mask_BK.sum()
+    prefix_BLKD, text_BLKD, mask_BK = signals.slots
+    distance_BLK = 1 - F.cosine_similarity(prefix_BLKD.float(), text_BLKD.float(), dim=-1)
+    return (distance_BLK.mean(1) * mask_BK).sum() / mask_BK.sum()
 
 
 def help(signals: Signals, term: LossTerm) -> Tensor:
-    """The attempt's L_help: max(0, NLL_correct - NLL_null + margin). Rewards any prefix that beats zeros."""
+    """Return max(0, NLL_correct - NLL_null + margin), the reference attempt's L_help.
+
+    It rewards any prefix that beats zeros.
+    """
     assert signals.nll_B is not None
     assert signals.null_B is not None
     assert isinstance(term, MarginTerm)
@@ -149,7 +154,10 @@ def help(signals: Signals, term: LossTerm) -> Tensor:
 
 
 def contrast(signals: Signals, term: LossTerm) -> Tensor:
-    """max(0, margin - (NLL_shuffled - NLL_correct)). Rewards being different; alone, not being right."""
+    """Return max(0, margin - (NLL_shuffled - NLL_correct)).
+
+    It rewards prefixes that differ between messages; alone, it does not reward right answers.
+    """
     assert signals.nll_B is not None
     assert signals.shuffled_B is not None
     assert isinstance(term, MarginTerm)
@@ -157,7 +165,7 @@ def contrast(signals: Signals, term: LossTerm) -> Tensor:
 
 
 def infonce(signals: Signals, term: LossTerm) -> Tensor:
-    """InfoNCE (van den Oord et al. 2018) with the receiver's log-likelihood of the answer as the score."""
+    """Return InfoNCE (van den Oord et al. 2018), scored by the receiver's log-likelihood of the answer."""
     assert signals.nll_BA is not None
     assert signals.negatives_MBA is not None
     assert isinstance(term, NegativesTerm)
@@ -167,39 +175,39 @@ def infonce(signals: Signals, term: LossTerm) -> Tensor:
 
 
 def reconstruction(signals: Signals, term: LossTerm) -> Tensor:
-    """MSE between unit vectors: an MLP's guess from the latent against the pooled message state."""
+    """Return the MSE between unit vectors: the pooled message state, and an MLP's guess of it from the latent."""
     assert signals.heads.rebuild is not None
     guess_HD = signals.heads.rebuild(signals.heads.flat(signals.encoded.latent_BKD))
     return F.mse_loss(F.normalize(guess_HD, dim=-1), F.normalize(signals.inputs_HD, dim=-1))
 
 
 def reconstruction_tokens(signals: Signals, term: LossTerm) -> Tensor:
-    """Cross-entropy of the message's tokens, told from the latent by position alone, mean per token."""
+    """Return the cross-entropy of the message's tokens, predicted from latent and position, mean per token."""
     parts = signals.heads.tokens
     assert parts is not None
     ids_HT, mask_HT = signals.message_ids_HT, signals.message_mask_HT
     slots_HKE = parts["slots"](signals.encoded.latent_BKD)
-    places_T = torch.arange(ids_HT.shape[1], device=ids_HT.device, dtype=slots_HKE.dtype)
-    places_HTE = sinusoidal_positions(places_T, Heads.WIDTH).expand(len(ids_HT), -1, -1)
-    logits_HTW = parts["out"](parts["decoder"](places_HTE, slots_HKE, tgt_key_padding_mask=~mask_HT))
+    positions_T = torch.arange(ids_HT.shape[1], device=ids_HT.device, dtype=slots_HKE.dtype)
+    positions_HTE = sinusoidal_positions(positions_T, Heads.WIDTH).expand(len(ids_HT), -1, -1)
+    logits_HTW = parts["out"](parts["decoder"](positions_HTE, slots_HKE, tgt_key_padding_mask=~mask_HT))
     return F.cross_entropy(logits_HTW[mask_HT], ids_HT[mask_HT])
 
 
 def info_preserve(signals: Signals, term: LossTerm) -> Tensor:
-    """MSE between the pairwise cosine similarities of latents and of inputs, over the batch."""
+    """Return the MSE between the pairwise cosine similarities of latents and of inputs, over the batch."""
     latent_HF = F.normalize(signals.encoded.latent_BKD.flatten(1), dim=-1)
     inputs_HD = F.normalize(signals.inputs_HD, dim=-1)
     return F.mse_loss(latent_HF @ latent_HF.T, inputs_HD @ inputs_HD.T)
 
 
 def commitment(signals: Signals, term: LossTerm) -> Tensor:
-    """VQ commitment: MSE of the latent to its code (van den Oord et al. 2017, eq. 3)."""
+    """Return the VQ commitment: MSE of the latent to its code (van den Oord et al. 2017, eq. 3)."""
     assert signals.encoded.quantized_BKD is not None
     return F.mse_loss(signals.encoded.latent_BKD, signals.encoded.quantized_BKD.detach())
 
 
 def code_information(signals: Signals, term: LossTerm) -> Tensor:
-    """Minus the mutual information of message and code, H(mean p) - mean H(p), per code, in nats."""
+    """Return minus the mutual information of message and code, H(mean p) - mean H(p), per code, in nats."""
     probs_HKGC = signals.encoded.code_probs_BKGC
     assert probs_HKGC is not None
 
@@ -210,7 +218,7 @@ def code_information(signals: Signals, term: LossTerm) -> Tensor:
 
 
 def latent_information(signals: Signals, term: LossTerm) -> Tensor:
-    """Minus the InfoNCE bound on the mutual information of message and latent, up to log H, in nats."""
+    """Return minus the InfoNCE bound on the mutual information of message and latent, up to log H, in nats."""
     assert signals.heads.critic is not None
     latent_HE = F.normalize(signals.heads.critic[0](signals.heads.flat(signals.encoded.latent_BKD)), dim=-1)
     inputs_HE = F.normalize(signals.heads.critic[1](signals.inputs_HD), dim=-1)
@@ -219,7 +227,7 @@ def latent_information(signals: Signals, term: LossTerm) -> Tensor:
 
 
 def diversity(signals: Signals, term: LossTerm) -> Tensor:
-    """Mean cosine between the prefixes of different messages."""
+    """Return the mean cosine between the prefixes of different messages."""
     return mean_cosine(signals.encoded.prefix_BKD)
 
 
@@ -239,18 +247,20 @@ LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
     "latent_information": latent_information,
     "diversity": diversity,
 }
-
-
 NEED_ANSWER = ("ce", "kl", "states", "help", "contrast", "infonce")
 
 
 def needs_answer(name: str) -> bool:
-    """Whether the receiver must read the prefix and the answer for an objective; else it looks at the codec."""
+    """Return whether an objective needs the receiver's answers; otherwise the codec's output suffices."""
     return name in NEED_ANSWER or name not in LOSSES
 
 
 def objective_value(name: str, signals: Signals, term: LossTerm) -> Tensor:
-    """An objective's own value, unweighted."""
+    """Return an objective's unweighted value.
+
+    Raises:
+        UserError: a plugin's objective fails, or returns something other than a tensor without dimensions.
+    """
     function = plugins.load(plugins.LOSSES, LOSSES, name)
     with plugins.blame(plugins.LOSSES, name):
         value = function(signals, term)
@@ -261,11 +271,18 @@ def objective_value(name: str, signals: Signals, term: LossTerm) -> Tensor:
 
 
 def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The total that is minimised at a step of so many, and each objective's own value, unweighted."""
+    """Return the total to minimize at a step, and each objective's unweighted value.
+
+    Args:
+        signals: Inputs of the objectives.
+        losses: The objectives in use and their weights.
+        step: The step, counted from 0.
+        steps: Number of steps of the training.
+    """
     values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
     for name, term in losses.terms().items():
-        seen = signals.slots if name == "slots" else signals.answer if needs_answer(name) else signals.encoded
-        if seen is None:  # it does not count yet, or no longer, so that the receiver was not asked
+        inputs = signals.slots if name == "slots" else signals.answer if needs_answer(name) else signals.encoded
+        if inputs is None:  # its weight is 0 at this step, so the receiver was not run for it
             continue
         values[name] = objective_value(name, signals, term)
         total = total + term.weight_at(step, steps) * values[name]
@@ -273,5 +290,5 @@ def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tup
 
 
 def value_weight(losses: Losses) -> float:
-    """What an answer's values weigh in every row NLL."""
+    """Return the weight of an answer's values in every `weighted_nll`."""
     return losses.ce.value_weight if losses.ce else CrossEntropyTerm().value_weight

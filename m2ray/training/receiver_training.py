@@ -1,18 +1,9 @@
-# NEWDOC
-"""Train a receiver on the text form of the task, then freeze and save it in Hugging Face format.
+"""Training of a receiver on the text form of the task.
 
-    python -m m2ray.train_receiver --out m2ray/receiver/embedded/mini          # the embedded receiver, from scratch
-    python -m m2ray.train_receiver --base FOLDER --lora 16 --out OUT   # adapt a pretrained one
-
-A base that this script made itself is trained on: with fresh seeds, after those on its card.
-
-The message is present, or withheld in `--withhold` of the samples, so that the receiver learns both what to do
-with a message and to guess evenly without one. Targets are exact: instead of one sampled solution, the
-distribution of each value over the solutions left, given the values before it. Seeds are training seeds, and
-messages are those of the training part: no message of an evaluation split is ever seen.
-
-With --lora the adapter is kept as well, and the receiver is made of base and adapter file, so that the two, and
-nothing else, are what it takes to make it again, to the bit.
+The message is present, or withheld in a share of the samples, so that the receiver learns both to use a message
+and to guess evenly without one. Targets are exact: instead of one sampled solution, the distribution of each value
+over the remaining solutions, given the values before it. Seeds are training seeds, and messages are those of the
+training split: no message of an evaluation split is ever seen.
 """
 
 from __future__ import annotations
@@ -39,19 +30,19 @@ from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
 
 FIRST_SEED = 10_000_000
-
-
-# Width from which a step in bfloat16 costs less than one in float32: at 64 it costs 1.6 times as much.
-CASTS_PAY = 128
+SEED_STRIDE = 1_000_003  # keeps the withheld messages of different training seeds apart
+WARMUP_STEPS, LOG_STEPS = 200, 100
+FINAL_LR_SHARE = 0.02  # of --lr, at the end of the cosine schedule
+BFLOAT16_MIN_WIDTH = 128  # below, a step in bfloat16 costs more than in float32: at 64, 1.6 times as much
 
 
 class OutOfTime(Exception):
-    """The time that was given is over; what was done is kept, and the same call goes on from there."""
+    """The time limit was reached. The state is saved, and the same call resumes from it."""
 
 
-def build_tokenizer(size: Level) -> Any:
-    """A word-level tokenizer over the words that a level's episodes can hold."""
-    words = ["<end>", "A", "B", "?", ";", *size.words, "<unknown>"]
+def build_tokenizer(level: Level) -> Any:
+    """Return a word-level tokenizer with all words of a level's episodes."""
+    words = ["<end>", "A", "B", "?", ";", *level.words, "<unknown>"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(";"), "isolated"), pre_tokenizers.WhitespaceSplit()]
@@ -61,10 +52,10 @@ def build_tokenizer(size: Level) -> Any:
     )
 
 
-def from_scratch(size: Level, width: int, layers: int, seed: int) -> Receiver:
-    """A randomly initialised Qwen2 of about a million parameters for the compact prompt style."""
+def from_scratch(level: Level, width: int, layers: int, seed: int) -> Receiver:
+    """Return a randomly initialized Qwen2 for the compact prompt style; a million parameters by default."""
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(size)
+    tokenizer = build_tokenizer(level)
     config = transformers.Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -83,9 +74,9 @@ def from_scratch(size: Level, width: int, layers: int, seed: int) -> Receiver:
 
 
 def batch_loss(receiver: Receiver, batch: Sequence[Episode], withheld: Sequence[bool]) -> Tensor:
-    """Mean cross-entropy per answer token of a batch, in nats, each row with its message or without."""
+    """Return the mean cross-entropy per answer token, in nats; rows whose message is withheld have no text."""
     layout = receiver.layout(batch, ["" if gone else e.message for e, gone in zip(batch, withheld, strict=True)])
-    # What all rows start with is read anew each time: the weights that read it are being trained.
+    # No KV cache: the weights that compute it are being trained.
     layout = layout._replace(cached_B=torch.zeros_like(layout.cached_B))
     frame = receiver.answer_frame(batch[0].level)
     targets_BVN = torch.where(
@@ -97,87 +88,132 @@ def batch_loss(receiver: Receiver, batch: Sequence[Episode], withheld: Sequence[
     return answer_nll(logits_BAW.float(), frame, targets_BVN).mean()
 
 
-def count_solved(receiver: Receiver, played: Sequence[Episode], with_message: bool) -> int:
-    """Episodes solved greedily."""
+def count_solved(receiver: Receiver, episodes: Sequence[Episode], with_message: bool) -> int:
+    """Return the number of episodes solved by greedy decoding, with the message as text or without it."""
     solved = 0
-    for start in range(0, len(played), 250):
-        batch = played[start : start + 250]
-        texts = receiver.decode(batch, [e.message if with_message else "" for e in batch])
-        pairs = zip(batch, texts, strict=True)
-        solved += sum(verify(e, text, receiver.style.answer).success for e, text in pairs)
+    for start in range(0, len(episodes), 250):
+        batch = episodes[start : start + 250]
+        answers = receiver.decode(batch, [e.message if with_message else "" for e in batch])
+        pairs = zip(batch, answers, strict=True)
+        solved += sum(verify(e, answer, receiver.style.answer).success for e, answer in pairs)
     return solved
 
 
-def seeds_before(receiver: Receiver, size: Level) -> range:
-    """The training seeds of the level that a base has seen already; empty for a base from elsewhere."""
-    if receiver.card.get("level") != size.name:
+def seeds_before(receiver: Receiver, level: Level) -> range:
+    """Return the level's seeds that a base was trained on, by its card; empty for a base from elsewhere."""
+    if receiver.card.get("level") != level.name:
         return range(FIRST_SEED, FIRST_SEED)
     return parse_seeds(receiver.card["train_seeds"])
 
 
 def state_file(out: Path) -> Path:
-    """Where a training that is under way keeps its state."""
+    """Return the file that holds the state of a training in progress."""
     return out.with_name(out.name + ".training.safetensors")
 
 
-def train(receiver: Receiver, size: Level, args: argparse.Namespace, first_seed: int, until: float) -> list[str]:
-    """Optimise the receiver; with a state file from an interrupted or shorter run, go on from there.
+def train(receiver: Receiver, level: Level, args: argparse.Namespace, first_seed: int, until: float) -> list[str]:
+    """Train a receiver in place; with --resume, from the state that an interrupted or shorter run saved.
+
+    Args:
+        receiver: The receiver; with --lora, only its LoRA weights are trained.
+        level: The task.
+        args: The options of `m2ray.cli.train_receiver.parser`, and `command`, which the receiver's card names.
+        first_seed: Seed of the first training episode.
+        until: Time limit, on the monotonic clock.
 
     Returns:
-        The commands, in order, that made it what it is.
+        The commands, in order, that trained the receiver.
 
     Raises:
-        OutOfTime: the clock reached `until`; the step that was under way is finished and saved.
+        OutOfTime: `until` is reached; the current step is finished and saved first.
+        UserError: the state to resume from was made with other settings.
     """
-    model = receiver.model
-    trained = [p for n, p in model.named_parameters() if not args.lora or "lora_" in n]
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
-    weights = torch.nn.ParameterList(trained)  # all that a checkpoint needs: the rest is the base
-    resume_file = state_file(args.out)
-    steps, first, commands = args.samples // args.batch, 0, [*receiver.card.get("commands", []), args.command]
-    undecisive = ("resume", "out", "adapter", "samples", "command")
-    settings = {k: str(v) for k, v in sorted(vars(args).items()) if k not in undecisive}
-    if args.resume and resume_file.is_file():
-        tensors, meta = load_tensors(resume_file)
-        if meta["settings"] != settings:
-            raise UserError(f"{resume_file}: made with other settings; repeat them or remove the file")
-        restore_training(tensors, weights, optimizer)
-        first, commands = meta["step"], meta["commands"]
-        if commands[-1] != args.command:
-            commands = [*commands, args.command]
-    started, mean_loss = time.time(), 0.0
-    for step in range(first, steps):
-        warm = min(1.0, (step + 1) / 200)
-        optimizer.param_groups[0]["lr"] = (
-            args.lr * warm * (0.02 + 0.98 * (1 + math.cos(math.pi * step / steps)) / 2)
-        )
-        seeds = range(first_seed + step * args.batch, first_seed + (step + 1) * args.batch)
-        batch = [draw_episode(size, seed, "train") for seed in seeds]
-        chance = torch.rand(args.batch, generator=torch.Generator().manual_seed(args.seed * 1_000_003 + step))
-        with torch.autocast(receiver.device.type, torch.bfloat16, enabled=receiver.width >= CASTS_PAY):
-            loss = batch_loss(receiver, batch, (chance < args.withhold).tolist())
-        optimizer.zero_grad()
+    return ReceiverTraining(receiver, level, args, first_seed).run(until)
+
+
+class ReceiverTraining:
+    """Training of one receiver; the arguments are those of `train`."""
+
+    def __init__(self, receiver: Receiver, level: Level, args: argparse.Namespace, first_seed: int) -> None:
+        self.receiver, self.level, self.args, self.first_seed = receiver, level, args, first_seed
+        self.trained = [p for n, p in receiver.model.named_parameters() if not args.lora or "lora_" in n]
+        for parameter in self.trained:
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(self.trained, lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
+        # All that a checkpoint needs: with LoRA, the other weights are those of the base.
+        self.weights = torch.nn.ParameterList(self.trained)
+        self.steps, self.step = args.samples // args.batch, 0
+        self.commands = [*receiver.card.get("commands", []), args.command]
+        may_change = ("resume", "out", "adapter", "samples", "command")
+        self.settings = {key: str(value) for key, value in sorted(vars(args).items()) if key not in may_change}
+        self.file = state_file(args.out)
+        if args.resume and self.file.is_file():
+            self._resume()
+
+    def _resume(self) -> None:
+        tensors, meta = load_tensors(self.file)
+        if meta["settings"] != self.settings:
+            raise UserError(f"{self.file}: made with other settings; repeat them or remove the file")
+        restore_training(tensors, self.weights, self.optimizer)
+        self.step, self.commands = meta["step"], meta["commands"]
+        if self.commands[-1] != self.args.command:
+            self.commands = [*self.commands, self.args.command]
+
+    def run(self, until: float) -> list[str]:
+        """Run the remaining steps; see `train`."""
+        started, first, mean_loss = time.time(), self.step, 0.0
+        while self.step < self.steps:
+            loss = self._train_step()
+            mean_loss = loss if self.step == first else 0.98 * mean_loss + 0.02 * loss
+            self.step += 1
+            last, late = self.step == self.steps, time.monotonic() >= until
+            if self.step % LOG_STEPS == 0 or last:
+                self._print_progress(mean_loss, (self.step - first) / (time.time() - started))
+            if self.step % self.args.save_every == 0 or last or late:
+                self._save()
+            if late:
+                raise OutOfTime(f"after training step {self.step} of {self.steps}")
+        self.receiver.model.requires_grad_(False)
+        return self.commands
+
+    def _train_step(self) -> float:
+        """Run one optimizer step and return its loss."""
+        self.optimizer.param_groups[0]["lr"] = self._learning_rate()
+        batch, withheld = self._batch()
+        bfloat16 = self.receiver.width >= BFLOAT16_MIN_WIDTH
+        with torch.autocast(self.receiver.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = batch_loss(self.receiver, batch, withheld)
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
         if not math.isfinite(loss.item()):
-            raise SystemExit(f"step {step}: the loss is {loss.item()}; lower --lr")
-        mean_loss = loss.item() if step == first else 0.98 * mean_loss + 0.02 * loss.item()
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            rate = (step + 1 - first) / (time.time() - started)
-            left = (steps - step - 1) / rate / 60
-            print(
-                f"step {step + 1}/{steps}  loss {mean_loss:.4f}  {rate * args.batch:.0f} samples/s  "
-                f"{left:.1f} min left",
-                flush=True,
-            )
-        late = time.monotonic() >= until
-        if (step + 1) % args.save_every == 0 or step + 1 == steps or late:
-            meta = {"step": step + 1, "settings": settings, "commands": commands}
-            save_tensors(resume_file, training_tensors(weights, optimizer), meta)
-        if late:
-            raise OutOfTime(f"after training step {step + 1} of {steps}")
-    model.requires_grad_(False)
-    return commands
+            raise SystemExit(f"step {self.step}: the loss is {loss.item()}; lower --lr")
+        return loss.item()
+
+    def _learning_rate(self) -> float:
+        warmup = min(1.0, (self.step + 1) / WARMUP_STEPS)
+        cosine = (1 + math.cos(math.pi * self.step / self.steps)) / 2
+        lr: float = self.args.lr * warmup * (FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * cosine)
+        return lr
+
+    def _batch(self) -> tuple[list[Episode], list[bool]]:
+        """Return the episodes of the next step, and which of them lose their message."""
+        size = self.args.batch
+        seeds = range(self.first_seed + self.step * size, self.first_seed + (self.step + 1) * size)
+        batch = [draw_episode(self.level, seed, "train") for seed in seeds]
+        generator = torch.Generator().manual_seed(self.args.seed * SEED_STRIDE + self.step)
+        return batch, (torch.rand(size, generator=generator) < self.args.withhold).tolist()
+
+    def _print_progress(self, mean_loss: float, steps_per_s: float) -> None:
+        minutes = (self.steps - self.step) / steps_per_s / 60
+        samples = steps_per_s * self.args.batch
+        print(
+            f"step {self.step}/{self.steps}  loss {mean_loss:.4f}  {samples:.0f} samples/s  "
+            f"{minutes:.1f} min left",
+            flush=True,
+        )
+
+    def _save(self) -> None:
+        meta = {"step": self.step, "settings": self.settings, "commands": self.commands}
+        save_tensors(self.file, training_tensors(self.weights, self.optimizer), meta)

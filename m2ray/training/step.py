@@ -104,7 +104,7 @@ class CodecLoss(nn.Module):
         (receiver,), place = self._receiver, self.config.codec.place
         encoder = self.codec.encoder
         assert isinstance(encoder, Segments)
-        words_BK = encoder.stands_for(messages, encoded.prefix_BKD.shape[1])
+        words_BK = encoder.word_positions(messages, encoded.prefix_BKD.shape[1])
         request = receiver.slot_request(episodes, messages.embeds_BTD, "message", grad=False)
         text = yield request._replace(key=("words", *episodes))
         text_BTLD = torch.stack(text.hidden[:-1], dim=1).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""Experiment trackers: one training is one run in TensorBoard, MLflow or W&B. All stay offline unless told.
+"""Experiment trackers: one training is one run in TensorBoard, MLflow or W&B. All stay offline by default.
 
-In the training's folder: TensorBoard `tensorboard/`; MLflow `mlflow.db` (SQLite), or where MLFLOW_TRACKING_URI
-says; W&B `wandb/`, for `wandb sync`, or online where WANDB_MODE or WANDB_API_KEY is set.
+They write to the training's folder. TensorBoard: `tensorboard/`. MLflow: `mlflow.db` (SQLite), or the store that
+MLFLOW_TRACKING_URI names. W&B: `wandb/`, for `wandb sync`, or online where WANDB_MODE or WANDB_API_KEY is set.
 """
 
 from __future__ import annotations
@@ -19,40 +19,37 @@ from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
 
-# Both would report their use over the network, MLflow even with a store of its own on this disk.
+# MLflow and W&B would send usage data over the network, MLflow even with a local store.
 OFFLINE = {"MLFLOW_DISABLE_TELEMETRY": "true", "WANDB_ERROR_REPORTING": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
-
-
 PROJECT = "m2ray"
-
 
 Log = Callable[[int, Mapping[str, float]], None]
 
 
 class Run(NamedTuple):
-    """One training as trackers see it."""
+    """A training, as trackers see it."""
 
     name: str
-    params: Mapping[str, Any]  # dotted key: value
+    params: Mapping[str, Any]  # value by dotted key
     folder: Path
-    step: int  # done before it begins: above 0 where it goes on
+    step: int  # steps done before; above 0 where it resumes
 
 
 def check_installed(names: Sequence[str]) -> None:
     """Refuse trackers that are not installed.
 
     Raises:
-        UserError: names the first.
+        UserError: one is not installed; the message names the first.
     """
     for name in names:
         spec = importlib.util.find_spec(name)
-        # Without an origin it is a folder that happens to have the name: W&B itself leaves one where it runs.
+        # Without an origin it is just a folder with that name; W&B itself leaves one where it runs.
         if spec is None or spec.origin is None:
             raise UserError(f'trackers: {name}: not installed; pip install "m2ray[trackers]"')
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys, without what is not set."""
+    """Return nested mappings with dotted keys, without values that are None."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -62,11 +59,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _kept(file: Path, make: Callable[[], str]) -> str:
-    """The run's id in a tracker, made when it first begins and read when it goes on."""
+def _run_id(file: Path, make: Callable[[], str]) -> str:
+    """Return the run's id in a tracker: made at the first start, read from the file when the run resumes."""
     if not file.is_file():
         write_atomic(file, make().encode())
     return file.read_text()
+
+
+# Trackers are optional dependencies, so each is imported where it is opened.
 
 
 @contextmanager
@@ -74,14 +74,14 @@ def _tensorboard(run: Run) -> Iterator[Log]:
     from torch.utils.tensorboard import SummaryWriter
 
     folder = run.folder / "tensorboard"
-    begins = not folder.is_dir()
-    # TensorBoard reads files in the order of their names, `events.out.tfevents.SECOND.HOST.PID...`: in one second,
-    # the process that goes on could come before the one it goes on from, and would purge what it wrote.
+    is_new = not folder.is_dir()
+    # TensorBoard reads files in the order of their names, `events.out.tfevents.SECOND.HOST.PID...`. Within one
+    # second, the resumed process could come before the interrupted one, and would purge the wrong events.
     if any(file.name.split(".")[3] == f"{int(time.time()):010d}" for file in folder.glob("events.out.tfevents.*")):
         time.sleep(1)
-    # Steps after the state that the training resumes from are done again: their first events are dropped.
+    # Steps after the state that the training resumes from are repeated: their first events are dropped.
     with SummaryWriter(str(folder), purge_step=run.step + 1) as writer:
-        if begins:
+        if is_new:
             rows = "".join(f"|{key}|{value}|\n" for key, value in run.params.items())
             writer.add_text("configuration", f"|key|value|\n|-|-|\n{rows}")
 
@@ -102,21 +102,21 @@ def _mlflow(run: Run) -> Iterator[Log]:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     client = MlflowClient(tracking_uri=uri or f"sqlite:///{run.folder / 'mlflow.db'}")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-    with suppress(MlflowException):  # it is there; and trials that begin together all want to make it
+    with suppress(MlflowException):  # it exists, or a trial that starts at the same time creates it
         client.create_experiment(experiment, None if uri else (run.folder / "mlflow").as_uri())
 
-    def begin() -> str:
+    def create_run() -> str:
         experiment_id = client.get_experiment_by_name(experiment).experiment_id
         run_id = client.create_run(experiment_id, run_name=run.name).info.run_id
         client.log_batch(run_id, params=[Param(key, str(value)) for key, value in run.params.items()])
         return str(run_id)
 
-    run_id = _kept(run.folder / "mlflow.id", begin)
+    run_id = _run_id(run.folder / "mlflow.id", create_run)
     client.update_run(run_id, status="RUNNING")
     done = max((metric.step for metric in client.get_metric_history(run_id, "loss")), default=0)
 
     def log(step: int, values: Mapping[str, float]) -> None:
-        if step > done:  # MLflow would keep both values of a step that is done again
+        if step > done:  # MLflow would keep both values of a repeated step
             now = int(time.time() * 1000)
             client.log_batch(run_id, [Metric(key, value, now, step) for key, value in values.items()])
 
@@ -136,7 +136,7 @@ def _wandb(run: Run) -> Iterator[Log]:
     with wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=run.name,
-        id=_kept(run.folder / "wandb.id", lambda: uuid.uuid4().hex),
+        id=_run_id(run.folder / "wandb.id", lambda: uuid.uuid4().hex),
         resume="allow",
         config=dict(run.params),
         dir=run.folder,
@@ -162,12 +162,12 @@ def tracking(
     Args:
         config: The configuration; its keys, dotted, and the seed are the run's parameters.
         seed: Training seed.
-        name: The configuration's.
-        folder: The training's. What it holds of an earlier, interrupted run is gone on with.
-        step: Optimiser steps done before.
+        name: The configuration's name.
+        folder: The training's folder. An interrupted run that it contains is resumed.
+        step: Optimizer steps done before.
 
     Yields:
-        What logs metrics: their numbers, at their `step`; what is no number is left out.
+        A function that logs the numbers among metrics at their `step`.
 
     Raises:
         UserError: a tracker does not start.
@@ -183,16 +183,16 @@ def tracking(
                 logs.append(
                     stack.enter_context(OPEN[tracker](Run(f"{name}/seed-{seed}", params, folder.resolve(), step)))
                 )
-            except Exception as error:  # three libraries, each with errors of its own
+            except Exception as error:  # three libraries, each with its own errors
                 cause = " ".join(str(error).split())
                 raise UserError(
-                    f"trackers: {tracker}: no run starts ({cause:.200}); fix that or leave it out"
+                    f"trackers: {tracker}: cannot start a run ({cause:.200}); fix that or leave it out"
                 ) from None
 
         def log(metrics: Mapping[str, Any]) -> None:
             numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
             step = int(numbers.pop("step"))
-            for to in logs:
-                to(step, numbers)
+            for log_to in logs:
+                log_to(step, numbers)
 
         yield log

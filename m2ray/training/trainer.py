@@ -1,6 +1,6 @@
 """The training loop of one codec, in one process or in several that see the same global batch.
 
-A step runs top to bottom: `Trainer.run` -> `next_batch` -> `joint_backward` (the loss of `m2ray.training.step`, and
+A step runs top to bottom: `Trainer.run` -> `next_batch` -> `joint_backward` (the loss of `m2ray.training.step` and
 its gradient) -> `apply_step` (optimizer, log) -> `_end_epoch` (search score, checkpoint, report).
 """
 

@@ -1,5 +1,4 @@
-# NEWDOC
-"""sweep.yaml: everything that decides a sweep's outcome, and where it was made."""
+"""Digest of this package's source code."""
 
 from __future__ import annotations
 
@@ -8,7 +7,10 @@ from pathlib import Path
 
 
 def code_digest() -> str:
-    """First 16 hex digits of the SHA-256 of this package's source: its version, committed or not."""
+    """Return the first 16 hex digits of the SHA-256 of this package's Python files, at any depth.
+
+    It identifies the version of the code, committed or not. Sweeps record it, and the row cache is keyed by it.
+    """
     sha, package = hashlib.sha256(), Path(__file__).parents[1]
     for file in sorted(package.rglob("*.py")):
         sha.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")

@@ -1,14 +1,12 @@
-# NEWDOC
-"""What every command line shares: exit codes, and user errors printed as one line.
-
-Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a disk that is full; 3 done, but some cells failed;
-130 stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume goes on.
-"""
+"""User errors, and error texts that fit on one line."""
 
 from __future__ import annotations
 
 import errno
 import textwrap
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+MAX_LINE = 600  # characters of an error message on a terminal
 
 
 class UserError(ValueError):
@@ -16,32 +14,26 @@ class UserError(ValueError):
 
 
 def describe_error(error: BaseException) -> str:
-    """What an exception says, in a part of a line."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return textwrap.shorten(str(said), 300, placeholder=" ...")
+    """Return an exception's message, at most 300 characters, for use inside another message."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else error
+    return textwrap.shorten(str(message), 300, placeholder=" ...")
 
 
 def last_line(text: str) -> str:
-    """The line of a traceback that says what happened."""
+    """Return the last non-empty line of a traceback, which names the error; at most 300 characters."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "unknown cause"
 
 
-LONGEST = 600  # characters of a line for people
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
 def one_line(text: str) -> str:
-    """A message as one line that a terminal can show: no control characters, and nothing endless in its middle."""
+    """Return a message as one line for a terminal: control characters escaped, the middle of a long one cut."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.split()))
-    return line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
 
 
 def describe_os_error(error: OSError) -> str:
-    """A file that cannot be read or written, or a full disk, as a user error."""
+    """Return the user error for a full disk, or for a file that cannot be read or written."""
     where = f"{error.filename}: " if error.filename is not None else ""
-    if error.errno in FULL:
+    if error.errno in DISK_FULL:
         return f"{where}{error.strerror}; free some and run the same command again, a sweep with --resume"
-    return f"{where}{error.strerror}; check the path, and who may read and write there"
+    return f"{where}{error.strerror}; check the path and its permissions"

@@ -1,4 +1,4 @@
-"""Files that a reader, or a crash, finds whole or not at all."""
+"""Atomic file writes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -13,30 +13,41 @@ from m2ray.util.errors import UserError
 
 
 def check_writable(option: str, folder: Path) -> None:
-    """Refuse, before any work, a folder that cannot be made or written; nothing is left in it.
+    """Refuse a folder that cannot be created or written, before any work is done.
+
+    The check creates nothing that stays.
+
+    Args:
+        option: The command-line option that the error names.
+        folder: The folder, which need not exist yet.
 
     Raises:
         UserError: names the option and the cause.
     """
-    there = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
-    if not there.is_dir():
-        raise UserError(f"{option}: {there} is a file; choose another folder")
+    existing = next(parent for parent in [folder, *folder.resolve().parents] if parent.exists())
+    if not existing.is_dir():
+        raise UserError(f"{option}: {existing} is a file; choose another folder")
     try:
-        tempfile.TemporaryDirectory(dir=there).cleanup()
+        tempfile.TemporaryDirectory(dir=existing).cleanup()
     except OSError as error:
-        raise UserError(f"{option}: {there}: {error.strerror}; choose another folder") from None
+        raise UserError(f"{option}: {existing}: {error.strerror}; choose another folder") from None
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new, never half of it."""
+    """Write a file so that readers, and a crash, see the old content or the new, never a part."""
     replace_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and move it there; when this returns it outlasts a loss of power.
+    """Write a temporary file beside `path` and move it there; on return it survives a power failure.
+
+    Args:
+        path: The file to replace. Missing parent folders are created.
+        write: Writes the content to the temporary path that it is given.
 
     Raises:
-        OSError: it cannot be written, on a full disk say; what there was of it is gone, and the old file is there.
+        OSError: the file cannot be written, for example because the disk is full. The temporary file is removed,
+            and the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -47,7 +58,7 @@ def replace_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)  # else the move itself might be lost
+    _sync(path.parent)  # without this the move itself could be lost
 
 
 def _sync(path: Path) -> None:
@@ -64,5 +75,5 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def cache_root() -> Path:
-    """The user's cache folder of this program."""
+    """Return the user's cache folder for m2ray."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "m2ray"

@@ -18,7 +18,7 @@ CPU_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "could not create 
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on any device."""
+    """Return True if an error says that memory ran out, on any device."""
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
@@ -37,17 +37,17 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def halve_on_oom(rows: Sequence[int], do: Callable[[Sequence[int]], T]) -> list[T]:
-    """Run a function on rows; where memory runs out, on each half of them, in order.
+def halve_on_oom(rows: Sequence[int], run: Callable[[Sequence[int]], T]) -> list[T]:
+    """Run a function on rows; where memory runs out, run it on each half of them, in order.
 
     Raises:
         RuntimeError: memory runs out on a single row.
     """
     try:
-        return [do(rows)]
+        return [run(rows)]
     except (RuntimeError, MemoryError) as error:
         if len(rows) == 1 or not is_out_of_memory(error):
             raise
     free_memory()
     half = len(rows) // 2
-    return [*halve_on_oom(rows[:half], do), *halve_on_oom(rows[half:], do)]
+    return [*halve_on_oom(rows[:half], run), *halve_on_oom(rows[half:], run)]

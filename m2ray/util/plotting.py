@@ -1,5 +1,7 @@
-# NEWDOC
-"""The pictures of what was judged. Colours are Okabe and Ito's, which people with any colour vision tell apart."""
+"""Shared style of the figures: colours, legend, and files that are the same on every run.
+
+The colours are those of Okabe and Ito, which can be told apart with any colour vision.
+"""
 
 from __future__ import annotations
 
@@ -20,36 +22,36 @@ COLOURS = {
 
 
 def use_file_backend() -> None:
-    """Draw into files only, the same bytes from the same figures."""
-    import matplotlib
+    """Set up matplotlib to draw to files only, and to write the same bytes for the same figure."""
+    import matplotlib  # on first use: slow to import, and many commands draw nothing
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "m2ray"
 
 
 def save(figure: Any, *paths: Path) -> None:
-    """Write a picture in the formats that the paths name, and close it."""
-    import matplotlib.pyplot as plt
+    """Write a figure to each path, in the format of its suffix, and close it."""
+    import matplotlib.pyplot as plt  # on first use, as above
 
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Dates and versions would make the same figures other files at every run.
-        stamp = "Software" if path.suffix == ".png" else "Date"
-        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={stamp: None})
-        figure.set_layout_engine("none")  # the next format keeps what was laid out for the first
+        # A date or version in the file would change it on every run.
+        changing_key = "Software" if path.suffix == ".png" else "Date"
+        figure.savefig(path, dpi=130, bbox_inches="tight", metadata={changing_key: None})
+        figure.set_layout_engine("none")  # keep the layout of the first format for the next one
     plt.close(figure)
 
 
 def png_and_svg(path: Path) -> tuple[Path, Path]:
-    """A picture's name as PNG and as SVG."""
+    """Return a path with `.png` and with `.svg` added."""
     return path.with_name(f"{path.name}.png"), path.with_name(f"{path.name}.svg")
 
 
 def hide_spines(axes: Any) -> None:
-    """Take the lines away that say nothing."""
+    """Hide the top and right borders of a plot."""
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def legend_beside(axes: Any, **settings: Any) -> None:
-    """The legend at the right of a picture, over no data."""
+    """Draw the legend to the right of a plot, where it covers no data."""
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, **settings)

@@ -1,26 +1,19 @@
-# NEWDOC
-"""Leaderboard, attempt reports, pictures and page, from rows, and from the diagnoses where a sweep made any.
-
-`python -m m2ray.report results/NAME` rebuilds all of them.
-"""
+"""Text tables for Markdown files and terminals."""
 
 from __future__ import annotations
 
+from tabulate import tabulate
+
+Table = list[list[str]]  # rows of cells; the first row is the header
+
 
 def markdown(table: Table) -> str:
-    """A table in Markdown."""
-    from tabulate import tabulate
-
+    """Return a table in Markdown."""
     escaped = [[str(cell).replace("|", "\\|") for cell in row] for row in table]
     return tabulate(escaped[1:], headers=escaped[0], tablefmt="github", disable_numparse=True)
 
 
-Table = list[list[str]]
-
-
 def print_table(table: Table, title: str) -> None:
-    """A table on the terminal, plain text elsewhere."""
-    from tabulate import tabulate
-
+    """Print a table below its title."""
     print(f"\n{title}\n")
     print(tabulate(table[1:], headers=table[0], tablefmt="github", disable_numparse=True))

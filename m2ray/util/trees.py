@@ -1,5 +1,4 @@
-# NEWDOC
-"""A search space: which configurations a sweep trains. YAML in, configurations and Optuna suggestions out."""
+"""Nested dictionaries that are read and written by dotted keys, such as `codec.k`."""
 
 from __future__ import annotations
 
@@ -8,10 +7,10 @@ from typing import Any
 
 
 def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key in nested dictionaries, making those on the way.
+    """Set a dotted key, in place; missing dictionaries on the way are created.
 
     Raises:
-        ValueError: something other than a dictionary is on the way.
+        ValueError: a value on the way is not a dictionary.
     """
     *path, last = key.split(".")
     for part in path:
@@ -24,16 +23,16 @@ def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merge_trees(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries, `over` winning."""
-    out = {key: merge_trees(value, {}) if isinstance(value, Mapping) else value for key, value in base.items()}
+    """Return a copy of `base` with the values of `over` set; mappings in both are merged."""
+    merged = {key: merge_trees(value, {}) if isinstance(value, Mapping) else value for key, value in base.items()}
     for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = merge_trees(out[key], value) if both else value
-    return out
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge_trees(merged[key], value) if both else value
+    return merged
 
 
 def get_key(tree: Mapping[str, Any], key: str) -> Any:
-    """A dotted key's value, None where it is not set."""
+    """Return the value of a dotted key, or None where it is not set."""
     node: Any = tree
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None

@@ -19,6 +19,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from torch import Tensor
 from m2ray.codec.codec import Codec
 from m2ray.config.plan import load_plan
 from m2ray.config.trial import TrialConfig
-from m2ray.engine.cluster import MALLOC
+from m2ray.engine.ray_internals import MALLOC
 from m2ray.evaluation.conditions import ConditionInputs, Injection, get_condition
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.receiver.loading import load_receiver
@@ -86,8 +87,8 @@ def training_calls(
         }
     if abs(losses["fast"] - losses["naive"]) > 1e-3 * abs(losses["naive"]):
         raise RuntimeError(f"m2ray and the reference loop compute different losses: {losses}")
-    calls: dict[str, Callable[[], Any]] = {f"batch {size}": lambda size=size: fast_step(size) for size in BATCHES}
-    calls |= {f"first, batch {size}": lambda size=size: first_step(size) for size in BATCHES}
+    calls: dict[str, Callable[[], Any]] = {f"batch {size}": partial(fast_step, size) for size in BATCHES}
+    calls |= {f"first, batch {size}": partial(first_step, size) for size in BATCHES}
     return {**calls, "naive": lambda: step(naive_loss())}, losses
 
 

@@ -1,8 +1,8 @@
 """Time, memory and start-up of whole sweeps.
 
-Used by scripts/benchmarks/bench.py. Compute is the processor time of the processes that train and evaluate, counted
-from when each is first seen training or evaluating. `overhead_ratio` is the sweep's wall time in core-seconds over
-that compute: what starting and waiting cost.
+Used by scripts/benchmarks/bench.py. Compute is the processor time of the processes that train and evaluate,
+counted from when each is first seen training or evaluating. `overhead_ratio` is the sweep's wall time in
+core-seconds over that compute: what starting and waiting cost.
 """
 
 from __future__ import annotations

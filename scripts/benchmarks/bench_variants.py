@@ -1,8 +1,8 @@
 """Training steps in bfloat16 and with torch.compile, the measurements behind the default settings.
 
 Used by scripts/benchmarks/bench.py. The step is that of search_spaces/quickstart.yaml with its own batch size,
-forward and backward. `bf16_ratio` is the speed of `training.precision: bfloat16` over float32, `compile_ratio` that
-of a compiled receiver over an uncompiled one, `compile_s` what compiling costs each process once.
+forward and backward. `bf16_ratio` is the speed of `training.precision: bfloat16` over float32, `compile_ratio`
+that of a compiled receiver over an uncompiled one, `compile_s` what compiling costs each process once.
 """
 
 from __future__ import annotations

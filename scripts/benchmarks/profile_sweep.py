@@ -106,9 +106,9 @@ def report(seconds: float, kinds: dict[str, float], operations: dict[str, list[l
     """Return the measurements as a Markdown page."""
     total, cores = sum(kinds.values()), len(os.sched_getaffinity(0))
     summary = (
-        f"`python scripts/benchmarks/profile_sweep.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, load "
-        f"{os.getloadavg()[0]:.1f}. The default sweep took {seconds:.0f} s on {cores} cores, of which its processes "
-        f"computed {100 * total / seconds / cores:.0f} %."
+        f"`python scripts/benchmarks/profile_sweep.py`, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, "
+        f"load {os.getloadavg()[0]:.1f}. The default sweep took {seconds:.0f} s on {cores} cores, of which its "
+        f"processes computed {100 * total / seconds / cores:.0f} %."
     )
     by_kind = [["processes", "processor time, s", "share"]]
     by_kind += [

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def median_times(calls: Mapping[str, Callable[[], Any]], seconds: float = 0.0) -> dict[str, float]:
-    """Time calls in turns, each at least three times and until `seconds` have passed; return medians in seconds."""
+    """Return each call's median time in seconds, from at least three turns each and `seconds` in all."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     start = time.perf_counter()
     while min(map(len, times.values())) < 3 or time.perf_counter() - start < seconds:

@@ -20,10 +20,10 @@ cluster_start = cluster.start
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """The one line that the command says."""
+    """Run the command on input that it must refuse; return its error line."""
 
     def start_elsewhere(address, **named):
-        if address is not None:  # a local Ray starts beside the checks, and few of these cases come to use it
+        if address is not None:  # a local Ray starts during the checks, and few of these cases use it
             cluster_start(address, **named)
 
     monkeypatch.setattr(cluster, "start", start_elsewhere)
@@ -33,17 +33,17 @@ def refused(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["m2ray.sweep", *map(str, argv), "--results", str(tmp_path / "results")])
         with pytest.raises(SystemExit) as exit_:
             run_command(main)
-        said = capsys.readouterr()
-        assert (exit_.value.code, said.out) == (2, "")
-        assert len(said.err.splitlines()) == 1
+        printed = capsys.readouterr()
+        assert (exit_.value.code, printed.out) == (2, "")
+        assert len(printed.err.splitlines()) == 1
         assert {path: path.read_bytes() if path.is_file() else None for path in tmp_path.rglob("*")} == before
-        return said.err.removeprefix("error: ")
+        return printed.err.removeprefix("error: ")
 
     return refuse
 
 
 def changed(key, value) -> dict:
-    """The space with one dotted key set; keys that hold dots are separated by /."""
+    """Return the space with one key set; the parts of the key, which may contain dots, are separated by /."""
     tree = yaml.safe_load(yaml.safe_dump(SPACE))
     *path, last = key.split("/")
     node = tree
@@ -73,12 +73,12 @@ def changed(key, value) -> dict:
         ("judge/slect", 1, "judge.slect: unknown key; did you mean `select`?"),
         ("resources/cpu", 1, "resources.cpu: unknown key"),
         # wrong types and values
-        ("search/trials", "two", "search.trials: 'two' is no whole number; write one"),
+        ("search/trials", "two", "search.trials: 'two' is not a whole number; write one"),
         ("search/trials", -1, "search.trials: -1 is below 0; write 0 or more"),
         ("search/seeds", [], "search.seeds: "),
         ("search/seeds", [0, 0], "search.seeds: a seed is given twice; keep one"),
         ("trial/codec/k", 0, "codec.k: 0 is below 1; write 1 or more"),
-        ("trial/codec/k", 4.5, "codec.k: 4.5 is no whole number; write one"),
+        ("trial/codec/k", 4.5, "codec.k: 4.5 is not a whole number; write one"),
         (
             "trial/task",
             {"level": "arithmetic"},
@@ -136,13 +136,13 @@ def test_a_faulty_space_is_refused(refused, tmp_path, key, value, says):
     [
         (["--trials", "-1"], "--trials: search.trials: -1 is below 0; write 0 or more"),
         (["--trials", "many"], "argument --trials: invalid int value: 'many'"),
-        (["--seeds", "0,x"], "--seeds: '0,x' is no list of whole numbers; write 0,1,2"),
-        (["--seeds", ""], "--seeds: '' is no list of whole numbers; write 0,1,2"),
+        (["--seeds", "0,x"], "--seeds: '0,x' is not a list of whole numbers; write 0,1,2"),
+        (["--seeds", ""], "--seeds: '' is not a list of whole numbers; write 0,1,2"),
         (["--seeds", "1,1"], "search.seeds: a seed is given twice; keep one"),
         (["--seeds", "-1"], "--seeds: search.seeds.0: -1 is below 0; write 0 or more"),
-        (["--name", "a/b"], "--name: 'a/b' is no plain folder name; use letters, digits, - and _"),
-        (["--name", ".."], "--name: '..' is no plain folder name"),
-        (["--name", ""], "--name: '' is no plain folder name"),
+        (["--name", "a/b"], "--name: 'a/b' is not a plain folder name; use letters, digits, - and _"),
+        (["--name", ".."], "--name: '..' is not a plain folder name"),
+        (["--name", ""], "--name: '' is not a plain folder name"),
         (["--receiver", "./nobody"], "receiver ./nobody: no such folder"),
         (["--accept-changes"], "--accept-changes: goes with --resume; add that or leave it out"),
         (["--json", "--dry-run"], "--json: goes with a sweep that runs; leave it or --dry-run out"),
@@ -166,7 +166,7 @@ def test_a_faulty_command_line_is_refused(refused, tmp_path, argv, says):
         ("name: empty\n", "nothing to run; add a point, or axes and search.trials"),
     ],
 )
-def test_a_space_file_that_is_none_is_refused(refused, tmp_path, content, says):
+def test_a_file_that_is_not_a_space_is_refused(refused, tmp_path, content, says):
     file = tmp_path / "space.yaml"
     if content is not None:
         file.write_text(content)
@@ -212,7 +212,7 @@ def test_a_changed_space_is_not_resumed(refused, begun, key, value, says):
 def test_a_changed_gate_is_not_resumed(refused, begun, tmp_path, monkeypatch):
     gate = load_plan_gate(load_plan(begun))
     other = gate.model_copy(update={"alpha": 0.01})
-    monkeypatch.setattr(sweep, "gate_of", lambda plan: other)
+    monkeypatch.setattr(sweep, "load_plan_gate", lambda plan: other)
     assert "sweep.yaml: gate.alpha: differs" in refused(begun, "--resume")
 
 
@@ -230,6 +230,6 @@ def test_a_training_that_this_machine_can_never_hold_is_refused(refused, tmp_pat
     monkeypatch.setattr(cluster, "start", cluster_start)
     space = tmp_path / "space.yaml"
     space.write_text(yaml.safe_dump(changed("resources/cpus_per_worker", 4096)))
-    said = refused(space)
-    assert said.startswith("resources.cpus_per_worker: a training asks for 4096 CPUs, and there are ")
-    assert said.endswith("lower it or workers, or give the --address of a larger cluster\n")
+    line = refused(space)
+    assert line.startswith("resources.cpus_per_worker: a training needs 4096 CPUs, and there are ")
+    assert line.endswith("lower it or workers, or give the --address of a larger cluster\n")

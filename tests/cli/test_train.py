@@ -1,6 +1,5 @@
-"""`python -m m2ray.train`, then `evaluate`, then `gate`: what a user types, and what is said to bad input."""
+"""`python -m m2ray.train`, then `evaluate`, then `gate`, and the errors of bad input."""
 
-import importlib
 import json
 import os
 import re
@@ -14,13 +13,10 @@ import pytest
 import transformers
 import yaml
 
-from m2ray.cli import train
+from m2ray.cli import evaluate, train
 from m2ray.cli.runner import BAD_INPUT, DONE, NOT_PASSED, run_command
-from m2ray.cli.train import main
 from m2ray.evaluation.conditions import CONDITIONS
 from m2ray.evaluation.rows import read_rows
-
-evaluate = importlib.import_module("m2ray.evaluate")  # the command; `m2ray.evaluate` is the function
 
 SMALL = {
     "splits": {"train": "100:400", "search": "1000:1012", "select": "4000:4004", "confirm": "2000:2012"},
@@ -28,13 +24,11 @@ SMALL = {
     "training": {"epochs": 2, "epoch_samples": 32, "batch_size": 16},
     "evaluation": {"max_new_tokens": 4, "constant_samples": 64, "scale_gates": [0.0, 1.0], "text_bytes": [16]},
 }
-
-
 NO_CONDITIONS = {"conditions": [], "text_bytes": [], "scale_gates": []}
 
 
 def write_yaml(folder: Path, tree: dict, **changes) -> Path:
-    """A configuration file; `codec__k=0` changes a key."""
+    """Write a configuration file; `codec__k=0` changes a key."""
     tree = json.loads(json.dumps(tree))
     for key, value in changes.items():
         section, _, name = key.partition("__")
@@ -47,8 +41,8 @@ def write_yaml(folder: Path, tree: dict, **changes) -> Path:
     return file
 
 
-def type_in(module: str, *words: object, cwd: Path) -> subprocess.CompletedProcess:
-    """The real command line, in a process of its own."""
+def run_module(module: str, *words: object, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a command line in a process of its own."""
     command = [sys.executable, "-m", f"m2ray.{module}", *map(str, words)]
     env = {**os.environ, "XDG_CACHE_HOME": str(cwd / "cache"), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=500, check=False)
@@ -83,7 +77,7 @@ def tree_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capfd):
-    """Run a command in this process as `python -m` does, on input it must refuse; gives the one line it says."""
+    """Run a command in this process as `python -m` does, on input that it must refuse; return its error line."""
 
     def check(command, *words: object) -> str:
         before = tree_of(tmp_path)
@@ -108,7 +102,10 @@ def refused(tmp_path, monkeypatch, capfd):
 def trained(tiny_folder, tmp_path_factory) -> Path:
     """A training of two epochs on the tiny receiver."""
     folder = tmp_path_factory.mktemp("trained")
-    assert main([str(write_yaml(folder, SMALL, receiver=str(tiny_folder))), "--out", str(folder / "run")]) == DONE
+    assert (
+        train.main([str(write_yaml(folder, SMALL, receiver=str(tiny_folder))), "--out", str(folder / "run")])
+        == DONE
+    )
     return folder / "run" / "seed-0"
 
 
@@ -121,13 +118,13 @@ def test_train_then_evaluate_then_gate(tmp_path):
     config = write_yaml(tmp_path, SMALL, receiver="mini", evaluation__max_new_tokens=12).rename(
         tmp_path / "mine.yaml"
     )
-    first = type_in("train", config, "--out", "run", "--seed", 3, cwd=tmp_path)
+    first = run_module("train", config, "--out", "run", "--seed", 3, cwd=tmp_path)
     assert first.returncode == DONE, first.stderr
     assert [line.split()[:2] for line in first.stdout.splitlines()[:2]] == [["epoch", "1/2"], ["epoch", "2/2"]]
     checkpoint = tmp_path / "run" / "seed-3" / "epoch-02"
     assert f"next: python -m m2ray.evaluate {checkpoint} --split search" in first.stdout
 
-    second = type_in("evaluate", checkpoint, "--seeds", "5000:5030", "--out", "rows.parquet", cwd=tmp_path)
+    second = run_module("evaluate", checkpoint, "--seeds", "5000:5030", "--out", "rows.parquet", cwd=tmp_path)
     assert second.returncode == DONE, second.stderr
     assert "next: python -m m2ray.gate rows.parquet" in second.stdout
     rows = read_rows(tmp_path / "rows.parquet")
@@ -140,20 +137,21 @@ def test_train_then_evaluate_then_gate(tmp_path):
     for label, name in (("Normal", "normal"), ("P0 baseline", "P0"), ("P1 full text", "P1")):
         assert re.search(rf"{label} +\| {100 * successes[name] / 30:.1f}%", second.stdout)
 
-    third = type_in("gate", "rows.parquet", cwd=tmp_path)
+    third = run_module("gate", "rows.parquet", cwd=tmp_path)
     assert third.returncode == NOT_PASSED, third.stderr
     assert "FAIL" in third.stdout
     assert "Traceback" not in first.stderr + second.stderr + third.stderr
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_where_it_was_cut(trained, tmp_path, tiny_folder):
+def test_a_training_resumes_where_it_was_cut(trained, tmp_path, tiny_folder):
     """The end is the same, bit for bit, as without the cut."""
     config = write_yaml(tmp_path, SMALL, receiver=str(tiny_folder))
     script = (
-        "import os, sys; from m2ray import train, training; save = training.save_tensors\n"
+        "import os, sys; from m2ray.cli import train; from m2ray.training import trainer\n"
+        "save = trainer.save_tensors\n"
         "def save_and_die(*args): save(*args); os._exit(9)\n"
-        "training.save_tensors = save_and_die; train.main(sys.argv[1:])"
+        "trainer.save_tensors = save_and_die; train.main(sys.argv[1:])"
     )
     words = [sys.executable, "-c", script, str(config), "--out", str(tmp_path / "run")]
     assert subprocess.run(words, capture_output=True, timeout=500, check=False).returncode == 9
@@ -187,7 +185,7 @@ class TestTrainRefuses:
         [
             ({"codec__kk": 4}, "codec.kk: unknown key; did you mean `k`"),
             ({"codec__k": 0}, "codec.k: 0 is below 1"),
-            ({"codec__k": "8"}, "codec.k: '8' is no whole number"),
+            ({"codec__k": "8"}, "codec.k: '8' is not a whole number"),
             ({"codec__k": 1100}, "codec.k: 1100 slots exceed the receiver's context; use a smaller k"),
             ({"codec__k": 1000}, "tokens with the prefix exceed its context of 1024; use a smaller k"),
             ({"codec__encoder": "gru"}, "codec.encoder: 'gru' does not exist; use 'last_token', 'resampler'"),
@@ -195,7 +193,7 @@ class TestTrainRefuses:
             ({"losses": {"ce": {}, "help": {"margin": -1.0}}}, "losses.help.margin: -1.0 is below 0"),
             ({"losses": {}}, "losses: no objective has a weight above 0; add one"),
             ({"splits__search": "300:500"}, "splits: train 100:400 overlaps search 300:500; keep them apart"),
-            ({"splits__search": "12"}, "splits.search: '12' is no range of seeds; write it as"),
+            ({"splits__search": "12"}, "splits.search: '12' is not a range of seeds; write it as"),
             ({"training__lr": float("nan")}, "training.lr: nan is not finite"),
             ({"training__lr": 1e30}, "loss .* at step [0-9]; lower lr"),
             ({"training__epoch_samples": 8}, "training.epoch_samples: .*; raise it"),
@@ -262,7 +260,7 @@ class TestTrainRefuses:
     def test_a_folder_that_holds_a_training_already(self, refused, checkpoint, tmp_path, tiny_folder):
         config = write_yaml(tmp_path, SMALL, receiver=str(tiny_folder), training__lr=5e-4)
         line = refused(train, config, "--out", tmp_path)
-        assert_says(line, r"seed-0: already there; go on with --resume, or choose another --out")
+        assert_says(line, r"seed-0: already there; continue with --resume, or choose another --out")
         line = refused(train, config, "--out", tmp_path, "--resume")
         assert_says(line, r"training.safetensors: made with other settings; choose another name or remove")
 
@@ -271,9 +269,9 @@ class TestEvaluateRefuses:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["--seeds", "5"], "--seeds: '5' is no range of seeds; write it as 1000:1100"),
-            (["--seeds", "9:3"], "--seeds: '9:3' is no range of seeds"),
-            (["--seeds=-4:9"], "--seeds: '-4:9' is no range of seeds"),
+            (["--seeds", "5"], "--seeds: '5' is not a range of seeds; write it as 1000:1100"),
+            (["--seeds", "9:3"], "--seeds: '9:3' is not a range of seeds"),
+            (["--seeds=-4:9"], "--seeds: '-4:9' is not a range of seeds"),
             (["--seeds", "5:6"], "condition shuffle: too few different messages among the episodes; use more"),
             (["--seeds", "5:9", "--split", "search"], "argument --split: not allowed with argument --seeds"),
             (["--split", "train"], "argument --split: invalid choice: 'train'"),
@@ -345,7 +343,7 @@ def test_from_the_shell_bad_input_is_one_line_and_exit_code_2(tmp_path):
     config = write_yaml(tmp_path, SMALL, receiver="no-such-org/no-such-model")
     for module, words in (("train", [config]), ("evaluate", [tmp_path])):
         before = tree_of(tmp_path)
-        done = type_in(module, *words, cwd=tmp_path)
+        done = run_module(module, *words, cwd=tmp_path)
         assert done.returncode == BAD_INPUT
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert done.stderr.startswith(f"error: {words[0]}: ")

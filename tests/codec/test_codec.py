@@ -1,4 +1,4 @@
-"""Codecs: shapes, on-manifold start, calibration, quantiser, what is saved is what is loaded."""
+"""Codecs: shapes, on-manifold start, calibration, quantizer, what is saved is what is loaded."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from m2ray.codec.codec import Codec, least_parameters, load_codec
+from m2ray.codec.codec import Codec, load_codec, min_parameters
 from m2ray.codec.encoders import ENCODERS, segment_shares
 from m2ray.codec.vector_quantizer import VectorQuantizer
 from m2ray.config.trial import CodecConfig
@@ -88,7 +88,7 @@ def test_slots_beyond_the_message_do_not_drown_the_gradient(tiny):
     assert norms[1] < 1000 * norms[0]  # it was a million times
 
 
-def test_a_quantiser_works_under_autocast(tiny):
+def test_a_quantizer_works_under_autocast(tiny):
     codec = make(tiny, bottleneck="vq", codebook=8)
     with torch.autocast("cpu", torch.bfloat16):
         codec(tiny.encode_messages(MESSAGES)).prefix_BKD.float().sum().backward()
@@ -120,15 +120,15 @@ def test_without_clauses_segments_are_equal_shares_of_the_tokens():
 
 def test_a_slot_stands_for_the_last_word_of_its_clause(tiny):
     encoder = make(tiny, cut="clauses", k=4).encoder
-    reading = tiny.encode_messages(MESSAGES)
-    places = encoder.stands_for(reading, 4)
-    for message, ids, row in zip(MESSAGES, reading.ids_BT.tolist(), places.tolist(), strict=True):
+    messages = tiny.encode_messages(MESSAGES)
+    places = encoder.word_positions(messages, 4)
+    for message, ids, row in zip(MESSAGES, messages.ids_BT.tolist(), places.tolist(), strict=True):
         for clause, place in zip(message.split("; "), row, strict=True):
             before = tiny.tokenizer.decode(ids[: place + 1])
             assert before.endswith(clause)
-    many = encoder.stands_for(reading, 40)
+    many = encoder.word_positions(messages, 40)
     assert (many == -1).any()
-    assert (many < reading.mask_BT.sum(1, keepdim=True)).all()
+    assert (many < messages.mask_BT.sum(1, keepdim=True)).all()
 
 
 def test_the_attempts_calibration_has_its_norm_and_gate(tiny):
@@ -145,33 +145,33 @@ def test_memory_leaves_the_receiver_as_it_was(tiny):
     codec = make(tiny, encoder="memory")
     for parameter in codec.encoder.up.values():
         torch.nn.init.ones_(parameter)
-    reading = tiny.encode_messages(MESSAGES)
-    codec(reading)
+    messages = tiny.encode_messages(MESSAGES)
+    codec(messages)
     after = tiny.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert torch.equal(tiny.encode_messages(MESSAGES).states_BTD, reading.states_BTD)
+    assert torch.equal(tiny.encode_messages(MESSAGES).states_BTD, messages.states_BTD)
 
 
-def test_quantiser_is_straight_through_and_revives_dead_codes(tiny):
+def test_quantizer_is_straight_through_and_revives_dead_codes(tiny):
     config = CodecConfig(bottleneck="vq", codebook=8, groups=2)
     torch.manual_seed(0)
-    quantiser = VectorQuantizer(config, tiny)
+    quantizer = VectorQuantizer(config, tiny)
     latent = torch.randn(64, 3, tiny.width)
     for _ in range(200):
-        quantised, codes, probs = quantiser(latent, lambda t: t)
+        quantized, codes, probs = quantizer(latent, lambda t: t)
     assert codes.shape == (64, 3, 2)
     torch.testing.assert_close(probs.sum(-1), torch.ones(64, 3, 2))
     used = [len(codes[..., group].unique()) for group in range(2)]
     assert min(used) >= 7
-    # a quantised vector is a codebook entry, and quantising again changes nothing
-    quantiser.eval()
-    again, _, _ = quantiser(quantised, lambda t: t)
-    torch.testing.assert_close(again, quantised)
+    # a quantized vector is a codebook entry, and quantizing again changes nothing
+    quantizer.eval()
+    again, _, _ = quantizer(quantized, lambda t: t)
+    torch.testing.assert_close(again, quantized)
     # nearest code, by brute force
     parts = latent.reshape(64, 3, 2, -1)
-    eval_codes = quantiser(latent, lambda t: t)[1]
+    eval_codes = quantizer(latent, lambda t: t)[1]
     for group in range(2):
-        nearest = torch.cdist(parts[:, :, group].flatten(0, 1), quantiser.codes_GCE[group]).argmin(1).view(64, 3)
+        nearest = torch.cdist(parts[:, :, group].flatten(0, 1), quantizer.codes_GCE[group]).argmin(1).view(64, 3)
         assert torch.equal(nearest, eval_codes[..., group])
 
 
@@ -180,8 +180,8 @@ def test_saved_is_loaded(tiny, tmp_path, encoder):
     codec = make(tiny, encoder=encoder, bottleneck="vq", codebook=8).eval()
     codec.save(tmp_path, {"config": "c", "seed": 0, "step": 1})
     loaded = load_codec(tmp_path, tiny)
-    reading = tiny.encode_messages(MESSAGES)
-    assert torch.equal(codec(reading).prefix_BKD, loaded(reading).prefix_BKD)
+    messages = tiny.encode_messages(MESSAGES)
+    assert torch.equal(codec(messages).prefix_BKD, loaded(messages).prefix_BKD)
     assert loaded.digest == codec.digest
     assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.pkl"))
 
@@ -266,12 +266,12 @@ def test_a_checkpoint_from_before_a_setting_existed_still_loads(tiny, tmp_path):
 @pytest.mark.parametrize("bottleneck", ["none", "vq"])
 def test_a_record_that_asks_for_gigabytes_is_refused_before_they_are_made(tiny, tmp_path, encoder, bottleneck):
     codec = make(tiny, encoder=encoder, bottleneck=bottleneck, codebook=16)
-    assert least_parameters(codec.config, tiny.width) <= sum(t.numel() for t in codec.state_dict().values())
+    assert min_parameters(codec.config, tiny.width) <= sum(t.numel() for t in codec.state_dict().values())
     codec.save(tmp_path, {})
     record = json.loads((tmp_path / "config.json").read_text())
     record["codec"] |= {"k": 4096, "width": 8192, "layers": 32, "lora_rank": 256, "codebook": 65536}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="too few weights for what"):
+    with pytest.raises(UserError, match=r"fewer weights than config\.json implies; restore either$"):
         load_codec(tmp_path, tiny)
 
 
@@ -283,5 +283,5 @@ def test_a_codec_that_is_nowhere_is_one_line(tiny, name):
 
 def test_a_codec_that_the_hub_cannot_give_is_one_line(tiny, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match=r"^m2ray/best-k5: no such folder, and not to be had from the hub"):
+    with pytest.raises(UserError, match=r"^m2ray/best-k5: no such folder, and the hub does not provide it"):
         Codec.from_pretrained("m2ray/best-k5", receiver=tiny)

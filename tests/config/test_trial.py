@@ -58,26 +58,26 @@ def test_an_empty_mapping_is_the_documented_default():
         ("codec: {zzz: 1}", "codec.zzz: unknown key; remove it"),
         ("codec: 5", "codec: expected a mapping of keys, not 5"),
         ("codec: [k, 4]", "codec: expected a mapping of keys, not ['k', 4]"),
-        ("codec: {k: '4'}", "codec.k: '4' is no whole number; write one"),
-        ("codec: {k: 4.0}", "codec.k: 4.0 is no whole number; write one"),
-        ("codec: {k: true}", "codec.k: True is no whole number; write one"),
-        ("codec: {k: null}", "codec.k: None is no whole number; write one"),
+        ("codec: {k: '4'}", "codec.k: '4' is not a whole number; write one"),
+        ("codec: {k: 4.0}", "codec.k: 4.0 is not a whole number; write one"),
+        ("codec: {k: true}", "codec.k: True is not a whole number; write one"),
+        ("codec: {k: null}", "codec.k: None is not a whole number; write one"),
         ("codec: {k: 0}", "codec.k: 0 is below 1; write 1 or more"),
         ("codec: {k: -4}", "codec.k: -4 is below 1; write 1 or more"),
         ("codec: {k: 5000}", "codec.k: 5000 is above 4096; write 4096 or less"),
-        ("codec: {width: 30}", "codec.width: 30 is no multiple of 4; write one"),
-        ("codec: {scale_gate: 0}", "codec.scale_gate: 0 is not above 0; write more"),
+        ("codec: {width: 30}", "codec.width: 30 is not a multiple of 4; write one"),
+        ("codec: {scale_gate: 0}", "codec.scale_gate: 0 is not above 0; write a larger number"),
         ("codec: {encoder: lasttoken}", "codec.encoder: 'lasttoken' does not exist; use 'last_token', "),
         (
             "losses: {contrast: {margin: -0.1}}",
             "losses.contrast.margin: -0.1 is below 0; write 0 or more",
         ),
         ("losses: {contrast: {weight: -1}}", "losses.contrast.weight: -1 is below 0"),
-        ("losses: {ce: {weight: .nan}}", "losses.ce.weight: nan is not finite; write a number that is"),
-        ("training: {lr: .inf}", "training.lr: inf is not finite; write a number that is"),
-        ("training: {lr: 1e400}", "training.lr: inf is not finite; write a number that is"),
-        ("training: {lr: 0}", "training.lr: 0 is not above 0; write more"),
-        ("training: {lr: fast}", "training.lr: 'fast' is no number; write one such as 0.001"),
+        ("losses: {ce: {weight: .nan}}", "losses.ce.weight: nan is not finite; write a finite number"),
+        ("training: {lr: .inf}", "training.lr: inf is not finite; write a finite number"),
+        ("training: {lr: 1e400}", "training.lr: inf is not finite; write a finite number"),
+        ("training: {lr: 0}", "training.lr: 0 is not above 0; write a larger number"),
+        ("training: {lr: fast}", "training.lr: 'fast' is not a number; write one such as 0.001"),
         ("training: {precision: fp16}", "training.precision: 'fp16' does not exist; use 'float32' or 'bfloat16'"),
         (
             "training: {anneal: {deadline: 1.5}}",
@@ -87,13 +87,13 @@ def test_an_empty_mapping_is_the_documented_default():
             "evaluation: {conditions: [normal, nul]}",
             "evaluation.conditions: condition 'nul' does not exist; use some",
         ),
-        ("evaluation: {conditions: normal}", "evaluation.conditions: 'normal' is no list; write one such as"),
+        ("evaluation: {conditions: normal}", "evaluation.conditions: 'normal' is not a list; write one such as"),
         ("evaluation: {temperature: -1}", "evaluation.temperature: -1 is below 0"),
         ("evaluation: {text_bytes: [0]}", "evaluation.text_bytes.0: 0 is below 1; write 1 or more"),
         ("task: {level: eazy}", "task.level: task: level 'eazy' does not exist; use one of easy, medium, hard"),
-        ("splits: {train: 5}", "splits.train: 5 is no text; write text"),
-        ("splits: {train: '42-541'}", "splits.train: '42-541' is no range of seeds; write it as 1000:1100"),
-        ("splits: {train: '50:50'}", "splits.train: '50:50' is no range of seeds"),
+        ("splits: {train: 5}", "splits.train: 5 is not text; write text"),
+        ("splits: {train: '42-541'}", "splits.train: '42-541' is not a range of seeds; write it as 1000:1100"),
+        ("splits: {train: '50:50'}", "splits.train: '50:50' is not a range of seeds"),
         ("workers: 0", "workers: 0 is below 1; write 1 or more"),
         ("1: 2", "1: Keys should be strings"),
     ],
@@ -284,7 +284,7 @@ def test_a_bomb_of_aliases_is_refused_before_it_expands(tmp_path):
 
 
 def test_a_file_over_a_megabyte_is_refused_unread(tmp_path):
-    told = "larger than 1000000 bytes; give a configuration, of a few kilobytes"
+    told = "larger than 1000000 bytes; give a configuration file (a few kilobytes)"
     assert refused(tmp_path, "#" * 1_000_001) == told
     assert read_yaml(write(tmp_path, "a: 1\n#" + "x" * 999_994)) == {"a": 1}
 

@@ -1,4 +1,4 @@
-"""Rate and distortion: bits counted right, quantisers that lose less with more bits, the command end to end."""
+"""Rate and distortion: bits counted right, schemes that lose less with more bits, the command end to end."""
 
 import math
 from itertools import pairwise
@@ -15,9 +15,9 @@ from m2ray.cli.distortion import main
 from m2ray.codec.checkpoints import trial_of
 from m2ray.codec.codec import Codec, load_codec
 from m2ray.config.trial import CodecConfig, TrialConfig
-from m2ray.diagnosis.distortion import FACTS, TEXT, Played, comparison_sentence, summary
+from m2ray.diagnosis.distortion import FACTS, TEXT, Transmission, comparison_sentence, summarize
 from m2ray.diagnosis.measure import decode_success
-from m2ray.diagnosis.transmission import UNCHANGED, coded, rounded, split, transmission_schemes, vq_bits
+from m2ray.diagnosis.transmission import UNCHANGED, coded, rounded, split_parts, transmission_schemes, vq_bits
 from m2ray.evaluation.conditions import ConditionInputs, Injection
 from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import episodes
@@ -28,9 +28,9 @@ untimed = settings(deadline=None, max_examples=30)
 
 
 def prefixes(count, k=3, width=8, seed=0):
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     # Slots and dimensions of very different ranges, as prefixes have them.
-    return torch.randn(count, k, width, generator=dice) * torch.logspace(-2, 2, k * width).reshape(k, width)
+    return torch.randn(count, k, width, generator=generator) * torch.logspace(-2, 2, k * width).reshape(k, width)
 
 
 # --- bits ----------------------------------------------------------------------------------------------------
@@ -51,34 +51,33 @@ def test_possible_facts_are_all_that_a_constraint_can_state(name):
     assert len(seen) == level(name).possible_facts
 
 
-def test_the_ways_to_send_a_continuous_prefix_have_the_bits_they_say():
+def test_the_schemes_of_a_continuous_prefix_have_the_bits_they_state():
     codec = Codec(CodecConfig(k=4, width=8, layers=1), load_receiver("mini"))
     fit = prefixes(40, 4, 128)  # messages
-    ways = {(way.scheme, way.setting): way for way in transmission_schemes(codec, fit)}
-    assert ways["slot", "4 codes of 16"].bits == 4 * 4
-    assert ways["whole prefix", "a code of 16"].bits == 4
-    assert ways["quarter slot", "16 codes of 16"].bits == 16 * 4
-    assert ways["entry", "512 of 3 bits"].bits == 4 * 128 * 3
-    assert ways[UNCHANGED, "512 of 32 bits"].bits == 4 * 128 * 32
-    assert not any(
-        way.setting.endswith("of 64") for way in ways.values()
-    )  # would be fewer than two messages a code
-    for way in ways.values():
-        arrived = way.restore(fit)
+    schemes = {(scheme.scheme, scheme.setting): scheme for scheme in transmission_schemes(codec, fit)}
+    assert schemes["slot", "4 codes of 16"].bits == 4 * 4
+    assert schemes["whole prefix", "a code of 16"].bits == 4
+    assert schemes["quarter slot", "16 codes of 16"].bits == 16 * 4
+    assert schemes["entry", "512 of 3 bits"].bits == 4 * 128 * 3
+    assert schemes[UNCHANGED, "512 of 32 bits"].bits == 4 * 128 * 32
+    # There would be fewer than two messages a code.
+    assert not any(setting.endswith("of 64") for _, setting in schemes)
+    for scheme in schemes.values():
+        arrived = scheme.restore(fit)
         assert arrived.shape == fit.shape
         # No more different prefixes arrive than the bits can tell apart.
-        assert len(arrived.flatten(1).unique(dim=0)) <= 2.0 ** min(way.bits, 60)
+        assert len(arrived.flatten(1).unique(dim=0)) <= 2.0 ** min(scheme.bits, 60)
 
 
-def test_a_vq_codec_is_sent_as_it_is():
+def test_a_vq_codec_is_sent_unchanged():
     codec = Codec(CodecConfig(k=4, width=8, layers=1, bottleneck="vq", codebook=64), load_receiver("mini"))
-    (way,) = transmission_schemes(codec, prefixes(40, 4, 128))
-    assert (way.scheme, way.setting, way.bits) == ("VQ", "4 codes of 64", 24)
+    (scheme,) = transmission_schemes(codec, prefixes(40, 4, 128))
+    assert (scheme.scheme, scheme.setting, scheme.bits) == ("VQ", "4 codes of 64", 24)
     sent = prefixes(5, 4, 128, seed=1)
-    assert torch.equal(way.restore(sent), sent)
+    assert torch.equal(scheme.restore(sent), sent)
 
 
-# --- quantisers ----------------------------------------------------------------------------------------------
+# --- schemes -------------------------------------------------------------------------------------------------
 
 
 @untimed
@@ -117,15 +116,15 @@ def test_more_codes_lose_less_of_the_messages_that_fit_them(seed):
 def test_each_part_arrives_as_the_nearest_code_of_its_own_book():
     fit, sent = prefixes(300, k=2), prefixes(20, k=2, seed=1)
     restore = coded(fit, 4, 8)
-    arrived, known = split(restore(sent), 4).numpy(), split(restore(fit), 4).numpy()
-    for part, told, book in zip(split(sent, 4).numpy(), arrived, known, strict=True):
+    arrived, known = split_parts(restore(sent), 4).numpy(), split_parts(restore(fit), 4).numpy()
+    for part, received, book in zip(split_parts(sent, 4).numpy(), arrived, known, strict=True):
         codes = np.unique(book, axis=0)
         assert len(codes) <= 8
         nearest, _ = vq(part, codes)
-        assert np.array_equal(codes[nearest], told)
+        assert np.array_equal(codes[nearest], received)
 
 
-def test_codes_are_the_same_each_time_and_never_those_of_the_played_messages():
+def test_codes_are_the_same_each_time_and_never_those_of_the_sent_messages():
     fit, sent = prefixes(100), prefixes(30, seed=1)
     alone = coded(fit, 3, 4)(sent[:1])
     assert torch.equal(coded(fit, 3, 4)(sent)[:1], alone)
@@ -136,10 +135,10 @@ def test_codes_are_the_same_each_time_and_never_those_of_the_played_messages():
 
 def sent(sender, scheme, bits, solved, n=200):
     order = np.random.default_rng(0).permutation(n)
-    return Played(sender, scheme, f"{bits} bits", bits, (order < solved).tolist())
+    return Transmission(sender, scheme, f"{bits} bits", bits, (order < solved).tolist())
 
 
-PLAYED = [
+SENT = [
     sent("a", "slot", 8, 90),
     sent("a", "slot", 30, 91),
     sent("a", "entry", 400, 120),
@@ -155,7 +154,7 @@ PLAYED = [
 
 
 def test_a_codec_is_compared_with_the_best_text_of_at_most_its_bits_on_the_same_episodes():
-    table = summary(PLAYED)
+    table = summarize(SENT)
     own = table[table.sender == "a"].set_index("bits")
     assert own.text.to_dict() == {8: "8 bits", 30: "24 bits", 400: "300 bits", 9000: "300 bits"}
     assert own.lead[8] == pytest.approx(0.15)
@@ -166,7 +165,7 @@ def test_a_codec_is_compared_with_the_best_text_of_at_most_its_bits_on_the_same_
 
 
 def test_the_sentence_says_where_the_codec_beats_text_and_where_not():
-    assert comparison_sentence(summary(PLAYED), "a") == (
+    assert comparison_sentence(summarize(SENT), "a") == (
         "a: at 8 bits it beats text (+15 points); at 30 bits it cannot be told from text (+0 points); "
         "at 400 bits it loses to text (-35 points); A's facts in a fixed code of 25.6 bits solve 95.0%, "
         "it at most 45.0%."
@@ -222,7 +221,7 @@ def test_the_command_end_to_end(tmp_path, capsys):
     assert table[table.sender == FACTS].success.iloc[-1] == table[table.setting == whole.text].success.iloc[0]
 
 
-def test_a_prefix_rounded_to_16_bits_solves_what_it_solves_as_it_is(tmp_path):
+def test_a_prefix_rounded_to_16_bits_solves_what_it_solves_unchanged(tmp_path):
     receiver, folder = load_receiver("mini"), save_untrained(tmp_path / "a", k=16)
     trial, codec = trial_of(folder), load_codec(folder, receiver)
     drawn = episodes(level("easy"), range(3_000_000, 3_000_040), "search")
@@ -236,27 +235,27 @@ def test_a_prefix_rounded_to_16_bits_solves_what_it_solves_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("argv", "told"),
+    ("argv", "error"),
     [
-        (["A", "--seeds", "5:1"], "--seeds: '5:1' is no range of seeds"),
+        (["A", "--seeds", "5:1"], "--seeds: '5:1' is not a range of seeds"),
         (["A", "--messages", "1"], "--messages 1: too few"),
         (["A", "A2"], "CHECKPOINT: two are of the same configuration, seed and step"),
         (["A", "OTHER"], "OTHER: of another receiver, task or evaluation"),
         (["NONE"], "NONE: no config.json"),
     ],
 )
-def test_bad_input_is_named(argv, told, tmp_path):
+def test_bad_input_is_named(argv, error, tmp_path):
     save_untrained(tmp_path / "A", k=4)
     save_untrained(tmp_path / "A2", k=4)
     other = save_untrained(tmp_path / "OTHER", config="other", k=4) / "config.json"
     other.write_text(other.read_text().replace('"level": "easy"', '"level": "medium"'))
     argv = [str(tmp_path / word) if word.isupper() or word == "A2" else word for word in argv]
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=error):
         main([*argv, "--out", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_in_the_way_is_refused_first(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; choose a folder"):
+    with pytest.raises(UserError, match="is a file; choose another folder"):
         main([str(tmp_path), "--out", str(tmp_path / "file" / "x")])

@@ -43,7 +43,7 @@ def test_a_wrong_message_that_hurts_is_not_a_right_one_that_helps():
     assert names(with_gap(without_gain(healthy_diagnosis()), shuffle=estimate(0.03, 0.02)))[0] == "hardly_read"
 
 
-def test_a_receiver_that_makes_nothing_of_the_text_is_named_first():
+def test_a_receiver_that_does_not_use_the_text_is_named_first():
     lost = replace(healthy_diagnosis(), success=healthy_diagnosis().success | {"P1": Success(340, 1000, 0.4)})
     assert names(lost)[0] == "deaf"
     assert names(replace(healthy_diagnosis(), nll=healthy_diagnosis().nll | {"P1": (0.36, 0.0)}))[0] == "deaf"

@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 
-from m2ray.cli import diagnose as command
 from m2ray.cli.diagnose import main
 from m2ray.codec.checkpoints import CheckpointId
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import TrialConfig, parse_seeds
+from m2ray.diagnosis import measure, messages
 from m2ray.diagnosis.free_vectors import free_vectors
 from m2ray.diagnosis.measure import answer_nll_parts, diagnose
 from m2ray.diagnosis.messages import (
@@ -56,8 +56,8 @@ def checkpoint(tiny, tmp_path_factory):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "PROBE_MESSAGES", 300)
-    monkeypatch.setattr(command, "FREE_STEPS", 2)
+    monkeypatch.setattr(messages, "PROBE_MESSAGES", 300)
+    monkeypatch.setattr(measure, "FREE_STEPS", 2)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -150,7 +150,7 @@ def test_free_vectors_of_an_episode_do_not_depend_on_its_neighbours(tiny):
     ("split", "seeds"), [(None, None), ("search", None), ("select", None), (None, "1200:1210")]
 )
 def test_no_message_of_the_confirm_part_is_ever_looked_at(tiny, monkeypatch, split, seeds):
-    monkeypatch.setattr(command, "EPISODES", 30)
+    monkeypatch.setattr(messages, "HELD_OUT_MESSAGES", 30)
     part = held_out_episodes(config(tiny), tiny, split, seeds)
     assert {part_of(episode.sender) for episode in part} == {split or "search"}
     if seeds is None and split is None:
@@ -198,7 +198,7 @@ def test_lines_of_a_file_that_are_in_training_or_on_confirm_are_refused(tiny, tm
     assert {e.seed for e in probe_messages(conf, tiny, 300)} <= set(range(20))
     with pytest.raises(UserError, match="--seeds"):
         held_out_episodes(conf, tiny, None, "10:30")
-    with pytest.raises(UserError, match="a diagnosis keeps off them"):
+    with pytest.raises(UserError, match="which a diagnosis must not use; choose other lines"):
         held_out_episodes(conf, tiny, None, "38:42")
 
 
@@ -226,29 +226,29 @@ def test_the_command_writes_figures_findings_and_pictures(tiny, checkpoint, smal
         assert f"({name}.png)" in text
 
 
-def test_a_sweep_is_told_before_it_begins_that_its_diagnoses_cannot_be_made(tiny):
+def test_too_few_messages_for_diagnoses_are_refused_before_a_sweep(tiny):
     check_messages(config(tiny), tiny, 120)
-    with pytest.raises(UserError, match="no fact is said by 5 of 6 held-out messages"):
+    with pytest.raises(UserError, match="no fact is stated by 5 of 6 held-out messages"):
         check_messages(config(tiny), tiny, 6)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "error"),
     [
-        (["--seeds", "5:5"], r"--seeds: '5:5' is no range of seeds"),
+        (["--seeds", "5:5"], r"--seeds: '5:5' is not a range of seeds"),
         (["--split", "confirm"], r"argument --split: invalid choice: 'confirm'"),
         (["--ceilings", "-1"], r"--ceilings -1: give a number of episodes, or 0"),
-        (["--seeds", "0:3"], r"no fact is said by 5 of 3 held-out messages"),
+        (["--seeds", "0:3"], r"no fact is stated by 5 of 3 held-out messages"),
         (["--receiver", "/nowhere"], r"receiver /nowhere: no such folder"),
-        (["--out", "{checkpoint}/config.json/x"], r"config.json is a file; choose a folder"),
+        (["--out", "{checkpoint}/config.json/x"], r"config.json is a file; choose another folder"),
     ],
 )
-def test_bad_input_is_one_line_that_names_the_fix(checkpoint, small, arguments, said):
-    with pytest.raises(UserError, match=said):
+def test_bad_input_is_one_line_that_names_the_fix(checkpoint, small, arguments, error):
+    with pytest.raises(UserError, match=error):
         main([str(checkpoint), *(argument.format(checkpoint=checkpoint) for argument in arguments)])
 
 
-def test_a_folder_that_is_no_checkpoint_exits_2_with_one_line(tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_exits_2_with_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "m2ray.diagnose", str(tmp_path)], capture_output=True, text=True, check=False
     )

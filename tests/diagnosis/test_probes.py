@@ -16,14 +16,14 @@ from m2ray.diagnosis import probes
 from m2ray.diagnosis.probes import (
     POSITIONS,
     STRENGTHS,
-    facts_of,
-    fields_of,
+    fact_accuracy,
     probe,
-    read_facts,
+    probed_facts,
+    read_fields,
     ridge,
     shared_facts,
     similarity_map,
-    stages,
+    stage_features,
 )
 from m2ray.evaluation.conditions import ConditionInputs
 from m2ray.tasks.episodes import episodes
@@ -40,8 +40,8 @@ def parts():
 
 @pytest.fixture(scope="module")
 def fields(parts):
-    facts = facts_of(*parts)
-    return [fields_of(part, facts) for part in parts]
+    facts = probed_facts(*parts)
+    return [read_fields(part, facts) for part in parts]
 
 
 def normal(rows, width, seed):
@@ -122,10 +122,10 @@ def test_the_strength_with_the_least_left_out_error_is_taken(monkeypatch):
 
 
 def test_balanced_accuracy_and_its_interval_equal_the_long_way_round():
-    dice = np.random.default_rng(0)
-    said = torch.from_numpy(dice.random((400, 12)) < np.linspace(0.03, 0.6, 12))
-    guesses = said + torch.from_numpy(dice.normal(0, 0.7, said.shape))
-    found = read_facts(guesses, guesses, said, said)
+    generator = np.random.default_rng(0)
+    said = torch.from_numpy(generator.random((400, 12)) < np.linspace(0.03, 0.6, 12))
+    guesses = said + torch.from_numpy(generator.normal(0, 0.7, said.shape))
+    found = fact_accuracy(guesses, guesses, said, said)
 
     def balanced(rows):
         rates = []
@@ -137,15 +137,15 @@ def test_balanced_accuracy_and_its_interval_equal_the_long_way_round():
         return sum(rates) / len(rates)
 
     assert found.value == pytest.approx(balanced(np.arange(400)))
-    low, high = np.quantile([balanced(dice.integers(0, 400, 400)) for _ in range(500)], [0.025, 0.975])
+    low, high = np.quantile([balanced(generator.integers(0, 400, 400)) for _ in range(500)], [0.025, 0.975])
     assert found.low == pytest.approx(low, abs=0.008)
     assert found.high == pytest.approx(high, abs=0.008)
 
 
 def test_fields_equal_brute_force(parts):
-    facts = facts_of(*parts)
+    facts = probed_facts(*parts)
     part = parts[1][:40]
-    found = fields_of(part, facts)
+    found = read_fields(part, facts)
     for episode, said, left in zip(part, found.said_MC, found.left_MV, strict=True):
         assert [fact in {c.fact() for c in episode.sender} for fact in facts] == said.tolist()
         solutions = [
@@ -159,15 +159,15 @@ def test_fields_equal_brute_force(parts):
 def test_in_lookup_a_value_left_is_the_value_named(parts):
     size = level("lookup-6x10")
     fit, held = episodes(size, range(600), "train"), episodes(size, range(200), "search")
-    found = fields_of(held, facts_of(fit, held))
+    found = read_fields(held, probed_facts(fit, held))
     for episode, left in zip(held, found.left_MV, strict=True):
         named = {c.variable: 1 << c.value for c in episode.sender}
         assert left.tolist() == [named.get(i, 1023) for i in range(6)]
 
 
 def test_too_few_messages_are_refused(parts):
-    with pytest.raises(UserError, match="no fact is said by 5 of 10 held-out messages"):
-        facts_of(parts[0], parts[1][:10])
+    with pytest.raises(UserError, match="no fact is stated by 5 of 10 held-out messages"):
+        probed_facts(parts[0], parts[1][:10])
 
 
 def test_effective_rank_is_that_of_the_singular_values_and_training_logs_it():
@@ -214,7 +214,7 @@ def test_stages_are_what_the_codec_reads_and_writes(tiny, parts, encoder):
     torch.manual_seed(0)
     codec = Codec(CodecConfig(encoder=encoder, k=3, width=16, layers=1), tiny).eval()
     part = parts[1][:6]
-    found = stages(ConditionInputs(tiny, part, codec, None, 4))
+    found = stage_features(ConditionInputs(tiny, part, codec, None, 4))
     reading = tiny.encode_messages([episode.message for episode in part])
     with torch.no_grad():
         encoded = codec(reading)
@@ -237,4 +237,4 @@ def test_no_stage_holds_on_to_a_gradient(tiny, encoder):
     """A constant's latent is a view of its parameter."""
     codec = Codec(CodecConfig(encoder=encoder, k=2, width=8, layers=1), tiny)
     inputs = ConditionInputs(tiny, episodes(level("easy"), range(6), "search"), codec, None, 4)
-    assert not any(rows.requires_grad for rows in stages(inputs).values())
+    assert not any(rows.requires_grad for rows in stage_features(inputs).values())

@@ -222,6 +222,6 @@ def test_a_token_that_another_ray_left_behind_keeps_no_local_cluster_from_starti
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
     env = {key: value for key, value in os.environ.items() if key != "RAY_AUTH_MODE"} | {"HOME": str(tmp_path)}
-    code = "from m2ray import cluster; cluster.start(None, nested=False); cluster.stop(); print('up')"
+    code = "from m2ray.engine import cluster; cluster.start(None, nested=False); cluster.stop(); print('up')"
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "up", done.stderr

@@ -133,7 +133,7 @@ def test_a_cluster_comes_up_on_ones_own_machines_sweeps_and_goes_down(machines):
     with pytest.raises(AssertionError, match="refused"):
         machines.run(f"timeout 5 bash -c 'echo > /dev/tcp/{IPS[0]}/8265'")  # the dashboard is not for the network
 
-    local = "from m2ray import cluster; cluster.start(None, False); import ray; print(len(ray.nodes()))"
+    local = "from m2ray.engine import cluster; cluster.start(None, False); import ray; print(len(ray.nodes()))"
     assert re.search(r"(?m)^1\r?$", on_head(f'cd ~/m2ray && python -c "{local}"'))  # without --address: its own
 
     sweep = "python -m m2ray.sweep /mnt/results/space.yaml --address auto --results /mnt/results"

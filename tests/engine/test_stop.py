@@ -14,7 +14,7 @@ from m2ray.evaluation.rows import KEY, RowStore
 
 WAITING = """
 import time
-from m2ray.command import Stopped, stoppable
+from m2ray.cli.runner import Stopped, stoppable
 with stoppable():
     try:
         print("ready", flush=True)
@@ -43,7 +43,7 @@ def test_the_first_signal_lets_finish_and_the_second_ends_at_once(number, code, 
         process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, len(err.strip().splitlines())) == (code, 1)
-    assert "once more leaves at once" in err
+    assert "a second signal stops at once" in err
 
 
 def test_signals_mean_what_they_meant_when_it_is_over():
@@ -63,7 +63,7 @@ def test_a_sweep_told_to_end_keeps_what_is_being_evaluated_and_one_told_twice_le
     first.popen.send_signal(signal.SIGTERM)
     _, err = first.popen.communicate(timeout=300)
     assert first.popen.returncode == 143, err
-    assert err.strip().splitlines()[-1] == f"stopped; the same command with --resume goes on with {folder}"
+    assert err.strip().splitlines()[-1] == f"stopped; the same command with --resume continues {folder}"
     assert "Traceback" not in err
     first.until_gone()
     assert len(RowStore(folder).read()) >= len(before) > 0

@@ -54,7 +54,7 @@ def test_a_sweep_stopped_by_ctrl_c_and_then_killed_in_mid_training_ends_as_if_un
     first.popen.send_signal(signal.SIGINT)
     _, err = first.popen.communicate(timeout=120)
     assert first.popen.returncode == 130, err
-    assert err.strip().splitlines()[-1] == f"stopped; the same command with --resume goes on with {folder}"
+    assert err.strip().splitlines()[-1] == f"stopped; the same command with --resume continues {folder}"
     assert "Traceback" not in err
     first.until_gone()
     assert not (folder / "leaderboard.csv").exists()

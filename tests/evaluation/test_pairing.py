@@ -80,7 +80,7 @@ def test_outcomes_of_a_missing_condition_or_of_other_episodes_are_refused():
     rows = make({"episode": 1}, {"episode": 2}, {"episode": 1, "condition": "P0"})
     with pytest.raises(UserError, match="condition P1: missing; evaluate with --conditions P1 as well"):
         outcomes(rows, ["normal", "P1"])
-    with pytest.raises(UserError, match="condition P0: not on the episodes of normal; evaluate both on the same"):
+    with pytest.raises(UserError, match="condition P0: not on the episodes of normal; evaluate both on the same ones$"):
         outcomes(rows, ["normal", "P0"])
 
 

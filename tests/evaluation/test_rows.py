@@ -97,7 +97,7 @@ def test_a_file_that_is_no_parquet_or_was_cut_short_is_refused(tmp_path, content
         write_rows(path, episode_rows(50))
         content = path.read_bytes()[:-20]
     path.write_bytes(content)
-    with pytest.raises(UserError, match="not a sound Parquet file") as raised:
+    with pytest.raises(UserError, match="not an intact Parquet file") as raised:
         read_rows(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert str(raised.value).endswith("; remake it, or give rows or a results folder")
@@ -176,8 +176,8 @@ def test_a_damaged_part_is_named_and_never_read(tmp_path, damage):
         with pytest.raises(UserError) as raised:
             act()
         assert str(raised.value) == (
-            f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which plays its "
-            "episodes again"
+            f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which runs its "
+            "evaluations again"
         )
     assert file.is_file(), "nothing is removed behind the user's back"
 

@@ -1,4 +1,4 @@
-"""The row store when its writers die: killed at every write, rename and removal, or out of room on the disk."""
+"""The row store when its writers die: killed at every write, rename and removal, or on a full disk."""
 
 import errno
 import io
@@ -25,7 +25,7 @@ KILLED = 9
 
 
 def write_all(folder, acknowledged) -> None:
-    """Append three parts, merging after the second and the third; say of each when it is safe."""
+    """Append three parts, merging after the second and the third; report each when it is safe."""
     store = RowStore(folder)
     for number, part in enumerate(PARTS):
         store.append(part)
@@ -76,13 +76,13 @@ def test_a_writer_killed_at_every_touch_of_the_disk_loses_and_doubles_no_row(tmp
         process.start()
         process.join()
         os.close(write_end)
-        said = os.read(read_end, 100)
+        safe = os.read(read_end, 100)
         os.close(read_end)
         store = RowStore(folder)
         found = store.read()
         assert not found.duplicated(KEY).any()
         assert set(found.condition.value_counts()) <= {5}, "a part is there whole or not at all"
-        assert {PARTS[number].condition[0] for number in said} <= set(found.condition), "what was safe is there"
+        assert {PARTS[number].condition[0] for number in safe} <= set(found.condition), "what was safe is there"
         assert store.set_aside() == [], "and nothing of it is damaged"
         write_all(folder, os.open(os.devnull, os.O_WRONLY))
         assert_same_rows(store.read(), undisturbed)
@@ -103,17 +103,17 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path):
     code = f"""
 import sys, pandas as pd
 from pathlib import Path
-from m2ray import command
-from m2ray.rows import RowStore
+from m2ray.cli.runner import run_command
+from m2ray.evaluation.rows import RowStore
 def main(argv):
     for part in range(1000):
-        said = [str((i * 7919 + part) ** 9) for i in range(500)]
-        rows = [{{**{ROW!r}, "episode": i, "seed": part, "answer": text}} for i, text in enumerate(said)]
+        texts = [str((i * 7919 + part) ** 9) for i in range(500)]
+        rows = [{{**{ROW!r}, "episode": i, "seed": part, "answer": text}} for i, text in enumerate(texts)]
         RowStore(Path({str(small)!r})).append(pd.DataFrame(rows))
         print(part, flush=True)
     return 0
 try:
-    command.run(main)
+    run_command(main)
 finally:
     print("left", len(RowStore(Path({str(small)!r})).read()), *Path({str(small)!r}).rglob(".*"))
 """
@@ -146,13 +146,13 @@ WRITER = """
 import sys
 import pandas as pd
 from pathlib import Path
-from m2ray.rows import RowStore
-folder, number, one = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
+from m2ray.evaluation.rows import RowStore
+folder, number, row = Path(sys.argv[1]), int(sys.argv[2]), eval(sys.argv[3])
 store, part = RowStore(folder), 0
 print("ready", flush=True)
 while part != int(sys.argv[4]):
-    rows = [{**one, "episode": i, "seed": part, "condition": str(number)} for i in range(50)]
-    shared = [{**one, "episode": i, "condition": "shared"} for i in range(50)]
+    rows = [{**row, "episode": i, "seed": part, "condition": str(number)} for i in range(50)]
+    shared = [{**row, "episode": i, "condition": "shared"} for i in range(50)]
     store.append(pd.DataFrame(rows))
     store.append(pd.DataFrame(shared))
     part += 1

@@ -309,9 +309,9 @@ class TestJobs:
 
 
 class Leaky(Receiver):
-    """Tells B the message outside its slots."""
+    """A receiver whose prompt holds a part of the message outside its place."""
 
-    def prompt(self, episode: Episode) -> tuple[list[int], list[int]]:
+    def prompt_ids(self, episode: Episode) -> tuple[list[int], list[int]]:
         before, after = super().prompt_ids(episode)
         return before, after + self.tokens(episode.message[:1])
 

@@ -1,10 +1,11 @@
-"""Kills at random moments of a small sweep: is a row lost or doubled, is anything repeated, is the board equal?
+"""Kill processes of a small sweep at random moments, resume it, and compare its rows with an undisturbed run's.
 
-`python tests/fuzz/chaos.py [--rounds N] [--seed S] [--first KIND] [--out FILE]`. A sweep on the embedded receiver
-and a local Ray runs once undisturbed. Then, a round each, a process of it is killed, in turn of each kind in
-`TARGETS`, and the same command is given again with `--resume` until it ends with 0. Rows, board and what was
-repeated are held against the undisturbed run; exits 1 where anything differs. Run it from a checkout that nobody
-edits meanwhile: a sweep whose code has changed is not resumed.
+    python tests/fuzz/chaos.py [--rounds N] [--seed S] [--first KIND] [--out FILE]
+
+A sweep on the embedded receiver and a local Ray runs once undisturbed. Then, in each round, one of its processes
+is killed, the kinds in `TARGETS` taking turns, and the same command runs again with `--resume` until it ends with
+exit code 0. Rows, leaderboard and repeated work are compared with the undisturbed run; exits 1 on any difference.
+Run it in a checkout that is not edited meanwhile: a sweep does not resume after its code has changed.
 """
 
 from __future__ import annotations
@@ -12,14 +13,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -27,14 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pyarrow.parquet as pq
 import yaml
-from marked import marked
 from tabulate import tabulate
 
 from m2ray.cli.runner import DONE
 from m2ray.evaluation.rows import KEY, RowStore
 from m2ray.util.files import write_json
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from sweeps import Process
 
 SPACE: dict[str, Any] = {
     "name": "chaos",
@@ -52,7 +53,7 @@ SPACE: dict[str, Any] = {
     "judge": {"select": 0, "confirm": 0, "diagnose": 0},
     "resources": {"retries": 1},
 }
-# What is killed: by which its command line is known, and with what.
+# Kinds of kills: part of the command line of the process, empty for all processes, and the signal.
 TARGETS: dict[str, tuple[str, signal.Signals]] = {
     "driver": ("m2ray.sweep", signal.SIGKILL),
     "training worker": ("ray::ImplicitFunc", signal.SIGKILL),
@@ -60,16 +61,24 @@ TARGETS: dict[str, tuple[str, signal.Signals]] = {
     "GCS": ("gcs_server", signal.SIGKILL),
     "raylet": ("raylet/raylet", signal.SIGKILL),
     "all at once": ("", signal.SIGKILL),
-    "notice": ("m2ray.sweep", signal.SIGTERM),
+    "notice": ("m2ray.sweep", signal.SIGTERM),  # as a machine of a cloud sends it before it goes away
     "Ctrl-C": ("m2ray.sweep", signal.SIGINT),
 }
 TRIES, LIMIT_S = 6, 1200.0
-JOB = ["config", "seed", "checkpoint", "split", "decoding", "k", "place"]  # one evaluation job's rows share these
+JOB = [
+    "config",
+    "seed",
+    "checkpoint",
+    "split",
+    "decoding",
+    "k",
+    "place",
+]  # the rows of an evaluation job share these
 
 
 @dataclass
 class Round:
-    """What one kill did."""
+    """Effect of one kill."""
 
     target: str
     at: str
@@ -77,94 +86,71 @@ class Round:
     lost: int
     doubled: int
     repeated: int
-    same_board: bool
+    same_leaderboard: bool
     seconds: float
-    said: list[str]
+    stderr: list[str]
 
 
-class Run:
-    """`python -m m2ray.sweep` on the small space with everything that it starts, told apart by its environment."""
+class Run(Process):
+    """One run of the small sweep in a results folder; it resumes what the folder holds."""
 
-    def __init__(self, where: Path, resume: bool) -> None:
-        self.mark = f"M2RAY_CHAOS={uuid.uuid4().hex}"
-        name, _, value = self.mark.partition("=")
-        command = [sys.executable, "-m", "m2ray.sweep", str(where.parent / "space.yaml"), "--results", str(where)]
-        # A driver whose Ray is gone gives up after ten seconds instead of a minute.
-        more = {name: value, "OMP_NUM_THREADS": "1", "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
-        with (where / "stdout").open("w") as out, (where / "stderr").open("w") as err:
-            self.popen = subprocess.Popen(
-                [*command, "--resume"] if resume else command,
-                stdout=out,
-                stderr=err,
-                env={**os.environ, **more},
-                start_new_session=True,
-            )
+    def __init__(self, results: Path) -> None:
+        argv = [results.parent / "space.yaml", "--results", results]
+        if (results / "chaos" / "sweep.yaml").is_file():
+            argv.append("--resume")
+        # A driver that has lost Ray gives up after ten seconds instead of a minute.
+        env = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+        with (results / "stdout").open("w") as out, (results / "stderr").open("w") as err:
+            super().__init__(*argv, env=env, stdout=out, stderr=err)
 
-    def processes(self, known_by: str) -> list[int]:
-        """Those of its processes, the youngest last, whose command line begins with some words."""
-        found = []
-        for folder in marked(self.mark):
-            with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if known_by in " ".join(words[:3]):  # further ones name sockets of other processes
-                    found.append(int(folder.name))
-        return sorted(found)
-
-    def wait(self, until: Callable[[], bool] = lambda: False) -> bool:
-        """Until it ends or something has happened; whether that has happened."""
+    def wait_for(self, happened: Callable[[], bool]) -> bool:
+        """Wait until something has happened or the run has ended; return True if it has happened."""
         deadline = time.monotonic() + LIMIT_S
         while self.popen.poll() is None and time.monotonic() < deadline:
-            if until():
+            if happened():
                 return True
             time.sleep(0.02)
         return False
 
-    def kill(self, known_by: str, number: signal.Signals) -> bool:
-        """Signal the first process that is known so, or all of them; whether there was one."""
-        pids = self.processes(known_by)
-        for pid in pids if not known_by else pids[:1]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        return bool(pids)
+    def send(self, number: signal.Signals, command: str) -> bool:
+        """Signal the first process with `command` in its command line, or all; return True if there was one."""
+        processes = self.processes(command)
+        for process in processes[:1] if command else processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        return bool(processes)
 
     def end(self) -> int:
-        """Wait for its end and see to it that nothing is left; the exit code."""
-        self.wait()
-        while self.popen.poll() is None or self.processes(""):
-            self.kill("", signal.SIGKILL)
-            time.sleep(0.1)
+        """Wait until it ends, kill what is left of it, and return its exit code."""
+        self.wait_for(lambda: False)
+        self.kill()
         return self.popen.returncode
 
 
-def started(where: Path) -> Run:
-    """The sweep, gone on with where it had begun."""
-    return Run(where, resume=(where / "chaos" / "sweep.yaml").is_file())
+def failed_to_start_ray(results: Path) -> bool:
+    """Return True if the machine was too busy for the last run to start Ray: then nothing was killed."""
+    return "no local cluster starts" in (results / "stderr").read_text()
 
 
-def starved(where: Path) -> bool:
-    """Whether the last run found the machine too busy to start Ray on: nothing was disturbed then."""
-    return "no local cluster starts" in (where / "stderr").read_text()
-
-
-def rows_on_disk(folder: Path) -> tuple[pd.DataFrame, int]:
-    """The rows of a sweep, and how many more its one file of them holds than there are keys."""
+def read_rows(folder: Path) -> tuple[pd.DataFrame, int]:
+    """Return the rows of a sweep, and how many rows its single file has beyond one for each key."""
     store = RowStore(folder)
     rows, merged = store.read(), store.whole.is_file() and not store.parts.exists()
     return rows, pq.read_metadata(store.whole).num_rows - len(rows) if merged else 0
 
 
-def jobs_in(rows: pd.DataFrame) -> int:
-    """Evaluation jobs whose rows are there."""
+def count_jobs(rows: pd.DataFrame) -> int:
+    """Return the number of evaluation jobs that the rows are of."""
     return len(rows[JOB].drop_duplicates())
 
 
-def evaluated(where: Path) -> int:
-    """Evaluation jobs that the last run says it has done."""
-    return (where / "stdout").read_text().count("] evaluated ")
+def count_evaluated(results: Path) -> int:
+    """Return the number of evaluation jobs that the last run printed as done."""
+    return (results / "stdout").read_text().count("] evaluated ")
 
 
-def finished(folder: Path) -> dict[str, int]:
-    """When each finished training wrote its last checkpoint."""
+def last_checkpoint_times(folder: Path) -> dict[str, int]:
+    """Return when each training that has ended wrote its last checkpoint, in nanoseconds."""
     journal = folder / "trials.jsonl"
     lines = journal.read_text().splitlines() if journal.is_file() else []
     names = [json.loads(line)["config"] for line in lines if '"ended"' in line and line.endswith("}")]
@@ -173,8 +159,8 @@ def finished(folder: Path) -> dict[str, int]:
     return {name: file.stat().st_mtime_ns for name, file in files.items() if file.is_file()}
 
 
-def moments(folder: Path) -> dict[str, Callable[[], bool]]:
-    """Marks that a sweep passes one after the other; a kill falls a random time behind one of them."""
+def milestones(folder: Path) -> dict[str, Callable[[], bool]]:
+    """Return milestones that a sweep passes in this order; a kill follows one of them after a random delay."""
     return {
         "start": lambda: True,
         "sweep.yaml": (folder / "sweep.yaml").is_file,
@@ -184,106 +170,139 @@ def moments(folder: Path) -> dict[str, Callable[[], bool]]:
     }
 
 
-def strike(where: Path, name: str, mark: str, delay: float) -> tuple[bool, int]:
-    """Run the sweep, kill something of it some seconds behind a mark: whether it was there, the exit code."""
-    run, (known_by, number) = started(where), TARGETS[name]
-    run.wait(moments(where / "chaos")[mark])
-    due = time.monotonic() + delay
-    run.wait(lambda: time.monotonic() > due)
-    hit = run.wait(lambda: run.kill(known_by, number))
-    return hit, run.end()
+def run_and_kill(results: Path, target: str, milestone: str, delay: float) -> tuple[bool, int]:
+    """Run the sweep and kill a process of it some seconds after a milestone.
 
-
-def disturb(name: str, where: Path, whole: pd.DataFrame, board: bytes, dice: random.Random) -> Round | None:
-    """One round: a run, a kill, and the same command again until it ends well.
-
-    None where there was nothing left to kill when the moment came.
+    Returns:
+        True if there was a process to kill, and the exit code.
     """
-    folder, began = where / "chaos", time.monotonic()
-    marks = list(moments(folder))
-    # A trainer or an evaluator works only behind the start, and a trainer has gone when all is trained.
-    mark = dice.choice({"training worker": marks[1:3], "evaluator": marks[1:]}.get(name, marks))
-    delay = dice.uniform(0.0, 3.0)
+    run, (command, number) = Run(results), TARGETS[target]
+    run.wait_for(milestones(results / "chaos")[milestone])
+    due = time.monotonic() + delay
+    run.wait_for(lambda: time.monotonic() > due)
+    killed = run.wait_for(lambda: run.send(number, command))
+    return killed, run.end()
+
+
+def run_round(
+    target: str, results: Path, expected: pd.DataFrame, leaderboard: bytes, generator: random.Random
+) -> Round | None:
+    """Run the sweep, kill a process, and resume it until it ends with exit code 0.
+
+    Args:
+        target: Key of `TARGETS`.
+        results: Empty results folder.
+        expected: Rows of the undisturbed run.
+        leaderboard: Content of the undisturbed run's leaderboard.csv.
+        generator: Draws the moment.
+
+    Returns:
+        None if no process was left to kill when the moment came.
+    """
+    folder, start = results / "chaos", time.monotonic()
+    names = list(milestones(folder))
+    # Trainers and evaluators exist only after the start, and trainers only until all is trained.
+    milestone = generator.choice({"training worker": names[1:3], "evaluator": names[1:]}.get(target, names))
+    delay = generator.uniform(0.0, 3.0)
     for _ in range(TRIES):
-        hit, code = strike(where, name, mark, delay)
-        if hit or not starved(where):
+        killed, code = run_and_kill(results, target, milestone, delay)
+        if killed or not failed_to_start_ray(results):
             break
-    if not hit:
+    if not killed:
         return None
-    exits, repeated, said = [code], 0, [(where / "stderr").read_text()[-500:]]
+    exits, stderr, repeated = [code], [(results / "stderr").read_text()[-500:]], 0
     while exits[-1] != DONE and len(exits) < TRIES:
-        before, trained = rows_on_disk(folder)[0], finished(folder)
-        exits.append(started(where).end())
-        said.append((where / "stderr").read_text()[-500:])
-        after = finished(folder)
-        repeated += sum(after.get(config) != trained[config] for config in trained)
-        repeated += max(0, jobs_in(before) + evaluated(where) - jobs_in(whole))
-    rows, doubled = rows_on_disk(folder)
-    merged = rows.merge(whole, on=KEY, how="outer", indicator=True)
-    lost = int((merged["_merge"] == "right_only").sum())
-    leaderboard = folder / "leaderboard.csv"
+        rows_before, trained_before = read_rows(folder)[0], last_checkpoint_times(folder)
+        exits.append(Run(results).end())
+        stderr.append((results / "stderr").read_text()[-500:])
+        trained = last_checkpoint_times(folder)
+        repeated += sum(trained.get(config) != at for config, at in trained_before.items())
+        repeated += max(0, count_jobs(rows_before) + count_evaluated(results) - count_jobs(expected))
+    rows, doubled = read_rows(folder)
+    merged = rows.merge(expected, on=KEY, how="outer", indicator=True)["_merge"]
+    file = folder / "leaderboard.csv"
     return Round(
-        target=name,
-        at=f"{mark} + {delay:.1f} s",
+        target=target,
+        at=f"{milestone} + {delay:.1f} s",
         exits=exits,
-        lost=lost,
-        doubled=doubled + int((merged["_merge"] == "left_only").sum()),
+        lost=int((merged == "right_only").sum()),
+        doubled=doubled + int((merged == "left_only").sum()),
         repeated=repeated,
-        same_board=leaderboard.is_file() and leaderboard.read_bytes() == board and rows.equals(whole),
-        seconds=round(time.monotonic() - began, 1),
-        said=said,
+        same_leaderboard=file.is_file() and file.read_bytes() == leaderboard and rows.equals(expected),
+        seconds=round(time.monotonic() - start, 1),
+        stderr=stderr,
     )
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the rounds, print a line a round and the totals."""
-    parser = argparse.ArgumentParser(description="Kills at random moments of a small sweep.")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--first", choices=list(TARGETS), default="driver", help="which kind of kill begins")
-    parser.add_argument("--out", type=Path, help="JSON: every round")
-    args = parser.parse_args(argv)
-    # A shell that starts this in the background has it ignore Ctrl-C, and the sweeps would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    dice, rounds = random.Random(args.seed), []
+def run_undisturbed(results: Path) -> tuple[pd.DataFrame, bytes]:
+    """Run the sweep to its end; return its rows and the content of its leaderboard.csv.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    results.mkdir()
+    start = time.monotonic()
+    for _ in range(TRIES):
+        code = Run(results).end()
+        if code == DONE or not failed_to_start_ray(results):
+            break
+    if code != DONE:
+        raise RuntimeError(f"the undisturbed run ended with {code}: {(results / 'stderr').read_text()}")
+    print(f"undisturbed: {time.monotonic() - start:.0f} s", flush=True)
+    return read_rows(results / "chaos")[0], (results / "chaos" / "leaderboard.csv").read_bytes()
+
+
+def run_rounds(count: int, first: str, generator: random.Random) -> list[Round]:
+    """Run the rounds and print a line for each.
+
+    Raises:
+        RuntimeError: Sweeps kept ending before there was a process to kill.
+    """
+    rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         (root / "space.yaml").write_text(yaml.safe_dump(SPACE))
-        (root / "whole").mkdir()
-        began = time.monotonic()
-        for _ in range(TRIES):
-            if not (code := started(root / "whole").end()) or not starved(root / "whole"):
-                break
-        if code:
-            raise RuntimeError(f"the undisturbed run ended with {code}: {(root / 'whole' / 'stderr').read_text()}")
-        print(f"undisturbed: {time.monotonic() - began:.0f} s", flush=True)
-        whole, _ = rows_on_disk(root / "whole" / "chaos")
-        board = (root / "whole" / "chaos" / "leaderboard.csv").read_bytes()
-        names = list(TARGETS)
-        for number in range(args.rounds):
-            name = names[(names.index(args.first) + number) % len(names)]
-            made = None
-            for again in range(TRIES):
-                where = root / f"round-{number:02d}-{again}"
-                where.mkdir()
-                if made := disturb(name, where, whole, board, dice):
+        expected, leaderboard = run_undisturbed(root / "undisturbed")
+        targets = list(TARGETS)
+        for number in range(count):
+            target = targets[(targets.index(first) + number) % len(targets)]
+            for attempt in range(TRIES):
+                results = root / f"round-{number:02d}-{attempt}"
+                results.mkdir()
+                if result := run_round(target, results, expected, leaderboard, generator):
                     break
-            if made is None:
-                raise RuntimeError(f"{name}: {TRIES} sweeps had ended before there was one to kill")
-            rounds.append(made)
-            print(f"{number + 1}: {asdict(rounds[-1]) | {'said': ''}}", flush=True)
-    table = [[r.target, r.at, r.exits, r.lost, r.doubled, r.repeated, r.same_board, r.seconds] for r in rounds]
-    headers = ["killed", "at", "exit codes", "rows lost", "doubled", "repeated", "board equal", "s"]
+            else:
+                raise RuntimeError(f"{target}: {TRIES} sweeps ended before there was a process to kill")
+            rounds.append(result)
+            print(f"{number + 1}: {asdict(result) | {'stderr': ''}}", flush=True)
+    return rounds
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the rounds and print a table and the totals."""
+    parser = argparse.ArgumentParser(description="Kill processes of a small sweep at random moments.")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--first", choices=list(TARGETS), default="driver", help="kind of the first kill")
+    parser.add_argument("--out", type=Path, help="JSON file for every round")
+    args = parser.parse_args(argv)
+    # A shell makes its background processes ignore Ctrl-C, and the sweeps would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    rounds = run_rounds(args.rounds, args.first, random.Random(args.seed))
+    table = [
+        [r.target, r.at, r.exits, r.lost, r.doubled, r.repeated, r.same_leaderboard, r.seconds] for r in rounds
+    ]
+    headers = ["killed", "at", "exit codes", "rows lost", "doubled", "repeated", "leaderboard equal", "s"]
     print(tabulate(table, headers=headers, tablefmt="github"))
     total = Counter({key: sum(getattr(r, key) for r in rounds) for key in ("lost", "doubled", "repeated")})
-    equal = sum(r.same_board for r in rounds)
+    equal = sum(r.same_leaderboard for r in rounds)
     print(
-        f"{len(rounds)} rounds: {total['lost']} rows lost, {total['doubled']} doubled, {total['repeated']} cells "
-        f"repeated, {equal} of {len(rounds)} boards equal"
+        f"{len(rounds)} rounds: {total['lost']} rows lost, {total['doubled']} doubled, {total['repeated']} "
+        f"trainings and jobs repeated, {equal} of {len(rounds)} leaderboards equal"
     )
     if args.out is not None:
-        whole_ = {"rounds": len(rounds), **total, "boards_equal": equal, "seed": args.seed}
-        write_json(args.out, {**whole_, "each": [asdict(r) for r in rounds]})
+        totals = {"rounds": len(rounds), **total, "leaderboards_equal": equal, "seed": args.seed}
+        write_json(args.out, {**totals, "each": [asdict(r) for r in rounds]})
     return int(any(total.values()) or equal < len(rounds))
 
 

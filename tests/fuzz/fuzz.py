@@ -1,8 +1,10 @@
-"""Malformed input to every command: is each refused with exit code 2 and one line that names the fix?
+"""Run malformed input through every command, and check the exit code and the error message.
 
-`python tests/fuzz/fuzz.py [--cases N] [--seed S] [--only TEXT] [--out FILE]` prints a table and exits 1 on any fault.
-Each case runs in a process of its own, forked from one that has everything imported and the receiver loaded, on a
-copy of a bench of sound input (`fuzz_bench.py`) that something was done to (`fuzz_cases.py`).
+    python tests/fuzz/fuzz.py [--cases N] [--seed S] [--only TEXT] [--out FILE]
+
+Each case must end with exit code 2 and one line that states the fix. Prints a table and exits 1 on any fault.
+Each case runs in a process of its own, forked from one that has imported everything and loaded the receiver, on a
+copy of valid input (`fuzz_input.py`) that the case damages (`fuzz_cases.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from fuzz_bench import Case, make_bench
 from fuzz_cases import POOL, cases
+from fuzz_input import Case, make_input
 from tabulate import tabulate
 
 from m2ray.cli import diagnose, evaluate, gate, report, sweep, train
@@ -39,13 +41,15 @@ COMMANDS = {
     "diagnose": diagnose.main,
     "report": report.main,
 }
-LIMIT_S, LONGEST = 60.0, 700
-# What a user can do about it, somewhere behind what is wrong.
-FIX = re.compile(
-    r"did you mean|[;,:] (or )?(then )?(use|write|give|add|remove|keep|set|fix|remake|restore|check|choose|start|"
-    r"lower|raise|shorten|move|fetch|see|evaluate|run|install|name|put|go on|make|fill|free|save|leave|change)\b"
+LIMIT_S = 60.0  # for one case
+MAX_CHARACTERS = 700  # of an error message
+# An error message states the fault, and then the fix with one of these verbs.
+FIX_VERBS = (
+    "add|change|check|choose|evaluate|fetch|fill|fix|free|give|install|keep|leave|lower|make|move|name|put|raise|"
+    "remake|remove|restore|resume|run|save|see|set|shorten|start|use|write"
 )
-# Words of a library or of the interpreter, not of a message that was meant for people.
+FIX = re.compile(rf"did you mean|[;,:] (or )?(then )?({FIX_VERBS})\b")
+# Words of a library or of the interpreter that do not belong in an error message.
 RAW = re.compile(
     r"Traceback|NoneType|Input should|object has no|<class|Errno|pydantic|trust_remote_code|\bint\(\)"
 )
@@ -53,7 +57,7 @@ RAW = re.compile(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command made of a case, and what is wrong with that; empty where nothing is."""
+    """Exit code and error message of a case, and the faults in them."""
 
     name: str
     argv: str
@@ -64,20 +68,20 @@ class Outcome:
 
 
 def snapshot(folder: Path) -> dict[str, str]:
-    """Everything in a folder, by content."""
-    found = {}
+    """Return a digest of every file in a folder; for large and special files, mode and size."""
+    files = {}
     for path in sorted(folder.rglob("*")):
-        about = path.lstat()
-        small = path.is_file() and not path.is_symlink() and about.st_size < 1_000_000
-        said = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{about.st_mode} {about.st_size}"
-        found[str(path.relative_to(folder))] = said
-    return found
+        status = path.lstat()
+        small = path.is_file() and not path.is_symlink() and status.st_size < 1_000_000
+        digest = hashlib.sha256(path.read_bytes()).hexdigest() if small else f"{status.st_mode} {status.st_size}"
+        files[str(path.relative_to(folder))] = digest
+    return files
 
 
-def child(case: Case, folder: Path, said: Path) -> None:
-    """The command, in a process that is its own; never returns."""
+def run_child(case: Case, folder: Path, output: Path) -> None:
+    """Run the command in this forked process and end the process."""
     for number, name in ((1, "out"), (2, "err")):
-        os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.dup2(os.open(output / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(folder)
     os.environ |= {"HOME": str(folder), "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     sys.argv = [f"m2ray.{case.argv[0]}", *case.argv[1:]]
@@ -94,38 +98,38 @@ def child(case: Case, folder: Path, said: Path) -> None:
         os._exit(code)
 
 
-def attempt(case: Case, bench: Path, room: Path) -> Outcome:
-    """Run one case and look at what it says and leaves."""
-    folder, said, began = room / "work", room / "said", time.monotonic()
-    shutil.rmtree(room, ignore_errors=True)
-    said.mkdir(parents=True)
-    shutil.copytree(bench, folder, symlinks=True)
-    case.plant(folder)
+def run_case(case: Case, valid_input: Path, scratch: Path) -> Outcome:
+    """Run a case and check what it prints and writes."""
+    folder, output, start = scratch / "work", scratch / "output", time.monotonic()
+    shutil.rmtree(scratch, ignore_errors=True)
+    output.mkdir(parents=True)
+    shutil.copytree(valid_input, folder, symlinks=True)
+    case.damage(folder)
     before = snapshot(folder)
     pid = os.fork()
     if pid == 0:
-        child(case, folder, said)
-    code = ended(pid)
-    out, err = ((said / name).read_text(errors="replace") for name in ("out", "err"))
+        run_child(case, folder, output)
+    code = wait_for_exit(pid)
+    out, err = ((output / name).read_text(errors="replace") for name in ("out", "err"))
     after = snapshot(folder)
     written = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     line = err.removeprefix("error: ").removesuffix("\n")
-    wrong = {
+    checks = {
         f"exit code {code}": code != BAD_INPUT,
         f"{len(err.splitlines())} lines on stderr": len(err.splitlines()) != 1 or not err.startswith("error: "),
-        "says something on stdout": bool(out),
+        "prints to stdout": bool(out),
         f"writes {', '.join(written[:3])}": bool(written),
         "names no fix": FIX.search(line) is None,
         f"raw words {RAW.findall(line)[:2]}": RAW.search(line) is not None,
-        f"{len(line)} characters": len(line) > LONGEST,
+        f"{len(line)} characters": len(line) > MAX_CHARACTERS,
         "unprintable characters": not line.replace("\n", "").isprintable(),
     }
-    faults = [fault for fault, holds in wrong.items() if holds]
-    return Outcome(case.name, " ".join(case.argv)[:200], code, line[-2000:], faults, time.monotonic() - began)
+    faults = [fault for fault, found in checks.items() if found]
+    return Outcome(case.name, " ".join(case.argv)[:200], code, line[-2000:], faults, time.monotonic() - start)
 
 
-def ended(pid: int) -> int:
-    """A child's exit code, once it has ended; one that hangs is killed."""
+def wait_for_exit(pid: int) -> int:
+    """Return a child's exit code once it has ended; kill it after `LIMIT_S`."""
     deadline = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -136,36 +140,43 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def run_cases(count: int, seed: int, only: str) -> list[Outcome]:
+    """Run the cases and print those with a fault."""
+    outcomes = []
+    with tempfile.TemporaryDirectory() as folder:
+        valid_input = Path(folder) / "input"
+        make_input(valid_input)
+        for case in cases(count, seed):
+            if only not in case.name and only not in " ".join(case.argv):
+                continue
+            outcome = run_case(case, valid_input, Path(folder) / "case")
+            outcomes.append(outcome)
+            if outcome.faults:
+                details = f"  {'; '.join(outcome.faults)}\n  {outcome.line[-300:]}"
+                print(f"{case.name[:80]} | {outcome.argv}\n{details}", flush=True)
+    return outcomes
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run the cases, print a line a fault and a table."""
+    """Run the cases; print a line for each fault, and a table."""
     parser = argparse.ArgumentParser(description="Malformed input to every command.")
     parser.add_argument("--cases", type=int, default=POOL)
-    parser.add_argument("--seed", type=int, default=0, help="of the generated cases, and of the draw")
-    parser.add_argument("--only", default="", help="cases whose name or arguments hold this")
-    parser.add_argument("--out", type=Path, help="JSON: each case with its line and faults")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generated cases, and of the sample")
+    parser.add_argument("--only", default="", help="only cases with this in their name or arguments")
+    parser.add_argument("--out", type=Path, help="JSON file for each case with its message and faults")
     args = parser.parse_args(argv)
-    began = time.monotonic()
+    start = time.monotonic()
     torch.set_num_threads(1)  # a fork has none of its parent's threads
     assert figures  # imported so that every fork has matplotlib's list of fonts
-    outcomes = []
-    with tempfile.TemporaryDirectory() as scratch:
-        bench = Path(scratch) / "bench"
-        make_bench(bench)
-        for case in cases(args.cases, args.seed):
-            if args.only in case.name or args.only in " ".join(case.argv):
-                outcome = attempt(case, bench, Path(scratch) / "room")
-                outcomes.append(outcome)
-                if outcome.faults:
-                    said = f"  {'; '.join(outcome.faults)}\n  {outcome.line[-300:]}"
-                    print(f"{case.name[:80]} | {outcome.argv}\n{said}", flush=True)
+    outcomes = run_cases(args.cases, args.seed, args.only)
     faulty = [outcome for outcome in outcomes if outcome.faults]
-    asked, wrong = (Counter(o.argv.split()[0] for o in some) for some in (outcomes, faulty))
-    table = [[name, asked[name], wrong[name]] for name in COMMANDS] + [["all", len(outcomes), len(faulty)]]
+    total, faults = (Counter(outcome.argv.split()[0] for outcome in some) for some in (outcomes, faulty))
+    table = [[name, total[name], faults[name]] for name in COMMANDS] + [["all", len(outcomes), len(faulty)]]
     print(tabulate(table, headers=["command", "cases", "faults"], tablefmt="github"))
-    print(f"{time.monotonic() - began:.0f} s")
+    print(f"{time.monotonic() - start:.0f} s")
     if args.out is not None:
-        whole = {"cases": len(outcomes), "faults": len(faulty), "seed": args.seed}
-        write_json(args.out, {**whole, "outcomes": [asdict(outcome) for outcome in outcomes]})
+        totals = {"cases": len(outcomes), "faults": len(faulty), "seed": args.seed}
+        write_json(args.out, {**totals, "outcomes": [asdict(outcome) for outcome in outcomes]})
     return 1 if faulty else 0
 
 

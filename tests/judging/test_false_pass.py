@@ -1,4 +1,4 @@
-"""The simulation of codecs that carry nothing: what it draws, the pipeline's own steps, what it finds."""
+"""Simulated codecs that carry nothing: what is drawn, the pipeline's own steps, the results, the command."""
 
 import json
 import subprocess
@@ -17,6 +17,7 @@ from m2ray.config.trial import CodecConfig, EvaluationConfig
 from m2ray.evaluation.rows import outcomes, write_rows
 from m2ray.evaluation.runner import evaluate
 from m2ray.judging import false_pass
+from m2ray.judging.gate import judge
 from m2ray.judging.selection import best_configs, gain, paired_gain
 from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import episodes
@@ -40,7 +41,7 @@ def swept(**shares):
 
 def splits(**shares):
     rows = swept(**shares)
-    return {split: false_pass.columns_of(rows, split) for split in SIZES}
+    return {split: false_pass.read_columns(rows, split) for split in SIZES}
 
 
 # --- the steps of the pipeline -------------------------------------------------------------------------------
@@ -69,19 +70,19 @@ def test_the_best_have_the_highest_mean_over_seeds_and_ties_go_by_name():
 def test_columns_are_the_last_checkpoints_outcomes_over_the_same_episodes():
     rows = swept()
     early = rows[rows.config == "a"].assign(step=3, success=False, checkpoint="early")
-    columns = false_pass.columns_of(pd.concat([early, rows]), "confirm")
+    columns = false_pass.read_columns(pd.concat([early, rows]), "confirm")
     assert {(c.condition, c.k) for c in columns} >= {("P0", 0), ("null", 4), ("null", 16), ("random", 16)}
     by_name = {(c.condition, c.k): c for c in columns}
     normal = rows[(rows.config == "a") & (rows.split == "confirm") & (rows.condition == "normal")]
     assert by_name["normal", 4].success_E.tolist() == normal.sort_values("episode").success.tolist()
-    assert false_pass.slots_of(columns) == [4, 16]
+    assert false_pass.judgeable_slots(columns) == [4, 16]
 
 
 def test_an_outcome_is_one_that_a_content_free_condition_really_had_in_that_episode():
     columns = splits()["confirm"]
-    dice = np.random.default_rng(0)
-    shares = dice.dirichlet(np.ones(len(false_pass.CONTENT_FREE)), size=5)
-    drawn = false_pass.draw(columns, shares, 2, 400, dice)
+    generator = np.random.default_rng(0)
+    shares = generator.dirichlet(np.ones(len(false_pass.CONTENT_FREE)), size=5)
+    drawn = false_pass.simulate_split(columns, shares, 2, 400, generator)
     free = np.stack([c.success_E for c in columns if c.condition in false_pass.CONTENT_FREE])[:, drawn.picks_N]
     for outcome in (drawn.normal_CSN, drawn.shuffle_CSN):
         assert outcome.shape == (5, 2, 400)
@@ -94,7 +95,7 @@ def test_an_outcome_is_one_that_a_content_free_condition_really_had_in_that_epis
 def test_a_configuration_that_is_all_constant_answers_as_the_constant_did():
     columns = splits()["confirm"]
     only = np.array([[name == "constant" for name in false_pass.CONTENT_FREE]], dtype=float)
-    drawn = false_pass.draw(columns, only, 1, 100, np.random.default_rng(0))
+    drawn = false_pass.simulate_split(columns, only, 1, 100, np.random.default_rng(0))
     constants = [c.success_E[drawn.picks_N] for c in columns if c.condition == "constant"]
     assert len(constants) == 2  # of 4 and of 16 slots
     assert np.logical_or(*(drawn.normal_CSN[0, 0] == outcome for outcome in constants)).all()
@@ -103,18 +104,18 @@ def test_a_configuration_that_is_all_constant_answers_as_the_constant_did():
 # --- the judge -----------------------------------------------------------------------------------------------
 
 
-def test_a_training_that_really_carries_the_message_passes_so_the_simulated_judge_is_no_wall():
+def test_a_training_that_really_carries_the_message_passes_so_the_simulated_judge_passes_some():
     columns, gate = splits()["confirm"], load_gate()
-    dice = np.random.default_rng(0)
-    idle = false_pass.draw(columns, np.full((1, len(false_pass.CONTENT_FREE)), 1 / 6), 1, 150, dice)
+    generator = np.random.default_rng(0)
+    idle = false_pass.simulate_split(columns, np.full((1, len(false_pass.CONTENT_FREE)), 1 / 6), 1, 150, generator)
     full = {(c.condition, c.k): c.success_E[idle.picks_N] for c in columns}
     real = idle._replace(normal_CSN=full["normal", 4][None, None], shuffle_CSN=full["shuffle", 4][None, None])
     for k in (4, 16):
-        idle_one, real_one = (false_pass.played(columns, drawn, 0, 0, k) for drawn in (idle, real))
+        idle_one, real_one = (false_pass.training_outcomes(columns, drawn, 0, 0, k) for drawn in (idle, real))
         assert not false_pass.anything_passes([idle_one, idle_one], k, gate)
         assert false_pass.anything_passes([idle_one, real_one], k, gate)
-        assert false_pass.hopeless(idle_one, k, gate)
-        assert not false_pass.hopeless(real_one, k, gate)
+        assert false_pass.fails_quick_checks(idle_one, k, gate)
+        assert not false_pass.fails_quick_checks(real_one, k, gate)
 
 
 def test_a_real_constant_codec_answers_alike_under_every_message_and_fails():
@@ -126,32 +127,32 @@ def test_a_real_constant_codec_answers_alike_under_every_message_and_fails():
         subject = CheckpointId("constant", 0, codec.digest, 1, "{}")
         rows = evaluate(receiver, drawn, "search", names, trial, subject, codec)
         assert np.array_equal(*outcomes(rows, ["normal", "shuffle"], "answer"))
-        verdict = false_pass.judging.judge(rows, load_gate())
+        verdict = judge(rows, load_gate())
         assert not verdict.passed
-        tests = {f.name: f for f in verdict.findings if f.gate == "semantic"}
+        tests = {r.name: r for r in verdict.results if r.gate == "semantic"}
         assert tests["right beats wrong"].p_value == 1.0
         assert paired_gain(rows) <= 0
 
 
 def test_the_short_cut_never_hides_a_pass():
-    """What `hopeless` turns away fails the whole judge as well."""
+    """A training that `fails_quick_checks` turns away fails the whole judge as well."""
     gates = [load_gate(), false_pass.tests_alone(load_gate())]
-    columns, dice = splits(normal=0.4)["confirm"], np.random.default_rng(1)
+    columns, generator = splits(normal=0.4)["confirm"], np.random.default_rng(1)
     shares = np.full((12, len(false_pass.CONTENT_FREE)), 1 / 6)
-    drawn = false_pass.draw(columns, shares, 1, 50, dice)
+    drawn = false_pass.simulate_split(columns, shares, 1, 50, generator)
     turned_away = 0
     for c in range(12):
-        trained = false_pass.played(columns, drawn, c, 0, 4)
+        trained = false_pass.training_outcomes(columns, drawn, c, 0, 4)
         for gate in gates:
-            if false_pass.hopeless(trained, 4, gate):
+            if false_pass.fails_quick_checks(trained, 4, gate):
                 turned_away += 1
-                assert not false_pass.judging.judge(false_pass.rows_of(trained, gate), gate).passed
+                assert not judge(false_pass.gate_rows(trained, gate), gate).passed
     assert turned_away > 12
 
 
 def test_hardly_any_simulated_sweep_passes_and_the_naive_readings_pass_most(monkeypatch):
     monkeypatch.setattr(false_pass, "CONFIGURATIONS", (1, 16))
-    lines = false_pass.lines_of(splits(P0=0.42, null=0.42, random=0.42, constant=0.44), 25, 1, 0)
+    lines = false_pass.pass_rates(splits(P0=0.42, null=0.42, random=0.42, constant=0.44), 25, 1, 0)
     rate = {(line.reading, line.n, line.configurations): line for line in lines}
     assert {n for _, n, _ in rate} == {50, 150}
     for (reading, _, _), line in rate.items():
@@ -186,18 +187,18 @@ def test_the_command_writes_table_and_figures_and_the_same_again(tmp_path, capsy
 
 
 @pytest.mark.parametrize("condition", ["P0", "P1", "identity", "null", "random"])
-def test_a_condition_that_a_whole_sweep_has_is_missed_by_name(condition):
+def test_a_missing_condition_is_named(condition):
     rows = swept()
     with pytest.raises(UserError, match=f"split select, condition {condition}: missing"):
-        false_pass.columns_of(rows[rows.condition != condition], "select")
+        false_pass.read_columns(rows[rows.condition != condition], "select")
 
 
 def test_rows_of_two_receivers_or_of_other_episodes_are_refused():
     rows = swept()
     with pytest.raises(UserError, match="of several receivers"):
-        false_pass.columns_of(pd.concat([rows, rows.assign(receiver="other")]), "search")
+        false_pass.read_columns(pd.concat([rows, rows.assign(receiver="other")]), "search")
     with pytest.raises(UserError, match="condition constant: lacks episodes"):
-        false_pass.columns_of(rows[(rows.condition != "constant") | (rows.episode > 2010)], "search")
+        false_pass.read_columns(rows[(rows.condition != "constant") | (rows.episode > 2010)], "search")
 
 
 @pytest.mark.parametrize("argv", [["--sweeps", "0"], ["--seeds", "0"], ["--draws", "-1"]])
@@ -206,7 +207,7 @@ def test_a_number_out_of_range_is_refused(argv):
         main(["rows.parquet", "--out", "out", *argv])
 
 
-def test_the_script_runs_by_itself_and_says_in_one_line_what_is_missing(tmp_path):
+def test_the_command_names_a_missing_file_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "m2ray.false_pass", "none.parquet", "--out", "out"], capture_output=True, text=True
     )

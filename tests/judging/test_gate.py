@@ -25,8 +25,8 @@ def judge_made(rows=None, config="a", seed=0, split="confirm", **shape):
     return judge(judged_rows(rows, config, seed, split), GATE)
 
 
-def finding(verdict, name):
-    return next(f for f in verdict.findings if f.name == name)
+def criterion_result(verdict, name):
+    return next(r for r in verdict.results if r.name == name)
 
 
 def command(*argv):
@@ -102,7 +102,7 @@ def test_a_near_miss_is_not_printed_as_a_tie():
 def test_the_bar_rises_with_p0():
     counts = {"normal": (30, 50), "null": (25, 50), "random": (25, 50), "shuffle": (5, 50), "P0": (25, 50)}
     verdict = judge_counts(counts, 4, GATE)
-    clears = finding(verdict, "normal clears the bar")
+    clears = criterion_result(verdict, "normal clears the bar")
     assert not clears.passed
     assert clears.threshold == 0.6
     assert clears.measured == pytest.approx(0.4618, abs=1e-4)
@@ -153,7 +153,7 @@ def test_gate2_asks_for_half_of_the_text():
     counts = {"P0": (10, 50), "P1": (34, 50), "shuffle": (5, 50)}
     for normal, passed in ((23, False), (24, True)):
         verdict = judge_counts({"normal": (normal, 50), **counts}, 16, GATE)
-        assert finding(verdict, "half of the text").threshold == 0.34
+        assert criterion_result(verdict, "half of the text").threshold == 0.34
         assert verdict.gate("gate2") == (PASS if passed else FAIL)
 
 
@@ -196,9 +196,9 @@ def test_a_gate_with_nothing_to_judge_is_refused():
 )
 def test_each_criterion_fails_on_its_own_fault(shares, name):
     verdict = judge_made(shares={**GOOD, **shares})
-    assert not finding(verdict, name).passed
+    assert not criterion_result(verdict, name).passed
     assert verdict.verdict == FAIL
-    first = next(f for f in verdict.findings if not f.passed)
+    first = next(r for r in verdict.results if not r.passed)
     assert f"{first.gate}, {first.name}: {first.sentence}" in verdict.reason
 
 
@@ -210,7 +210,7 @@ def test_where_b_alone_solves_nearly_nothing_a_wrong_message_need_not_make_it_wo
     """The floor is 5 %: of 50, 2."""
     counts = {"normal": (45, 50), "null": (p0, 50), "random": (p0, 50), "P1": (48, 50)}
     verdict = judge_counts({**counts, "shuffle": (shuffle, 50), "P0": (p0, 50)}, 4, GATE)
-    assert finding(verdict, "a wrong message misleads").passed == holds
+    assert criterion_result(verdict, "a wrong message misleads").passed == holds
 
 
 def test_plumbing_compares_answers_not_scores():
@@ -218,7 +218,7 @@ def test_plumbing_compares_answers_not_scores():
     one = rows.index[rows.condition == "identity"][7]
     rows.loc[one, "answer"] = "something else"
     verdict = judge_made(rows)
-    assert finding(verdict, "plumbing").sentence == "identity gives P1's answer in 199 of 200 episodes"
+    assert criterion_result(verdict, "plumbing").sentence == "identity gives P1's answer in 199 of 200 episodes"
     assert not verdict.passed
 
 
@@ -270,13 +270,13 @@ def test_only_the_last_checkpoint_and_its_own_free_rows_count():
 
 def test_holm_corrects_over_the_family():
     verdicts = [judge_made(shares={**GOOD, "shuffle": share}) for share in (0.15, 0.67, 0.67, 0.67)]
-    alone = finding(verdicts[1], "right beats wrong")
+    alone = criterion_result(verdicts[1], "right beats wrong")
     assert alone.passed
     assert 0.01 < alone.p_value <= 0.05
     corrected = holm_corrected(verdicts)
     assert corrected[0].passed
     for verdict in corrected[1:]:
-        right = finding(verdict, "right beats wrong")
+        right = criterion_result(verdict, "right beats wrong")
         assert not right.passed
         assert right.p_value > alone.p_value
         assert right.measured == right.p_value
@@ -351,12 +351,12 @@ def test_retention_without_interval_says_so():
     ("argv", "says"),
     [
         (["--counts", "normal=60/50"], "more successes than episodes"),
-        (["--counts", "normal=-1/50"], "no count"),
-        (["--counts", "normal=a/b"], "no count"),
-        (["--counts", "normal=11/0"], "no count"),
-        (["--counts", "normal=11"], "no count"),
-        (["--counts", f"normal={'1' * 5000}/50"], "no count"),
-        (["--counts", "normal=٣/50"], "no count"),
+        (["--counts", "normal=-1/50"], "is not a count"),
+        (["--counts", "normal=a/b"], "is not a count"),
+        (["--counts", "normal=11/0"], "is not a count"),
+        (["--counts", "normal=11"], "is not a count"),
+        (["--counts", f"normal={'1' * 5000}/50"], "is not a count"),
+        (["--counts", "normal=٣/50"], "is not a count"),
         (["--counts", "normal=11/50,normal=12/50"], "given twice"),
         (["--counts", "noraml=11/50"], "'noraml' does not exist"),
         (["--counts", ""], "does not exist"),
@@ -395,7 +395,7 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
     write_rows(tmp_path / "text.parquet", rows[rows.config == ""])
     write_rows(unpaired, rows[(rows.condition != "random") | (rows.episode < 2010)])
     for argv, says in (
-        ([damaged], "damaged.parquet: not a sound Parquet file"),
+        ([damaged], "damaged.parquet: not an intact Parquet file"),
         ([short], "column success: missing"),
         ([rows_file, "--config", "nobody"], "good/0/confirm"),
         ([rows_file, "--split", "select"], "no rows"),
@@ -424,7 +424,7 @@ def test_gate_files_are_strict(change, says):
         validate(GateConfig, {"name": "g", "criteria": [{**criterion, **change}]}, "g.yaml")
 
 
-def test_the_judge_does_not_load_ray_nor_the_statistics_torch():
-    for module, strangers in (("m2ray.gate", ["ray"]), ("m2ray.stats", ["ray", "torch"])):
-        code = f"import sys, {module}; sys.exit(bool(set({strangers}) & set(sys.modules)))"
+def test_the_command_loads_neither_ray_nor_torch():
+    for module in ("m2ray.gate", "m2ray.judging.statistics"):
+        code = f"import sys, {module}; sys.exit(bool({{'ray', 'torch'}} & set(sys.modules)))"
         assert subprocess.run([sys.executable, "-c", code]).returncode == 0

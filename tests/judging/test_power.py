@@ -11,8 +11,8 @@ from m2ray.judging import statistics as stats
 from m2ray.reporting.leaderboard import legend
 
 SAID = re.compile(
-    r"At n = (\d+), a paired difference of ([0-9.]+) points is found with a chance of 80 % \(one-sided McNemar, "
-    r"5 % before Holm, 30 % of episodes discordant\); a lower bound of 30 % takes (\d+) successes\."
+    r"At n = (\d+), a paired difference of ([0-9.]+) points is detected with 80 % power \(one-sided McNemar, "
+    r"5 % before Holm, 30 % of episodes discordant\); a lower bound of 30 % needs (\d+) successes\."
 )
 
 

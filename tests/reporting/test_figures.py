@@ -1,4 +1,4 @@
-"""The pictures of what was judged: what they draw is what the rows say."""
+"""Figures of the judged runs: they draw what the rows contain."""
 
 import re
 
@@ -13,7 +13,7 @@ from m2ray.config.gate_file import load_gate
 from m2ray.judging.statistics import wilson
 from m2ray.reporting.build import draw_all
 from m2ray.reporting.figures import (
-    FEW,
+    MAX_CONFIGS,
     draw_by_k,
     draw_conditions,
     draw_outcomes,
@@ -36,31 +36,31 @@ def _closed():
 
 
 @pytest.fixture(scope="module")
-def told():
-    """Two seeds of a codec that passes, one that fails, at other k; in the board's order."""
+def runs():
+    """Two seeds of a codec that passes, and one that fails at another k, in the leaderboard's order."""
     parts = [run_rows("good", seed=0, k=8), run_rows("good", seed=1, k=8), run_rows("bad", BAD)]
     rows = pd.concat(parts, ignore_index=True).drop_duplicates()
-    attempts = judge_runs(rows, load_gate())
-    return runs_to_draw(attempts, make_leaderboard(rows, attempts, load_gate()))
+    judged = judge_runs(rows, load_gate())
+    return runs_to_draw(judged, make_leaderboard(rows, judged, load_gate()))
 
 
 @pytest.fixture(scope="module")
-def looks(told):
-    return line_styles([a.config for a in told])
+def styles(runs):
+    return line_styles([run.config for run in runs])
 
 
-def shares(folder_rows, condition):
-    return 100 * folder_rows[folder_rows.condition == condition].success.mean()
+def success_percent(rows, condition):
+    return 100 * rows[rows.condition == condition].success.mean()
 
 
-def test_every_picture_has_a_title_with_n_and_axis_labels_with_units(told, looks):
-    board = pd.DataFrame({"k": [4, 8], "score": [0.1, 0.2], "verdict": ["PASS", "FAIL"]})
+def test_every_figure_has_a_title_with_n_and_axis_labels_with_units(runs, styles):
+    leaderboard = pd.DataFrame({"k": [4, 8], "score": [0.1, 0.2], "verdict": ["PASS", "FAIL"]})
     drawn = [
-        draw_conditions(told),
-        draw_by_k(told, looks),
-        draw_scale_gates(told, looks),
-        draw_outcomes(told),
-        draw_scores(board),
+        draw_conditions(runs),
+        draw_by_k(runs, styles),
+        draw_scale_gates(runs, styles),
+        draw_outcomes(runs),
+        draw_scores(leaderboard),
         draw_budget(searched([0.1, 0.2])),
         draw_importance({"codec.k": 1.0}, 7),
         draw_parallel(searched([0.1, 0.2]), AXES),
@@ -76,8 +76,8 @@ def test_every_picture_has_a_title_with_n_and_axis_labels_with_units(told, looks
         assert re.search(r"\(%\)|\(nats|k, prefix|episodes of|scale_gate|importance", " ".join(labels)), labels
 
 
-def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_say(told):
-    figure = draw_conditions(told)
+def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_say(runs):
+    figure = draw_conditions(runs)
     good, bad = [axes for axes in figure.axes if axes.get_visible()]
     assert good.get_title() == "good\nk = 8, 2 of 2 passed"
     assert bad.get_title() == "bad\nk = 4, 0 of 1 passed"
@@ -89,7 +89,7 @@ def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_
         dots[names[round(float(np.mean(y)))]] = x
     assert len(dots["normal"]) == 1  # both seeds solve as many: one dot
     for name in names:
-        assert dots[name][0] == pytest.approx(shares(told[0].rows, name))
+        assert dots[name][0] == pytest.approx(success_percent(runs[0].rows, name))
     low, high = wilson(150, 200)
     (segment,) = good.containers[0].lines[2][0].get_segments()
     np.testing.assert_allclose(segment[:, 0], [100 * low, 100 * high])
@@ -98,15 +98,15 @@ def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_
 def test_conditions_are_those_of_the_rows_texts_by_length():
     rows = run_rows("a", splits=("confirm",))
     texts = [rows[rows.condition == "P1"].assign(condition=f"text-{size}") for size in (256, 16, 64)]
-    attempts = judge_runs(pd.concat([rows, *texts], ignore_index=True), load_gate())
-    assert drawn_conditions(attempts)[-4:] == ["identity", "text-16", "text-64", "text-256"]
+    runs = judge_runs(pd.concat([rows, *texts], ignore_index=True), load_gate())
+    assert drawn_conditions(runs)[-4:] == ["identity", "text-16", "text-64", "text-256"]
 
 
-def test_k_is_drawn_beside_the_bands_of_no_message_text_and_priming(told, looks):
+def test_k_is_drawn_beside_the_bands_of_no_message_text_and_priming(runs, styles):
     rows = run_rows("a", splits=("confirm",))
     primed = rows[rows.condition == "null"].assign(condition="constant")
-    attempts = judge_runs(pd.concat([rows, primed], ignore_index=True), load_gate())
-    axes = draw_by_k(attempts, line_styles(["a"])).axes[0]
+    judged = judge_runs(pd.concat([rows, primed], ignore_index=True), load_gate())
+    axes = draw_by_k(judged, line_styles(["a"])).axes[0]
     bands = {patch.get_label(): patch for patch in axes.patches}
     low, high = wilson(60, 200)
     assert bands["P0, no message"].get_y() == pytest.approx(100 * low)
@@ -114,12 +114,12 @@ def test_k_is_drawn_beside_the_bands_of_no_message_text_and_priming(told, looks)
     assert bands["P1, full text"].get_y() == pytest.approx(100 * wilson(180, 200).low)
     names = axes.get_legend().get_texts()
     assert [t.get_text() for t in names] == ["P1, full text", "P0, no message", "constant, priming alone", "a"]
-    several = draw_by_k(told, looks).axes[0]
+    several = draw_by_k(runs, styles).axes[0]
     assert [tick.get_text() for tick in several.get_xticklabels()] == ["4", "8"]
 
 
-def test_scales_have_a_line_a_training_and_a_colour_a_configuration(told, looks):
-    axes = draw_scale_gates(told, looks).axes[0]
+def test_scales_have_a_line_a_training_and_a_colour_a_configuration(runs, styles):
+    axes = draw_scale_gates(runs, styles).axes[0]
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 3, 3]
     assert [to_hex(line.get_color()).upper() for line in axes.lines] == [
         COLOURS["normal"],
@@ -129,39 +129,39 @@ def test_scales_have_a_line_a_training_and_a_colour_a_configuration(told, looks)
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 30], [0.5, 60], [1, 75]])
 
 
-def test_the_grid_shows_the_first_and_the_first_that_failed_and_hides_no_episode(told):
-    figure = draw_outcomes(told)
+def test_the_grid_shows_the_first_and_the_first_that_failed_and_hides_no_episode(runs):
+    figure = draw_outcomes(runs)
     assert [axes.get_title() for axes in figure.axes] == ["good, seed 0, k = 8", "bad, seed 0, k = 4"]
-    for axes, one in zip(figure.axes, (told[0], told[2]), strict=True):
+    for axes, run in zip(figure.axes, (runs[0], runs[2]), strict=True):
         pixels = axes.images[0].get_array()
         names = [label.get_text().partition(",")[0] for label in axes.get_yticklabels()]
         for row, name in enumerate(names):
-            assert 100 * pixels[row].mean() == pytest.approx(shares(one.rows, name))
+            assert 100 * pixels[row].mean() == pytest.approx(success_percent(run.rows, name))
 
 
 def test_no_two_of_the_first_dozen_configurations_look_alike():
-    looks = line_styles([f"c{i}" for i in range(20)])
-    assert len(looks) == len(set(looks.values())) == FEW
+    styles = line_styles([f"c{i}" for i in range(20)])
+    assert len(styles) == len(set(styles.values())) == MAX_CONFIGS
 
 
 # --- all of them ---------------------------------------------------------------------------------------------
 
 
-def test_the_same_figure_is_the_same_file(tmp_path, told):
+def test_the_same_figure_is_the_same_file(tmp_path, runs):
     written = []
     for name in ("one", "two"):
-        save(draw_outcomes(told), *png_and_svg(tmp_path / f"{name}-k1.5"))
+        save(draw_outcomes(runs), *png_and_svg(tmp_path / f"{name}-k1.5"))
         written.append([(tmp_path / f"{name}-k1.5.{kind}").read_bytes() for kind in ("png", "svg")])
     assert written[0] == written[1]
     assert b"<dc:date>" not in written[0][1]
 
 
-def test_a_folder_of_rows_alone_gives_the_pictures_that_rows_allow(tmp_path):
+def test_a_folder_of_rows_alone_gives_the_figures_that_rows_allow(tmp_path):
     folder = results_folder(tmp_path, run_rows("a"), run_rows("b", BAD))
     rows = pd.read_parquet(folder / "rows.parquet")
-    attempts = judge_runs(rows, load_gate())
-    pictures, left_out = draw_all(folder, attempts, make_leaderboard(rows, attempts, load_gate()), {})
+    judged = judge_runs(rows, load_gate())
+    figures, left_out = draw_all(folder, judged, make_leaderboard(rows, judged, load_gate()), {})
     names = ["conditions", "slots", "scale_gate", "outcomes", "scores"]
-    assert [picture.path for picture in pictures] == [f"figures/{name}.svg" for name in names]
+    assert [figure.path for figure in figures] == [f"figures/{name}.svg" for name in names]
     assert len(left_out) == 2
-    assert all((folder / picture.path).with_suffix(".png").is_file() for picture in pictures)
+    assert all((folder / figure.path).with_suffix(".png").is_file() for figure in figures)

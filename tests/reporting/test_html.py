@@ -1,4 +1,4 @@
-"""The page of a sweep: one file, nothing loaded, nothing from files taken for markup."""
+"""The page of a sweep: one file that loads nothing, with all text from files escaped."""
 
 import base64
 import hashlib
@@ -61,7 +61,7 @@ def test_words_from_files_are_words_and_nothing_else(page, reader):
     assert not [attrs for attrs in reader.all("img") if not attrs["src"].startswith("data:image/")]
     assert "49" not in re.findall(r"&amp;amp;(\S*)", text)
     plain = " ".join(reader.text.split())
-    # The record, the answer's neighbours, a configuration, a failure, a diagnosis, a look, what was left out.
+    # Sweep record, description, configuration, failure, diagnosis, look at confirm, figures, and what is left out.
     assert plain.count(" ".join(EVIL.split())) >= 10
     assert EVIL not in text
 
@@ -92,37 +92,37 @@ def test_links_within_the_page_lead_somewhere_and_no_id_is_given_twice(reader):
     assert set(named) <= set(ids)
 
 
-def test_tables_have_captions_and_headers_and_pictures_say_what_they_show(page, reader):
+def test_tables_have_captions_and_headers_and_figures_have_alternative_texts(page, reader):
     assert len(reader.all("caption")) == len(reader.all("table"))
     assert all(attrs.get("scope") in ("col", "row") for attrs in reader.all("th"))
-    board = re.search(r'<table id="board">.*?</table>', page[0], re.S)[0]
-    inside = Reader(board)
+    leaderboard = re.search(r'<table id="leaderboard-table">.*?</table>', page[0], re.S)[0]
+    inside = Reader(leaderboard)
     headers = [attrs for attrs in inside.all("th") if attrs["scope"] == "col"]
     assert len(inside.all("button")) == len(headers) == 17
     assert all(attrs["type"] == "button" for attrs in inside.all("button"))
     assert reader.all("html") == [{"lang": "en"}]
     assert [attrs["alt"] for attrs in reader.all("img")] == [f"One {EVIL}"]
-    assert "Gone: the picture is not in this folder." in reader.text
+    assert "Gone: the figure is not in this folder." in reader.text
     sideways = [attrs for _, attrs in reader.elements if attrs.get("class") == "wide"]
     assert all(attrs["tabindex"] == "0" and attrs["aria-label"] for attrs in sideways)
 
 
-def test_the_table_is_the_board(page):
-    text, board, _ = page
+def test_the_table_is_the_leaderboard(page):
+    text, leaderboard, _ = page
     lines = re.findall(r'<tr data-verdict="([^"]*)">(.*?)</tr>', text, re.S)
-    assert [entities.unescape(verdict) for verdict, _ in lines] == list(board.verdict)
-    for (_, line), shown in zip(lines, display_cells(board), strict=True):
+    assert [entities.unescape(verdict) for verdict, _ in lines] == list(leaderboard.verdict)
+    for (_, line), shown in zip(lines, display_cells(leaderboard), strict=True):
         cells = [Reader(cell).text for cell in re.findall(r"<t[dh].*?</t[dh]>", line, re.S)]
         assert sorted(cells[:-1]) == sorted(shown.values())
     options = re.findall(r"<option[^>]*>(.*?)</option>", text)
-    assert options == ["all", *dict.fromkeys(board.verdict)]
+    assert options == ["all", *dict.fromkeys(leaderboard.verdict)]
 
 
-def test_each_attempt_holds_every_section_of_its_markdown(page):
-    text, _, reports = page
-    parts = re.split(r'<details id="attempt-\d+">', text)[1:]
-    assert len(parts) == len(reports) == 3
-    for part, section in zip(parts, reports, strict=True):
+def test_each_configuration_holds_every_section_of_its_markdown(page):
+    text, _, sections = page
+    parts = re.split(r'<details id="configuration-\d+">', text)[1:]
+    assert len(parts) == len(sections) == 3
+    for part, section in zip(parts, sections, strict=True):
         markdown = section_markdown(section)
         headings = re.findall(r"^#+ (.*)$", markdown, re.M)
         shown = [Reader(h).text for h in re.findall(r"<h[3-6]>.*?</h[3-6]>", part)]
@@ -131,17 +131,17 @@ def test_each_attempt_holds_every_section_of_its_markdown(page):
         assert part.partition("</section>")[0].count("<table>") == len(tables)
 
 
-def test_the_answer_counts_what_passed_and_names_the_best(page, tmp_path):
+def test_the_headline_counts_what_passed_and_names_the_best(page):
     assert headline(page[1]) == [
         "2 of 3 trainings passed on confirm, 1 of 2 configurations with every training seed.",
         "Best that passed, by search score: winner, training seed 0, k = 4 solves 75.0 % [68.6, 80.5] of 200 "
-        "episodes with its message, 30.0 % without a message, 90.0 % with the text.",
+        "episodes with its prefix, 30.0 % without a message, 90.0 % with the full text.",
     ]
-    board = page[1]
-    none = headline(board[board.verdict != "PASS"])
+    leaderboard = page[1]
+    none = headline(leaderboard[leaderboard.verdict != "PASS"])
     assert none[0] == "0 of 1 training passed on confirm, 0 of 1 configuration with every training seed."
-    assert none[1].startswith("Nearest, by success: loser, training seed 0, k = 4 solves 32.0 %")
-    assert headline(board[board.verdict == "failed"]) == ["Nothing has been judged on confirm."]
+    assert none[1].startswith("Highest success, not passed: loser, training seed 0, k = 4 solves 32.0 %")
+    assert headline(leaderboard[leaderboard.verdict == "failed"]) == ["Nothing has been judged on confirm."]
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_answer_counts_what_passed_and_names_the_best(page, tmp_path):
         ("1e", None),
     ],
 )
-def test_a_cell_is_sorted_by_the_figure_it_shows(text, number):
+def test_a_cell_is_sorted_by_the_number_it_shows(text, number):
     assert number_of(text) == number
 
 
@@ -173,7 +173,7 @@ def test_backticks_alone_are_markup(text, shown):
     assert inline_code(text) == shown
 
 
-def test_a_large_vector_picture_gives_way_to_its_pixels_in_fewer_colours(tmp_path):
+def test_a_large_svg_is_replaced_by_its_png_in_fewer_colours(tmp_path):
     file = tmp_path / "one.svg"
     file.write_text(SVG + " " * LARGEST_SVG)
     assert data_url(file) == ""
@@ -184,16 +184,16 @@ def test_a_large_vector_picture_gives_way_to_its_pixels_in_fewer_colours(tmp_pat
     assert len(data) < (tmp_path / "one.png").stat().st_size
     file.write_text(SVG)
     assert data_url(file) == f"data:image/svg+xml;base64,{base64.b64encode(SVG.encode()).decode()}"
-    (tmp_path / "two.png").write_text("not a picture")
-    with pytest.raises(UserError, match=r"two\.png: not a picture"):
+    (tmp_path / "two.png").write_text("not an image")
+    with pytest.raises(UserError, match=r"two\.png: not an image"):
         data_url(tmp_path / "two.svg")
 
 
-def test_a_board_of_failures_alone_has_its_page(tmp_path):
-    text, board, reports = write_made_page(results_folder(tmp_path, failure_row("a", 4, "easy", "died")))
-    assert reports == []
+def test_a_leaderboard_of_failures_alone_has_its_page(tmp_path):
+    text, leaderboard, sections = write_made_page(results_folder(tmp_path, failure_row("a", 4, "easy", "died")))
+    assert sections == []
     assert "Nothing has been judged on confirm." in Reader(text).text
-    assert len(board) == 1
+    assert len(leaderboard) == 1
 
 
 def test_a_damaged_record_is_refused_before_a_page_is_written(tmp_path):

@@ -1,4 +1,4 @@
-"""The page of a sweep in a real browser: sorts, filters, opens; at phone and desktop width, light and dark."""
+"""The page of a sweep in a real browser: sorting, filtering, opening; phone and desktop width, light and dark."""
 
 import functools
 import html
@@ -16,21 +16,21 @@ from made_reports import hostile_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-# Clicks in the page as a reader would, in a frame as wide as a phone or a desktop, and notes what it then shows.
-HARNESS = """<!doctype html><pre id="said"></pre><script>
-const said = {};
-const frame = (width) => new Promise((done) => {
-  const it = document.createElement("iframe");
-  it.width = width; it.height = 800; it.src = "/report.html";
-  it.onload = () => done(it);
-  document.body.append(it);
+# Uses the page as a reader would, in a frame as wide as a phone or a desktop, and records what it then shows.
+HARNESS = """<!doctype html><pre id="seen"></pre><script>
+const seen = {};
+const load = (width) => new Promise((done) => {
+  const frame = document.createElement("iframe");
+  frame.width = width; frame.height = 800; frame.src = "/report.html";
+  frame.onload = () => done(frame);
+  document.body.append(frame);
 });
 const run = async () => {
   for (const width of [375, 1280]) {
-    const it = await frame(width), page = it.contentDocument, get = (id) => page.getElementById(id);
-    const shown = () => [...get("board").tBodies[0].rows].filter((row) => !row.hidden).map((row) =>
+    const frame = await load(width), page = frame.contentDocument, get = (id) => page.getElementById(id);
+    const shown = () => [...get("leaderboard-table").tBodies[0].rows].filter((row) => !row.hidden).map((row) =>
       row.cells[0].textContent);
-    const headers = [...get("board").tHead.rows[0].cells];
+    const headers = [...get("leaderboard-table").tHead.rows[0].cells];
     const header = (name) => headers.find((cell) => cell.textContent.trim() === name);
     const clicked = (name) => {
       header(name).firstElementChild.click();
@@ -41,8 +41,8 @@ const run = async () => {
       get(id).dispatchEvent(new Event("input", { bubbles: true }));
       return [shown(), get("count").value];
     };
-    const box = page.documentElement, body = it.contentWindow.getComputedStyle(page.body);
-    said[width] = {
+    const box = page.documentElement, body = frame.contentWindow.getComputedStyle(page.body);
+    seen[width] = {
       first: shown(), width: box.scrollWidth,
       shuffle: [clicked("shuffle"), clicked("shuffle"), clicked("shuffle")],
       config: clicked("config"),
@@ -51,12 +51,12 @@ const run = async () => {
       words: typed("words", "WINNER criteria"),
       image: page.images[0].naturalWidth, ground: body.backgroundColor,
     };
-    const place = page.querySelector("#board a").hash;
-    it.contentWindow.location.hash = place;
-    await new Promise((done) => it.contentWindow.addEventListener("hashchange", () => setTimeout(done, 0)));
-    said[width].opened = page.querySelector(place).open;
+    const anchor = page.querySelector("#leaderboard-table a").hash;
+    frame.contentWindow.location.hash = anchor;
+    await new Promise((done) => frame.contentWindow.addEventListener("hashchange", () => setTimeout(done, 0)));
+    seen[width].opened = page.querySelector(anchor).open;
   }
-  document.getElementById("said").textContent = JSON.stringify(said);
+  document.getElementById("seen").textContent = JSON.stringify(seen);
 };
 run();
 </script>"""
@@ -68,13 +68,13 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def board(folder):
+def leaderboard(folder):
     return hostile_page(folder)[1]
 
 
 @pytest.fixture(scope="module")
-def browse(folder, board):
-    """What the harness notes in a real browser, and what that says on its console."""
+def browse(folder, leaderboard):
+    """Run the harness in a real browser; return what it records, and the errors on the console."""
     if BROWSER is None:
         pytest.skip("no chromium or google-chrome on this machine")
     (folder / "harness.html").write_text(HARNESS)
@@ -82,44 +82,44 @@ def browse(folder, board):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
 
-        def look(*options):
+        def visit(*options):
             command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
             command += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=20000", "--dump-dom", *options]
             url = f"http://127.0.0.1:{server.server_port}/harness.html"
             done = subprocess.run([*command, url], capture_output=True, text=True, env={**os.environ, "LANG": "C"})
-            found = json.loads(html.unescape(re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)[1]))
+            found = json.loads(html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.S)[1]))
             errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line and "favicon" not in line]
             return found, errors
 
-        yield look
+        yield visit
         server.shutdown()
 
 
 @pytest.mark.slow
-def test_it_sorts_filters_and_opens_at_phone_and_desktop_width_without_a_word_on_the_console(browse, board):
+def test_it_sorts_filters_and_opens_at_phone_and_desktop_width_without_console_errors(browse, leaderboard):
     found, errors = browse()
     assert errors == []
-    order = list(board.config)
-    played = board[board.shuffle.notna()]
-    rest = [name for name, value in zip(board.config, board.shuffle, strict=True) if pd.isna(value)]
-    down = list(played.sort_values("shuffle", ascending=False, kind="stable").config)
-    up = list(played.sort_values("shuffle", kind="stable").config)
+    order = list(leaderboard.config)
+    evaluated = leaderboard[leaderboard.shuffle.notna()]
+    rest = [name for name, value in zip(leaderboard.config, leaderboard.shuffle, strict=True) if pd.isna(value)]
+    down = list(evaluated.sort_values("shuffle", ascending=False, kind="stable").config)
+    up = list(evaluated.sort_values("shuffle", kind="stable").config)
     for width in ("375", "1280"):
-        one = found[width]
-        assert one["width"] <= int(width)
-        assert one["first"] == order
-        assert one["shuffle"] == [["descending", down + rest], ["ascending", up + rest], [None, order]]
-        assert one["config"] == ["ascending", sorted(order)]
-        assert one["sorted"] == 1
-        assert one["verdict"] == [["loser"], f"1 of {len(order)} shown"]
-        assert one["both"][0] == one["none"][0] == []
-        assert one["words"][0] == ["winner", "winner"]
-        assert one["image"] == 9
-        assert one["opened"] is True
+        shown = found[width]
+        assert shown["width"] <= int(width)
+        assert shown["first"] == order
+        assert shown["shuffle"] == [["descending", down + rest], ["ascending", up + rest], [None, order]]
+        assert shown["config"] == ["ascending", sorted(order)]
+        assert shown["sorted"] == 1
+        assert shown["verdict"] == [["loser"], f"1 of {len(order)} shown"]
+        assert shown["both"][0] == shown["none"][0] == []
+        assert shown["words"][0] == ["winner", "winner"]
+        assert shown["image"] == 9
+        assert shown["opened"] is True
 
 
 @pytest.mark.slow
-def test_it_is_dark_where_the_reader_prefers_so(browse):
+def test_it_is_dark_if_the_reader_prefers_dark(browse):
     light = browse("--blink-settings=preferredColorScheme=1")[0]["375"]["ground"]
     dark = browse("--blink-settings=preferredColorScheme=0")[0]["375"]["ground"]
     assert sum(map(int, re.findall(r"\d+", light))) > 700

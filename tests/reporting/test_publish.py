@@ -1,4 +1,4 @@
-"""Published codecs: complete folders that anybody plays, on any seeds, and can train again."""
+"""Published codecs: self-contained folders to evaluate on any seeds, and to train again."""
 
 import json
 import shutil
@@ -24,9 +24,9 @@ CONFIG = "k8"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a finished sweep of one configuration leaves, judged on eight episodes."""
-    root = tmp_path_factory.mktemp("made") / "sweep"
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished sweep of one configuration, judged on eight episodes."""
+    root = tmp_path_factory.mktemp("finished") / "sweep"
     settings = {
         "splits": {"confirm": "2000:2008", "search": "1000:1004"},
         "codec": {"k": 8, "width": 32, "layers": 1},
@@ -43,13 +43,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sweep(made: Path, tmp_path: Path) -> Path:
-    """A copy to write into."""
-    shutil.copytree(made, tmp_path / "sweep")
+def sweep(finished_sweep: Path, tmp_path: Path) -> Path:
+    """Return a copy to write into."""
+    shutil.copytree(finished_sweep, tmp_path / "sweep")
     return tmp_path / "sweep"
 
 
-def test_a_published_codec_plays_on_any_seeds_even_the_judged_ones(sweep, capsys):
+def test_a_published_codec_can_be_evaluated_on_any_seeds_even_the_judged_ones(sweep, capsys):
     assert main([str(sweep), CONFIG, "--as", "best-k8"]) == 0
     best = sweep / "best-k8"
     conditions = "normal,shuffle,P0"
@@ -61,21 +61,21 @@ def test_a_published_codec_plays_on_any_seeds_even_the_judged_ones(sweep, capsys
         evaluate([str(judged / "epoch-01"), "--seeds", "2000:2008", "--conditions", conditions])
 
 
-def test_its_folder_says_what_was_judged_and_how_to_train_it_again(sweep):
+def test_its_folder_gives_the_verdict_and_how_to_train_it_again(sweep):
     best = publish(sweep, CONFIG, 0, "best-k8")
     assert load_yaml(TrialConfig, best / "trial.yaml") == trial_of(best)
-    told = (best / "README.md").read_text()
-    assert "PASS on confirm, n = 8: normal 83.0 %" in told
-    assert "python -m m2ray.train" in told
+    card = (best / "README.md").read_text()
+    assert "PASS on confirm, n = 8: normal 83.0 %" in card
+    assert "python -m m2ray.train" in card
     assert json.loads((best / "config.json").read_text())["published"]["verdict"].startswith("PASS")
 
 
 @pytest.mark.parametrize(
-    ("config", "name", "told"),
-    [("k99", "best-k99", "no checkpoint of k99"), (CONFIG, "../out", "no plain folder name")],
+    ("config", "name", "error"),
+    [("k99", "best-k99", "no checkpoint of k99"), (CONFIG, "../out", "not a plain folder name")],
 )
-def test_what_cannot_be_published_is_refused(sweep, config, name, told):
-    with pytest.raises(UserError, match=told):
+def test_what_cannot_be_published_is_refused(sweep, config, name, error):
+    with pytest.raises(UserError, match=error):
         publish(sweep, config, 0, name)
 
 
@@ -84,7 +84,7 @@ RECIPE = Path(__file__).parents[2] / "results" / "recipe-mini"
 
 @pytest.mark.parametrize(("name", "least"), [("best-k4", 0.6), ("best-k8", 0.65), ("best-k16", 0.85)])
 def test_the_codecs_in_the_repository_carry_their_messages(name, least):
-    """On 100 fresh messages: far fewer than were judged, so the bars stand well below what was measured there."""
+    """Test on 100 unused messages: far fewer than were judged, so `least` is well below the published rates."""
     conditions = ("normal", "shuffle", "P0")
     trial = trial_of(RECIPE / name)
     rows = run_evaluation(EvaluationJob(trial, "8000000:8000100", conditions, RECIPE / name, RECIPE))

@@ -1,4 +1,4 @@
-"""The board, the attempts' reports and the pictures: from rows alone, the same every time, in the folder only."""
+"""Leaderboard, reports and figures: from rows alone, the same every time, in the results folder only."""
 
 import hashlib
 import json
@@ -26,15 +26,15 @@ from m2ray.util.errors import UserError
 LOOK = "2026-01-01 00:00:00 evaluate epoch-02"
 
 
-def board_of(*parts):
-    """The board alone, without a file written."""
+def leaderboard_of(*parts):
+    """Return the leaderboard without writing a file."""
     rows = pd.concat(parts, ignore_index=True).drop_duplicates(KEY)
     return make_leaderboard(rows, judge_runs(rows, load_gate()), load_gate())
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A results folder of five configurations, with its tables and pictures. Not to be written into."""
+    """Build a results folder of five configurations. Tests must not write into it."""
     folder = results_folder(
         tmp_path_factory.mktemp("results"),
         run_rows("winner", gain=0.3),
@@ -51,16 +51,16 @@ def built(tmp_path_factory):
 
 @pytest.fixture
 def folder(built, tmp_path):
-    """A copy of the rows."""
+    """Return a folder with a copy of the rows."""
     shutil.copy(built[0] / "rows.parquet", tmp_path)
     return tmp_path
 
 
-def test_the_board_is_ordered_and_says_why(built):
-    _, board, _ = built
-    assert list(board.config) == ["winner", "loser", "unlucky", "early", "broken"]
-    assert list(board.verdict) == ["PASS", "FAIL", "not confirmed", "not confirmed", "failed"]
-    reasons = dict(zip(board.config, board.reason, strict=True))
+def test_the_leaderboard_is_ordered_and_gives_reasons(built):
+    _, leaderboard, _ = built
+    assert list(leaderboard.config) == ["winner", "loser", "unlucky", "early", "broken"]
+    assert list(leaderboard.verdict) == ["PASS", "FAIL", "not confirmed", "not confirmed", "failed"]
+    reasons = dict(zip(leaderboard.config, leaderboard.reason, strict=True))
     assert reasons["winner"] == "all criteria hold"
     assert reasons["loser"].startswith("BACKWARDS")
     assert reasons["unlucky"].startswith("others did better on select (score +0.100 nats, 2 of 4 on search); ")
@@ -68,8 +68,8 @@ def test_the_board_is_ordered_and_says_why(built):
     assert reasons["broken"] == "seed 0: loss nan at step 3; lower lr"
 
 
-def test_the_csv_has_the_columns_that_users_rely_on_and_figures_of_the_rows(built):
-    board = built[1].set_index("config")
+def test_the_csv_has_the_columns_that_users_rely_on_and_the_rates_of_the_rows(built):
+    leaderboard = built[1].set_index("config")
     wanted = {
         "seed",
         "k",
@@ -94,22 +94,22 @@ def test_the_csv_has_the_columns_that_users_rely_on_and_figures_of_the_rows(buil
         "score",
         "split",
     }
-    assert wanted <= set(board.columns)
-    one = board.loc["winner"]
+    assert wanted <= set(leaderboard.columns)
+    one = leaderboard.loc["winner"]
     shares = {name: one[name] for name in ("normal", "null", "random", "shuffle", "P0", "P1")}
     assert shares == {name: GOOD[name] for name in shares}
     assert one.retention == pytest.approx((0.75 - 0.3) / (0.9 - 0.3), abs=1e-4)
     assert (one.normal_ci_low, one.normal_ci_high) == pytest.approx((0.6857, 0.8049), abs=2e-4)  # Wilson, 150/200
     assert (one.n, one.k, one.score, one.gate1) == (200, 4, 0.3, "PASS")
-    assert board.loc["broken"].drop(["k", "verdict", "reason"]).isna().all()
+    assert leaderboard.loc["broken"].drop(["k", "verdict", "reason"]).isna().all()
 
 
-def test_numbers_that_count_stay_whole_beside_a_failed_line(built):
+def test_counts_stay_integers_beside_a_failed_line(built):
     first = (built[0] / "leaderboard.csv").read_text().splitlines()[1]
     assert first.startswith("winner,0,4,")
 
 
-def test_the_printed_board_shows_every_condition_retention_verdict_and_reason(built):
+def test_the_printed_leaderboard_shows_every_condition_retention_verdict_and_reason(built):
     lines = built[2].splitlines()
     assert lines[1].split() == [
         *(
@@ -138,11 +138,11 @@ def test_the_printed_board_shows_every_condition_retention_verdict_and_reason(bu
     assert lines[-1].startswith("written:")
 
 
-def test_every_training_seed_has_its_line_and_they_are_told_apart(tmp_path):
+def test_every_training_seed_has_a_line_that_names_it(tmp_path):
     folder = results_folder(tmp_path, *(run_rows("a", gain=0.1 * (seed + 1), seed=seed) for seed in range(3)))
-    board = build(folder)
-    assert list(board.seed) == [2, 1, 0]
-    assert [line.split(":")[0] for line in reasons(board)] == ["a, seed 2", "a, seed 1", "a, seed 0"]
+    leaderboard = build(folder)
+    assert list(leaderboard.seed) == [2, 1, 0]
+    assert [line.split(":")[0] for line in reasons(leaderboard)] == ["a, seed 2", "a, seed 1", "a, seed 0"]
     text = (folder / "attempts" / "a.md").read_text()
     assert [text.count(f"## Training seed {seed}, split confirm") for seed in range(3)] == [1, 1, 1]
 
@@ -151,16 +151,16 @@ def test_tests_are_corrected_over_all_that_are_judged_on_confirm():
     rows = pd.concat([run_rows(f"c{i}", splits=("confirm",)) for i in range(5)], ignore_index=True)
     rows = rows.drop_duplicates(KEY)
     tests = [
-        [f.p_value for f in a.verdict.findings if f.p_value is not None] for a in judge_runs(rows, load_gate())
+        [r.p_value for r in run.verdict.results if r.p_value is not None] for run in judge_runs(rows, load_gate())
     ]
     alone = judge(judged_rows(rows, "c0", 0, "confirm"), load_gate())
-    raw = [f.p_value for f in alone.findings if f.p_value is not None]
+    raw = [r.p_value for r in alone.results if r.p_value is not None]
     assert len(raw) == 2
     expected = multipletests(raw * 5, method="holm")[1].reshape(5, 2)
     np.testing.assert_allclose(tests, expected)
 
 
-def test_a_configuration_that_failed_has_one_line_whatever_it_had_played(tmp_path):
+def test_a_configuration_that_failed_has_one_line_whatever_rows_it_has(tmp_path):
     folder = results_folder(
         tmp_path, run_rows("a"), run_rows("b", splits=("search",)), failure_row("b", 4, "easy", "died")
     )
@@ -170,23 +170,23 @@ def test_a_configuration_that_failed_has_one_line_whatever_it_had_played(tmp_pat
     ]
 
 
-def test_a_board_of_failures_alone_is_written(tmp_path):
+def test_a_leaderboard_of_failures_alone_is_written(tmp_path):
     folder = results_folder(tmp_path, failure_row("a", 4, "easy", "died"), failure_row("b", 8, "easy", "nan"))
-    board = build(folder)
-    assert list(board.verdict) == ["failed", "failed"]
-    assert {"normal", "null", "shuffle", "P0", "P1", "retention", "gate1"} <= set(board.columns)
+    leaderboard = build(folder)
+    assert list(leaderboard.verdict) == ["failed", "failed"]
+    assert {"normal", "null", "shuffle", "P0", "P1", "retention", "gate1"} <= set(leaderboard.columns)
     assert "| b " in (folder / "leaderboard.md").read_text()
 
 
-def test_rows_cut_short_by_a_kill_give_a_board_that_says_so():
+def test_rows_cut_short_by_a_kill_are_incomplete_on_the_leaderboard():
     rows = run_rows("half", splits=("search",))
-    board = board_of(run_rows("whole"), rows[rows.condition != "shuffle"]).set_index("config")
-    assert board.loc["half", "verdict"] == "incomplete"
-    assert "condition shuffle: missing" in board.loc["half", "reason"]
-    assert board.loc["whole", "verdict"] == "PASS"
+    leaderboard = leaderboard_of(run_rows("whole"), rows[rows.condition != "shuffle"]).set_index("config")
+    assert leaderboard.loc["half", "verdict"] == "incomplete"
+    assert "condition shuffle: missing" in leaderboard.loc["half", "reason"]
+    assert leaderboard.loc["whole", "verdict"] == "PASS"
 
 
-def test_pictures_open_and_show_something(built):
+def test_figures_open_and_show_something(built):
     folder = built[0] / "figures"
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -202,10 +202,10 @@ def test_pictures_open_and_show_something(built):
 
 def test_another_build_from_rows_in_another_order_writes_the_same_bytes(built, tmp_path):
     def contents(folder):
-        # But for the digest of the rows' file, whose rows stand in another order.
-        file = hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest().encode()
+        # Except for the digest of the rows' file, which has its rows in another order.
+        digest = hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest().encode()
         return {
-            p.relative_to(folder): p.read_bytes().replace(file, b"digest")
+            p.relative_to(folder): p.read_bytes().replace(digest, b"digest")
             for p in folder.rglob("*")
             if p.suffix != ".parquet" and p.is_file()
         }
@@ -220,7 +220,7 @@ def test_another_build_from_rows_in_another_order_writes_the_same_bytes(built, t
     assert len(contents(first)) == 1 + 1 + 2 + 4 + 10
 
 
-def test_later_looks_at_confirm_are_owned_up_to(built):
+def test_later_looks_at_confirm_are_listed(built):
     for name in ("leaderboard.md", "attempts/winner.md"):
         assert f"Looked at confirm again: {LOOK}" in (built[0] / name).read_text()
 
@@ -233,8 +233,8 @@ def test_the_gate_of_the_sweep_is_the_reports_unless_another_is_given(tmp_path):
         {"gate": "gate1", "name": "high", "kind": "lower_bound", "condition": "normal", "at_least": 0.95}
     ]
     (folder / "sweep.yaml").write_text(json.dumps({"gate": gate}))
-    board = build(folder)
-    assert board.reason[0] == "gate1, high: CI_low(normal) = 68.6% < 95.0%"
+    leaderboard = build(folder)
+    assert leaderboard.reason[0] == "gate1, high: CI_low(normal) = 68.6% < 95.0%"
     assert "by gate `strict`" in (folder / "leaderboard.md").read_text()
     easy = tmp_path / "easy.yaml"
     easy.write_text(json.dumps({**gate, "name": "easy", "criteria": [{**gate["criteria"][0], "at_least": 0.1}]}))
@@ -247,18 +247,18 @@ def test_the_gate_of_the_sweep_is_the_reports_unless_another_is_given(tmp_path):
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys):
-    """The one line that the command says, having written nothing."""
+    """Run the command, check that it writes nothing, and return its one line of error."""
 
     def refuse(*argv):
         before = sorted(tmp_path.rglob("*"))
         monkeypatch.setattr(sys, "argv", ["m2ray.report", *map(str, argv)])
         with pytest.raises(SystemExit) as exit_:
             run_command(main)
-        said = capsys.readouterr()
-        assert (exit_.value.code, said.out) == (2, "")
-        assert len(said.err.splitlines()) == 1
+        printed = capsys.readouterr()
+        assert (exit_.value.code, printed.out) == (2, "")
+        assert len(printed.err.splitlines()) == 1
         assert sorted(tmp_path.rglob("*")) == before
-        return said.err
+        return printed.err
 
     return refuse
 
@@ -266,18 +266,18 @@ def refused(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "name", ["../x", "/etc/x", "a\nb", "..", ".", " ", "a/b", "a\\b", "a\0b", ".hidden", "x" * 200]
 )
-def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
+def test_a_name_that_is_not_a_file_name_is_refused(tmp_path, name):
     inside = tmp_path / "deep" / "results"
     results_folder(inside, run_rows(name, splits=("confirm",)))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="is no plain name; fix the rows"):
+    with pytest.raises(UserError, match="is not a plain name; fix the rows"):
         build(inside)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_hostile_name_is_one_line_on_the_command_line(tmp_path, refused):
     folder = results_folder(tmp_path / "r", run_rows("../x", splits=("confirm",)))
-    assert "'../x' is no plain name" in refused(folder)
+    assert "'../x' is not a plain name" in refused(folder)
 
 
 def test_a_folder_that_is_not_there_or_holds_no_rows_is_refused(tmp_path, refused):
@@ -299,13 +299,13 @@ def test_rows_that_lack_a_judged_condition_throughout_are_refused(tmp_path, refu
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "error"),
     [
         ("gate: {name: x}", "sweep.yaml: gate: criteria: missing; add it"),
         ("gate: [", "sweep.yaml: not valid YAML"),
         ("- 1", "sweep.yaml: expected a mapping"),
     ],
 )
-def test_a_damaged_sweep_yaml_is_refused(folder, refused, content, says):
+def test_a_damaged_sweep_yaml_is_refused(folder, refused, content, error):
     (folder / "sweep.yaml").write_text(content)
-    assert says in refused(folder)
+    assert error in refused(folder)

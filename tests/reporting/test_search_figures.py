@@ -1,4 +1,4 @@
-"""The pictures of search and training: what they draw is what the journal and the trainings logged."""
+"""Figures of search and training: they draw what the journal and the training runs logged."""
 
 import json
 import math
@@ -38,11 +38,11 @@ def journal(root, *entries):
     (root / "trials.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
 
 
-def test_scores_of_one_k_stand_side_by_side():
-    board = pd.DataFrame(
+def test_scores_with_the_same_k_are_side_by_side():
+    leaderboard = pd.DataFrame(
         {"k": [4, 4, 4, 8], "score": [0.2, 0.2, 0.1999, 0.2], "verdict": ["PASS", "PASS", "FAIL", "not confirmed"]}
     )
-    figure = draw_scores(board)
+    figure = draw_scores(leaderboard)
     places = np.concatenate([points.get_offsets() for points in figure.axes[0].collections])
     assert len(places) == 4
     assert len(set(np.round(places[:, 0], 3))) == 4
@@ -111,13 +111,13 @@ def test_a_journal_with_times_gives_the_budget_in_minutes(tmp_path):
     assert list(axes.lines[0].get_xdata()) == [1.0, 2.0]
 
 
-def test_one_that_is_far_below_does_not_make_the_others_look_alike():
+def test_an_outlier_does_not_make_the_others_look_alike():
     axes = draw_budget(searched([0.1, 0.12, 0.08, 0.11, -9.0])).axes[0]
     assert axes.get_ylim()[0] > -1
     assert [text.get_text() for text in axes.texts] == ["-9.00"]
 
 
-def test_importance_is_of_the_key_that_decides_the_score(tmp_path):
+def test_the_key_that_decides_the_score_is_the_most_important(tmp_path):
     rng = np.random.default_rng(0)
     chosen = {
         i: {
@@ -140,7 +140,7 @@ def test_importance_is_of_the_key_that_decides_the_score(tmp_path):
 
 def test_a_value_outside_the_space_is_refused(tmp_path):
     trials = searched([0.1, 0.2], {0: {"codec.k": 4}, 1: {"codec.k": 5}})
-    with pytest.raises(UserError, match=r"trials\.jsonl: c1: not of sweep\.yaml's space"):
+    with pytest.raises(UserError, match=r"trials\.jsonl: c1: not in sweep\.yaml's space"):
         importances(tmp_path, trials, AXES)
 
 
@@ -156,7 +156,7 @@ def test_a_value_outside_the_space_is_refused(tmp_path):
         ("codec.encoder", "other", UNSET),
     ],
 )
-def test_a_value_stands_on_its_axis_by_its_scale(key, value, height):
+def test_the_height_of_a_value_follows_its_axis(key, value, height):
     assert position_on_axis(AXES[key], value) == pytest.approx(height)
 
 
@@ -172,7 +172,7 @@ def test_lines_lead_to_ranks_and_keys_that_do_not_apply_are_below_the_axis():
     assert {"not set", "-7.000", "+0.100", "+0.200"} <= {text.get_text() for text in axes.texts}
 
 
-def test_what_the_journal_cannot_show_is_said(tmp_path):
+def test_what_the_journal_cannot_show_is_listed(tmp_path):
     assert draw_search(tmp_path, {}) == (
         [],
         ["Importance and parallel coordinates: nothing was searched."],
@@ -182,25 +182,25 @@ def test_what_the_journal_cannot_show_is_said(tmp_path):
     journal(tmp_path, *entries)
     found, left_out = draw_search(tmp_path, {"space": {"axes": RAW_AXES}})
     assert [name for name, _, _ in found] == ["budget", "parallel"]
-    assert left_out[0].startswith("Parameter importance: takes 5 configurations")
+    assert left_out[0].startswith("Parameter importance: needs 5 configurations")
 
 
 # --- the trainings -------------------------------------------------------------------------------------------
 
 
-def logged(root, config, seed, **columns):
+def write_history(root, config, seed, **columns):
     folder = root / "checkpoints" / config / f"seed-{seed}"
     folder.mkdir(parents=True)
     steps = [{"step": i, **{k: v[i] for k, v in columns.items()}} for i in range(len(columns["loss"]))]
     (folder / "history.json").write_text(json.dumps(steps))
 
 
-def test_curves_are_what_each_training_logged(tmp_path):
-    looks = line_styles(["judged"])
-    logged(tmp_path, "judged", 0, loss=[3.0, 2.0, 1.0], shuffle_gap=[0.0, 0.1, 0.5], k=[8, 8, 4])
-    logged(tmp_path, "judged", 1, loss=[3.0, 2.5, 2.0], shuffle_gap=[0.0, 0.1, 0.2], k=[8, 8, 4])
-    logged(tmp_path, "other", 0, loss=[3.0, 3.0, 3.0], nll=[1.0, 1.0, 1.0], k=[8, 8, 8])
-    ((name, _, figure),), left_out = draw_training(tmp_path, looks)
+def test_curves_are_the_metrics_that_each_run_logged(tmp_path):
+    styles = line_styles(["judged"])
+    write_history(tmp_path, "judged", 0, loss=[3.0, 2.0, 1.0], shuffle_gap=[0.0, 0.1, 0.5], k=[8, 8, 4])
+    write_history(tmp_path, "judged", 1, loss=[3.0, 2.5, 2.0], shuffle_gap=[0.0, 0.1, 0.2], k=[8, 8, 4])
+    write_history(tmp_path, "other", 0, loss=[3.0, 3.0, 3.0], nll=[1.0, 1.0, 1.0], k=[8, 8, 8])
+    ((name, _, figure),), left_out = draw_training(tmp_path, styles)
     assert (name, left_out) == ("training", [])
     panels = {axes.get_title(): axes for axes in figure.axes}
     losses = panels["loss, all terms (log scale)"]
@@ -212,15 +212,15 @@ def test_curves_are_what_each_training_logged(tmp_path):
     assert "n = 3 trainings" in figure.get_suptitle()
 
 
-def test_without_checkpoints_curves_are_left_out_or_stand_as_they_were(tmp_path):
+def test_without_checkpoints_curves_are_left_out_or_kept(tmp_path):
     found, left_out = draw_training(tmp_path, {})
     assert (found, len(left_out)) == ([], 1)
     assert left_out[0].startswith("Training curves: the checkpoints")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "training.svg").write_text("<svg/>")
-    ((name, says, figure),), left_out = draw_training(tmp_path, {})
+    ((name, caption, figure),), left_out = draw_training(tmp_path, {})
     assert (name, figure, left_out) == ("training", None, [])
-    assert says.endswith("drawn where the checkpoints were")
+    assert caption.endswith("drawn while the checkpoints were in this folder")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a configuration's report says: every section of the reference report, for Markdown and page alike."""
+"""A configuration's report: every section of the reference report, for Markdown and page alike."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from made_reports import BAD, results_folder, run_rows
 
 from m2ray.config.gate_file import load_gate
 from m2ray.diagnosis.report import root_cause
-from m2ray.diagnosis.store import diagnosis_folder as diagnosis_of
+from m2ray.diagnosis.store import diagnosis_folder
 from m2ray.evaluation.rows import RowStore
 from m2ray.judging.gate import FAIL, PASS
 from m2ray.reporting.document import Bullets, Commands, Grid, section_markdown
@@ -19,7 +19,7 @@ from m2ray.reporting.sections import config_section
 from m2ray.util.files import write_json
 from m2ray.util.tables import markdown
 
-ABOUT = {
+RECORD = {
     "receiver": {"name": "mini", "digest": "r"},
     "space": {"trial": {"losses": {"ce": {"weight": 1.0}, "contrast": None, "states": {"weight": 50.0}}}},
     "points": {"winner": {"losses": {"ce": {"weight": 1.0}, "help": {"weight": 0.5}, "states": None}}},
@@ -28,35 +28,35 @@ ABOUT = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A codec that passes on two training seeds and one that a wrong message serves better."""
+    """Return a folder with a codec that passes on two seeds, and one that does better with a wrong message."""
     parts = [run_rows("winner", seed=0), run_rows("winner", seed=1), run_rows("loser", BAD)]
     return results_folder(tmp_path, *parts)
 
 
-def section_of(folder, config, about=ABOUT):
-    attempts = [a for a in judge_runs(RowStore(folder).read(), load_gate()) if a.config == config]
-    statuses = [f"{a.verdict.verdict}: {a.reason([])}" for a in attempts]
-    return config_section(folder, attempts, statuses, load_gate(), about)
+def section_of(folder, config, record=RECORD):
+    runs = [run for run in judge_runs(RowStore(folder).read(), load_gate()) if run.config == config]
+    statuses = [f"{run.verdict.verdict}: {run.reason([])}" for run in runs]
+    return config_section(folder, runs, statuses, load_gate(), record)
 
 
-def within(section, title):
-    """The first section of a title, however deep."""
-    return next((s for s in everything(section) if s.title == title), None)
+def find(section, title):
+    """Return the first section with a title, at any depth."""
+    return next((s for s in all_sections(section) if s.title == title), None)
 
 
-def everything(section):
+def all_sections(section):
     yield section
     for part in section.parts:
-        yield from everything(part)
+        yield from all_sections(part)
 
 
 def blocks(section, kind):
     return [block for block in section.blocks if isinstance(block, kind)]
 
 
-def test_a_failed_attempt_has_the_reference_reports_sections(folder):
+def test_a_failed_configuration_has_the_reference_reports_sections(folder):
     section = section_of(folder, "loser")
-    assert [s.title for s in everything(section)] == [
+    assert [s.title for s in all_sections(section)] == [
         "loser",
         "Summary",
         "Configuration",
@@ -81,54 +81,54 @@ def test_markdown_has_each_section_as_a_heading_and_each_table(folder):
     levels += [("###", part) for parent in section.parts for part in parent.parts]
     for mark, part in levels:
         assert f"{mark} {part.title}" in text.splitlines()
-    assert len(levels) == len(list(everything(section)))
+    assert len(levels) == len(list(all_sections(section)))
     assert re.search(r"\| training.lr +\| 0.001 +\|", text)
     assert "```\npython -m m2ray.gate results/" in text
 
 
-def test_the_critical_finding_gives_the_figures_that_contradict_the_codec(folder):
-    (found,) = blocks(within(section_of(folder, "loser"), "Critical finding: shuffle > normal"), Bullets)
+def test_the_critical_finding_gives_the_results_that_contradict_the_codec(folder):
+    (found,) = blocks(find(section_of(folder, "loser"), "Critical finding: shuffle > normal"), Bullets)
     assert found.lines[0].startswith(
         "A wrong message does better, 34.0% (68/200), than the right one, 32.0% (64/200)"
     )
-    attempts = judge_runs(RowStore(folder).read(), load_gate())
-    verdict = next(a.verdict for a in attempts if a.config == "loser")
-    failed = [f.sentence for f in verdict.findings if not f.passed]
+    runs = judge_runs(RowStore(folder).read(), load_gate())
+    verdict = next(run.verdict for run in runs if run.config == "loser")
+    failed = [result.sentence for result in verdict.results if not result.passed]
     assert [line.partition(": ")[2] for line in found.lines[2:]] == failed
-    assert not [s for s in everything(section_of(folder, "winner")) if s.title.startswith("Critical")]
+    assert not [s for s in all_sections(section_of(folder, "winner")) if s.title.startswith("Critical")]
 
 
-def test_a_codec_that_is_ignored_is_told_from_one_that_is_backwards(tmp_path):
+def test_a_codec_that_is_ignored_has_another_finding_than_one_that_is_backwards(tmp_path):
     ignored = {**BAD, "normal": 0.32, "shuffle": 0.31}
     section = section_of(results_folder(tmp_path, run_rows("ignored", ignored)), "ignored")
-    (title,) = [s.title for s in everything(section) if s.title.startswith("Critical")]
-    assert title == "Critical finding: what the message says makes no difference"
-    assert "does not depend on what the message says" in blocks(within(section, title), Bullets)[0].lines[0]
+    (title,) = [s.title for s in all_sections(section) if s.title.startswith("Critical")]
+    assert title == "Critical finding: the message's content makes no difference"
+    assert "does not depend on the message's content" in blocks(find(section, title), Bullets)[0].lines[0]
 
 
 def test_the_decision_log_has_a_line_for_each_criterion_that_applies(folder):
-    grid = blocks(within(section_of(folder, "loser"), "Decision log"), Grid)[0].table
+    grid = blocks(find(section_of(folder, "loser"), "Decision log"), Grid)[0].table
     applies = [c for c in load_gate().criteria if c.applies(4)]
     assert [(row[0], row[1]) for row in grid[1:]] == [(c.gate, c.name) for c in applies]
     assert {row[3] for row in grid[1:]} == {PASS, FAIL}
 
 
 def test_the_configuration_names_receiver_task_objective_and_episodes(folder):
-    table = dict(blocks(within(section_of(folder, "winner"), "Configuration"), Grid)[0].table[1:])
+    table = dict(blocks(find(section_of(folder, "winner"), "Configuration"), Grid)[0].table[1:])
     assert table["receiver (frozen)"] == "mini (digest r)"
     assert table["training objective"] == "1 ce + 0.5 help"
     assert (table["task"], table["evaluation"]) == ("easy", "greedy, n = 200 a condition")
     assert table["episodes"] == "2000 to 2199, split confirm"
-    sampled = dict(blocks(within(section_of(folder, "loser"), "Configuration"), Grid)[0].table[1:])
+    sampled = dict(blocks(find(section_of(folder, "loser"), "Configuration"), Grid)[0].table[1:])
     assert sampled["training objective"] == "1 ce + 50 states"
-    bare = dict(blocks(within(section_of(folder, "loser", {}), "Configuration"), Grid)[0].table[1:])
+    bare = dict(blocks(find(section_of(folder, "loser", {}), "Configuration"), Grid)[0].table[1:])
     assert "training objective" not in bare
 
 
-def test_a_searched_weight_of_a_loss_stands_over_the_spaces(tmp_path):
+def test_a_searched_weight_of_a_loss_replaces_the_spaces(tmp_path):
     params = {"losses.states.weight": 7.0, "losses.contrast.weight": None}
     folder = results_folder(tmp_path, run_rows("sampled", params=params))
-    table = dict(blocks(within(section_of(folder, "sampled"), "Configuration"), Grid)[0].table[1:])
+    table = dict(blocks(find(section_of(folder, "sampled"), "Configuration"), Grid)[0].table[1:])
     assert table["training objective"] == "1 ce + 7 states"
 
 
@@ -136,7 +136,7 @@ def test_artifacts_have_their_digests_and_published_codecs_are_found_by_theirs(f
     for name, digest in (("best", "winner-1-10"), ("other", "somebody-else"), ("strange", None)):
         write_json(folder / name / "config.json", {"digest": digest} if digest else [])
     section = section_of(folder, "winner")
-    seeds = [within(part, "Artifacts") for part in section.parts if part.parts]
+    seeds = [find(part, "Artifacts") for part in section.parts if part.parts]
     first, second = ("\n".join(blocks(seed, Bullets)[0].lines) for seed in seeds)
     sha = hashlib.sha256((folder / "rows.parquet").read_bytes()).hexdigest()
     assert "checkpoint digest `winner-0-10`, step 10" in first
@@ -144,20 +144,20 @@ def test_artifacts_have_their_digests_and_published_codecs_are_found_by_theirs(f
     assert "`best/`" in second
     assert "`best/`" not in first
     assert "other" not in first + second
-    (commands,) = blocks(within(section, "Commands"), Commands)
+    (commands,) = blocks(find(section, "Commands"), Commands)
     assert [line.split()[2] for line in commands.lines] == ["m2ray.gate", "m2ray.report", "m2ray.evaluate"]
     assert commands.lines[2].startswith(f"python -m m2ray.evaluate results/{folder.name}/best --seeds ")
 
 
-def test_a_diagnosis_gives_its_sentences_root_cause_and_pictures(folder):
+def test_a_diagnosis_gives_its_sentences_root_cause_and_figures(folder):
     found = without_gain(healthy_diagnosis())
     about = {"config": "loser", "seed": 0, "n": 1000, "seeds": "0:1000"}
     data = {**found.json(), "root_cause": root_cause(found)}
-    write_json(diagnosis_of(folder, "loser", 0) / "diagnosis.json", {**data, "about": about})
+    write_json(diagnosis_folder(folder, "loser", 0) / "diagnosis.json", {**data, "about": about})
     section = section_of(folder, "loser")
-    lines = blocks(within(section, "Diagnosis"), Bullets)[0].lines
+    lines = blocks(find(section, "Diagnosis"), Bullets)[0].lines
     assert lines == [f"{finding.name}: {finding.sentence}" for finding in found.findings]
-    cause = within(section, "Root cause")
+    cause = find(section, "Root cause")
     assert blocks(cause, Grid)[0].table == json.loads(json.dumps(root_cause(found)))
     text = section_markdown(section)
     assert "![Where the message is lost](../diagnoses/loser-seed-0/stages.png)" in text

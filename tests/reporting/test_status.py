@@ -1,4 +1,4 @@
-"""How far a sweep is, from another shell; and a sweep's progress for machines."""
+"""A sweep's progress: from another shell, and as JSON while it runs."""
 
 import json
 import shutil
@@ -15,31 +15,33 @@ from m2ray.util.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """A small sweep that says what it does in JSON."""
-    where = tmp_path_factory.mktemp("status")
-    done = sweep(write_space(where), "--results", where, "--json")
-    return where / "small", [json.loads(line) for line in done.stdout.splitlines()]
+def json_sweep(tmp_path_factory):
+    """Run a small sweep; return its folder and the progress that it prints as JSON."""
+    results = tmp_path_factory.mktemp("status")
+    done = sweep(write_space(results), "--results", results, "--json")
+    return results / "small", [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
-def test_a_sweep_tells_each_step_as_json(told):
-    folder, lines = told
+def test_a_sweep_prints_each_step_as_json(json_sweep):
+    folder, lines = json_sweep
     assert all({"seconds", "share", "event"} <= set(line) for line in lines[:-1])
     assert [line["share"] for line in lines[:-1]] == sorted(line["share"] for line in lines[:-1])
     events = {line["event"] for line in lines}
     assert {"phase", "epoch", "ended", "evaluated", "board"} == events
-    board = lines[-1]["board"]
+    leaderboard = lines[-1]["board"]
     assert lines[-1]["results"] == str(folder)
-    assert {line["config"] for line in board} == {line["config"] for line in lines if line["event"] == "ended"}
+    assert {line["config"] for line in leaderboard} == {
+        line["config"] for line in lines if line["event"] == "ended"
+    }
 
 
 @pytest.mark.slow
-def test_status_says_what_rows_and_checkpoints_say(told, capsys):
-    folder, lines = told
+def test_status_agrees_with_rows_and_checkpoints(json_sweep, capsys):
+    folder, lines = json_sweep
     before = {path: path.stat().st_mtime for path in folder.rglob("*")}
     found = status_of(folder)
-    assert {path: path.stat().st_mtime for path in folder.rglob("*")} == before, "it writes nothing"
+    assert {path: path.stat().st_mtime for path in folder.rglob("*")} == before, "status must not write"
     rows = RowStore(folder).read()
     assert found["rows"] == len(rows)
     last = {line["config"]: line for line in lines if line["event"] == "epoch"}

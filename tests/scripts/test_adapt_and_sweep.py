@@ -1,4 +1,4 @@
-"""scripts/adapt_and_sweep.py: a receiver is taught the text task, frozen, and codecs are judged on it."""
+"""scripts/adapt_and_sweep.py: teach a receiver the text task, freeze it, and judge codecs on it."""
 
 import importlib
 import json
@@ -15,6 +15,7 @@ from sweeps import SPACE
 from m2ray.cli import train_receiver
 from m2ray.cli.runner import DONE, NOT_PASSED
 from m2ray.config.plan import load_plan
+from m2ray.engine.evaluations import Evaluations
 from m2ray.evaluation.rows import KEY, RowStore
 from m2ray.judging.gate import FAIL
 from m2ray.receiver import layout as layout_module
@@ -47,7 +48,7 @@ def write_space(folder: Path, **splits: str) -> Path:
 
 @pytest.fixture
 def go(tiny_folder, tmp_path, monkeypatch):
-    """The command, on the tiny receiver: a few steps, few held-out episodes."""
+    """Run the script on the tiny receiver, with few steps and few held-out episodes."""
     monkeypatch.setattr(adapt, "HELD_OUT", 4)
     space = write_space(tmp_path)
 
@@ -65,7 +66,7 @@ def result_of(folder: Path) -> dict:
 def test_a_receiver_that_does_not_reach_g0_ends_it_with_a_line_and_exit_code_1(go, tmp_path, capsys):
     assert go() == NOT_PASSED
     out, err = capsys.readouterr()
-    assert "G0 not reached: P1 0.000 (0.85 wanted), P1 - P0 0.000 (0.3 wanted); train on with" in err
+    assert "G0 not reached: P1 0.000 (at least 0.85), P1 - P0 0.000 (at least 0.3); train longer with" in err
     assert "P1 0/4 = 0.0 % [0.0, 49.0]" in out
     result = result_of(tmp_path / "run")
     assert result["verdict"] == "G0 not reached"
@@ -73,7 +74,7 @@ def test_a_receiver_that_does_not_reach_g0_ends_it_with_a_line_and_exit_code_1(g
     card = json.loads((tmp_path / "run" / "checkpoints" / "receiver" / "m2ray.json").read_text())
     assert (card["train_seeds"], card["level"], card["samples"]) == ("10000000:10000024", "easy", 24)
 
-    # The same again does nothing; more samples go on from the last step.
+    # The same command again does nothing; with more samples it continues from the last step.
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.is_file()}
     assert go() == NOT_PASSED
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
@@ -81,15 +82,15 @@ def test_a_receiver_that_does_not_reach_g0_ends_it_with_a_line_and_exit_code_1(g
     assert go(samples=32) == NOT_PASSED
     assert "step 8/8" in capsys.readouterr().out
     assert result_of(tmp_path / "run")["adapt"]["samples"] == 32
-    with pytest.raises(UserError, match=r"result\.json: samples: made with 32, now 24; repeat that"):
+    with pytest.raises(UserError, match=r"result\.json: samples: made with 32, not 24; use that value"):
         go(samples=24)
-    with pytest.raises(UserError, match=r"result\.json: lr: made with 0\.01, now 0\.1"):
+    with pytest.raises(UserError, match=r"result\.json: lr: made with 0\.01, not 0\.1"):
         go("--lr", 0.1, samples=32)
 
 
-def test_bad_words_are_refused_in_a_line(go, tmp_path, tiny_folder):
+def test_bad_options_are_refused_in_one_line(go, tmp_path, tiny_folder):
     for words, said in (
-        (["--lr", "0"], "--lr: 0.0 is not above 0; write more"),
+        (["--lr", "0"], "--lr: 0.0 is not above 0; use a larger value"),
         (["--rank", "-1"], "--rank: -1 is not above 0"),
         (["--samples", "3"], "--samples: 3 do not fill a batch of 4"),
         (["--rank", "100000"], "--rank 100000: its adapter is over 16,000,000 bytes; use [0-9]+ at most"),
@@ -100,7 +101,7 @@ def test_bad_words_are_refused_in_a_line(go, tmp_path, tiny_folder):
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "result.json").write_text("[]")
-    with pytest.raises(UserError, match=r"result\.json: not what this script writes"):
+    with pytest.raises(UserError, match=r"result\.json: not a result of this script"):
         go()
 
 
@@ -109,13 +110,13 @@ def test_the_receiver_is_base_plus_adapter_to_the_bit_however_often_it_was_stopp
 ):
     assert go() == NOT_PASSED
     codes = []
-    while not codes or codes[-1] == adapt.GO_ON:
+    while not codes or codes[-1] == adapt.OUT_OF_TIME:
         codes.append(go("--minutes", 1e-9, out="stopped"))
         verdict = result_of(tmp_path / "stopped")["verdict"]
-        assert verdict == ("unfinished" if codes[-1] == adapt.GO_ON else "G0 not reached")
-    assert codes == [adapt.GO_ON] * 6 + [NOT_PASSED]
+        assert verdict == ("unfinished" if codes[-1] == adapt.OUT_OF_TIME else "G0 not reached")
+    assert codes == [adapt.OUT_OF_TIME] * 6 + [NOT_PASSED]
     assert (
-        "stopped after training step 3 of 6; go on with the same command: python scripts/"
+        "stopped after training step 3 of 6; resume with the same command: python scripts/"
         in capsys.readouterr().err
     )
 
@@ -141,7 +142,7 @@ def test_the_receiver_is_base_plus_adapter_to_the_bit_however_often_it_was_stopp
 
 
 def test_what_is_trained_is_what_is_merged(tiny_folder, tmp_path, monkeypatch):
-    """The start that all prompts share is trained as well, not read once with the base's weights."""
+    """The prompts' common prefix is trained as well, not encoded once with the base's weights."""
     words = [
         "--base",
         tiny_folder,
@@ -159,7 +160,7 @@ def test_what_is_trained_is_what_is_merged(tiny_folder, tmp_path, monkeypatch):
     args = train_receiver.parser().parse_args([*map(str, words), "--held-out", "1", "--level", "easy"])
     args.command = "none"
     batch = [draw_episode(level("easy"), seed, "train") for seed in range(4)]
-    receiver = lora.adapted(str(tiny_folder), 2, 0)
+    receiver = lora.load_with_lora(str(tiny_folder), 2, 0)
     before = receiver_training.batch_loss(receiver, batch, [False] * 4)
     receiver_training.train(receiver, level("easy"), args, 10_000_000, float("inf"))
     with torch.no_grad():
@@ -168,7 +169,7 @@ def test_what_is_trained_is_what_is_merged(tiny_folder, tmp_path, monkeypatch):
             nothing_shared.setattr(layout_module, "MIN_CACHED_TOKENS", 10_000)
             assert torch.equal(receiver_training.batch_loss(receiver, batch, [False] * 4), trained)
     lora.save_adapter(receiver, str(tiny_folder), tmp_path / "adapter")
-    made = lora.merged(str(tiny_folder), tmp_path / "adapter")
+    made = lora.merge_adapter(str(tiny_folder), tmp_path / "adapter")
     layout, frame = made.layout(batch, [e.message for e in batch]), made.answer_frame(level("easy"))
     assert bool(layout.cached_B.all())
     logits = made.logits(layout, None, len(frame.ids_A)).float()
@@ -184,7 +185,7 @@ def test_the_default_rank_is_the_largest_that_fits(tiny_folder, tmp_path):
     rank = lora.largest_rank(base, 300_000)
     sizes = {}
     for one in (8, rank):
-        lora.save_adapter(lora.adapted(base, one, 0), base, tmp_path / str(one))
+        lora.save_adapter(lora.load_with_lora(base, one, 0), base, tmp_path / str(one))
         sizes[one] = (tmp_path / str(one) / "adapter_model.safetensors").stat().st_size
     a_rank = (sizes[rank] - sizes[8]) / (rank - 8)
     assert sizes[rank] <= 300_000
@@ -194,7 +195,7 @@ def test_the_default_rank_is_the_largest_that_fits(tiny_folder, tmp_path):
 
 
 def test_seeds_of_the_adaptation_overlap_no_split(go, tmp_path):
-    """Neither in the shipped space, at the default size and a hundred times it, nor in one that would."""
+    """The shipped space does not at the default size and a hundred times it; a space that would is refused."""
     default = adapt.parser().get_default("samples")
     for samples in (default, 100 * default):
         settings = {"base": "mini", "level": "easy", "samples": samples, "batch": 64}
@@ -209,31 +210,31 @@ def test_seeds_of_the_adaptation_overlap_no_split(go, tmp_path):
 
 @pytest.mark.slow
 def test_from_base_to_verdict_in_several_calls(go, tmp_path, monkeypatch, capsys):
-    """A tiny random model solves nothing, so G0 is waived here; its verdict is FAIL, and given at the end only."""
-    monkeypatch.setattr(adapt, "P1_LEAST", 0.0)
-    monkeypatch.setattr(adapt, "GAIN_LEAST", -1.0)
+    """A tiny random model solves nothing, so G0 is waived here; the verdict FAIL is written at the end only."""
+    monkeypatch.setattr(adapt, "MIN_P1", 0.0)
+    monkeypatch.setattr(adapt, "MIN_GAIN", -1.0)
     out = tmp_path / "run"
     judge = adapt.Job.judge
-    monkeypatch.setattr(adapt.Job, "judge", lambda self: adapt.GO_ON)
-    assert go() == adapt.GO_ON
+    monkeypatch.setattr(adapt.Job, "judge", lambda self: adapt.OUT_OF_TIME)
+    assert go() == adapt.OUT_OF_TIME
     assert (result_of(out)["verdict"], result_of(out)["next"]) == ("unfinished", "sweep")
     assert not (out / "checkpoints" / "receiver.training.safetensors").exists()
 
-    # Told to stop by the clock, in mid-sweep.
+    # The time is up during the sweep.
     monkeypatch.setattr(adapt.Job, "judge", judge)
-    evaluate = adapt.sweep.Sweep.finish_evaluation
+    finish = Evaluations.finish
 
-    def stop_then(self):
-        monkeypatch.setattr(adapt.sweep.Sweep, "finish_evaluation", evaluate)
+    def stop_then_finish(self):
+        monkeypatch.setattr(Evaluations, "finish", finish)
         jobs[0].stop_sweep()
-        evaluate(self)
+        finish(self)
 
     jobs, init = [], adapt.Job.__init__
     monkeypatch.setattr(adapt.Job, "__init__", lambda self, *args: (init(self, *args), jobs.append(self))[0])
-    monkeypatch.setattr(adapt.sweep.Sweep, "finish_evaluation", stop_then)
-    assert go() == adapt.GO_ON
+    monkeypatch.setattr(Evaluations, "finish", stop_then_finish)
+    assert go() == adapt.OUT_OF_TIME
     assert (result_of(out)["verdict"], result_of(out)["next"]) == ("unfinished", "sweep")
-    assert "--resume goes on with" in capsys.readouterr().err
+    assert "--resume continues" in capsys.readouterr().err
 
     assert go() == NOT_PASSED
     result = result_of(out)
@@ -248,7 +249,7 @@ def test_from_base_to_verdict_in_several_calls(go, tmp_path, monkeypatch, capsys
         assert (out / name).is_file(), name
     assert not RowStore(out).read().duplicated(KEY).any()
 
-    # Nothing twice; the merged receiver is made again where it is missing, the same to the bit.
+    # No stage runs twice; a missing merged receiver is made again, bit for bit.
     monkeypatch.setattr(adapt.sweep, "main", None)
     monkeypatch.setattr(train_receiver, "make", None)
     shutil.rmtree(out / "checkpoints" / "receiver")
@@ -260,7 +261,7 @@ def test_from_base_to_verdict_in_several_calls(go, tmp_path, monkeypatch, capsys
 @pytest.mark.gpu
 @pytest.mark.timeout(3600)
 def test_smollm2_learns_the_text_task_and_its_codec_is_judged(tmp_path):
-    """A short adaptation on a GPU: whatever the verdict, all of it is there and within the limits."""
+    """A short adaptation on a GPU writes all files, within the limits, whatever the verdict."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     try:

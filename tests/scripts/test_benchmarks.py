@@ -1,4 +1,4 @@
-"""The benchmarks: both sides do the same work, and every figure that is promised is there."""
+"""The benchmarks: m2ray and the reference loop do the same work, and every documented figure is there."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def test_the_sweeps_that_it_times_are_valid(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_benchmark_compares_like_with_like_and_adds_part_to_part(tmp_path):
-    """It refuses to time sides that differ in losses or answers, so that it ends well says that they agree."""
+    """The script fails where losses or answers differ, so its success shows that they agree."""
     for part in ("train,eval", "pack"):
         command = [sys.executable, SCRIPT, "--parts", part, "--seconds", "0.5", "--out", tmp_path]
         subprocess.run([*map(str, command)], check=True, timeout=500)

@@ -32,7 +32,7 @@ def worked_out(operands, signs, modulo):
 
 def operands_of(episode, told=None):
     """All operands: what B knows, and what A, or another message, says of the others; 0 where neither does."""
-    said = {fact.place: fact.value for fact in told or episode.sender}
+    said = {fact.position: fact.value for fact in told or episode.sender}
     return [said.get(i, 0) if value is None else value for i, value in enumerate(episode.receiver[0].values)]
 
 
@@ -40,7 +40,7 @@ def solutions(size, facts):
     """All answers that some operands and signs give with which the facts agree."""
     count, found = size.variables, set()
     for operands in itertools.product(range(size.span), repeat=count):
-        if any(operands[f.place] != f.value for f in facts if isinstance(f, Operand)):
+        if any(operands[f.position] != f.value for f in facts if isinstance(f, Operand)):
             continue
         sums = [f for f in facts if isinstance(f, Expression)]
         if any(known not in (None, value) for f in sums for known, value in zip(f.values, operands, strict=True)):
@@ -117,7 +117,7 @@ def test_the_last_total_alone_could_not_tell_a_wrong_message_from_a_guess():
     for one, other in zip(played, [*played[17:], *played[:17]], strict=True):
         guess = worked_out(operands_of(one, other.sender), one.receiver[0].signs[1:], 10)
         lucky.append(guess[-1] == one.solution[-1])
-        blind = [Operand(fact.place, dice.randrange(5)) for fact in one.sender]
+        blind = [Operand(fact.position, dice.randrange(5)) for fact in one.sender]
         guessed.append(worked_out(operands_of(one, blind), one.receiver[0].signs[1:], 10)[-1] == one.solution[-1])
     assert abs(statistics.fmean(lucky) - statistics.fmean(guessed)) < 0.03
 
@@ -135,7 +135,7 @@ def test_every_episode_holds_what_it_promises(size, seed, part):
     (expression,) = episode.receiver
     assert len(episode.sender) == size.variables // 2
     unknown = [i for i, value in enumerate(expression.values) if value is None]
-    assert unknown == [fact.place for fact in episode.sender], "each operand is held by one of the two"
+    assert unknown == [fact.position for fact in episode.sender], "each operand is held by one of the two"
     assert expression.modulo == size.domain
     assert part_of(episode.content) == part
     for form in ("json", "values"):
@@ -150,7 +150,7 @@ def test_operands_signs_and_halves_are_drawn_evenly():
     drawn = episodes(EIGHT, range(4000), "train")
     held = [fact for episode in drawn for fact in episode.sender]
     for place in range(8):
-        assert abs(sum(fact.place == place for fact in held) / len(drawn) - 0.5) < 0.04
+        assert abs(sum(fact.position == place for fact in held) / len(drawn) - 0.5) < 0.04
     for value in range(5):
         assert abs(sum(fact.value == value for fact in held) / len(held) - 0.2) < 0.02
     signs = "".join(episode.receiver[0].signs[1:] for episode in drawn)
@@ -226,7 +226,7 @@ def test_a_level_that_does_not_exist_is_refused(name):
 )
 def test_text_that_is_no_fact_of_the_level_is_refused(text):
     with pytest.raises(
-        ValueError, match=f"^{re.escape(repr(text))[:50]}.* is no fact of level arithmetic-8x10; write"
+        ValueError, match=f"^{re.escape(repr(text))[:50]}.* is not a fact of level arithmetic-8x10; write"
     ):
         read_facts(text, EIGHT)
 
@@ -258,5 +258,5 @@ def test_a_file_of_drawn_episodes_is_read_back_and_a_wrong_total_refused(tmp_pat
         line(drawn[0], drawn[0].solution).replace(drawn[0].message, drawn[0].message.split("; ")[0]),
     ):
         file.write_text(text)
-        with pytest.raises(UserError, match="line 1: receiver_output: breaks a constraint"):
+        with pytest.raises(UserError, match="line 1: receiver_output: wrong answer to the facts"):
             read_episodes(file, EIGHT)

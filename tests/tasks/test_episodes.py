@@ -312,7 +312,7 @@ def test_a_level_that_does_not_exist_is_refused_with_those_that_do(name):
 
 
 def test_a_levels_name_is_no_level():
-    with pytest.raises(UserError, match=r"'easy' is no level; give m2ray.level\('easy'\)"):
+    with pytest.raises(UserError, match=r"'easy' is not a level; give m2ray.level\('easy'\)"):
         episodes("easy", [1])
 
 

@@ -213,7 +213,7 @@ def test_lines_may_end_as_on_windows(tmp_path):
         (line(receiver_output="1 0 2 2"), "line 2: receiver_output: not a JSON answer of level easy; fix it"),
         (
             line(receiver_output='{"x1": 1, "x2": 0, "x3": 2, "x4": 1}'),
-            "line 2: receiver_output: breaks a constraint",
+            "line 2: receiver_output: wrong answer to the facts",
         ),
     ],
 )
@@ -237,7 +237,7 @@ def test_a_file_that_is_missing_or_empty_is_refused(tmp_path):
         with pytest.raises(UserError, match="no such file"):
             read_episodes(path, EASY)
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(UserError, match="no episodes; write one JSON object a line"):
+    with pytest.raises(UserError, match="no episodes; write one JSON object per line"):
         read_episodes(tmp_path / "empty.jsonl", EASY)
 
 

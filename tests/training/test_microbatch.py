@@ -4,6 +4,7 @@ import json
 import re
 import resource
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -137,7 +138,8 @@ def test_halves_are_all_the_rows_in_order_and_small_enough(rows, fits):
             raise torch.OutOfMemoryError("too many")
         return list(some)
 
-    parts = halve_on_oom(rows, do)
+    with mock.patch("m2ray.util.memory.gc.collect"):  # takes a second on the heap of a whole test run
+        parts = halve_on_oom(rows, do)
     assert [row for part in parts for row in part] == rows
     assert all(1 <= len(part) <= fits for part in parts)
 
@@ -147,14 +149,14 @@ def test_an_evaluation_whose_batch_does_not_fit_gives_the_same_rows(tiny, monkey
     wanted = answer_episodes(
         tiny, played, get_condition("P1").inject(ConditionInputs(tiny, played, None, None, 10)), EvaluationConfig()
     )
-    whole = Receiver.generate_and_score
+    generate_and_score = Receiver.generate_and_score
 
     def tight(self, batch, *rest):
         if len(batch) > 3:
             raise torch.OutOfMemoryError("too many")
-        return whole(self, batch, *rest)
+        return generate_and_score(self, batch, *rest)
 
-    monkeypatch.setattr(Receiver, "play", tight)
+    monkeypatch.setattr(Receiver, "generate_and_score", tight)
     answers, nll_E = answer_episodes(
         tiny, played, get_condition("P1").inject(ConditionInputs(tiny, played, None, None, 10)), EvaluationConfig()
     )

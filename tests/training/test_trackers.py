@@ -171,7 +171,7 @@ def test_mlflow_says_failed_of_a_training_that_broke_down(tiny_folder, tmp_path,
 def test_a_store_that_cannot_be_opened_is_named_in_one_line(tiny_folder, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://somewhere")
-    with pytest.raises(UserError, match=r"^trackers: mlflow: no run starts \(.*nonsense.*\); fix that or leave"):
+    with pytest.raises(UserError, match=r"^trackers: mlflow: cannot start a run \(.*nonsense.*\); fix that or leave"):
         run(config(str(tiny_folder), "mlflow"), tmp_path)
 
 

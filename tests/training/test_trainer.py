@@ -256,7 +256,7 @@ def test_checkpoints_load_without_the_training_code(tiny, tmp_path, encoder):
 )
 def test_a_codec_whose_wrong_message_costs_nothing_has_collapsed(gaps, cosine, expected):
     history = [{"shuffle_gap": gap, "prefix_cosine": cosine} for gap in gaps]
-    assert is_collapsed(history, worth=0.3) is expected
+    assert is_collapsed(history, text_value=0.3) is expected
 
 
 def test_logged_gaps_are_nats_a_value_whatever_values_weigh(tiny, tmp_path):

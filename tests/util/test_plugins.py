@@ -157,7 +157,7 @@ def test_a_family_that_fails_is_one_line_with_package_and_entry_point(tmp_path, 
     offer(tmp_path, "broken", "m2ray.tasks", "shaky", "broken:named", code)
     config = config_file(tmp_path, {"task": {"level": "shaky-6"}})
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config)
-    assert "task.level: plug package broken, m2ray.tasks: shaky = broken:named: " in line
+    assert "task.level: plugin of package broken, m2ray.tasks: shaky = broken:named: " in line
     assert re.search(f"{fault}.*; fix or uninstall it$", line), line
 
 
@@ -182,7 +182,7 @@ def test_a_name_that_two_packages_claim_is_refused_and_others_are_not(tmp_path):
         offer(tmp_path, package, "m2ray.encoders", "twice", f"{package}:Encoder")
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config_file(tmp_path, {"codec": {"encoder": "twice"}}))
     assert "codec.encoder: 'twice' is claimed by package one, m2ray.encoders: twice = one:Encoder and by" in line
-    fine = "from m2ray.config import TrialConfig; TrialConfig()"
+    fine = "from m2ray.config.trial import TrialConfig; TrialConfig()"
     assert type_in(tmp_path, tmp_path, "-c", fine).returncode == DONE
 
 
@@ -228,7 +228,7 @@ def test_a_part_that_breaks_while_training_is_named(tmp_path, tiny_folder, group
     conditions["evaluation"]["conditions"].remove("first_half")
     config.write_text(yaml.safe_dump(conditions))
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config)
-    assert f"config.yaml: plug package parts, m2ray.{group}: {name} = parts:{value}: " in line
+    assert f"config.yaml: plugin of package parts, m2ray.{group}: {name} = parts:{value}: " in line
     assert re.search(fault, line), line
 
 
@@ -240,7 +240,7 @@ def test_the_names_that_a_configuration_knows_are_those_of_the_tables():
 def test_names_are_known_without_importing_what_they_name(tmp_path):
     offer(tmp_path, "lazy", "m2ray.encoders", "lazy", "lazy:Encoder", "raise SystemExit('imported')")
     code = (
-        "import sys; from m2ray.config import CodecConfig; CodecConfig(encoder='lazy'); "
+        "import sys; from m2ray.config.trial import CodecConfig; CodecConfig(encoder='lazy'); "
         "assert not {'lazy', 'torch'} & set(sys.modules)"
     )
     done = type_in(tmp_path, tmp_path, "-c", code)

@@ -1,9 +1,9 @@
 "use strict";
 (() => {
-  const board = document.getElementById("board");
-  const body = board.tBodies[0];
+  const table = document.getElementById("leaderboard-table");
+  const body = table.tBodies[0];
   const original = [...body.rows];
-  const headers = [...board.tHead.rows[0].cells];
+  const headers = [...table.tHead.rows[0].cells];
 
   const value = (row, column) => {
     const cell = row.cells[column];
@@ -14,17 +14,17 @@
 
   const sort = (column) => {
     const header = headers[column];
-    // Figures begin with the largest, texts with the first of the alphabet; the third click undoes it.
+    // Numbers start with the largest, texts with A; the third click restores the original order.
     const order = header.classList.contains("number") ? ["descending", "ascending"] : ["ascending", "descending"];
-    const now = order[order.indexOf(header.getAttribute("aria-sort")) + 1];
+    const direction = order[order.indexOf(header.getAttribute("aria-sort")) + 1];
     headers.forEach((other) => other.removeAttribute("aria-sort"));
     let rows = original;
-    if (now) {
-      header.setAttribute("aria-sort", now);
-      const sign = now === "ascending" ? 1 : -1;
-      rows = [...original].sort((one, two) => {
-        const [a, b] = [value(one, column), value(two, column)];
-        // What has no figure comes last, whichever way.
+    if (direction) {
+      header.setAttribute("aria-sort", direction);
+      const sign = direction === "ascending" ? 1 : -1;
+      rows = [...original].sort((first, second) => {
+        const [a, b] = [value(first, column), value(second, column)];
+        // Empty cells come last in either direction.
         return a === "" || b === "" ? (a === "") - (b === "") : sign * compare(a, b);
       });
     }
@@ -41,9 +41,9 @@
     let shown = 0;
     for (const row of original) {
       const text = row.textContent.toLowerCase();
-      const fits = (!verdict.value || row.dataset.verdict === verdict.value) && wanted.every((word) => text.includes(word));
-      row.hidden = !fits;
-      shown += fits;
+      const matches = (!verdict.value || row.dataset.verdict === verdict.value) && wanted.every((word) => text.includes(word));
+      row.hidden = !matches;
+      shown += matches;
     }
     count.value = `${shown} of ${original.length} shown`;
   };
@@ -52,13 +52,13 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   filter();
 
-  const open = () => {
+  const openTarget = () => {
     const target = document.getElementById(location.hash.slice(1));
     if (target instanceof HTMLDetailsElement) {
       target.open = true;
       target.scrollIntoView();
     }
   };
-  window.addEventListener("hashchange", open);
-  open();
+  window.addEventListener("hashchange", openTarget);
+  openTarget();
 })();

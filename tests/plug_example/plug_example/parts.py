@@ -2,8 +2,7 @@
 
 from torch import nn
 
-from m2ray.codec.encoders import mean_state
-from m2ray.evaluation.conditions import Condition, Injection
+from m2ray.api import Condition, Injection, mean_state
 
 
 class MeanPool(nn.Module):
@@ -14,8 +13,8 @@ class MeanPool(nn.Module):
         self.k = config.k
         self.out = nn.Linear(receiver.width, config.k * receiver.width)
 
-    def forward(self, reading, k):
-        latent_BF = self.out(mean_state(reading))
+    def forward(self, messages, k):
+        latent_BF = self.out(mean_state(messages))
         return latent_BF.reshape(len(latent_BF), self.k, -1)
 
 
@@ -25,10 +24,10 @@ def worst(signals, term):
 
 
 def first_half(inputs):
-    """The right message's prefix, the second half of its slots zeros."""
+    """The prefix of the right message, with zeros in the second half of its slots."""
     prefix_EKD = inputs.prefixes_EKD.clone()
     prefix_EKD[:, prefix_EKD.shape[1] // 2 :] = 0
     return Injection(None, list(prefix_EKD), inputs.tested_codec.config.place)
 
 
-FIRST_HALF = Condition(first_half, "checkpoint")
+FIRST_HALF = Condition(first_half, depends_on="checkpoint")

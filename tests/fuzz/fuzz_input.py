@@ -1,4 +1,4 @@
-"""For `tests/fuzz/fuzz.py`: a bench of sound input for every command, and what can be done to it."""
+"""Valid input for every command in one folder, and ways to damage it, for `tests/fuzz/fuzz.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from m2ray.evaluation.rows import RowStore, write_rows
 from m2ray.receiver.loading import EMBEDDED, load_receiver
 from m2ray.util.strict_yaml import load_yaml
 
-Plant = Callable[[Path], object]
+Damage = Callable[[Path], object]  # changes a folder of valid input
 
 TRIAL: dict[str, Any] = {
     "splits": {"train": "100000:101000", "search": "1000:1020", "select": "4000:4020", "confirm": "2000:2020"},
@@ -50,43 +50,42 @@ SPACE: dict[str, Any] = {
     "judge": {"select": 1, "confirm": 1},
     "resources": {"evaluators": 1, "retries": 1},
 }
-
-
+# Command lines, with paths relative to the folder.
 SWEEP, RESUME = ("sweep", "space.yaml"), ("sweep", "space.yaml", "--name", "begun", "--resume")
 TRAIN, GATE, REPORT = ("train", "trial.yaml"), ("gate", "rows.parquet"), ("report", "results/done")
 EVALUATE, DIAGNOSE = ("evaluate", "checkpoint"), ("diagnose", "checkpoint")
 
 
 class Case(NamedTuple):
-    """A command on a bench that something was done to; its arguments are relative to the bench."""
+    """A command line, and the damage to its input."""
 
     name: str
     argv: tuple[str, ...]
-    plant: Plant
+    damage: Damage
 
 
-def make_bench(folder: Path) -> None:
-    """Sound input for every command; the codec is untrained, the rows are thrown."""
+def make_input(folder: Path) -> None:
+    """Write valid input for every command; the codec is untrained, the rows are random."""
     folder.mkdir()
     (folder / "space.yaml").write_text(yaml.safe_dump(SPACE))
     (folder / "trial.yaml").write_text(yaml.safe_dump(TRIAL))
     (folder / "gate.yaml").write_text(REFERENCE.read_text())
     receiver, trial = load_receiver("mini"), load_yaml(TrialConfig, folder / "trial.yaml")
     torch.manual_seed(0)
-    about = {"config": "a", "params": {}, "seed": 0, "step": 2, "trial": trial.model_dump(), "receiver": "mini"}
+    record = {"config": "a", "params": {}, "seed": 0, "step": 2, "trial": trial.model_dump(), "receiver": "mini"}
     codec = Codec(CodecConfig(**TRIAL["codec"]), receiver)
-    codec.save(folder / "checkpoint", {**about, "metrics": {"score": 0.0}})
-    dice, rows = np.random.default_rng(0), []
+    codec.save(folder / "checkpoint", {**record, "metrics": {"score": 0.0}})
+    generator, rows = np.random.default_rng(0), []
     for name in TRIAL["evaluation"]["conditions"]:
         own = name not in ("P0", "P1", "identity")
         for i in range(20):
-            solved = bool(dice.random() < 0.5)
+            solved = bool(generator.random() < 0.5)
             rows.append(
                 {"config": "a" if own else "", "seed": 0 if own else -1, "checkpoint": codec.digest if own else ""}
                 | {"step": 2 if own else 0, "receiver": receiver.digest, "task": "easy", "split": "confirm"}
                 | {"k": 8 if own else 0, "place": "message" if own else "", "decoding": "greedy"}
                 | {"condition": name, "episode": 2000 + i, "partner": -1, "success": solved, "parsed": True}
-                | {"partial": float(solved), "nll": float(dice.random()), "answer": "0 0 0 0"}
+                | {"partial": float(solved), "nll": float(generator.random()), "answer": "0 0 0 0"}
                 | {"params": "{}" if own else ""}
             )
     write_rows(folder / "rows.parquet", pd.DataFrame(rows))
@@ -96,18 +95,18 @@ def make_bench(folder: Path) -> None:
         write_sweep_record(folder / "results" / name, describe_sweep(plan, load_plan_gate(plan), ["space.yaml"]))
 
 
-# --- what is done to it --------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------------------
 
 
-def content(name: str, data: bytes | str) -> Plant:
-    """A file of this content."""
+def content(name: str, data: bytes | str) -> Damage:
+    """Replace a file by this content."""
     return lambda folder: (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
-def value_at(name: str, key: str, value: Any) -> Plant:
-    """A YAML file with one key set; the parts of the key are separated by /."""
+def value_at(name: str, key: str, value: Any) -> Damage:
+    """Set a key of a YAML or JSON file; the parts of the key are separated by /."""
 
-    def plant(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         read: Any = json.loads if name.endswith(".json") else yaml.safe_load
         tree = read((folder / name).read_text())
         *path, last = key.split("/")
@@ -117,74 +116,74 @@ def value_at(name: str, key: str, value: Any) -> Plant:
         node[last] = value
         (folder / name).write_text(json.dumps(tree) if name.endswith(".json") else yaml.safe_dump(tree))
 
-    return plant
+    return damage
 
 
 def nothing(_: Path) -> None:
-    """The bench as it is: the fault is in the arguments."""
+    """Leave the input valid: the fault is in the arguments."""
 
 
-def link(name: str, target: str) -> Plant:
-    """A symbolic link in a file's place."""
+def link(name: str, target: str) -> Damage:
+    """Replace a file by a symbolic link."""
 
-    def plant(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         if (folder / name).is_file():
             (folder / name).unlink()
         (folder / name).symlink_to(target)
 
-    return plant
+    return damage
 
 
-def sparse(name: str) -> Plant:
-    """A gigabyte that takes no room."""
+def sparse(name: str) -> Damage:
+    """Extend a file to a gigabyte that takes no disk space."""
     return lambda folder: os.truncate(folder / name, 1_000_000_000)
 
 
-def header(data: dict[str, Any] | bytes, length: int | None = None) -> Plant:
-    """A safetensors file with this header, and a length of it that may be a lie."""
+def header(data: dict[str, Any] | bytes, length: int | None = None) -> Damage:
+    """Replace the checkpoint's weights by a safetensors header, with a length that may be wrong."""
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     return content("checkpoint/codec.safetensors", struct.pack("<Q", len(raw) if length is None else length) + raw)
 
 
-def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Plant:
-    """The checkpoint's weights, changed, in a file that is sound."""
+def tensors(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Damage:
+    """Change the checkpoint's weights in a valid file."""
 
-    def plant(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         file = folder / "checkpoint" / "codec.safetensors"
         save_file(change(load_file(file)), file, metadata={"m2ray": "{}"})
 
-    return plant
+    return damage
 
 
-def column(file: str, name: str, values: Any) -> Plant:
-    """A rows file with one column replaced, or left out."""
+def column(file: str, name: str, values: Any) -> Damage:
+    """Replace a column of a rows file, or leave it out if `values` is None."""
 
-    def plant(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         table = pd.read_parquet(folder / file)
         table = table.drop(columns=name) if values is None else table.assign(**{name: values})
         pq.write_table(pa.Table.from_pandas(table), folder / file)
 
-    return plant
+    return damage
 
 
-def receiver(change: Callable[[Path], object]) -> Plant:
-    """A folder `receiver`, the embedded one, changed."""
+def receiver(change: Callable[[Path], object]) -> Damage:
+    """Copy the embedded receiver to the folder `receiver` and change it."""
 
-    def plant(folder: Path) -> None:
+    def damage(folder: Path) -> None:
         shutil.copytree(EMBEDDED / "mini", folder / "receiver")
         change(folder / "receiver")
 
-    return plant
+    return damage
 
 
 def pickled(folder: Path) -> None:
-    """Weights as a pickle in the safetensors file's place."""
+    """Replace the safetensors weights by a pickle."""
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
 
 
-def custom(known: bool) -> Callable[[Path], None]:
-    """Code of its own, for a model type that transformers knows or for one that it does not."""
+def custom_code(known: bool) -> Callable[[Path], None]:
+    """Add code to a receiver, for a model type that transformers knows or for one that it does not."""
 
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
@@ -197,7 +196,7 @@ def custom(known: bool) -> Callable[[Path], None]:
 
 
 def damaged_part(folder: Path) -> None:
-    """A part of the row store with a byte changed."""
+    """Change a byte in a part of the row store."""
     store = RowStore(folder / "results" / "done")
     store.append(store.read())
     (part,) = store.parts.glob("*.parquet")
