@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
+from m2ray.config.condition_names import TABLE_ORDER
 from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
 from m2ray.evaluation.rows import FAILED, judged_rows, read_rows
 from m2ray.judging.gate import Counts, Verdict, holm_corrected, judge, judge_counts
@@ -65,12 +66,11 @@ def parse_counts(text: str) -> dict[str, tuple[int, int]]:
     Raises:
         UserError: the text has another form, a condition is given twice, or has more successes than episodes.
     """
-    known = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "mean", "matched", "identity")
     counts: dict[str, tuple[int, int]] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
-        if name not in known:
-            raise UserError(f"--counts: condition {name!r} does not exist; use some of {', '.join(known)}")
+        if name not in TABLE_ORDER:
+            raise UserError(f"--counts: condition {name!r} does not exist; use some of {', '.join(TABLE_ORDER)}")
         if name in counts:
             raise UserError(f"--counts: condition {name!r} is given twice; keep one")
         counts[name] = parse_count(value, f"--counts: {name}")

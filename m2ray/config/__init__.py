@@ -1,1 +1,1 @@
-"""TODO."""
+"""Configuration files: trainings, search spaces, gates, and the record of a sweep."""

@@ -1,4 +1,4 @@
-"""A searched key of a space: the values that it may take, and when it applies."""
+"""Axes of a search space: a key, the values that it may take, and when it applies."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ Scalar = str | int | float | bool | None
 def _check_scalar(value: Any) -> Any:
     if value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
         return value
-    raise ValueError(f"{value!r:.60} is no text, finite number, true, false or null; write one of these")
+    raise ValueError(f"{value!r:.60} is not text, a finite number, true, false or null; write one of these")
 
 
 Value = Annotated[Scalar, BeforeValidator(_check_scalar)]
 
 
 class Axis(StrictModel):
-    """One searched key: exactly one of the four kinds, and when it applies."""
+    """A searched key: exactly one of the four kinds of values, and when it applies."""
 
     choice: Annotated[list[Value] | None, Field(min_length=1)] = None
     int_: Annotated[tuple[int, int] | None, Field(alias="int", strict=False)] = None
     uniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
     loguniform: Annotated[tuple[float, float] | None, Field(strict=False)] = None
-    when: Annotated[dict[str, list[Value]], Field(description="keys and the values under which this applies")] = {}
+    when: Annotated[
+        dict[str, list[Value]], Field(description="keys and their values for which this axis applies")
+    ] = {}
 
     @model_validator(mode="after")
     def _one_kind(self) -> Axis:
@@ -46,20 +48,20 @@ class Axis(StrictModel):
         return self
 
     def suggest(self, trial: optuna.trial.BaseTrial, key: str) -> Scalar:
-        """Ask Optuna for a value."""
+        """Return the value that Optuna suggests."""
         if self.choice is not None:
             value: Scalar = trial.suggest_categorical(key, self.choice)
         elif self.int_ is not None:
             value = trial.suggest_int(key, *self.int_)
         elif self.uniform is not None:
-            value = float(trial.suggest_float(key, *self.uniform))  # NumPy's, where the bounds nearly meet
+            value = float(trial.suggest_float(key, *self.uniform))  # a NumPy float if the bounds nearly meet
         else:
             assert self.loguniform is not None
             value = float(trial.suggest_float(key, *self.loguniform, log=True))
         return value
 
-    def sample(self) -> list[Scalar]:
-        """Values that stand for all when a space is checked before anything runs."""
+    def choices_or_bounds(self) -> list[Scalar]:
+        """Return all choices or both bounds: the values that are checked before anything runs."""
         if self.choice is not None:
             return list(self.choice)
         return list(self.int_ or self.uniform or self.loguniform or ())

@@ -1,5 +1,4 @@
-# NEWDOC
-"""The configuration of one training, as pydantic models: the keys of `trial` in every space."""
+"""Configuration of the training objectives: the keys below `trial.losses` of a space."""
 
 from __future__ import annotations
 
@@ -13,48 +12,49 @@ from m2ray.util.strict_yaml import Count, NonNegative, Positive, Share, StrictMo
 
 
 class LossTerm(StrictModel):
-    """One objective: its weight, from when it counts, over how many steps that rises, and when it is back at 0."""
+    """An objective: its weight, and how the weight rises and falls over the training."""
 
     weight: NonNegative = 1.0
-    start: Annotated[Share, Field(description="share of all steps before which it does not count")] = 0.0
-    warmup: Annotated[int, Field(ge=0, description="steps over which its weight then rises")] = 0
+    start: Annotated[Share, Field(description="share of all steps for which the weight is 0 at first")] = 0.0
+    warmup: Annotated[int, Field(ge=0, description="steps over which the weight then rises")] = 0
     fade: Annotated[
-        Share | None, Field(description="share of all steps over which the weight falls to 0; not set, it stays")
+        Share | None, Field(description="share of all steps over which the weight falls to 0; null: never")
     ] = None
 
     def weight_at(self, step: int, steps: int) -> float:
-        """The weight at a step, counted from 0, of so many."""
-        since = step - math.ceil(self.start * steps)
-        if since < 0:
+        """Return the weight at a step, counted from 0, of a training of `steps` steps."""
+        elapsed = step - math.ceil(self.start * steps)
+        if elapsed < 0:
             return 0.0
-        rise = min(1.0, (since + 1) / self.warmup) if self.warmup else 1.0
-        return self.weight * rise * (1.0 if self.fade is None else max(0.0, 1 - step / max(1, self.fade * steps)))
+        rise = min(1.0, (elapsed + 1) / self.warmup) if self.warmup else 1.0
+        fall = 1.0 if self.fade is None else max(0.0, 1 - step / max(1, self.fade * steps))
+        return self.weight * rise * fall
 
 
 class MarginTerm(LossTerm):
-    """A hinge: nothing to gain beyond the margin (nats per answer token)."""
+    """A hinge objective: zero beyond the margin (nats per answer token)."""
 
     margin: NonNegative = 1.0
 
 
 class CrossEntropyTerm(LossTerm):
-    """Cross-entropy of the answer; its values weigh `value_weight`, its other tokens 1."""
+    """Cross-entropy of the answer; tokens of values have the weight `value_weight`, all others 1."""
 
     value_weight: Positive = 10.0
 
 
 class NegativesTerm(LossTerm):
-    """Contrast with several other messages of the batch."""
+    """A contrast with several other messages of the batch."""
 
     negatives: Count = 4
     temperature: Positive = 1.0
 
 
 class Losses(StrictModel):
-    """The objectives in use; `m2ray.losses` defines each. A plug's stands beside them under its own name."""
+    """The objectives in use, defined in `m2ray.training.objectives`; those of plugins are added by their name."""
 
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
-    __pydantic_extra__: dict[str, LossTerm | None] = Field(init=False)  # the plugs'
+    __pydantic_extra__: dict[str, LossTerm | None] = Field(init=False)  # those of plugins
 
     ce: CrossEntropyTerm | None = None
     kl: LossTerm | None = None
@@ -87,6 +87,6 @@ class Losses(StrictModel):
         return self
 
     def terms(self) -> dict[str, LossTerm]:
-        """The objectives that are set, by name."""
-        every = {name: getattr(self, name) for name in (*type(self).model_fields, *self.__pydantic_extra__)}
-        return {name: term for name, term in every.items() if term is not None}
+        """Return the objectives that are set, by name."""
+        terms = {name: getattr(self, name) for name in (*type(self).model_fields, *self.__pydantic_extra__)}
+        return {name: term for name, term in terms.items() if term is not None}

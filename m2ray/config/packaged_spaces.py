@@ -1,6 +1,6 @@
-"""The search spaces that come with the package: copies of search_spaces/ that an installed wheel has, too.
+"""Search spaces that are part of the package: copies of search_spaces/, for an installed wheel.
 
-`make spaces` copies them, and a test holds the copies against the originals.
+`make spaces` copies them, and a test compares the copies with the originals.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ DEFAULT = "quickstart"
 
 
 def find_space(name: str) -> Path:
-    """Return the file of a space, given as a path or as the name of one that comes with the package."""
+    """Return the file of a space, given as a path or as the name of a space in the package."""
     packaged = FOLDER / f"{name}.yaml"
     return packaged if not Path(name).exists() and packaged.is_file() else Path(name)
 
 
 def packaged_spaces() -> dict[str, str]:
-    """Return the names of the spaces that come with the package, and what each is about."""
+    """Return the names of the spaces in the package, each with its `about` line."""
     return {file.stem: str(read_yaml(file).get("about", "")) for file in sorted(FOLDER.glob("*.yaml"))}

@@ -1,11 +1,11 @@
-"""A search space: which configurations a sweep trains. YAML in, configurations and Optuna suggestions out."""
+"""Plan of a sweep: a search space resolved to configurations, and Optuna's suggestions as configurations."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,27 @@ from m2ray.util.trees import get_key, merge_trees, set_key
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-
+# For each choice or bound of an axis: random draws to find configurations where it applies, and how many to check.
 _CHECK_DRAWS, _CHECK_TIMES = 256, 3
 
 
 class Plan:
-    """A space with its file: resolves points and suggestions to configurations."""
+    """A space and its file: resolves points and suggestions to configurations.
+
+    Attributes:
+        base: The keys that all configurations share, overrides included.
+        points: The configurations of the points, by name.
+        checked: Configurations in which every choice and bound of every axis occurs.
+    """
 
     def __init__(self, space: Space, file: Path, overrides: Mapping[str, Any] | None = None) -> None:
         self.space, self.file = space, file
         self.base = merge_trees(space.trial, overrides or {})
         self._overrides = overrides or {}
-        # What `when` looks at: a key that the file leaves out has its default. The losses have none of their own.
-        self._seen = merge_trees(TrialConfig().model_dump(exclude={"losses"}), self.base)
+        # What `when` is compared with: a key that the file omits has its default. Losses have no defaults.
+        self._defaults = merge_trees(TrialConfig().model_dump(exclude={"losses"}), self.base)
+        # Fails if an axis names a key below a plain value of `trial`.
         self._with(self.base, dict.fromkeys(space.axes), "trial")
-        # Every choice and bound of every axis occurs in one of these.
         self.checked = self._check_axes()
         self.points: dict[str, TrialConfig] = {
             name: self._point(name, point) for name, point in space.points.items()
@@ -42,7 +48,7 @@ class Plan:
 
     @property
     def example(self) -> TrialConfig:
-        """A configuration that stands for all where only what they share is asked: task, splits, receiver."""
+        """A configuration for what all share: task, splits, receiver."""
         return self.all[0]
 
     @property
@@ -52,42 +58,51 @@ class Plan:
 
     @property
     def workers(self) -> int:
-        """Processes of the training that has most of them."""
+        """The largest number of processes of any training."""
         return max(config.workers for config in self.all)
 
     def _check_axes(self) -> list[TrialConfig]:
-        """Try every choice and every bound of each axis in some of the configurations where it applies.
+        """Validate every choice and bound of each axis in some of the configurations where it applies.
 
         Returns:
             These configurations.
 
         Raises:
-            UserError: a value that no training accepts, or an axis that never applies.
+            UserError: a value is not valid, or an axis never applies.
         """
         rng, configs = random.Random(0), []
         pools = {key: self._pool(key, axis) for key, axis in self.space.axes.items()}
         for key, axis in self.space.axes.items():
-            for value in axis.sample():
-                times = 0
-                for _ in range(_CHECK_DRAWS):
-                    drawn = {other: rng.choice(pool) for other, pool in pools.items()}
-                    chosen = self.suggest(optuna.trial.FixedTrial({**drawn, key: value}))
-                    if key in chosen:
-                        configs.append(self.config(chosen))
-                        times += 1
-                    if times == _CHECK_TIMES:
-                        break
-                if not times:
+            for value in axis.choices_or_bounds():
+                found = list(self._configs_with(key, value, pools, rng))
+                if not found:
                     raise UserError(f"{self.file}: axes.{key}.when: never holds; fix the keys or values it names")
+                configs += found
         return configs
 
+    def _configs_with(
+        self, key: str, value: Scalar, pools: Mapping[str, list[Scalar]], rng: random.Random
+    ) -> Iterator[TrialConfig]:
+        """Yield a few random configurations in which an axis applies and has this value."""
+        times = 0
+        for _ in range(_CHECK_DRAWS):
+            drawn = {other: rng.choice(pool) for other, pool in pools.items()}
+            chosen = self.suggest(optuna.trial.FixedTrial({**drawn, key: value}))
+            if key in chosen:
+                yield self.config(chosen)
+                times += 1
+            if times == _CHECK_TIMES:
+                return
+
     def _pool(self, key: str, axis: Axis) -> list[Scalar]:
-        """An axis's choices or bounds, and what lies between that a `when` asks for."""
-        asked = [value for other in self.space.axes.values() for value in other.when.get(key, [])]
+        """Return an axis's choices or bounds, and the values between the bounds that a `when` names."""
+        named = [value for other in self.space.axes.values() for value in other.when.get(key, [])]
         low, high = axis.int_ or (1, 0)
-        return axis.sample() + [value for value in asked if isinstance(value, int) and low <= value <= high]
+        between = [value for value in named if isinstance(value, int) and low <= value <= high]
+        return axis.choices_or_bounds() + between
 
     def _point(self, name: str, point: Point) -> TrialConfig:
+        """Return the configuration of a point."""
         where = f"points.{name}"
         tree = merge_trees(self.base, {})
         if point.use is not None:
@@ -100,9 +115,11 @@ class Plan:
                 if section in other.trial:
                     tree[section] = other.trial[section]
         tree = merge_trees(self._with(tree, point.set, where), self._overrides)
-        return validate(TrialConfig, tree, lambda key: self._blamed(key, where, point.set, point.use is not None))
+        sets_all = point.use is not None
+        return validate(TrialConfig, tree, lambda key: self._source(key, where, point.set, sets_all))
 
     def _with(self, base: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Return a copy of a tree with dotted keys set."""
         tree = merge_trees(base, {})
         for key, value in values.items():
             try:
@@ -112,64 +129,61 @@ class Plan:
         return tree
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
-        """Ask Optuna for each axis that applies, in file order.
-
-        Returns:
-            The suggested keys and values.
-        """
-        tree, chosen = merge_trees(self._seen, {}), {}
+        """Return Optuna's suggestions by dotted key, for each axis that applies, in file order."""
+        tree, chosen = merge_trees(self._defaults, {}), {}
         for key, axis in self.space.axes.items():
-            if all(get_key(tree, other) in wanted for other, wanted in axis.when.items()):
+            if all(get_key(tree, other) in values for other, values in axis.when.items()):
                 chosen[key] = axis.suggest(trial, key)
                 set_key(tree, key, chosen[key])
         return chosen
 
     def config(self, chosen: Mapping[str, Scalar]) -> TrialConfig:
-        """The configuration that suggested values make."""
+        """Return the configuration with suggested values.
+
+        Raises:
+            UserError: the values are not valid together.
+        """
         where = "axes " + ", ".join(f"{key} = {value}" for key, value in chosen.items())
         tree = self._with(self.base, chosen, where)
-        return validate(TrialConfig, tree, lambda key: self._blamed(key, where, chosen))
+        return validate(TrialConfig, tree, lambda key: self._source(key, where, chosen))
 
-    def _blamed(self, key: str, where: str, chosen: Iterable[str], all_of_it: bool = False) -> str:
-        """Whose a faulty key is: of `where`, which sets the chosen keys, or of `trial`, which sets the others."""
-        own = any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in chosen)
-        return f"{self.file}: {where if own or all_of_it or not key else 'trial'}"
-
-    def distributions(self, chosen: Mapping[str, Scalar]) -> dict[str, optuna.distributions.BaseDistribution]:
-        """Optuna's distributions of the keys of a past suggestion, to tell a fresh study about it."""
-        recorder = optuna.trial.FixedTrial(dict(chosen))
-        self.suggest(recorder)
-        return dict(recorder.distributions)
+    def _source(self, key: str, where: str, chosen: Iterable[str], sets_all: bool = False) -> str:
+        """Return the file and section that set a faulty key: `where` if it sets the key, else `trial`."""
+        sets_key = any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in chosen)
+        return f"{self.file}: {where if sets_key or sets_all or not key else 'trial'}"
 
 
 def config_name(config: TrialConfig) -> str:
-    """A sampled configuration's name: what it is and four bytes of what exactly it is."""
+    """Return the name of a sampled configuration: its encoder, its k, and four bytes of a digest.
+
+    The digest covers all keys except `evaluation`, `splits` and `trackers`.
+    """
     text = json.dumps(config.model_dump(exclude={"evaluation", "splits", "trackers"}), sort_keys=True)
     return f"{config.codec.encoder}-k{config.codec.k}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def refuse_sweep_record(file: Path, data: Mapping[str, Any]) -> None:
-    """Refuse the record that a sweep keeps in its folder, which is neither a space nor a configuration.
+    """Refuse the record of a sweep, which is neither a space nor a configuration.
 
     Raises:
-        UserError: it is one.
+        UserError: `data` is such a record.
     """
     if {"space", "command", "gate"} <= set(data):
         raise UserError(
-            f"{file}: the record of a sweep, not what one is made from; give the space that its key file names, "
-            f"or the folder {file.parent} to m2ray.status, m2ray.report or m2ray.gate"
+            f"{file}: the record of a sweep, not a space or configuration; give the space its key file names, "
+            f"or give the folder {file.parent} to m2ray.status, m2ray.report or m2ray.gate"
         )
 
 
 def load_plan(
     file: Path, overrides: Mapping[str, Any] | None = None, search: Mapping[str, Any] | None = None
 ) -> Plan:
-    """Read and check a space file, every choice and bound of every axis included.
+    """Read a space file and check it, including every choice and bound of every axis.
 
     Args:
-        file: The YAML.
-        overrides: Over every configuration, the points' too.
-        search: Over the file's `search`.
+        file: The YAML file.
+        overrides: Keys that replace those of every configuration, also of the points.
+        search: Keys that replace those of the file's `search`.
 
     Raises:
         UserError: names file, key and fix.

@@ -1,5 +1,4 @@
-# NEWDOC
-"""A search space: which configurations a sweep trains. YAML in, configurations and Optuna suggestions out."""
+"""The file of a search space: the points and axes of a sweep, and how they are searched and judged."""
 
 from __future__ import annotations
 
@@ -10,39 +9,38 @@ from pydantic import Field, field_validator, model_validator
 from m2ray.config.axis import Axis
 from m2ray.util.strict_yaml import Count, NonNegative, StrictModel
 
-# What all configurations of a sweep have in common: their rows are paired across configurations, their curves are
-# in one place.
+# The keys that are the same for all configurations of a sweep, so that rows can be paired across configurations
+# and training curves are in one place.
 SHARED = ("receiver", "task", "splits", "evaluation", "trackers")
 
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class Point(StrictModel):
-    """A named configuration that always runs and is always judged on confirm (pre-registered)."""
+    """A named, pre-registered configuration, which is always trained and always judged on confirm."""
 
-    use: Annotated[str | None, Field(description="take codec, losses, training from this space's trial")] = None
-    set: Annotated[dict[str, Any], Field(description="dotted keys over the trial's")] = {}
+    use: Annotated[str | None, Field(description="space file whose trial gives codec, losses and training")] = None
+    set: Annotated[dict[str, Any], Field(description="dotted keys that replace those of trial")] = {}
 
 
 class Search(StrictModel):
-    """How the axes are searched. Optuna sees the search split only, and there a continuous paired score."""
+    """How the axes are searched. Optuna only sees a continuous paired score on the search split."""
 
     trials: Annotated[
-        int, Field(ge=0, le=1_000_000, description="configurations to sample, beyond the points")
+        int, Field(ge=0, le=1_000_000, description="configurations to sample, besides the points")
     ] = 0
-    seeds: Annotated[list[Seed], Field(min_length=1, description="training seeds of each; the mean counts")] = [0]
-    startup: Annotated[int, Field(ge=1, description="random configurations before TPE models anything")] = 4
+    seeds: Annotated[
+        list[Seed], Field(min_length=1, description="training seeds of each configuration; the mean score counts")
+    ] = [0]
+    startup: Annotated[int, Field(ge=1, description="random configurations before TPE starts")] = 4
     sampler_seed: Seed = 0
     pruner: Literal["none", "asha", "wilcoxon"] = "none"
     deterministic: Annotated[
         bool,
         Field(
-            description="suggest the same whichever trial ends first; one trial at a time, or as many as "
-            "resources.trials_at_once says"
+            description="make suggestions that do not depend on which trial ends first; runs one trial at a time, "
+            "or resources.trials_at_once"
         ),
     ] = False
 
@@ -56,18 +54,24 @@ class Search(StrictModel):
     @model_validator(mode="after")
     def _unpruned(self) -> Search:
         if self.deterministic and self.pruner != "none":
-            raise ValueError("deterministic: what a pruner stops depends on what ended before; set pruner to none")
+            raise ValueError(
+                "deterministic: a pruner's decisions depend on which trials ended before; set pruner to none"
+            )
         return self
 
 
 class Judge(StrictModel):
-    """Who is judged: the best by search score go to select, its best to confirm, with all points."""
+    """Who is judged: the best by search score go to select, and the best there to confirm, with all points."""
 
     select: Annotated[int, Field(ge=0, description="sampled configurations that go to the select split")] = 4
-    confirm: Annotated[int, Field(ge=0, description="of those, judged once on the confirm split")] = 2
-    gate: Annotated[str | None, Field(description="gate YAML beside this file; default: the reference's")] = None
+    confirm: Annotated[
+        int, Field(ge=0, description="of those, configurations that are judged once on the confirm split")
+    ] = 2
+    gate: Annotated[
+        str | None, Field(description="gate file, relative to this file; default: the reference gate")
+    ] = None
     diagnose: Annotated[
-        int, Field(ge=0, description="held-out messages on which each judged codec is diagnosed; 0: on none")
+        int, Field(ge=0, description="held-out messages on which each judged codec is diagnosed; 0: no diagnosis")
     ] = 200
     diagnose_seeds: Annotated[
         Literal["first", "all"], Field(description="training seeds of each configuration that are diagnosed")
@@ -75,33 +79,38 @@ class Judge(StrictModel):
 
 
 class Resources(StrictModel):
-    """What one trial and one evaluator ask of Ray."""
+    """Resources that trials and evaluators need, in Ray's terms."""
 
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1
     gpus_per_worker: NonNegative = 0
     accelerator: Annotated[str | None, Field(description="Ray accelerator type, such as A100")] = None
     evaluators: Count = 1
     gpus_per_evaluator: NonNegative = 0
-    retries: Annotated[int, Field(ge=0, description="times a died worker's training resumes")] = 1
+    retries: Annotated[int, Field(ge=0, description="times that training resumes after a worker died")] = 1
     placement: Annotated[
         Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"],
-        Field(description="Ray's strategy for the workers of one training: on few nodes, or each on its own"),
+        Field(description="Ray's placement strategy for the workers of one training: few nodes, or one node each"),
     ] = "PACK"
     trials_at_once: Annotated[
         int | None,
-        Field(ge=1, description="packs of trials at a time; not set, what the cluster has room for at the start"),
+        Field(ge=1, description="packs of trials at a time; default: as many as fit the cluster at the start"),
     ] = None
     pack: Annotated[
-        int, Field(ge=1, le=64, description="trials that train in one process, on one receiver in common passes")
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="trials that train in one process, with one receiver and shared forward passes",
+        ),
     ] = 1
 
 
 class Space(StrictModel):
-    """A sweep file."""
+    """A search space file."""
 
     name: Name
     about: str = ""
-    trial: Annotated[dict[str, Any], Field(description="what all configurations share; see m2ray.train")] = {}
+    trial: Annotated[dict[str, Any], Field(description="keys that all configurations share; see m2ray.train")] = {}
     points: dict[Name, Point] = {}
     axes: dict[str, Axis] = {}
     search: Search = Search()
@@ -109,7 +118,7 @@ class Space(StrictModel):
     resources: Resources = Resources()
 
     @model_validator(mode="after")
-    def _something(self) -> Space:
+    def _has_work(self) -> Space:
         if self.search.trials and not self.axes:
             raise ValueError("search.trials: there are no axes to sample; add axes or set it to 0")
         if not self.search.trials and not self.points:

@@ -1,4 +1,4 @@
-"""The configuration of one training, as pydantic models: the keys of `trial` in every space."""
+"""Configuration of one training: the keys of `trial` in a search space, and of a file for `m2ray.train`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from m2ray.tasks.registry import level as task_level
 from m2ray.util import plugins
 from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Share, StrictModel
 
-# The names of m2ray's own, as in the tables of `m2ray.encoders` and `m2ray.conditions`; plugs have others.
+# The built-in encoders, which `m2ray.codec.encoders` defines; plugins add others.
 ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
-
-
 
 
 def _is_encoder(name: str) -> str:
@@ -24,19 +22,19 @@ def _is_encoder(name: str) -> str:
     return name
 
 
-# To editors only m2ray's own names are known.
+# The JSON schema lists the built-in names only.
 Encoder = Annotated[str, AfterValidator(_is_encoder), WithJsonSchema({"enum": list(ENCODERS), "type": "string"})]
 
 
 def parse_seeds(text: str) -> range:
-    """`42:542` as a range of episode seeds, end excluded.
+    """Return the range of episode seeds that a text such as `42:542` names, end excluded.
 
     Raises:
-        ValueError: not of that form, negative, or empty.
+        ValueError: the text is not of that form, or the range is empty.
     """
     match = SEED_RANGE.fullmatch(text)
     if match is None or int(match[1]) >= int(match[2]):
-        raise ValueError(f"{text!r} is no range of seeds; write it as 1000:1100 (end excluded)")
+        raise ValueError(f"{text!r} is not a range of seeds; write it as 1000:1100 (end excluded)")
     return range(int(match[1]), int(match[2]))
 
 
@@ -46,13 +44,11 @@ def _check_seeds(text: str) -> str:
 
 
 Seeds = Annotated[str, AfterValidator(_check_seeds)]
-
-
 EVALUATION_SPLITS = ("search", "select", "confirm")
 
 
 class Splits(StrictModel):
-    """Episode seeds of each split. Disjoint; messages are kept apart by content as well (see `m2ray.task`)."""
+    """Disjoint episode seeds of each split; `m2ray.tasks.episodes` also keeps their messages apart by content."""
 
     train: Seeds = "100000:1000000"
     search: Seeds = "1000:1200"
@@ -62,24 +58,27 @@ class Splits(StrictModel):
     @model_validator(mode="after")
     def _disjoint(self) -> Splits:
         ranges = {name: parse_seeds(getattr(self, name)) for name in type(self).model_fields}
-        for (a, one), (b, other) in itertools.combinations(ranges.items(), 2):
-            if one.start < other.stop and other.start < one.stop:
+        for (name, seeds), (other_name, other) in itertools.combinations(ranges.items(), 2):
+            if seeds.start < other.stop and other.start < seeds.stop:
                 raise ValueError(
-                    f"{a} {one.start}:{one.stop} overlaps {b} {other.start}:{other.stop}; keep them apart"
+                    f"{name} {seeds.start}:{seeds.stop} overlaps {other_name} {other.start}:{other.stop}; "
+                    "keep them apart"
                 )
         return self
 
     def seeds(self, name: str) -> range:
-        """The seeds of a split."""
+        """Return the seeds of a split."""
         return parse_seeds(getattr(self, name))
 
 
 class TaskConfig(StrictModel):
-    """Which episodes, and in whose words A's message is."""
+    """The episodes, and the wording of A's messages."""
 
     level: str = "easy"
-    messages: Annotated[str, Field(description="template, or the receiver name of a sender LM")] = "template"
-    file: Annotated[str | None, Field(description="JSONL of episodes instead of drawn ones")] = None
+    messages: Annotated[str, Field(description="template, or the name of a receiver that writes the messages")] = (
+        "template"
+    )
+    file: Annotated[str | None, Field(description="JSONL file of episodes, instead of drawn ones")] = None
 
     @field_validator("level")
     @classmethod
@@ -88,34 +87,37 @@ class TaskConfig(StrictModel):
 
 
 class CodecConfig(StrictModel):
-    """The codec: what reads the message, what the latent passes through, how the prefix is scaled."""
+    """The codec: the encoder, the bottleneck of the latent, and the scale of the prefix."""
 
     encoder: Encoder = "segments"
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
-    place: Annotated[Literal["message", "before", "after"], Field(description="where B's prompt gets them")] = (
-        "message"
-    )
+    place: Annotated[
+        Literal["message", "before", "after"], Field(description="where they stand in B's prompt")
+    ] = "message"
     width: Annotated[
-        int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, over 4 heads")
+        int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, which has 4 heads")
     ] = 256
     layers: Annotated[int, Field(ge=1, le=32, description="resampler, segments: depth")] = 2
     cut: Annotated[
-        Literal["tokens", "clauses"], Field(description="segments: what gets an equal share of the slots")
+        Literal["tokens", "clauses"],
+        Field(description="segments: the units of which each slot gets an equal share"),
     ] = "tokens"
     start: Annotated[
         Literal["words", "states"],
         Field(
-            description="segments: what a slot starts as. words: the sum of its words' embeddings; states: what "
-            "the receiver holds at its last word behind the first layer, which wants a scale_gate as large as that"
+            description="segments: initial value of a slot. words: the sum of its words' embeddings; states: the "
+            "receiver's hidden state at its last word after the first layer, which needs a scale_gate of that norm"
         ),
     ] = "words"
     lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
     calibration: Annotated[
         Literal["layernorm", "norm"],
-        Field(description="layernorm: the attempt's, affine; norm: each vector rescaled, direction kept"),
+        Field(
+            description="layernorm: affine, as in the attempt; norm: rescales each vector and keeps its direction"
+        ),
     ] = "norm"
     scale_gate: Annotated[
-        Positive, Field(description="starting prefix norm over mean token-embedding norm; learned")
+        Positive, Field(description="initial prefix norm over mean token-embedding norm; learned")
     ] = 1.5
     bottleneck: Literal["none", "vq"] = "none"
     codebook: Annotated[int, Field(ge=2, le=65536, description="vq: codes per group")] = 512
@@ -123,20 +125,20 @@ class CodecConfig(StrictModel):
 
 
 class Anneal(StrictModel):
-    """Slots step down one by one from `start` to the codec's k while training (encoder `segments`).
+    """Schedule that reduces the slots one by one from `start` to the codec's k (encoder `segments`).
 
-    A step is taken once the codec has recovered `bound` of what the text is worth to the receiver, and at the
-    latest when a straight line from the start to `deadline` (share of all steps) asks for it.
+    A slot is removed once the codec has recovered the share `bound` of what the text is worth to the receiver, and
+    at the latest when a straight line from the start of training to `deadline` (share of all steps) requires it.
     """
 
     start: Count = 20
     bound: Share = 0.8
-    hold: Annotated[int, Field(ge=1, description="least steps at each k")] = 10
+    hold: Annotated[int, Field(ge=1, description="minimum steps at each k")] = 10
     deadline: Annotated[float, Field(gt=0, le=1)] = 0.6
 
 
 class TrainingConfig(StrictModel):
-    """The optimisation of one codec."""
+    """The training of one codec."""
 
     epochs: Count = 10
     epoch_samples: Annotated[int, Field(ge=1, description="samples drawn per epoch, in order, from train")] = 3072
@@ -152,22 +154,22 @@ class TrainingConfig(StrictModel):
         str | None,
         Field(
             min_length=1,
-            description="a checkpoint whose weights training begins with, of any k where the encoder serves any",
+            description="checkpoint with the initial weights, of any k if the encoder works with any",
         ),
     ] = None
     restarts: Annotated[
         int,
         Field(
             ge=0,
-            description="times that training starts afresh, from other weights and at half the learning rate, "
-            "where half of it shows that the codec ignores its message",
+            description="times that training restarts, with other weights and half the learning rate, if the "
+            "codec still ignores its message halfway",
         ),
     ] = 0
     log_every: Count = 20
 
     @property
     def epoch_steps(self) -> int:
-        """Optimiser steps of an epoch; samples that do not fill a batch are left out."""
+        """Optimiser steps per epoch; samples that do not fill a batch are left out."""
         return self.epoch_samples // self.batch_size
 
     @property
@@ -238,24 +240,26 @@ class TrialConfig(StrictModel):
     workers: Annotated[int, Field(ge=1, description="DDP workers; 1 trains in process")] = 1
     trackers: Annotated[
         list[Literal["tensorboard", "mlflow", "wandb"]],
-        Field(description="where training curves go besides history.json; offline, see m2ray.trackers"),
+        Field(
+            description="trackers that get the training curves, besides history.json; see m2ray.training.trackers"
+        ),
     ] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> TrialConfig:
         losses, codec, training = self.losses, self.codec, self.training
         if codec.bottleneck == "vq" and losses.commitment is None:
-            raise ValueError("codec.bottleneck: vq needs losses.commitment; add it, weight 0.25 say")
+            raise ValueError("codec.bottleneck: vq needs losses.commitment; add it, for example with weight 0.25")
         if codec.bottleneck == "none":
             for name in ("commitment", "code_information"):
                 if getattr(losses, name) is not None:
                     raise ValueError(f"losses.{name}: needs codec.bottleneck: vq; set that or remove the loss")
         if losses.slots and codec.encoder != "segments":
-            raise ValueError("losses.slots: only slots of the encoder segments stand for words; remove it")
+            raise ValueError("losses.slots: only the encoder segments has slots for words; remove it")
         if codec.start != "words" and codec.encoder != "segments":
-            raise ValueError("codec.start: only slots of the encoder segments start as something; remove it")
+            raise ValueError("codec.start: only the encoder segments uses it; remove it")
         if training.anneal and codec.encoder != "segments":
-            raise ValueError("training.anneal: only the encoder segments serves any k; remove it")
+            raise ValueError("training.anneal: only the encoder segments works with any k; remove it")
         if training.anneal and training.anneal.start < codec.k:
             raise ValueError(f"training.anneal.start: below codec.k = {codec.k}; start at {codec.k} or above")
         if training.batch_size % self.workers:

@@ -22,15 +22,12 @@ from m2ray.judging.statistics import Estimate
 from m2ray.util.plotting import COLOURS, hide_spines, save, use_file_backend
 
 SHOWN = 80  # messages on a similarity map
-MAP_STAGES = {
-    "pooled": COLOURS["P1"],
-    "latent": COLOURS["shuffle"],
-    "prefix": COLOURS["normal"],
-}  # and their colours
+# Stages with a similarity map, and the colours of their spectra.
+MAP_STAGES = {"pooled": COLOURS["P1"], "latent": COLOURS["shuffle"], "prefix": COLOURS["normal"]}
 
 
 class FigureInputs(NamedTuple):
-    """What the pictures need beside the diagnosis."""
+    """Inputs of the pictures beside the diagnosis."""
 
     features: dict[str, Tensor]  # [E, F] by stage
     shared_EE: Tensor  # number of facts that two messages share

@@ -67,7 +67,7 @@ def token_states(messages: EncodedMessage) -> Tensor:
 
 
 class SimilarityMap(NamedTuple):
-    """How far a stage keeps messages apart. Cosines are between different messages."""
+    """Similarity of messages at a stage. Cosines are between different messages."""
 
     cosine: float  # mean: 1 is total collapse
     cosine_centred: float  # mean absolute value after subtracting the mean message: 1 is a single direction
@@ -109,7 +109,7 @@ def shared_facts(episodes: Sequence[Episode]) -> Tensor:
 
 
 class Fields(NamedTuple):
-    """What messages state, field by field: the targets of probes."""
+    """The targets of probes: what messages state, field by field."""
 
     facts: list[Fact]
     said_MC: Tensor  # True where the message states the fact
@@ -152,7 +152,7 @@ def read_fields(episodes: Sequence[Episode], facts: list[Fact]) -> Fields:
 
 
 class Probe(NamedTuple):
-    """What linear probes read at a stage, in 0..1 with 95 % bootstrap intervals over messages."""
+    """Accuracy of linear probes at a stage, in 0..1, with 95 % bootstrap intervals over messages."""
 
     facts: Estimate  # balanced accuracy, mean over facts; chance is 0.5
     values: Estimate  # accuracy, mean over variables, of the set of values that A's half leaves

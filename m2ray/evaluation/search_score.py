@@ -1,4 +1,4 @@
-"""The score that a search maximizes, computed while training goes on: without decoding, so it is cheap."""
+"""The score that a search maximizes, computed during training; cheap, since it needs no decoding."""
 
 from __future__ import annotations
 

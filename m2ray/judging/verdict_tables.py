@@ -6,7 +6,7 @@ import math
 
 import pandas as pd
 
-from m2ray.config.condition_names import scale_gate_of
+from m2ray.config.condition_names import TABLE_ORDER, scale_gate_of
 from m2ray.config.gate_file import Criterion, GateConfig
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
@@ -75,9 +75,8 @@ def _normal_criteria(gate: GateConfig, k: int) -> list[Criterion]:
 
 def summary_table(counts: Counts, alpha: float = stats.ALPHA) -> Table:
     """Return the reference report's second table: condition, success rate and confidence interval."""
-    order = ["normal", "null", "random", "shuffle", "P0", "P1", "constant", "mean", "matched", "identity"]
-    names = [name for name in order if name in counts] + sorted(
-        name for name in counts if name not in order and not name.startswith("scale_gate=") and name != FAILED
+    names = [name for name in TABLE_ORDER if name in counts] + sorted(
+        name for name in counts if name not in TABLE_ORDER and scale_gate_of(name) is None and name != FAILED
     )
     table = [["Condition", "Success Rate", f"{100 * (1 - alpha):.0f}% CI"]]
     for name in names:
@@ -92,9 +91,14 @@ def format_count(count: tuple[int, int]) -> str:
     return f"{percent(success_rate(count))} ({count[0]}/{count[1]})"
 
 
+def scale_gate_curve(counts: Counts) -> list[tuple[float, tuple[int, int]]]:
+    """Return the counts under each scale_gate, by scale."""
+    return sorted((gate, count) for name, count in counts.items() if (gate := scale_gate_of(name)) is not None)
+
+
 def scale_gate_table(counts: Counts) -> Table:
     """Return success against scale_gate, the best marked; an empty table if scale_gate was not varied."""
-    curve = sorted((gate, count) for name, count in counts.items() if (gate := scale_gate_of(name)) is not None)
+    curve = scale_gate_curve(counts)
     if not curve:
         return []
     peak = max(success_rate(count) for _, count in curve)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from m2ray.receiver.receiver import Receiver  # imports torch as well
 
 EMBEDDED = Path(__file__).parent / "embedded"
-OWN_CODE = "comes with code of its own, which is never run; use a model that transformers itself knows"
+OWN_CODE = "comes with its own code, which is never run; use a model that transformers supports"
 
 
 def default_device() -> torch.device:
@@ -97,7 +97,7 @@ def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[s
     from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()
-    # Each retry of an unreachable hub logs a warning; the UserError below says it in one line.
+    # Each retry of an unreachable hub logs a warning; the UserError below reports it in one line.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     # What the load report warns of is an error here, see `_check_complete`.
     transformers.utils.logging.set_verbosity_error()
@@ -139,8 +139,8 @@ def _check_complete(name: str, model: Any, report: dict[str, Any]) -> None:
     unread = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if unread:
         raise UserError(
-            f"receiver {name}: {len(unread)} weights are missing or not of the shape that config.json says, "
-            f"{min(unread)} among them; fetch or save it again"
+            f"receiver {name}: {len(unread)} weights are missing or do not have the shape in config.json, "
+            f"such as {min(unread)}; fetch or save it again"
         )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from m2ray.config.condition_names import scale_gate_of
 from m2ray.config.gate_file import GateConfig, load_gate
 from m2ray.config.record import read_sweep_record, record_file
 from m2ray.evaluation.confirm_ledger import confirm_looks
@@ -144,7 +145,7 @@ def draw_all(
         drawn.append(DrawnFigure("conditions", caption, draw_conditions(shown)))
         caption = "Success against k, beside no message, full text and priming"
         drawn.append(DrawnFigure("slots", caption, draw_by_k(shown, styles)))
-        if any("scale_gate=" in name for run in shown for name in run.rows.condition.unique()):
+        if any(scale_gate_of(name) is not None for run in shown for name in run.rows.condition.unique()):
             caption = "Success against the prefix's scale"
             drawn.append(DrawnFigure("scale_gate", caption, draw_scale_gates(shown, styles)))
         drawn.append(DrawnFigure("outcomes", "Episodes that each condition solves", draw_outcomes(shown)))

@@ -15,9 +15,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import ListedColormap
 
+from m2ray.config.condition_names import scale_gate_of
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
 from m2ray.judging.gate import count_successes, success_rate
+from m2ray.judging.verdict_tables import scale_gate_curve
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
 
@@ -97,7 +99,7 @@ def drawn_conditions(runs: Sequence[JudgedRun]) -> list[str]:
     """Return all conditions except scale gates: those with a colour first, then the others, texts by length."""
     present = {name for run in runs for name in run.rows.condition.unique()} - {FAILED}
     others = sorted(
-        (name for name in present if name not in COLOURS and not name.startswith("scale_gate=")),
+        (name for name in present if name not in COLOURS and scale_gate_of(name) is None),
         key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name),
     )
     return [name for name in COLOURS if name in present] + others
@@ -208,10 +210,7 @@ def draw_scale_gates(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) ->
     for config, seeds in by_config(runs).items():
         style = styles[config]
         for i, run in enumerate(seeds):
-            counts = count_successes(run.rows)
-            curve = sorted(
-                (float(n.partition("=")[2]), c) for n, c in counts.items() if n.startswith("scale_gate=")
-            )
+            curve = scale_gate_curve(count_successes(run.rows))
             if not curve:
                 continue
             gates, (rates, bounds) = [gate for gate, _ in curve], percent_with_bounds([c for _, c in curve])

@@ -278,7 +278,8 @@ def _parallel_labels(
     """Return x, height and text of the labels: values on each key's axis; lowest, middle and highest score."""
     labels: list[tuple[int, float, str]] = []
     for x, key in enumerate(keys):
-        labels += [(x, position_on_axis(axes[key], value), short_value(value)) for value in axes[key].sample()]
+        values = axes[key].choices_or_bounds()
+        labels += [(x, position_on_axis(axes[key], value), short_value(value)) for value in values]
         if any(key not in trial.chosen for trial in ranked):
             labels.append((x, UNSET, "not set"))
     last = len(ranked) - 1

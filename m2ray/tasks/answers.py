@@ -23,9 +23,9 @@ def write_answer(level: Level, values: Sequence[int], form: AnswerForm) -> str:
 def read_answer(level: Level, text: str, form: AnswerForm) -> Values | None:
     """Return the values in B's text, or None if it cannot be parsed.
 
-    In the json form the first object in the text counts, and it must map exactly the level's names to whole numbers.
-    In the values form the text must be one whole number per variable and nothing else. A value outside the domain
-    parses: the answer is wrong, not unreadable.
+    In the json form the first object in the text counts. Its keys must be exactly the level's names, and its
+    values whole numbers. In the values form the text must be one whole number per variable and nothing else. A
+    value outside the domain parses: the answer is wrong, not unreadable.
     """
     if form == "values":
         words = text.split()

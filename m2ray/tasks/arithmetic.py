@@ -1,12 +1,13 @@
-"""The split-arithmetic family: `arithmetic-VxD`; `arithmetic` is short for `arithmetic-8x10`.
+"""The split-arithmetic family of tasks: `arithmetic-VxD`; `arithmetic` is short for `arithmetic-8x10`.
 
-V operands are added and subtracted, by signs that are drawn at random. A holds a random half of the operands; B
-holds the expression, with the other operands in it. B writes the running totals modulo D, so each value takes one
-addition. Operands are below D / 2: so a sign or an operand alone tells something about the next total, and a small
-model can learn one after the other. With the full range neither tells anything without the other.
+V operands are added and subtracted, with signs drawn at random. A gets a random half of the operands. B gets the
+expression with the other half filled in, and writes the running totals modulo D, so each value is one addition.
 
-An answer is right if all totals are. The last one alone is the result, but a wrong message gives the right result
-about as often as a guess does, so that one could not see it mislead.
+Operands are below D / 2. So the sign or the operand alone already says something about the next total, and a small
+model can learn one after the other. With operands of the full range neither would say anything without the other.
+
+An answer is right if all totals are. The last total alone is the result of the expression, but it could not show
+that a wrong message misleads: with a wrong message it is right about as often as by a guess.
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ from m2ray.tasks.level import Draw, Level, parse_size, shuffled
 
 
 class Operand(NamedTuple):
-    """An operand's value: `x2 = 7`. Places count from 0."""
+    """The value of an operand: `x2 = 7`. Positions count from 0."""
 
-    place: int
+    position: int
     value: int
 
     def fact(self) -> Operand:
-        """Return itself: it has one form only."""
+        """Return the operand itself, its only form."""
         return self
 
     def __str__(self) -> str:
-        return f"x{self.place + 1} = {self.value}"
+        return f"x{self.position + 1} = {self.value}"
 
 
 class Expression(NamedTuple):
-    """The expression to evaluate: each operand's sign, the first a plus, and the operands that B knows."""
+    """B's half: the sign of each operand (the first is a plus), the operands that B knows, and the modulus."""
 
     signs: str
     values: tuple[int | None, ...]
     modulo: int
 
     def fact(self) -> Expression:
-        """Return itself: it has one form only."""
+        """Return the expression itself, its only form."""
         return self
 
     def __str__(self) -> str:
@@ -53,8 +54,6 @@ class Expression(NamedTuple):
 
 
 _OPERAND = re.compile(r"x([1-9]\d?) = (0|[1-9]\d?)", re.ASCII)
-
-
 _TERM = re.compile(r"([+-]) (?:x\d+|(\d+))(?= |$)", re.ASCII)
 
 
@@ -64,7 +63,7 @@ class ArithmeticLevel(Level):
 
     @property
     def span(self) -> int:
-        """Number of values of an operand, 0 to `span` - 1."""
+        """The number of values of an operand, which are 0 to `span` - 1."""
         return (self.domain + 1) // 2
 
     @property
@@ -76,11 +75,13 @@ class ArithmeticLevel(Level):
     def words(self) -> tuple[str, ...]:
         """All words of halves and answers."""
         return tuple(
-            dict.fromkeys([*str(self._sum).split(), "-", "=", *self.names, *map(str, range(self.domain))])
+            dict.fromkeys(
+                [*str(self._open_expression).split(), "-", "=", *self.names, *map(str, range(self.domain))]
+            )
         )
 
     @property
-    def _sum(self) -> Expression:
+    def _open_expression(self) -> Expression:
         """The expression with all operands unknown."""
         return Expression("+" * self.variables, (None,) * self.variables, self.domain)
 
@@ -94,18 +95,18 @@ class ArithmeticLevel(Level):
         count = self.variables
         values = [below(self.span) for _ in range(count)]
         signs = "+" + "".join("+-"[below(2)] for _ in range(count - 1))
-        mine = sorted(shuffled(range(count), below)[: count // 2])
-        known = tuple(None if i in mine else value for i, value in enumerate(values))
+        sent = sorted(shuffled(range(count), below)[: count // 2])
+        known = tuple(None if i in sent else value for i, value in enumerate(values))
         steps = (value if sign == "+" else -value for sign, value in zip(signs, values, strict=True))
         totals = tuple(total % self.domain for total in accumulate(steps))
-        sender = tuple(Operand(i, values[i]) for i in mine)
+        sender = tuple(Operand(i, values[i]) for i in sent)
         return Draw(sender, (Expression(signs, known, self.domain),), totals)
 
     def read(self, part: str) -> Operand | Expression:
         """Implement `Level.read`."""
         if match := _OPERAND.fullmatch(part):
             operand = Operand(int(match[1]) - 1, int(match[2]))
-            if operand.place < self.variables and operand.value < self.span:
+            if operand.position < self.variables and operand.value < self.span:
                 return operand
         elif len(terms := _TERM.findall("+ " + part.partition(" of ")[2])) == self.variables:
             values = tuple(int(value) if value else None for _, value in terms)
@@ -114,17 +115,17 @@ class ArithmeticLevel(Level):
                 return expression
         raise ValueError(
             f"{part[:60]!r} is not a fact of level {self.name}; write `x1 = 0`, up to x{self.variables} and "
-            f"{self.span - 1}, or `{self._sum}` with any signs and with values for some operands"
+            f"{self.span - 1}, or `{self._open_expression}` with any signs and with values for some operands"
         )
 
     def checks(self, facts: Sequence[Any], values: Sequence[int]) -> list[bool]:
         """Implement `Level.checks`; each total counts as one."""
-        held, total, settled = [], 0, True
+        checks, total, known = [], 0, True
         for value, steps in zip(values, self._steps(facts), strict=True):
-            settled = settled and len(steps) == 1
-            total = (total + steps[0]) % self.domain if settled else -1
-            held.append(value == total)
-        return held
+            known = known and len(steps) == 1
+            total = (total + steps[0]) % self.domain if known else -1
+            checks.append(value == total)
+        return checks
 
     def count_solutions(self, facts: Sequence[Any]) -> int:
         """Implement `Level.count_solutions`."""
@@ -139,9 +140,9 @@ class ArithmeticLevel(Level):
         for value, steps in zip(answer, self._steps(facts), strict=False):
             if not (possible and steps):
                 raise ValueError("no solution begins like this answer")
-            open_ = {(before + step) % self.domain for step in steps}
-            table.append([(v in open_) / len(open_) for v in range(self.domain)])
-            before, possible = value, value in open_
+            totals = {(before + step) % self.domain for step in steps}
+            table.append([(v in totals) / len(totals) for v in range(self.domain)])
+            before, possible = value, value in totals
         return table
 
     def left(self, facts: Sequence[Any]) -> list[int]:
@@ -149,28 +150,28 @@ class ArithmeticLevel(Level):
         return [sum(1 << v for v in values) for values in self._operands(facts)]
 
     def _operands(self, facts: Sequence[Any]) -> list[list[int]]:
-        """Return the values that facts leave each operand."""
+        """Return the values that facts leave for each operand."""
         known = {fact for fact in facts if isinstance(fact, Operand)}
         for fact in facts:
             if isinstance(fact, Expression):
                 known |= {Operand(i, value) for i, value in enumerate(fact.values) if value is not None}
         return [
-            [v for v in range(self.span) if all(fact.value == v for fact in known if fact.place == i)]
+            [v for v in range(self.span) if all(fact.value == v for fact in known if fact.position == i)]
             for i in range(self.variables)
         ]
 
     def _steps(self, facts: Sequence[Any]) -> list[list[int]]:
-        """Return the possible differences, modulo the domain, of each total and the one before."""
+        """Return the possible differences, modulo the domain, between each total and the one before it."""
         signs = {fact.signs for fact in facts if isinstance(fact, Expression)}
         steps = []
         for i, values in enumerate(self._operands(facts)):
-            ways = [way for sign, way in (("+", 1), ("-", -1)) if all(each[i] == sign for each in signs)]
-            ways = ways if i else [1]  # the first operand is never subtracted
-            steps.append(sorted({value * way % self.domain for value in values for way in ways}))
+            factors = [factor for sign, factor in (("+", 1), ("-", -1)) if all(s[i] == sign for s in signs)]
+            factors = factors if i else [1]  # the first operand is never subtracted
+            steps.append(sorted({value * factor % self.domain for value in values for factor in factors}))
         return steps
 
 
 def level_of(name: str) -> ArithmeticLevel | None:
-    """Return a level of this family; V is even, 2 to 26; D is 3 to 100."""
+    """Return a level of this family, or None; V is even and from 2 to 26, D from 3 to 100."""
     size = parse_size("arithmetic-8x10" if name == "arithmetic" else name, "arithmetic", 3)
     return ArithmeticLevel(f"arithmetic-{size[0]}x{size[1]}", *size) if size else None

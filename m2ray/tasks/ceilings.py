@@ -25,8 +25,8 @@ def ceilings(episodes: Sequence[Episode], shift: int = 17) -> Ceilings:
 
     Args:
         episodes: Episodes of one level.
-        shift: The wrong message is that of the episode this many places later. One that contradicts B's half leaves
-            no answer and counts as a failure.
+        shift: The wrong message is that of the episode this many places later. If it contradicts B's half, no
+            answer is left, which counts as a failure.
     """
     each = [
         _episode_ceilings(episode, episodes[(i + shift) % len(episodes)]) for i, episode in enumerate(episodes)

@@ -1,7 +1,7 @@
-"""The constraint-satisfaction family: `easy`, `medium`, `hard`, `lookup` and `lookup-VxD`.
+"""The constraint-satisfaction family of tasks: `easy`, `medium`, `hard`, `lookup` and `lookup-VxD`.
 
-A hidden assignment of small integers is drawn, then constraints that it satisfies; half of them go to agent A, half
-to agent B. B must name an assignment that satisfies all of them.
+A hidden assignment of small integers is drawn, then constraints that it satisfies. Half of them go to agent A,
+half to agent B. B must write an assignment that satisfies all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Constraint(NamedTuple):
     value: int
 
     def holds(self, values: Sequence[int]) -> bool:
-        """Return whether an assignment satisfies this constraint."""
+        """Return True if an assignment satisfies this constraint."""
         left = values[self.variable]
         if self.kind == "=":
             return left == self.value
@@ -70,9 +70,9 @@ class ConstraintLevel(Level):
     @property
     def possible_facts(self) -> int:
         """The number of different facts that A can state."""
-        about_one = self.variables * self.domain
-        about_two = math.comb(self.variables, 2) * (2 * self.domain - 1)
-        return sum(about_one if kind in ("=", "!=") else about_two for kind in self.kinds)
+        with_one = self.variables * self.domain
+        with_two = math.comb(self.variables, 2) * (2 * self.domain - 1)
+        return sum(with_one if kind in ("=", "!=") else with_two for kind in self.kinds)
 
     def draw(self, below: Callable[[int], int]) -> Draw:
         """Implement `Level.draw`."""
@@ -91,8 +91,8 @@ class ConstraintLevel(Level):
             if kind == "=":
                 constraint = Constraint("=", i, -1, solution[i])
             elif kind == "!=":
-                other_value = (solution[i] + 1 + below(self.domain - 1)) % self.domain
-                constraint = Constraint("!=", i, -1, other_value)
+                excluded = (solution[i] + 1 + below(self.domain - 1)) % self.domain
+                constraint = Constraint("!=", i, -1, excluded)
             else:
                 j = below(self.variables - 1)
                 j += j >= i
@@ -157,13 +157,14 @@ class ConstraintLevel(Level):
         ]
 
     def _candidates(self, facts: Iterable[Constraint]) -> list[list[int]]:
-        """Return the values that constraints with a single variable leave each variable."""
+        """Return the values that constraints with a single variable leave for each variable."""
         left = [list(range(self.domain)) for _ in range(self.variables)]
         for c in facts:
             left[c.variable] = [v for v in left[c.variable] if (v == c.value) == (c.kind == "=")]
         return left
 
     def _solution_mask(self, facts: Iterable[Constraint]) -> int:
+        """Return the assignments that satisfy all constraints, one bit each."""
         mask = (1 << self.domain**self.variables) - 1
         for constraint in facts:
             mask &= _mask(self.variables, self.domain, constraint)
@@ -194,7 +195,10 @@ LEVELS = {
 
 
 def level_of(name: str) -> ConstraintLevel | None:
-    """Return a level of this family: one of `LEVELS`, or `lookup-VxD`; V is even, 2 to 26; D is 2 to 100."""
+    """Return a level of this family, or None: one of `LEVELS`, or `lookup-VxD` (V variables, D values each).
+
+    V is even and from 2 to 26, D from 2 to 100.
+    """
     if size := parse_size(name, "lookup", 2):
         return ConstraintLevel(name, *size, size[0], ("=",))
     return LEVELS.get(name)

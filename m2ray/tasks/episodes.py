@@ -1,4 +1,4 @@
-"""Episodes: one seed's task, and the split that its message belongs to.
+"""Episodes of a level: drawn by seed, written as text, and assigned to a split.
 
 Splits are disjoint in two ways. By seed: every split has its own range. By content: every possible message (the
 *set* of A's facts) belongs to exactly one part, by hash, and a seed of a split only yields messages of that part.
@@ -16,21 +16,19 @@ from typing import Any
 from m2ray.tasks.level import Fact, Level, Values
 from m2ray.util.errors import UserError
 
-# The twentieths of all possible messages that belong to each part, by hash of their content.
+# Parts of all possible messages, in twentieths of the hash of their content.
 PARTS: dict[str, range] = {
     "train": range(0, 14),
     "search": range(14, 16),
     "select": range(16, 18),
     "confirm": range(18, 20),
 }
-
-
 _MAX_DRAWS = 100_000
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One seed's task: A's half as facts and as the message, B's half, and one solution."""
+    """Task of one seed: A's half as facts and as message text, B's half as facts, and one solution."""
 
     level: Level
     seed: int

@@ -1,7 +1,7 @@
 """Interface of a task family: a level draws episodes and reasons about them exactly.
 
-Agent A gets one half of the facts, agent B the other, and neither half alone determines the answer. A family defines
-the facts and the answers: `m2ray.tasks.constraints`, `m2ray.tasks.arithmetic`, or a plugin.
+Agent A gets one half of the facts, agent B the other, and neither half alone determines the answer. A family
+(`m2ray.tasks.constraints`, `m2ray.tasks.arithmetic` or a plugin) defines the facts and the answers.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Level(ABC):
     def draw(self, below: Callable[[int], int]) -> Draw:
         """Draw an episode at random.
 
-        The caller repeats draws until A's half belongs to the required part and each half alone leaves at least two
-        solutions.
+        The caller repeats draws until A's half belongs to the required part and each half alone leaves at least
+        two solutions.
 
         Args:
             below: The only source of randomness: `below(n)` is a whole number from 0 to n - 1.
@@ -109,7 +109,7 @@ class Level(ABC):
 
     @abstractmethod
     def left(self, facts: Sequence[Any]) -> list[int]:
-        """Return what A's facts leave open: for each field that probes read, the set of possible values as bits."""
+        """Return what A's facts leave open: the possible values, as bits, of each field that probes read."""
 
 
 def shuffled(items: Iterable[T], below: Callable[[int], int]) -> list[T]:

@@ -358,9 +358,9 @@ def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver
     start = load_codec(folder, receiver)
     if (start.record.get("trial") or {}).get("task") != config.task.model_dump():
         raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
-    theirs, own = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
-    if theirs != own:
-        differ = [f"codec.{key} is {theirs[key]}, not {own[key]}" for key in own if theirs[key] != own[key]]
+    given, wanted = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
+    if given != wanted:
+        differ = [f"codec.{key} is {given[key]}, not {wanted[key]}" for key in wanted if given[key] != wanted[key]]
         raise UserError(
             f"training.start: {folder}: more than its k differs: {', '.join(differ)}; give both the same"
         )

@@ -1,4 +1,4 @@
-"""The spaces that an installed wheel has: the same as those people read, and found by name."""
+"""Spaces in the package: identical to search_spaces/, and found by name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The shipped space files: valid, true to the report they repeat, comparable, described by their schema."""
+"""The spaces of search_spaces/: valid, faithful to the report they repeat, comparable, described by their schema."""
 
 import importlib.util
 import itertools
@@ -38,7 +38,7 @@ def test_the_spaces_are_those_of_the_documentation():
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
-def test_a_space_has_its_files_name_says_what_it_is_about_and_refers_to_the_schema(file):
+def test_a_space_has_its_files_name_a_description_and_a_reference_to_the_schema(file):
     space = PLANS[file.stem].space
     assert space.name == file.stem
     assert space.about
@@ -46,15 +46,15 @@ def test_a_space_has_its_files_name_says_what_it_is_about_and_refers_to_the_sche
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_space_plays_the_conditions_that_its_gate_compares(name):
+def test_a_space_evaluates_the_conditions_that_its_gate_compares(name):
     plan = PLANS[name]
     file = plan.space.judge.gate
     criteria = load_gate(FOLDER / file if file else None).criteria
-    played = plan.example.evaluation.condition_names
-    assert {condition for criterion in criteria for condition in criterion.conditions} <= set(played)
+    evaluated = plan.example.evaluation.condition_names
+    assert {condition for criterion in criteria for condition in criterion.conditions} <= set(evaluated)
 
 
-# --- what each is for ----------------------------------------------------------------------------------------
+# --- purpose of each -----------------------------------------------------------------------------------------
 
 
 def test_attempt_02_has_the_frozen_settings_of_the_report():
@@ -95,7 +95,7 @@ def test_every_other_space_judges_attempt_02s_recipe_beside_its_own(name):
 
 
 @pytest.mark.parametrize("name", ["adapted-easy", "attempt-03", "constants", "gate1", "gate2", "scale"])
-def test_a_space_that_takes_its_time_judges_on_a_thousand_episodes_or_more(name):
+def test_a_long_sweep_judges_on_a_thousand_episodes_or_more(name):
     assert len(PLANS[name].example.splits.seeds("confirm")) >= 1000
 
 
@@ -122,7 +122,9 @@ def test_attempt_03_changes_attempt_02_by_one_proposed_fix_an_arm():
     }
     for name, tree in dumps.items():
         for key in changed[name] & set(control["losses"]):
-            assert tree["losses"][key] == dumps["all-fixes"]["losses"][key], "together as they were alone"
+            assert tree["losses"][key] == dumps["all-fixes"]["losses"][key], (
+                "the same settings as in the arm alone"
+            )
     before, strong = control["losses"]["contrast"], dumps["contrast"]["losses"]["contrast"]
     assert strong["weight"] >= 10 * before["weight"]
     assert strong["margin"] >= 2 * before["margin"]
@@ -158,14 +160,14 @@ def test_the_constants_are_many_see_no_message_and_are_small(capsys):
     assert "x 1 seed, 20,480 samples, 16 checkpoints" in capsys.readouterr().out
 
 
-def test_what_a_searching_space_judges_on_no_other_space_looks_at():
-    seen = {
+def test_no_other_space_uses_the_confirm_episodes_of_a_searching_space():
+    splits = {
         name: [plan.example.splits.seeds(split) for split in ("search", "select", "confirm")]
         for name, plan in PLANS.items()
     }
     for one, other in itertools.permutations(set(NAMES) - {"attempt-02", "attempt-02-qwen", "attempt-03"}, 2):
-        confirm = seen[one][-1]
-        assert not any(set(confirm) & set(seeds) for seeds in seen[other]), (one, other)
+        confirm = splits[one][-1]
+        assert not any(set(confirm) & set(seeds) for seeds in splits[other]), (one, other)
 
 
 def kinds():
@@ -179,18 +181,23 @@ def kinds():
 
 @pytest.mark.parametrize("config", kinds(), ids=config_name)
 def test_every_kind_of_configuration_trains(config, tmp_path):
-    sizes = {"epochs": 1, "epoch_samples": 8, "batch_size": 8, "start": None}  # a start is of its own receiver
+    sizes = {
+        "epochs": 1,
+        "epoch_samples": 8,
+        "batch_size": 8,
+        "start": None,
+    }  # a start checkpoint fits its receiver only
     small = config.model_copy(
         update={
             "training": config.training.model_copy(update=sizes),
             "splits": config.splits.model_copy(update={"search": "1000:1020"}),
             "codec": config.codec.model_copy(update={"width": 16}),
-            "task": config.task.model_copy(update={"level": "easy"}),  # the one that mini knows
+            "task": config.task.model_copy(update={"level": "easy"}),  # the level that mini knows
         }
     )
     reported = []
-    about = {"config": "any"}
-    train(small, 0, load_receiver("mini"), tmp_path, lambda metrics, at: reported.append(metrics["step"]), about)
+    record = {"config": "any"}
+    train(small, 0, load_receiver("mini"), tmp_path, lambda metrics, at: reported.append(metrics["step"]), record)
     assert reported == [1]
 
 
@@ -274,7 +281,7 @@ def test_a_misspelt_key_or_bad_value_does_not_fit_the_schema(tree):
         VALIDATOR.validate(tree)
 
 
-def test_a_dry_run_has_a_word_for_what_is_valid_and_yet_seldom_meant(tmp_path, capsys):
+def test_a_dry_run_notes_settings_that_are_valid_but_seldom_meant(tmp_path, capsys):
     space = yaml.safe_load((FOLDER / "recipe-mini.yaml").read_text())
     space["points"] = {
         "asis": {"set": {"codec.k": 4}},
@@ -288,11 +295,11 @@ def test_a_dry_run_has_a_word_for_what_is_valid_and_yet_seldom_meant(tmp_path, c
     notes = [line.split("note", 1)[1].strip() for line in lines if "  note " in line]
     assert len(notes) == 2
     assert notes[0].startswith("codec.k 30 is more than the 15 to ")
-    assert notes[1].startswith("codec.scale_gate 1: with codec.start: states slots start as states that have ")
+    assert notes[1].startswith("codec.scale_gate 1: with codec.start: states slots start as hidden states of ")
 
 
 @pytest.mark.parametrize("command", [main, train_main])
-def test_a_sweeps_record_is_neither_a_space_nor_a_configuration(command):
+def test_the_record_of_a_sweep_is_refused_as_a_space_and_as_a_configuration(command):
     record = str(FOLDER.parent / "results" / "recipe-mini" / "sweep.yaml")
-    with pytest.raises(UserError, match=r"sweep.yaml: the record of a sweep, not what one is made from"):
+    with pytest.raises(UserError, match=r"sweep.yaml: the record of a sweep, not a space or configuration"):
         command([record])

@@ -85,7 +85,7 @@ def test_suggestions_are_of_the_kind_and_within_the_bounds_written(data, seed):
             assert values[0] <= value <= values[1]
 
 
-def test_a_log_axis_is_even_over_orders_of_magnitude():
+def test_a_log_axis_is_uniform_over_orders_of_magnitude():
     axis, study = Axis(loguniform=(1e-4, 1.0)), random_study()
     drawn = [axis.suggest(study.ask(), "key") for _ in range(400)]
     assert 150 < sum(value < 1e-2 for value in drawn) < 250
@@ -144,7 +144,7 @@ def test_a_misspelt_axis_is_refused_with_the_right_spelling(tmp_path):
 
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_conditional_axes_are_asked_exactly_where_they_apply(conditional, seed):
+def test_conditional_axes_are_suggested_exactly_where_they_apply(conditional, seed):
     plan = conditional
     chosen = plan.suggest(random_study(seed).ask())
     config = plan.config(chosen)
@@ -159,7 +159,7 @@ def test_every_choice_and_bound_is_tried_before_anything_runs(tmp_path):
     plan = plan_of(tmp_path, CONDITIONAL)
     for key, axis in plan.space.axes.items():
         tried = {get_key(config.model_dump(), key) for config in plan.checked}
-        assert set(axis.sample()) <= tried, key
+        assert set(axis.choices_or_bounds()) <= tried, key
 
 
 def test_a_value_that_is_only_wrong_under_a_condition_is_found(tmp_path):
@@ -229,8 +229,8 @@ points:
     assert list(plan.points) == ["own", "theirs", "changed"]
     assert (own.codec.k, own.codec.scale_gate, own.training.epochs) == (16, 3.0, 3)
     assert (theirs.codec.encoder, theirs.codec.k, theirs.codec.width) == ("last_token", 4, 32)
-    assert theirs.codec.scale_gate == TrialConfig().codec.scale_gate, "nothing of the own codec is mixed in"
-    assert theirs.training == TrialConfig().training, "what theirs leaves out has its default"
+    assert theirs.codec.scale_gate == TrialConfig().codec.scale_gate, "no key of the space's own codec is mixed in"
+    assert theirs.training == TrialConfig().training, "keys that the other space leaves out have their defaults"
     assert set(theirs.losses.terms()) == {"ce", "help"}
     assert (changed.codec.k, changed.codec.width) == (8, 32)
     assert set(changed.losses.terms()) == {"ce", "contrast"}
@@ -336,10 +336,10 @@ def test_a_bad_space_is_refused_with_its_key_and_fix(tmp_path, text, line):
     assert refused(tmp_path, text).startswith(f"space.yaml: {line}")
 
 
-def test_a_point_that_uses_a_file_that_is_missing_or_no_space_is_refused_by_that_files_name(tmp_path):
+def test_a_point_that_uses_a_missing_file_or_another_kind_of_file_is_refused(tmp_path):
     where = f"space.yaml: points.a.use: {tmp_path}"
-    said = refused(tmp_path, "points: {a: {use: none.yaml}}")
-    assert said == f"{where}/none.yaml: no such file; check the path"
+    message = refused(tmp_path, "points: {a: {use: none.yaml}}")
+    assert message == f"{where}/none.yaml: no such file; check the path"
     (tmp_path / "gate.yaml").write_text("name: reference\ncriteria: []")
-    said = refused(tmp_path, "points: {a: {use: gate.yaml}}")
-    assert said.startswith(f"{where}/gate.yaml: criteria: unknown key")
+    message = refused(tmp_path, "points: {a: {use: gate.yaml}}")
+    assert message.startswith(f"{where}/gate.yaml: criteria: unknown key")

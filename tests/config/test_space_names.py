@@ -1,4 +1,4 @@
-"""Search spaces: names, what a sweep remembers of its suggestions, and the nested dictionaries underneath."""
+"""Search spaces: names of configurations, suggestions kept in a journal, and nested dictionaries."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def plan(tmp_path_factory):
 # --- names ---------------------------------------------------------------------------------------------------
 
 
-def test_a_name_says_what_a_configuration_is_and_tells_all_apart(plan):
+def test_a_name_describes_a_configuration_and_is_unique(plan):
     dumps = {config_name(config): config.model_dump_json() for config in plan.checked}
     assert len(dumps) == len({config.model_dump_json() for config in plan.checked})
     for name, text in dumps.items():
@@ -50,7 +50,7 @@ def test_a_name_does_not_depend_on_how_a_configuration_is_judged():
     assert config_name(config.model_copy(update={"workers": 2})) != config_name(config)
 
 
-# --- what a sweep remembers ----------------------------------------------------------------------------------
+# --- what a sweep keeps --------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=40)
@@ -62,15 +62,17 @@ def test_a_past_suggestion_can_be_told_to_a_fresh_study_exactly(plan, seed, scor
     study.tell(trial, score)
     before = study.trials[0]
 
-    remembered = json.loads(json.dumps(chosen))  # a journal's line
+    kept = json.loads(json.dumps(chosen))  # as in a line of the journal
     fresh = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=1))
-    past = optuna.trial.create_trial(params=remembered, distributions=plan.distributions(remembered), value=score)
+    again = optuna.trial.FixedTrial(kept)
+    plan.suggest(again)
+    past = optuna.trial.create_trial(params=kept, distributions=again.distributions, value=score)
     fresh.add_trial(past)
     assert fresh.trials[0].params == before.params == chosen
     assert fresh.trials[0].distributions == before.distributions
-    assert plan.config(remembered) == plan.config(chosen)
-    assert config_name(plan.config(remembered)) == config_name(plan.config(chosen))
-    plan.config(plan.suggest(fresh.ask()))  # and the study goes on from there
+    assert plan.config(kept) == plan.config(chosen)
+    assert config_name(plan.config(kept)) == config_name(plan.config(chosen))
+    plan.config(plan.suggest(fresh.ask()))  # the study continues from there
 
 
 # --- nested dictionaries -------------------------------------------------------------------------------------
@@ -100,7 +102,7 @@ def test_merging_lets_the_second_win_and_changes_neither(base, over):
 
 @settings(deadline=None)
 @given(trees, st.lists(keys, min_size=1, max_size=3), st.integers())
-def test_what_is_put_is_fetched_and_nothing_else_changes(tree, path, value):
+def test_a_key_that_is_set_is_read_back_and_nothing_else_changes(tree, path, value):
     key, before = ".".join(path), merge_trees(tree, {})
     try:
         set_key(tree, key, value)
@@ -111,7 +113,7 @@ def test_what_is_put_is_fetched_and_nothing_else_changes(tree, path, value):
     assert all(tree[other] == before[other] for other in before if other != path[0])
 
 
-def test_what_is_not_there_is_none():
+def test_a_missing_key_is_none():
     assert get_key({"a": {"b": 1}}, "a.c") is None
     assert get_key({"a": {"b": 1}}, "a.b.c") is None
     assert get_key({}, "a") is None

@@ -1,4 +1,4 @@
-"""Configurations: what may be written, and the one line that says what may not."""
+"""Configurations: valid values, and the one-line errors for invalid ones."""
 
 import json
 import math
@@ -21,7 +21,7 @@ def write(tmp_path, text):
 
 
 def refused(tmp_path, text):
-    """What comes after the file's name in the one line that refuses a configuration."""
+    """Return the one-line error for a configuration, without the file's name."""
     path = write(tmp_path, text)
     with pytest.raises(UserError) as raised:
         load_yaml(TrialConfig, path)
@@ -105,13 +105,16 @@ def test_a_bad_value_is_refused_with_its_key_and_fix(tmp_path, text, line):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("codec: {bottleneck: vq}", "codec.bottleneck: vq needs losses.commitment; add it, weight 0.25 say"),
+        (
+            "codec: {bottleneck: vq}",
+            "codec.bottleneck: vq needs losses.commitment; add it, for example with weight",
+        ),
         ("losses: {ce: {}, commitment: {}}", "losses.commitment: needs codec.bottleneck: vq; set that or remove"),
         ("losses: {ce: {}, code_information: {}}", "losses.code_information: needs codec.bottleneck: vq"),
         ("losses: {}", "losses: no objective has a weight above 0; add one, such as ce"),
         ("losses: {ce: {weight: 0}, kl: null}", "losses: no objective has a weight above 0"),
         ("{codec: {encoder: resampler}, training: {anneal: {}}}", "training.anneal: only the encoder segments"),
-        ("{codec: {encoder: resampler, start: states}}", "codec.start: only slots of the encoder segments"),
+        ("{codec: {encoder: resampler, start: states}}", "codec.start: only the encoder segments uses it"),
         (
             "{codec: {k: 24}, training: {anneal: {start: 20}}}",
             "training.anneal.start: below codec.k = 24; start at 24",
@@ -136,7 +139,7 @@ def test_a_huge_wrong_value_does_not_flood_the_line(tmp_path):
     assert len(refused(tmp_path, "receiver: [" + "1, " * 10_000 + "1]")) < 200
 
 
-def test_whole_numbers_are_fine_where_a_number_is_asked_for(tmp_path):
+def test_whole_numbers_are_accepted_as_numbers(tmp_path):
     assert load_yaml(TrialConfig, write(tmp_path, "training: {lr: 1}")).training.lr == 1.0
 
 
@@ -150,7 +153,7 @@ def test_configurations_cannot_be_changed_behind_a_sweep():
         TrialConfig().workers = 2
 
 
-def test_rows_name_greedy_decoding_and_temperatures_apart():
+def test_rows_distinguish_greedy_decoding_and_temperatures():
     assert EvaluationConfig().decoding == "greedy"
     assert EvaluationConfig(temperature=0.3).decoding == "t=0.3"
 
@@ -180,8 +183,8 @@ def test_a_configuration_survives_json_and_yaml_unchanged(tmp_path_factory, tree
     assert TrialConfig.model_validate_json(config.model_dump_json()) == config
     assert validate(TrialConfig, json.loads(json.dumps(config.model_dump())), "test") == config
     path = tmp_path_factory.getbasetemp() / "config.yaml"
-    escaped, unicode = (yaml.safe_dump(config.model_dump(), allow_unicode=there) for there in (False, True))
-    # Unescaped, PyYAML writes U+0085 as a plain line break, and does not find it again itself.
+    escaped, unicode = (yaml.safe_dump(config.model_dump(), allow_unicode=allow) for allow in (False, True))
+    # Unescaped, PyYAML writes U+0085 as a plain line break, which it does not read back.
     for text in (escaped, unicode) if yaml.safe_load(unicode) == yaml.safe_load(escaped) else (escaped,):
         path.write_text(text, encoding="utf-8")
         assert load_yaml(TrialConfig, path) == config
@@ -198,7 +201,7 @@ def test_a_range_of_seeds_is_read_as_it_is_written(start, count):
 
 @settings(deadline=None)
 @given(st.text() | st.from_regex(r"-?[0-9]{0,20}:[0-9]{0,20}"))
-def test_any_other_text_is_no_range_of_seeds(text):
+def test_any_other_text_is_not_a_range_of_seeds(text):
     try:
         seeds = parse_seeds(text)
     except ValueError:
@@ -233,7 +236,7 @@ def test_learning_rates_may_be_written_as_papers_write_them(tmp_path, text):
 
 
 @pytest.mark.parametrize("seeds", ["10:50", "1:20", "190:259", "0:5"])
-def test_an_unquoted_range_of_seeds_is_no_number_of_base_60(tmp_path, seeds):
+def test_an_unquoted_range_of_seeds_is_not_a_number_in_base_60(tmp_path, seeds):
     config = load_yaml(TrialConfig, write(tmp_path, f"splits: {{train: {seeds}}}"))
     assert config.splits.train == seeds
 
@@ -272,9 +275,9 @@ def test_what_is_not_plain_yaml_is_refused(tmp_path, text, line):
 @pytest.mark.parametrize(
     ("text", "found"), [("", "nothing"), ("- 1", "a list"), ("mini", "a str"), ("# x", "nothing")]
 )
-def test_a_file_that_is_no_mapping_is_refused(tmp_path, text, found):
-    told = f"expected a mapping of keys at the top level, found {found}; write `key: value` lines"
-    assert refused(tmp_path, text) == told
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path, text, found):
+    message = f"expected a mapping of keys at the top level, found {found}; write `key: value` lines"
+    assert refused(tmp_path, text) == message
 
 
 def test_a_bomb_of_aliases_is_refused_before_it_expands(tmp_path):
@@ -284,8 +287,8 @@ def test_a_bomb_of_aliases_is_refused_before_it_expands(tmp_path):
 
 
 def test_a_file_over_a_megabyte_is_refused_unread(tmp_path):
-    told = "larger than 1000000 bytes; give a configuration file (a few kilobytes)"
-    assert refused(tmp_path, "#" * 1_000_001) == told
+    message = "larger than 1000000 bytes; give a configuration file (a few kilobytes)"
+    assert refused(tmp_path, "#" * 1_000_001) == message
     assert read_yaml(write(tmp_path, "a: 1\n#" + "x" * 999_994)) == {"a": 1}
 
 

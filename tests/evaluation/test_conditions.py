@@ -1,4 +1,4 @@
-"""Ablation conditions: each puts into the slots what its name says, for the right episode, whatever the batch."""
+"""Ablation conditions: each puts into the slots what its name says, for the right episode, in any batch."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
 
 EASY = level("easy")
-PLAYED = episodes(EASY, range(1000, 1024), "search")
+EPISODES = episodes(EASY, range(1000, 1024), "search")
 DERIVED = [*CONDITIONS, "text-7", "scale_gate=0.5"]
 
 
@@ -32,11 +32,11 @@ def make_codec(receiver: Receiver, seed: int = 0, **settings: object) -> Codec:
     return Codec(CodecConfig.model_validate(tree), receiver).eval()
 
 
-def make_material(
-    receiver: Receiver, played: Sequence[Episode] = PLAYED, batch_size: int = 9, **settings
+def make_inputs(
+    receiver: Receiver, batch: Sequence[Episode] = EPISODES, batch_size: int = 9, **settings
 ) -> ConditionInputs:
     constant = make_codec(receiver, 1, **{**settings, "encoder": "constant"})
-    return ConditionInputs(receiver, played, make_codec(receiver, **settings), constant, batch_size)
+    return ConditionInputs(receiver, batch, make_codec(receiver, **settings), constant, batch_size)
 
 
 def inject(name: str, inputs: ConditionInputs) -> Injection:
@@ -49,7 +49,7 @@ def stacked(injection: Injection) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def inputs(tiny) -> ConditionInputs:
-    return make_material(tiny)
+    return make_inputs(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +64,16 @@ def prefixes(inputs) -> torch.Tensor:
 class TestLatentConditions:
     def test_normal_is_the_prefix_of_each_episodes_own_message(self, inputs, prefixes):
         torch.testing.assert_close(stacked(inject("normal", inputs)), prefixes, atol=1e-5, rtol=1e-4)
-        assert len(prefixes.flatten(1).unique(dim=0)) == len({e.message for e in PLAYED})
+        assert len(prefixes.flatten(1).unique(dim=0)) == len({e.message for e in EPISODES})
 
     @pytest.mark.parametrize("calibration", ["norm", "layernorm"])
     def test_null_is_true_zeros_where_decode_of_zero_is_not(self, tiny, calibration):
-        inputs = make_material(tiny, calibration=calibration)
+        inputs = make_inputs(tiny, calibration=calibration)
         if calibration == "layernorm":
             torch.nn.init.ones_(inputs.codec.norm.bias)
             assert inputs.codec.decode(torch.zeros(1, 3, tiny.width)).prefix_BKD.any()
         null = stacked(inject("null", inputs))
-        assert null.shape == (len(PLAYED), 3, tiny.width)
+        assert null.shape == (len(EPISODES), 3, tiny.width)
         assert not null.any()
 
     def test_random_decodes_standard_normal_latents(self, inputs, monkeypatch):
@@ -87,17 +87,17 @@ class TestLatentConditions:
         torch.testing.assert_close(drawn, decode(seen[0]).prefix_BKD)
 
     def test_random_depends_on_the_episode_alone(self, tiny, inputs):
-        """The same in any company, another for every episode, whatever its message says."""
+        """The same in any batch and for any message, different for every episode."""
         together = stacked(inject("random", inputs))
-        some = make_material(tiny, [replace(PLAYED[i], message=PLAYED[0].message) for i in (5, 2, 19)])
+        some = make_inputs(tiny, [replace(EPISODES[i], message=EPISODES[0].message) for i in (5, 2, 19)])
         torch.testing.assert_close(stacked(inject("random", some)), together[[5, 2, 19]])
-        assert len(together.flatten(1).unique(dim=0)) == len(PLAYED)
+        assert len(together.flatten(1).unique(dim=0)) == len(EPISODES)
 
     def test_shuffle_is_the_prefix_of_the_partners_message(self, inputs, prefixes):
         injection = inject("shuffle", inputs)
         partners = [prefixes[i] for i in injection.partners]
         torch.testing.assert_close(stacked(injection), torch.stack(partners), atol=1e-5, rtol=1e-4)
-        assert all(PLAYED[i].content != e.content for i, e in zip(injection.partners, PLAYED, strict=True))
+        assert all(EPISODES[i].content != e.content for i, e in zip(injection.partners, EPISODES, strict=True))
 
     def test_mean_is_one_prefix_for_all(self, inputs, prefixes):
         expected = prefixes.numpy().mean(0)
@@ -106,7 +106,7 @@ class TestLatentConditions:
 
     def test_matched_has_the_mean_and_covariance_of_the_prefixes(self, tiny):
         """Over many episodes: mean and covariance within sampling error, Gaussian along every strong direction."""
-        inputs = make_material(tiny, episodes(EASY, range(1000, 1600), "search"), batch_size=600, k=2)
+        inputs = make_inputs(tiny, episodes(EASY, range(1000, 1600), "search"), batch_size=600, k=2)
         real, drawn = (
             stacked(inject("normal", inputs)).flatten(1),
             stacked(inject("matched", inputs)).flatten(1),
@@ -124,10 +124,10 @@ class TestLatentConditions:
             scores = (drawn - real.mean(0)) @ direction / np.sqrt(direction @ cov_real @ direction)
             assert stats.kstest(scores, "norm").pvalue > 1e-4
 
-    def test_matched_says_nothing_of_the_episodes_own_message(self, tiny, inputs):
+    def test_matched_does_not_depend_on_the_episodes_own_message(self, tiny, inputs):
         drawn = stacked(inject("matched", inputs)).flatten(1)
-        assert len(drawn.unique(dim=0)) == len(PLAYED)
-        alone = make_material(tiny, [PLAYED[0]] * 8)  # one message: no covariance, its mean for all
+        assert len(drawn.unique(dim=0)) == len(EPISODES)
+        alone = make_inputs(tiny, [EPISODES[0]] * 8)  # one message: no covariance, its mean for all
         torch.testing.assert_close(stacked(inject("matched", alone)), stacked(inject("mean", alone)))
 
     def test_constant_is_the_content_free_codecs_own_prefix(self, inputs):
@@ -138,7 +138,7 @@ class TestLatentConditions:
     @pytest.mark.parametrize("calibration", ["norm", "layernorm"])
     @pytest.mark.parametrize("bottleneck", ["none", "vq"])
     def test_scale_gate_scales_the_right_prefix_and_zero_closes_it(self, tiny, calibration, bottleneck):
-        inputs = make_material(tiny, calibration=calibration, bottleneck=bottleneck, codebook=8, scale_gate=0.5)
+        inputs = make_inputs(tiny, calibration=calibration, bottleneck=bottleneck, codebook=8, scale_gate=0.5)
         normal = stacked(inject("normal", inputs))
         torch.testing.assert_close(stacked(inject("scale_gate=0.5", inputs)), normal)
         torch.testing.assert_close(stacked(inject("scale_gate=1.5", inputs)), 3 * normal)
@@ -148,7 +148,7 @@ class TestLatentConditions:
 
     @pytest.mark.parametrize("place", ["message", "before", "after"])
     def test_all_of_them_take_the_codecs_slots(self, tiny, place):
-        inputs = make_material(tiny, PLAYED[:6], place=place, k=5)
+        inputs = make_inputs(tiny, EPISODES[:6], place=place, k=5)
         for name in [n for n in DERIVED if get_condition(n).depends_on != "receiver"]:
             injection = inject(name, inputs)
             assert injection.place == place
@@ -159,39 +159,39 @@ class TestLatentConditions:
 
 class TestTextConditions:
     def test_p0_and_p1_are_no_message_and_the_whole_message(self, inputs):
-        assert inject("P0", inputs) == ([""] * len(PLAYED), None, "message", None)
-        assert inject("P1", inputs) == ([e.message for e in PLAYED], None, "message", None)
+        assert inject("P0", inputs) == ([""] * len(EPISODES), None, "message", None)
+        assert inject("P1", inputs) == ([e.message for e in EPISODES], None, "message", None)
 
     def test_identity_is_the_messages_own_token_embeddings(self, inputs):
         injection = inject("identity", inputs)
-        for episode, vectors in zip(PLAYED, injection.prefixes, strict=True):
+        for episode, vectors in zip(EPISODES, injection.prefixes, strict=True):
             distance = torch.cdist(vectors, inputs.receiver.embedding_ND)
             assert inputs.receiver.tokenizer.decode(distance.argmin(1)) == episode.message
             torch.testing.assert_close(vectors, inputs.receiver.embedding_ND[distance.argmin(1)], atol=0, rtol=0)
 
     @given(messages=st.lists(st.text(min_size=1), min_size=1, max_size=3), limit=st.integers(1, 40))
     def test_text_b_is_the_longest_text_that_fits_in_b_bytes(self, tiny, messages, limit):
-        played = [replace(PLAYED[0], message=text) for text in messages]
-        cut = inject(f"text-{limit}", ConditionInputs(tiny, played, None, None, 1)).texts
+        batch = [replace(EPISODES[0], message=text) for text in messages]
+        cut = inject(f"text-{limit}", ConditionInputs(tiny, batch, None, None, 1)).texts
         for whole, short in zip(messages, cut, strict=True):
             assert whole.startswith(short)
             assert len(short.encode()) <= limit
             assert short == whole or len(whole[: len(short) + 1].encode()) > limit
 
     def test_text_b_cuts_before_a_letter_that_does_not_fit(self, tiny):
-        played = [replace(PLAYED[0], message="aé😀z")]  # 1 + 2 + 4 + 1 bytes
-        cuts = [inject(f"text-{b}", ConditionInputs(tiny, played, None, None, 1)).texts[0] for b in range(1, 10)]
+        batch = [replace(EPISODES[0], message="aé😀z")]  # 1 + 2 + 4 + 1 bytes
+        cuts = [inject(f"text-{b}", ConditionInputs(tiny, batch, None, None, 1)).texts[0] for b in range(1, 10)]
         assert cuts == ["a", "a", "aé", "aé", "aé", "aé", "aé😀", "aé😀z", "aé😀z"]
 
     def test_conditions_of_the_receiver_need_no_codec(self, tiny):
-        bare = ConditionInputs(tiny, PLAYED[:2], None, None, 1)
+        bare = ConditionInputs(tiny, EPISODES[:2], None, None, 1)
         for name in [n for n in DERIVED if get_condition(n).depends_on == "receiver"]:
             assert len(inject(name, bare).texts or inject(name, bare).prefixes) == 2
 
 
 @pytest.mark.parametrize("name", DERIVED)
 def test_conditions_do_not_depend_on_the_batch_size(tiny, name):
-    injections = [inject(name, make_material(tiny, batch_size=size)) for size in (1, 7, 250)]
+    injections = [inject(name, make_inputs(tiny, batch_size=size)) for size in (1, 7, 250)]
     assert len({(i.place, tuple(i.texts or ()), tuple(i.partners or ())) for i in injections}) == 1
     if injections[0].prefixes is not None:
         for injection in injections[1:]:
@@ -203,10 +203,10 @@ class TestDerangement:
     def clash(self, one: Episode, other: Episode) -> bool:
         return one.content == other.content or one.message == other.message
 
-    def check(self, played: Sequence[Episode]) -> list[int]:
-        partner = derangement(played)
-        assert sorted(partner) == list(range(len(played)))
-        assert not any(self.clash(episode, played[p]) for episode, p in zip(played, partner, strict=True))
+    def check(self, batch: Sequence[Episode]) -> list[int]:
+        partner = derangement(batch)
+        assert sorted(partner) == list(range(len(batch)))
+        assert not any(self.clash(episode, batch[p]) for episode, p in zip(batch, partner, strict=True))
         return partner
 
     @settings(max_examples=25, deadline=None)
@@ -215,45 +215,45 @@ class TestDerangement:
         count=st.integers(2, 120),
         name=st.sampled_from(["easy", "lookup-6x10"]),
     )
-    def test_of_drawn_episodes_nobody_gets_a_message_of_its_own_content(self, start, count, name):
+    def test_no_drawn_episode_gets_a_message_of_its_own_content(self, start, count, name):
         self.check(episodes(level(name), range(start, start + count), "confirm"))
 
     def test_it_is_the_attempts_shift_where_that_is_a_derangement(self):
-        played = episodes(level("lookup-8x10"), range(100), "train")
-        assert derangement(played) == [(i + SHIFT) % 100 for i in range(100)]
+        batch = episodes(level("lookup-8x10"), range(100), "train")
+        assert derangement(batch) == [(i + SHIFT) % 100 for i in range(100)]
 
     @settings(deadline=None)
     @given(picks=st.lists(st.integers(0, 3), min_size=1, max_size=12))
     def test_it_is_found_exactly_where_no_message_is_more_than_half(self, picks):
-        played = [PLAYED[pick] for pick in picks]
+        batch = [EPISODES[pick] for pick in picks]
         if 2 * max(picks.count(pick) for pick in picks) <= len(picks):
-            self.check(played)
+            self.check(batch)
         else:
             with pytest.raises(UserError, match="too few different messages"):
-                derangement(played)
+                derangement(batch)
 
     @settings(deadline=None)
     @given(pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=5))
     def test_in_free_words_it_is_found_wherever_there_is_one(self, pairs):
-        """Two contents may be told in the same words, one content in several: brute force over all orders."""
-        played = [replace(PLAYED[content], message=f"words {words}") for content, words in pairs]
+        """Contents may share a wording, and one may have several. Checked by brute force over all orders."""
+        batch = [replace(EPISODES[content], message=f"words {words}") for content, words in pairs]
         possible = any(
-            not any(self.clash(episode, played[p]) for episode, p in zip(played, order, strict=True))
-            for order in permutations(range(len(played)))
+            not any(self.clash(episode, batch[p]) for episode, p in zip(batch, order, strict=True))
+            for order in permutations(range(len(batch)))
         )
         if possible:
-            self.check(played)
+            self.check(batch)
         else:
             with pytest.raises(UserError, match=r"condition shuffle: too few .* use more or a larger level"):
-                derangement(played)
+                derangement(batch)
 
     def test_the_same_facts_in_another_order_are_the_same_content(self):
-        one = PLAYED[0]
+        one = EPISODES[0]
         turned = replace(one, sender=one.sender[::-1], message="; ".join(one.message.split("; ")[::-1]))
         assert turned.message != one.message
         with pytest.raises(UserError, match="too few different messages"):
             derangement([one, turned])
-        self.check([one, turned, PLAYED[1], PLAYED[2]])
+        self.check([one, turned, EPISODES[1], EPISODES[2]])
 
 
 BAD_TEXTS = [f"text{tail}" for tail in ("", "-", "-0", "-1.5", "--4", "-٣", "-" + "9" * 5000)]

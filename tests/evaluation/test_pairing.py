@@ -2,42 +2,18 @@
 
 import pandas as pd
 import pytest
+from made_rows import rows_with
 
 from m2ray.evaluation.rows import judged_rows, outcomes
 from m2ray.judging.selection import paired_gain
 from m2ray.util.errors import UserError
 
-ONE = {
-    "config": "a",
-    "seed": 0,
-    "checkpoint": "c0",
-    "step": 10,
-    "receiver": "r",
-    "task": "easy",
-    "split": "confirm",
-    "k": 4,
-    "place": "message",
-    "decoding": "greedy",
-    "condition": "normal",
-    "episode": 2000,
-    "partner": -1,
-    "success": True,
-    "parsed": True,
-    "partial": 1.0,
-    "nll": 0.25,
-    "answer": "0 2 1 1",
-    "params": '{"training.lr": 0.001}',
-}
 FREE = {"config": "", "seed": -1, "checkpoint": "", "step": 0, "params": ""}
 SLOTLESS = {**FREE, "k": 0, "place": ""}
 
 
-def make(*changes):
-    return pd.DataFrame([{**ONE, **change} for change in changes])
-
-
 def test_a_configuration_is_judged_by_its_last_checkpoint_and_the_rows_that_pair_with_it():
-    mine = [{}, {"condition": "null", **FREE}, {"condition": "P0", **SLOTLESS}]
+    wanted_rows = [{}, {"condition": "null", **FREE}, {"condition": "P0", **SLOTLESS}]
     others = [
         {"step": 5, "checkpoint": "earlier"},
         {"config": "b", "checkpoint": "cb"},
@@ -47,10 +23,10 @@ def test_a_configuration_is_judged_by_its_last_checkpoint_and_the_rows_that_pair
         {"condition": "null", **FREE, "place": "before"},
         *({"condition": "P0", **SLOTLESS, key: "other"} for key in ("receiver", "task", "split", "decoding")),
     ]
-    rows = make(*others, *mine)
+    rows = rows_with(*others, *wanted_rows)
     found, wanted = (
         frame.sort_values("condition", ignore_index=True)
-        for frame in (judged_rows(rows, "a", 0, "confirm"), make(*mine))
+        for frame in (judged_rows(rows, "a", 0, "confirm"), rows_with(*wanted_rows))
     )
     pd.testing.assert_frame_equal(found, wanted)
 
@@ -60,11 +36,11 @@ def test_a_configuration_is_judged_by_its_last_checkpoint_and_the_rows_that_pair
 )
 def test_a_configuration_without_rows_is_named(config, seed, split):
     with pytest.raises(UserError, match=f"configuration '{config}', seed {seed}, split {split}: no rows; check"):
-        judged_rows(make({}), config, seed, split)
+        judged_rows(rows_with({}), config, seed, split)
 
 
 def test_outcomes_are_aligned_by_episode_whatever_the_order_of_rows():
-    rows = make(
+    rows = rows_with(
         {"episode": 2, "condition": "normal", "success": False, "nll": 2.0},
         {"episode": 1, "condition": "P0", "success": False, "nll": 10.0},
         {"episode": 1, "condition": "normal", "success": True, "nll": 1.0},
@@ -77,10 +53,12 @@ def test_outcomes_are_aligned_by_episode_whatever_the_order_of_rows():
 
 
 def test_outcomes_of_a_missing_condition_or_of_other_episodes_are_refused():
-    rows = make({"episode": 1}, {"episode": 2}, {"episode": 1, "condition": "P0"})
+    rows = rows_with({"episode": 1}, {"episode": 2}, {"episode": 1, "condition": "P0"})
     with pytest.raises(UserError, match="condition P1: missing; evaluate with --conditions P1 as well"):
         outcomes(rows, ["normal", "P1"])
-    with pytest.raises(UserError, match="condition P0: not on the episodes of normal; evaluate both on the same ones$"):
+    with pytest.raises(
+        UserError, match=r"condition P0: not on the episodes of normal; evaluate both on the same ones$"
+    ):
         outcomes(rows, ["normal", "P0"])
 
 
@@ -91,7 +69,7 @@ def test_outcomes_of_a_missing_condition_or_of_other_episodes_are_refused():
         ([0.1, 0.2, 0.3], [1.0, 1.0, 1.0], [0.5, 0.6, 0.4], 0.3),
         # mere priming: far better than nothing, no better than with another's message
         ([0.1, 0.1, 0.1], [0.1, 0.1, 0.1], [1.0, 1.0, 1.0], 0.0),
-        # mere spite: a wrong message is made worse, the right one is worth nothing
+        # a wrong message hurts, the right one does not help
         ([0.5, 0.5, 0.5], [9.0, 9.0, 9.0], [0.5, 0.5, 0.5], 0.0),
         # backwards
         ([0.5, 0.5, 0.5], [0.2, 0.2, 0.2], [0.6, 0.6, 0.6], -0.3),
@@ -104,5 +82,5 @@ def test_the_paired_gain_is_the_smaller_of_the_two_gains(normal, shuffle, p0, ga
         for name, column in conditions.items()
         for i, nll in enumerate(column)
     ]
-    rows = make(*cells).sample(frac=1, random_state=0)
+    rows = rows_with(*cells).sample(frac=1, random_state=0)
     assert paired_gain(rows) == pytest.approx(gain)

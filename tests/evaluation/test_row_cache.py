@@ -1,4 +1,4 @@
-"""Rows that need no codec: played once a receiver, split and decoding; found again, and never trusted blindly."""
+"""Rows that need no codec: evaluated once per receiver, split and decoding, then read from a checked cache."""
 
 import os
 
@@ -13,7 +13,7 @@ from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
 
-PLAYED = episodes(level("easy"), range(20), "search")
+EPISODES = episodes(level("easy"), range(20), "search")
 NAMES = ("P0", "P1", "identity", "text-16")
 DECODING = EvaluationConfig(max_new_tokens=12)
 
@@ -25,22 +25,22 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def played(monkeypatch):
-    """What was really played, call by call."""
+def evaluated(monkeypatch):
+    """The evaluations that were really run."""
     calls = []
 
-    def counted(receiver, played, split, names, config):
-        calls.append((receiver.digest, len(played), split, tuple(names), config.max_new_tokens))
-        return evaluate(receiver, played, split, names, config)
+    def counted(receiver, batch, split, names, config):
+        calls.append((receiver.digest, len(batch), split, tuple(names), config.max_new_tokens))
+        return evaluate(receiver, batch, split, names, config)
 
     monkeypatch.setattr(row_cache, "evaluate", counted)
     return calls
 
 
-def test_what_was_played_is_not_played_again_and_says_the_same(tiny, cache, played):
-    first = cached_rows(tiny, PLAYED, "search", NAMES, DECODING)
-    again = cached_rows(tiny, PLAYED, "search", NAMES, DECODING)
-    assert len(played) == 1
+def test_cached_rows_are_not_evaluated_again_and_are_the_same(tiny, cache, evaluated):
+    first = cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
+    again = cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
+    assert len(evaluated) == 1
     columns = ["condition", "episode"]
     pd.testing.assert_frame_equal(
         first.sort_values(columns, ignore_index=True),
@@ -50,32 +50,32 @@ def test_what_was_played_is_not_played_again_and_says_the_same(tiny, cache, play
 
 
 @pytest.mark.parametrize("other", ["episodes", "split", "names", "decoding", "receiver"])
-def test_another_question_is_played(tiny, cache, played, other):
-    cached_rows(tiny, PLAYED, "search", NAMES, DECODING)
+def test_other_settings_are_evaluated(tiny, cache, evaluated, other):
+    cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
     cached_rows(
         load_receiver("mini") if other == "receiver" else tiny,
-        PLAYED[:-1] if other == "episodes" else PLAYED,
+        EPISODES[:-1] if other == "episodes" else EPISODES,
         "select" if other == "split" else "search",
         NAMES[:-1] if other == "names" else NAMES,
         EvaluationConfig(max_new_tokens=9) if other == "decoding" else DECODING,
     )
-    assert len(set(played)) == 2
+    assert len(set(evaluated)) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: b"no rows", lambda data: b""])
-def test_a_damaged_file_is_played_again(tiny, cache, played, damage):
-    first = cached_rows(tiny, PLAYED, "search", NAMES, DECODING)
+def test_a_damaged_file_is_evaluated_again(tiny, cache, evaluated, damage):
+    first = cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
     (file,) = cache.iterdir()
     file.write_bytes(damage(file.read_bytes()))
-    again = cached_rows(tiny, PLAYED, "search", NAMES, DECODING)
-    assert len(played) == 2
+    again = cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
+    assert len(evaluated) == 2
     assert again.success.tolist() == first.success.tolist()
-    cached_rows(tiny, PLAYED, "search", NAMES, DECODING)
-    assert len(played) == 2
+    cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
+    assert len(evaluated) == 2
 
 
-def test_a_cache_that_cannot_be_written_costs_no_result(tiny, cache, played):
+def test_a_cache_that_cannot_be_written_costs_no_result(tiny, cache, evaluated):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
     assert os.path.isfile(cache)
-    assert len(cached_rows(tiny, PLAYED, "search", NAMES, DECODING)) == 80
+    assert len(cached_rows(tiny, EPISODES, "search", NAMES, DECODING)) == 80

@@ -20,7 +20,7 @@ from m2ray.util.errors import UserError
 
 @settings(deadline=None, max_examples=15)
 @given(st.permutations(range(6)), st.text(max_size=20))
-def test_rows_are_read_back_as_written_in_an_order_of_their_own(tmp_path_factory, order, answer):
+def test_rows_are_read_back_as_written_in_a_fixed_order(tmp_path_factory, order, answer):
     rows = episode_rows(6, answer=answer.encode("utf-8", "ignore").decode(), params="{}")
     rows.loc[0, "nll"] = float("nan")
     path = tmp_path_factory.mktemp("rows") / "rows.parquet"
@@ -35,10 +35,10 @@ def test_a_key_written_twice_counts_once_and_the_last_counts(tmp_path):
     assert read_rows(path)[["episode", "success"]].to_numpy().tolist() == [[2000, True], [2001, True]]
 
 
-def test_columns_of_ones_own_are_left_out_and_a_folder_is_read_as_a_file_is(tmp_path):
+def test_extra_columns_are_left_out_and_a_folder_is_read_as_a_file_is(tmp_path):
     path = tmp_path / "seed=1" / "rows.parquet"  # a name that some tools would read a column from
     path.parent.mkdir()
-    pq.write_table(pa.Table.from_pandas(episode_rows(2).assign(mine=1)), path)
+    pq.write_table(pa.Table.from_pandas(episode_rows(2).assign(extra=1)), path)
     assert_same_rows(read_rows(path), episode_rows(2))
     assert_same_rows(read_rows(path.parent), episode_rows(2))
 
@@ -91,7 +91,7 @@ def test_numbers_of_another_width_get_the_columns_own_types(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"config,seed\na,0\n", "cut"])
-def test_a_file_that_is_no_parquet_or_was_cut_short_is_refused(tmp_path, content):
+def test_a_file_that_is_not_parquet_or_was_cut_short_is_refused(tmp_path, content):
     path = tmp_path / "rows.parquet"
     if content == "cut":
         write_rows(path, episode_rows(50))
@@ -207,7 +207,7 @@ def test_damaged_rows_are_set_aside_and_count_as_missing(tmp_path, compacted):
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10**6), st.integers(0, 7))
-@example(at=567, bit=7)  # text that is no UTF-8
+@example(at=567, bit=7)  # text that is not UTF-8
 def test_no_changed_bit_of_a_rows_file_changes_what_is_read(tmp_path_factory, at, bit):
     path = tmp_path_factory.getbasetemp() / "bits.parquet"
     rows = episode_rows(20, answer="0 1 2 0")
@@ -233,7 +233,7 @@ def test_a_failure_is_a_row_that_can_be_stored_and_read(tmp_path):
 
 
 @pytest.mark.parametrize("reader", ["pandas", "duckdb", "polars"])
-def test_published_rows_are_read_by_the_tools_that_researchers_have(reader):
+def test_published_rows_can_be_read_with_common_tools(reader):
     file = Path(__file__).parents[2] / "results" / "recipe-mini" / "rows.parquet"
     own = read_rows(file)
     own = own[(own.condition != FAILED) & (own.split == "confirm")]
@@ -245,11 +245,11 @@ def test_published_rows_are_read_by_the_tools_that_researchers_have(reader):
     elif reader == "duckdb":
         import duckdb
 
-        asked = f"""
+        query = f"""
             SELECT condition, count(*), sum(success::INT) FROM '{file}'
             WHERE condition != '{FAILED}' AND split = 'confirm' GROUP BY condition
         """
-        found = {name: (count, solved) for name, count, solved in duckdb.sql(asked).fetchall()}
+        found = {name: (count, solved) for name, count, solved in duckdb.sql(query).fetchall()}
     else:
         import polars
 

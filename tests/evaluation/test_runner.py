@@ -1,4 +1,4 @@
-"""Evaluation: every condition plays the same episodes, what it writes down is what happened, nothing leaks."""
+"""Evaluation: every condition runs the same episodes, rows are what happened, and nothing leaks."""
 
 import itertools
 from dataclasses import replace
@@ -28,10 +28,10 @@ from m2ray.tasks.registry import level
 from m2ray.training.constant_prefix import trained_constant
 from m2ray.util.errors import UserError
 
-PLAYED = episodes(level("easy"), range(1000, 1040), "search")
+EPISODES = episodes(level("easy"), range(1000, 1040), "search")
 EVERY = [*CONDITIONS, "text-9", "scale_gate=0.5"]
 SHORT = EvaluationConfig(max_new_tokens=12)
-SUBJECTS = [CheckpointId(f"c{n}", n, f"digest{n}", 96, '{"k": 4}') for n in range(2)]
+CHECKPOINTS = [CheckpointId(f"c{n}", n, f"digest{n}", 96, '{"k": 4}') for n in range(2)]
 
 
 def make_codec(receiver: Receiver, seed: int = 0, **settings: object) -> Codec:
@@ -39,9 +39,9 @@ def make_codec(receiver: Receiver, seed: int = 0, **settings: object) -> Codec:
     return Codec(CodecConfig.model_validate({"width": 32, "layers": 1, "k": 4, **settings}), receiver).eval()
 
 
-def rows_of(receiver: Receiver, names=EVERY, config=SHORT, seed=0, played=PLAYED, **settings) -> pd.DataFrame:
+def rows_of(receiver: Receiver, names=EVERY, config=SHORT, seed=0, batch=EPISODES, **settings) -> pd.DataFrame:
     codec, constant = (make_codec(receiver, s, **c) for s, c in ((seed, settings), (9, {"encoder": "constant"})))
-    return evaluate(receiver, played, "search", names, config, SUBJECTS[seed], codec, constant)
+    return evaluate(receiver, batch, "search", names, config, CHECKPOINTS[seed], codec, constant)
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +55,17 @@ def rows(mini) -> pd.DataFrame:
 
 
 class TestRows:
-    def test_they_have_the_stores_columns_and_every_condition_plays_the_same_episodes_in_order(self, rows):
+    def test_they_have_the_stores_columns_and_every_condition_runs_the_same_episodes_in_order(self, rows):
         assert list(rows.columns) == SCHEMA.names
         assert list(rows.condition.unique()) == EVERY
         for _, part in rows.groupby("condition"):
-            assert list(part.episode) == [e.seed for e in PLAYED]
+            assert list(part.episode) == [e.seed for e in EPISODES]
             assert set(part.decoding) == {"greedy"}
             assert set(part.task) == {"easy"}
             assert set(part.split) == {"search"}
 
     def test_outcomes_are_what_the_answers_say(self, rows):
-        by_seed = {e.seed: e for e in PLAYED}
+        by_seed = {e.seed: e for e in EPISODES}
         for row in rows.itertuples():
             episode = by_seed[row.episode]
             values = read_answer(episode.level, row.answer, "values")
@@ -93,7 +93,7 @@ class TestRows:
         pd.testing.assert_frame_equal(rows[rows.condition.isin(free)].reset_index(drop=True), other)
 
     def test_only_shuffle_has_partners_and_they_say_something_else(self, rows):
-        content = {e.seed: e.content for e in PLAYED}
+        content = {e.seed: e.content for e in EPISODES}
         shuffle = rows[rows.condition == "shuffle"]
         assert sorted(shuffle.partner) == sorted(shuffle.episode)
         assert all(content[a] != content[b] for a, b in zip(shuffle.episode, shuffle.partner, strict=True))
@@ -101,8 +101,8 @@ class TestRows:
 
     def test_a_shuffled_episode_answers_as_if_its_partner_had_written_to_it(self, rows, mini):
         shuffle = rows[rows.condition == "shuffle"].set_index("episode")
-        message = {e.seed: e.message for e in PLAYED}
-        fooled = [replace(e, message=message[shuffle.partner[e.seed]]) for e in PLAYED]
+        message = {e.seed: e.message for e in EPISODES}
+        fooled = [replace(e, message=message[shuffle.partner[e.seed]]) for e in EPISODES]
         answers, _ = answer_episodes(
             mini,
             fooled,
@@ -117,16 +117,16 @@ class TestRows:
 
     def test_no_conditions_are_refused(self, tiny):
         with pytest.raises(UserError, match=r"evaluation.conditions: empty; name at least one"):
-            evaluate(tiny, PLAYED[:2], "search", [], SHORT)
+            evaluate(tiny, EPISODES[:2], "search", [], SHORT)
 
 
 class TestReading:
-    """What B makes of texts and vectors, on a receiver that can do the task."""
+    """B's answers to texts and vectors, on a receiver that can solve the task."""
 
     def test_identity_is_the_text_answer_for_answer(self, rows):
-        told, vectors = (rows[rows.condition == name] for name in ("P1", "identity"))
-        assert list(told.answer) == list(vectors.answer)
-        np.testing.assert_allclose(told.nll, vectors.nll, atol=1e-4)
+        text, vectors = (rows[rows.condition == name] for name in ("P1", "identity"))
+        assert list(text.answer) == list(vectors.answer)
+        np.testing.assert_allclose(text.nll, vectors.nll, atol=1e-4)
 
     def test_the_text_helps_and_a_codec_that_keeps_every_token_is_the_text(self, rows, mini):
         """Untrained, with a slot for each token, `segments` is the identity but for the norm."""
@@ -134,10 +134,10 @@ class TestReading:
         assert success["P1"] > 0.85
         assert success["P0"] < 0.6
         by_length: dict[int, list[Episode]] = {}
-        for episode in PLAYED:
+        for episode in EPISODES:
             by_length.setdefault(len(mini.tokens(episode.message)), []).append(episode)
         length, same = max(by_length.items(), key=lambda item: len(item[1]))
-        own = rows_of(mini, ["normal"], played=same, k=length, scale_gate=1.0)
+        own = rows_of(mini, ["normal"], batch=same, k=length, scale_gate=1.0)
         assert own.success.mean() > 0.6
 
     def test_a_closed_gate_is_null(self, mini):
@@ -147,12 +147,12 @@ class TestReading:
         assert list(null.nll) == list(gate.nll)
 
     @pytest.mark.parametrize("temperature", [0.0, 0.7])
-    def test_batches_of_7_play_like_one_of_250(self, mini, temperature):
+    def test_batches_of_7_give_the_rows_of_one_of_250(self, mini, temperature):
         few, many = (
             rows_of(
                 mini,
                 config=EvaluationConfig(max_new_tokens=12, temperature=temperature, batch_size=size),
-                played=PLAYED[:20],
+                batch=EPISODES[:20],
             )
             for size in (7, 250)
         )
@@ -162,14 +162,14 @@ class TestReading:
     def test_sampling_is_paired_over_conditions(self, mini):
         """The noise belongs to the episode: two conditions with the same distribution sample the same answers."""
         hot = rows_of(mini, ["P1", "identity"], EvaluationConfig(max_new_tokens=12, temperature=1.5))
-        told, vectors = (hot[hot.condition == name] for name in ("P1", "identity"))
-        assert list(told.answer) == list(vectors.answer)
-        assert list(told.answer) != list(rows_of(mini, ["P1"]).answer)
+        text, vectors = (hot[hot.condition == name] for name in ("P1", "identity"))
+        assert list(text.answer) == list(vectors.answer)
+        assert list(text.answer) != list(rows_of(mini, ["P1"]).answer)
 
 
 class TestLikelihood:
     def by_hand(self, receiver: Receiver, episode: Episode, slots: torch.Tensor) -> float:
-        """Nats per answer value, from one forward pass over embeddings that are strung together here."""
+        """Return the nats per answer value, from one forward pass over embeddings that are concatenated here."""
         before, after = receiver.prompt_ids(episode)
         frame = receiver.answer_frame(episode.level)
         answer = frame.ids_A.clone()
@@ -189,13 +189,13 @@ class TestLikelihood:
     @pytest.mark.parametrize("receiver_name", ["tiny", "mini"])
     def test_nll_is_the_cross_entropy_against_a_perfect_reasoner(self, request, receiver_name):
         receiver = request.getfixturevalue(receiver_name)
-        played = PLAYED[:6]
-        inputs = ConditionInputs(receiver, played, make_codec(receiver), None, 6)
+        batch = EPISODES[:6]
+        inputs = ConditionInputs(receiver, batch, make_codec(receiver), None, 6)
         one_token = EvaluationConfig(max_new_tokens=1)
         for name in ("P0", "P1", "identity", "null", "normal", "shuffle"):
             injection = get_condition(name).inject(inputs)
-            _, nll = answer_episodes(receiver, played, injection, one_token)
-            for i, episode in enumerate(played):
+            _, nll = answer_episodes(receiver, batch, injection, one_token)
+            for i, episode in enumerate(batch):
                 if injection.prefixes is not None:
                     slots = injection.prefixes[i]
                 else:
@@ -207,17 +207,17 @@ class TestLikelihood:
         "settings", [{}, {"place": "before", "encoder": "resampler"}, {"encoder": "constant"}]
     )
     def test_the_search_score_is_the_paired_gain_of_the_rows(self, mini, settings):
-        score = search_score(mini, make_codec(mini, **settings), PLAYED, SHORT)
-        played = rows_of(mini, ["normal", "shuffle", "P0"], EvaluationConfig(max_new_tokens=1), **settings)
-        assert score["score"] == pytest.approx(paired_gain(played), abs=1e-5)
-        nll = played.groupby("condition").nll.mean()
+        score = search_score(mini, make_codec(mini, **settings), EPISODES, SHORT)
+        rows = rows_of(mini, ["normal", "shuffle", "P0"], EvaluationConfig(max_new_tokens=1), **settings)
+        assert score["score"] == pytest.approx(paired_gain(rows), abs=1e-5)
+        nll = rows.groupby("condition").nll.mean()
         assert score["gain_P0"] == pytest.approx(nll["P0"] - nll["normal"], abs=1e-5)
         assert score["gain_shuffle"] == pytest.approx(nll["shuffle"] - nll["normal"], abs=1e-5)
         assert score["search_nll"] == pytest.approx(nll["normal"], abs=1e-5)
-        np.testing.assert_allclose(score["episode_nll"], played[played.condition == "normal"].nll, atol=1e-4)
+        np.testing.assert_allclose(score["episode_nll"], rows[rows.condition == "normal"].nll, atol=1e-4)
 
     def test_a_codec_that_carries_nothing_scores_no_gain_over_shuffle(self, mini):
-        score = search_score(mini, make_codec(mini, encoder="constant"), PLAYED, SHORT)
+        score = search_score(mini, make_codec(mini, encoder="constant"), EPISODES, SHORT)
         assert score["gain_shuffle"] == pytest.approx(0, abs=1e-6)
         assert score["score"] <= 1e-6
 
@@ -225,8 +225,8 @@ class TestLikelihood:
 class TestExactSuccess:
     """The probability of a right answer, without sampling."""
 
-    def test_it_is_the_sum_over_all_answers_that_the_verifier_takes(self, mini):
-        batch, frame = PLAYED[:3], mini.answer_frame(level("easy"))
+    def test_it_is_the_sum_over_all_answers_that_the_verifier_accepts(self, mini):
+        batch, frame = EPISODES[:3], mini.answer_frame(level("easy"))
         texts = [episode.message for episode in batch]
         every = list(itertools.product(range(3), repeat=4))
         wanted = torch.zeros(3)
@@ -242,25 +242,25 @@ class TestExactSuccess:
         torch.testing.assert_close(success_probability(mini, batch, texts, None, "message"), wanted)
         assert all(0.9 < share <= 1.0001 for share in whole.tolist())
 
-    def test_it_is_what_sampling_comes_to(self, mini):
+    def test_it_is_the_success_rate_of_sampling(self, mini):
         prefixes_BKD = make_codec(mini, k=20)(
-            mini.encode_messages([e.message for e in PLAYED]), 20, lambda x: x
+            mini.encode_messages([e.message for e in EPISODES]), 20, lambda x: x
         ).prefix_BKD
-        exact_B = success_probability(mini, PLAYED, 20, prefixes_BKD.detach(), "message")
+        exact_B = success_probability(mini, EPISODES, 20, prefixes_BKD.detach(), "message")
         solved, times = 0, 60
         for seed in range(times):
-            answers = mini.decode(PLAYED, 20, prefixes_BKD.detach(), "message", temperature=1.0, seed=seed)
-            pairs = zip(PLAYED, answers, strict=True)
+            answers = mini.decode(EPISODES, 20, prefixes_BKD.detach(), "message", temperature=1.0, seed=seed)
+            pairs = zip(EPISODES, answers, strict=True)
             solved += sum(verify(e, text, mini.style.answer).success for e, text in pairs)
-        low, high = wilson(solved, times * len(PLAYED), 0.001)
+        low, high = wilson(solved, times * len(EPISODES), 0.001)
         assert low < float(exact_B.mean()) < high
 
     def test_as_the_score_it_is_the_gain_over_no_message_and_a_wrong_one(self, mini):
         config = SHORT.model_copy(update={"score": "success"})
         codec = make_codec(mini, k=20)
-        metrics, in_nats = search_score(mini, codec, PLAYED, config), search_score(mini, codec, PLAYED, SHORT)
-        texts = [""] * len(PLAYED)
-        without = float(success_probability(mini, PLAYED, texts, None, "message").mean())
+        metrics, in_nats = search_score(mini, codec, EPISODES, config), search_score(mini, codec, EPISODES, SHORT)
+        texts = [""] * len(EPISODES)
+        without = float(success_probability(mini, EPISODES, texts, None, "message").mean())
         assert metrics["gain_P0"] == pytest.approx(metrics["search_success"] - without, abs=1e-5)
         assert metrics["score"] == min(metrics["gain_P0"], metrics["gain_shuffle"])
         assert metrics["episode_nll"] == in_nats["episode_nll"]
@@ -289,12 +289,12 @@ class TestJobs:
         codec.save(tmp_path / "c", {"config": "mine", "seed": 5, "step": 7, "params": {"k": 4}})
         parts = [run_evaluation(job) for job in evaluation_jobs(self.TRIAL, "search", tmp_path / "c", tmp_path)]
         rows = pd.concat(parts, ignore_index=True)
-        subject = CheckpointId("mine", 5, codec.digest, 7, '{"k": 4}')
+        checkpoint = CheckpointId("mine", 5, codec.digest, 7, '{"k": 4}')
         constant = trained_constant(mini, self.TRIAL, codec.config, tmp_path)
-        played = episodes(level("easy"), range(1000, 1008), "search")
+        batch = episodes(level("easy"), range(1000, 1008), "search")
         names, config = list(dict.fromkeys(rows.condition)), self.TRIAL.evaluation
         pd.testing.assert_frame_equal(
-            rows, evaluate(mini, played, "search", names, config, subject, codec, constant)
+            rows, evaluate(mini, batch, "search", names, config, checkpoint, codec, constant)
         )
 
     def test_the_constant_is_trained_once_for_its_settings_and_never_stands_in_for_others(self, mini, tmp_path):
@@ -320,23 +320,23 @@ class TestLeaks:
     def test_a_prompt_that_holds_the_message_is_refused(self, mini):
         leaky = Leaky(mini.model, mini.tokenizer, mini.style_name, "leaky", mini.card)
         with pytest.raises(UserError, match="receiver leaky: its prompt style leaks the message"):
-            check_no_leak(leaky, PLAYED)
+            check_no_leak(leaky, EPISODES)
 
     def test_even_with_a_single_episode_or_a_single_message(self, mini):
         leaky = Leaky(mini.model, mini.tokenizer, mini.style_name, "leaky", mini.card)
-        for played in (PLAYED[:1], [PLAYED[0]] * 3):
+        for batch in (EPISODES[:1], [EPISODES[0]] * 3):
             with pytest.raises(UserError, match="leaks the message"):
-                evaluate(leaky, played, "search", ["P0"], SHORT)
+                evaluate(leaky, batch, "search", ["P0"], SHORT)
 
     @pytest.mark.parametrize("receiver_name", ["tiny", "mini"])
     def test_the_receivers_styles_do_not_leak(self, request, receiver_name):
-        check_no_leak(request.getfixturevalue(receiver_name), PLAYED)
+        check_no_leak(request.getfixturevalue(receiver_name), EPISODES)
 
     def test_with_the_slots_held_the_message_changes_nothing_bit_for_bit(self, mini):
-        prefix = torch.randn(len(PLAYED), 4, mini.width, generator=torch.Generator().manual_seed(0))
+        prefix = torch.randn(len(EPISODES), 4, mini.width, generator=torch.Generator().manual_seed(0))
         injection = Injection(None, list(prefix), "message")
-        first, first_nll = answer_episodes(mini, PLAYED, injection, SHORT)
-        silent = [replace(e, message="x1 = 0") for e in PLAYED]
+        first, first_nll = answer_episodes(mini, EPISODES, injection, SHORT)
+        silent = [replace(e, message="x1 = 0") for e in EPISODES]
         again, again_nll = answer_episodes(mini, silent, injection, SHORT)
         assert first == again
         assert torch.equal(first_nll, again_nll)

@@ -149,7 +149,7 @@ def test_every_k_has_exactly_one_gate(k, gate1, gate2):
     assert verdict.gate("validity") == verdict.gate("semantic") == PASS
 
 
-def test_gate2_asks_for_half_of_the_text():
+def test_gate2_needs_half_of_the_text():
     counts = {"P0": (10, 50), "P1": (34, 50), "shuffle": (5, 50)}
     for normal, passed in ((23, False), (24, True)):
         verdict = judge_counts({"normal": (normal, 50), **counts}, 16, GATE)
@@ -168,7 +168,7 @@ def test_backwards_never_passes_even_from_counts_beyond_gate1():
     assert verdict.reason.startswith("BACKWARDS")
 
 
-def test_half_of_a_useless_text_is_no_bar():
+def test_half_of_a_useless_text_is_not_a_bar():
     counts = {"normal": (1, 50), "shuffle": (0, 50), "P0": (10, 50), "P1": (0, 50)}
     assert not judge_counts(counts, 16, GATE).passed
 
@@ -325,7 +325,7 @@ def test_a_fail_among_those_judged_exits_1(rows_file):
     assert "split search" not in done.stdout
 
 
-def test_asking_for_one_configuration_does_not_shrink_its_family(rows_file, capsys):
+def test_requesting_one_configuration_does_not_shrink_its_family(rows_file, capsys):
     def tests_of_poor(*argv):
         main([str(rows_file), *argv])
         printed = capsys.readouterr().out.split("# poor, ")[1].split("\n# ")[0]
@@ -335,7 +335,7 @@ def test_asking_for_one_configuration_does_not_shrink_its_family(rows_file, caps
     assert tests_of_poor("--config", "poor") == tests_of_poor()
 
 
-def test_retention_without_interval_says_so():
+def test_retention_without_interval_gives_the_reason():
     from m2ray.judging.statistics import Estimate
 
     nan = float("nan")
@@ -348,7 +348,7 @@ def test_retention_without_interval_says_so():
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["--counts", "normal=60/50"], "more successes than episodes"),
         (["--counts", "normal=-1/50"], "is not a count"),
@@ -374,14 +374,14 @@ def test_retention_without_interval_says_so():
         ([], "give a rows file or --counts"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_2(argv, says, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_exit_2(argv, message, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gate", *argv])
     with pytest.raises(SystemExit) as done:
         run_command(main)
     assert done.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert says in printed.err
+    assert message in printed.err
     assert len(printed.err.splitlines()) == 1
 
 
@@ -394,7 +394,7 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
     rows = make_rows()
     write_rows(tmp_path / "text.parquet", rows[rows.config == ""])
     write_rows(unpaired, rows[(rows.condition != "random") | (rows.episode < 2010)])
-    for argv, says in (
+    for argv, message in (
         ([damaged], "damaged.parquet: not an intact Parquet file"),
         ([short], "column success: missing"),
         ([rows_file, "--config", "nobody"], "good/0/confirm"),
@@ -402,25 +402,25 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
         ([tmp_path / "text.parquet"], "text.parquet: no rows of a codec; give those of m2ray.evaluate"),
         ([unpaired], "a, seed 0, split confirm: rows: condition"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             main([str(a) for a in argv])
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"kind": "bound"}, "criteria.0.kind"),
         ({"at_last": 0.3}, "did you mean `at_least`"),
         ({"at_least": 0.0}, "needs at_least above 0"),
         ({"at_least": 30.0}, "criteria.0.at_least"),
-        ({"against": "P0"}, "every other kind against"),
+        ({"against": "P0"}, "against: every kind except lower_bound needs it"),
         ({"kind": "overlap", "against": "P0"}, "no other kind"),
         ({"min_k": 8, "max_k": 4}, "would never apply"),
     ],
 )
-def test_gate_files_are_strict(change, says):
+def test_gate_files_are_strict(change, message):
     criterion = {"gate": "gate1", "name": "x", "kind": "lower_bound", "condition": "normal", "at_least": 0.3}
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         validate(GateConfig, {"name": "g", "criteria": [{**criterion, **change}]}, "g.yaml")
 
 

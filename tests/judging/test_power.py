@@ -1,4 +1,4 @@
-"""What the board says about its own power, against simulation with the judge's own tests."""
+"""What the leaderboard states about its own power, against simulation with the judge's own tests."""
 
 import re
 
@@ -10,27 +10,27 @@ from m2ray.config.gate_file import load_gate
 from m2ray.judging import statistics as stats
 from m2ray.reporting.leaderboard import legend
 
-SAID = re.compile(
+STATED = re.compile(
     r"At n = (\d+), a paired difference of ([0-9.]+) points is detected with 80 % power \(one-sided McNemar, "
     r"5 % before Holm, 30 % of episodes discordant\); a lower bound of 30 % needs (\d+) successes\."
 )
 
 
-def said(n):
-    """The board's last line: n, points, successes."""
-    found = SAID.search(legend(pd.DataFrame({"n": [n]}), load_gate())[-1])
-    assert found, "the board no longer says what its n can show"
+def stated(n):
+    """The last line below the leaderboard: n, points, successes."""
+    found = STATED.search(legend(pd.DataFrame({"n": [n]}), load_gate())[-1])
+    assert found, "the leaderboard no longer states what its n can show"
     return int(found[1]), float(found[2]), int(found[3])
 
 
 @pytest.mark.parametrize("n", [200, 500, 1000])
-def test_the_difference_that_the_board_calls_detectable_is_found_four_times_in_five(n):
-    shown, points, _ = said(n)
+def test_the_difference_that_the_leaderboard_calls_detectable_is_found_four_times_in_five(n):
+    shown, points, _ = stated(n)
     assert shown == n
     ahead = (0.3 + points / 100) / 2
-    dice, found, times = np.random.default_rng(n), 0, 1000
+    generator, found, times = np.random.default_rng(n), 0, 1000
     for _ in range(times):
-        wins, losses, _ = dice.multinomial(n, [ahead, 0.3 - ahead, 0.7])
+        wins, losses, _ = generator.multinomial(n, [ahead, 0.3 - ahead, 0.7])
         first = np.arange(n) < wins
         second = (np.arange(n) >= wins) & (np.arange(n) < wins + losses)
         found += stats.mcnemar(first, second).p_greater <= stats.ALPHA
@@ -41,6 +41,6 @@ def test_the_difference_that_the_board_calls_detectable_is_found_four_times_in_f
 
 
 @pytest.mark.parametrize("n", [50, 500, 1000])
-def test_the_successes_that_the_board_asks_for_are_the_fewest_that_clear_30_percent(n):
-    _, _, needed = said(n)
+def test_the_successes_that_the_leaderboard_names_are_the_fewest_that_clear_30_percent(n):
+    _, _, needed = stated(n)
     assert stats.wilson(needed, n).low >= 0.3 > stats.wilson(needed - 1, n).low

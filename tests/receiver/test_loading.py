@@ -1,4 +1,4 @@
-"""Receivers as files: what loads, what is refused, what a digest covers, and what those in the package are."""
+"""Receivers as files: which load, which are refused, what a digest covers, and those in the package."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_short_names_folders_and_hub_names_resolve(tmp_path, monkeypatch):
     assert resolve_receiver("Qwen/Qwen2.5-3B-Instruct") == "Qwen/Qwen2.5-3B-Instruct"
 
 
-def test_a_receiver_is_frozen_in_the_dtype_asked_for_else_that_of_its_file(tiny_folder):
+def test_a_receiver_is_frozen_in_the_requested_dtype_else_that_of_its_file(tiny_folder):
     as_filed = load_receiver(str(tiny_folder), device="cpu")
     assert as_filed.dtype == torch.float32
     assert not any(p.requires_grad for p in as_filed.model.parameters())
@@ -77,7 +77,7 @@ def test_a_receiver_is_frozen_in_the_dtype_asked_for_else_that_of_its_file(tiny_
 
 
 def test_the_tokenizer_is_the_one_in_the_file(tiny_folder):
-    """For some model types AutoTokenizer would put its own word borders in."""
+    """For some model types AutoTokenizer would split words by its own rules."""
     receiver = load_receiver(str(tiny_folder))
     file = Tokenizer.from_file(str(tiny_folder / "tokenizer.json"))
     for seed in range(50):
@@ -159,7 +159,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: edit(f / "config.json", num_hidden_layers=3, layer_types=None),
         r"12 weights are missing .*model\.layers\.2\.",
     ),
-    "another width": (lambda f: edit(f / "config.json", hidden_size=64), "not of the shape that config.json says"),
+    "another width": (lambda f: edit(f / "config.json", hidden_size=64), "do not have the shape in config.json"),
     "a masked LM": (_bert, r"config\.json: architectures: BertForMaskedLM is not a causal LM; use one that is"),
     "a classifier": (_classifier, "architectures: Qwen2ForSequenceClassification is not a causal LM"),
     "an encoder-decoder": (_t5, "not loadable as a causal LM .*T5Config"),
@@ -207,7 +207,7 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, model_type):
     }
     edit(folder / "config.json", model_type=model_type, auto_map=auto_map)
     edit(folder / "tokenizer_config.json", auto_map=auto_map)
-    with pytest.raises(UserError, match="comes with code of its own, which is never run"):
+    with pytest.raises(UserError, match="comes with its own code, which is never run"):
         load_receiver(str(folder), device="cpu")
     assert not proof.exists()
 
@@ -225,7 +225,7 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, model_type):
     ],
     ids=["weight", "vocabulary", "style", "chat template"],
 )
-def test_the_digest_changes_with_anything_that_b_is(folder, tiny, change):
+def test_the_digest_changes_with_anything_that_affects_b(folder, tiny, change):
     assert load_receiver(str(folder), device="cpu").digest == tiny.digest
     change(folder)
     load_receiver.cache_clear()
@@ -278,15 +278,15 @@ def test_an_embedded_receiver_was_trained_on_seeds_outside_every_evaluation(name
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_an_embedded_receiver_reproduces_its_cards_p0_and_p1_on_the_held_out_episodes(name):
-    """To five episodes: another processor may round a near tie the other way."""
+    """Up to five episodes: another processor may round a near tie the other way."""
     receiver = load_receiver(name, device="cpu")
     held_out = receiver.card["held_out"]
-    played = episodes(level(receiver.card["level"]), parse_seeds(held_out["seeds"]), held_out["part"])
+    drawn = episodes(level(receiver.card["level"]), parse_seeds(held_out["seeds"]), held_out["part"])
 
     def solved(texts_of: Callable[[Episode], str]) -> int:
         count = 0
-        for start in range(0, len(played), 250):
-            batch = played[start : start + 250]
+        for start in range(0, len(drawn), 250):
+            batch = drawn[start : start + 250]
             texts = receiver.decode(batch, [texts_of(episode) for episode in batch])
             pairs = zip(batch, texts, strict=True)
             count += sum(verify(episode, text, "values").success for episode, text in pairs)
@@ -294,7 +294,7 @@ def test_an_embedded_receiver_reproduces_its_cards_p0_and_p1_on_the_held_out_epi
 
     p1, p0 = solved(lambda episode: episode.message), solved(lambda episode: "")
     least, guesses = SOLVED[name]
-    assert len(played) == receiver.card["P1"]["n"] == receiver.card["P0"]["n"] == 1000
+    assert len(drawn) == receiver.card["P1"]["n"] == receiver.card["P0"]["n"] == 1000
     assert abs(p1 - receiver.card["P1"]["successes"]) <= 5
     assert p1 >= least
     assert abs(p0 - receiver.card["P0"]["successes"]) <= 5
@@ -304,7 +304,7 @@ def test_an_embedded_receiver_reproduces_its_cards_p0_and_p1_on_the_held_out_epi
 @pytest.mark.parametrize("name", SHIPPED)
 def test_an_embedded_receiver_passes_g0_on_fresh_messages(name):
     receiver = load_receiver(name, device="cpu")
-    codec = Codec(CodecConfig(k=8, width=16, layers=1), receiver).eval()  # G0 asks nothing of it
+    codec = Codec(CodecConfig(k=8, width=16, layers=1), receiver).eval()  # G0 does not depend on it
     fresh = episodes(level(receiver.card["level"]), range(90_000_000, 90_000_300), "confirm")
     verdict = judge(evaluate(codec, receiver, fresh))
     assert verdict.gate("validity") == "PASS"

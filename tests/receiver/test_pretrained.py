@@ -1,4 +1,4 @@
-"""A real pretrained receiver, as it comes, on `lookup`: it uses a message that it is given, and guesses else."""
+"""A real pretrained receiver on `lookup`, not adapted: it uses the message, and guesses without one."""
 
 import subprocess
 import sys
@@ -28,10 +28,10 @@ def qwen() -> Receiver:
     return load_receiver(NAME)
 
 
-def solved(receiver: Receiver, played: list[Episode], texts: list[str]) -> float:
+def solved(receiver: Receiver, batch: list[Episode], texts: list[str]) -> float:
     """Share of episodes solved, greedily; every answer must parse."""
-    answers = receiver.decode(played, texts, max_new_tokens=64)
-    outcomes = [verify(e, answer, receiver.style.answer) for e, answer in zip(played, answers, strict=True)]
+    answers = receiver.decode(batch, texts, max_new_tokens=64)
+    outcomes = [verify(e, answer, receiver.style.answer) for e, answer in zip(batch, answers, strict=True)]
     assert all(outcome.parsed for outcome in outcomes)
     return sum(outcome.success for outcome in outcomes) / len(outcomes)
 
@@ -46,20 +46,20 @@ def test_it_is_a_qwen2_with_its_own_chat_template_and_digits_as_tokens(qwen):
 
 @pytest.mark.parametrize("name", ["lookup", "lookup-6x10"])
 def test_it_solves_lookup_with_the_message_and_hardly_without(qwen, name):
-    """Measured here: with the message 48 of 48 at both levels; without it 5 and 0, as guesses hit."""
-    played = episodes(level(name), range(COUNT), "train")
-    assert solved(qwen, played, [episode.message for episode in played]) >= 0.9
-    assert solved(qwen, played, [""] * COUNT) <= 0.35
+    """Measured here: with the message 48 of 48 at both levels; without it 5 and 0, by chance."""
+    batch = episodes(level(name), range(COUNT), "train")
+    assert solved(qwen, batch, [episode.message for episode in batch]) >= 0.9
+    assert solved(qwen, batch, [""] * COUNT) <= 0.35
 
 
 def test_identity_is_p1(qwen):
     """Equal embeddings bit for bit on all 48, so equal answers; shown on the first 8."""
-    played = episodes(level("lookup"), range(COUNT), "train")
-    messages = [episode.message for episode in played]
+    batch = episodes(level("lookup"), range(COUNT), "train")
+    messages = [episode.message for episode in batch]
     ids_BK = torch.tensor([qwen.tokens(message) for message in messages], device=qwen.device)
     own_BKD = qwen.embedding_ND[ids_BK]
     with torch.no_grad():
-        text_BTD = qwen.embed(qwen.layout(played, messages), None)
-        slots_BTD = qwen.embed(qwen.layout(played, ids_BK.shape[1]), own_BKD)
+        text_BTD = qwen.embed(qwen.layout(batch, messages), None)
+        slots_BTD = qwen.embed(qwen.layout(batch, ids_BK.shape[1]), own_BKD)
     assert torch.equal(text_BTD, slots_BTD)
-    assert qwen.decode(played[:8], messages[:8]) == qwen.decode(played[:8], ids_BK.shape[1], own_BKD[:8])
+    assert qwen.decode(batch[:8], messages[:8]) == qwen.decode(batch[:8], ids_BK.shape[1], own_BKD[:8])

@@ -18,8 +18,8 @@ from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
 
 EASY = level("easy")
-PLAYED = episodes(EASY, range(64), "search")
-MESSAGES = [episode.message for episode in PLAYED]
+EPISODES = episodes(EASY, range(64), "search")
+MESSAGES = [episode.message for episode in EPISODES]
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +62,10 @@ def answer_len(receiver: Receiver) -> int:
 
 
 def test_a_row_is_before_slots_after_answer_and_padding(receiver):
-    played, k = PLAYED[:8], 5
+    batch, k = EPISODES[:8], 5
     for place in ("message", "before", "after"):
-        layout = receiver.layout(played, k, place)
-        for i, episode in enumerate(played):
+        layout = receiver.layout(batch, k, place)
+        for i, episode in enumerate(batch):
             before, after = receiver.prompt_ids(episode)
             answer = receiver.tokens(write_answer(EASY, episode.solution, receiver.style.answer))
             row, slots, start = layout.ids_BT[i].tolist(), layout.slots_BK[i].tolist(), int(layout.answer_B[i])
@@ -77,9 +77,9 @@ def test_a_row_is_before_slots_after_answer_and_padding(receiver):
 
 
 def test_a_text_stands_where_the_slots_would_be(receiver):
-    texts, open_slots = receiver.layout(PLAYED, MESSAGES), [receiver.tokens(message) for message in MESSAGES]
+    texts, open_slots = receiver.layout(EPISODES, MESSAGES), [receiver.tokens(message) for message in MESSAGES]
     for i, ids in enumerate(open_slots):
-        row = receiver.layout([PLAYED[i]], len(ids))
+        row = receiver.layout([EPISODES[i]], len(ids))
         first = int(row.slots_BK[0, 0])
         same = row.ids_BT[0].clone()
         same[first : first + len(ids)] = torch.tensor(ids)
@@ -88,26 +88,26 @@ def test_a_text_stands_where_the_slots_would_be(receiver):
 
 
 def test_no_slots_and_an_empty_text_are_the_same_p0(receiver):
-    bare, empty = receiver.layout(PLAYED, 0), receiver.layout(PLAYED, [""] * len(PLAYED))
+    bare, empty = receiver.layout(EPISODES, 0), receiver.layout(EPISODES, [""] * len(EPISODES))
     assert torch.equal(bare.ids_BT, empty.ids_BT)
     assert bare.slots_BK.shape == (64, 0)
 
 
 def test_the_compact_prompt_is_the_one_that_mini_was_trained_on(mini):
-    before, after = mini.prompt_ids(PLAYED[0])
-    words = f"A {PLAYED[0].message} B {PLAYED[0].context} ?".replace(";", " ;").split()
+    before, after = mini.prompt_ids(EPISODES[0])
+    words = f"A {EPISODES[0].message} B {EPISODES[0].context} ?".replace(";", " ;").split()
     assert mini.tokenizer.convert_ids_to_tokens(before + mini.tokens(MESSAGES[0]) + after) == words
 
 
 def test_the_chat_prompt_is_the_tokenizers_own_template_around_the_task(tiny):
-    before, after = tiny.prompt_ids(PLAYED[0])
+    before, after = tiny.prompt_ids(EPISODES[0])
     turns = [
         {"role": "system", "content": tiny.style.system},
         {
             "role": "user",
             "content": "Find whole numbers for x1, x2, x3, x4, none above 2, that satisfy every constraint. "
             "Answer with one JSON object on one line and nothing else, with the keys x1, x2, x3, x4.\n"
-            f"Constraints: {MESSAGES[0]}; {PLAYED[0].context}",
+            f"Constraints: {MESSAGES[0]}; {EPISODES[0].context}",
         },
     ]
     text = tiny.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -118,16 +118,16 @@ def test_a_chat_template_without_system_turns_is_refused_with_a_fix(tiny):
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tiny.name)
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(UserError, match=r"System role not supported.*plain"):
-        Receiver(tiny.model, tokenizer, "chat", "strict", {}).prompt_ids(PLAYED[0])
+        Receiver(tiny.model, tokenizer, "chat", "strict", {}).prompt_ids(EPISODES[0])
 
 
 @given(text=st.text(st.characters(codec="utf-8"), max_size=60), other=st.integers(0, 1000))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_of_the_message_reaches_b_but_through_the_slots(receiver, text, other):
-    """Bit for bit: other messages, other constraints of A, the prefix held."""
+    """Bit for bit, with other messages and other constraints of A and the same prefix."""
     prefix_BKD = drawn_prefix(receiver, 4, 6)
-    changed = [replace(e, message=text, sender=draw_episode(EASY, other, "train").sender) for e in PLAYED[:4]]
-    layouts = [receiver.layout(played, 6) for played in (PLAYED[:4], changed)]
+    changed = [replace(e, message=text, sender=draw_episode(EASY, other, "train").sender) for e in EPISODES[:4]]
+    layouts = [receiver.layout(batch, 6) for batch in (EPISODES[:4], changed)]
     assert torch.equal(layouts[0].ids_BT, layouts[1].ids_BT)
     logits = [receiver.logits(layout, prefix_BKD, answer_len(receiver)) for layout in layouts]
     assert torch.equal(logits[0], logits[1])
@@ -135,7 +135,7 @@ def test_nothing_of_the_message_reaches_b_but_through_the_slots(receiver, text, 
 
 @pytest.mark.parametrize("place", ["message", "before", "after"])
 def test_every_slot_of_the_prefix_reaches_the_logits(receiver, place):
-    layout = receiver.layout(PLAYED[:4], 6, place)
+    layout = receiver.layout(EPISODES[:4], 6, place)
     prefix_BKD = drawn_prefix(receiver, 4, 6)
     held = receiver.logits(layout, prefix_BKD, answer_len(receiver))
     for k in range(6):
@@ -147,7 +147,7 @@ def test_every_slot_of_the_prefix_reaches_the_logits(receiver, place):
 def test_gradients_reach_the_prefix_and_nothing_of_the_receiver(receiver):
     prefix_BKD = drawn_prefix(receiver, 4, 6).requires_grad_()
     weights = {name: weight.clone() for name, weight in receiver.model.state_dict().items()}
-    logits_BAW = receiver.logits(receiver.layout(PLAYED[:4], 6), prefix_BKD, answer_len(receiver))
+    logits_BAW = receiver.logits(receiver.layout(EPISODES[:4], 6), prefix_BKD, answer_len(receiver))
     logits_BAW.log_softmax(dim=2)[..., 0].sum().backward()
     assert (prefix_BKD.grad.norm(dim=2) > 0).all()
     assert all(p.grad is None and not p.requires_grad for p in receiver.model.parameters())
@@ -189,30 +189,30 @@ def test_a_level_whose_words_a_receiver_lacks_is_refused(mini):
             mini.layout(episodes(level(name), range(2)), 4)
 
 
-def test_targets_are_the_answers_that_the_halves_leave_open(mini):
-    played = episodes(level("lookup"), range(4))
-    known_BVN, alone_BVN = mini.targets(played), mini.targets(played, with_message=False)
-    assert torch.equal(known_BVN.argmax(dim=2), torch.tensor([e.solution for e in played]))
+def test_targets_are_the_answers_that_the_halves_allow(mini):
+    batch = episodes(level("lookup"), range(4))
+    known_BVN, alone_BVN = mini.targets(batch), mini.targets(batch, with_message=False)
+    assert torch.equal(known_BVN.argmax(dim=2), torch.tensor([e.solution for e in batch]))
     assert torch.equal(known_BVN.max(dim=2).values, torch.ones(4, 4))
-    for i, episode in enumerate(played):
-        told = {c.variable for c in episode.receiver}
-        assert [v in told for v in range(4)] == (alone_BVN[i].max(dim=1).values == 1).tolist()
+    for i, episode in enumerate(batch):
+        known = {c.variable for c in episode.receiver}
+        assert [v in known for v in range(4)] == (alone_BVN[i].max(dim=1).values == 1).tolist()
 
 
 # --- the context ---
 
 
 def test_a_prefix_that_fills_the_context_fits_and_one_more_is_refused(receiver):
-    room = receiver.max_positions - receiver.layout(PLAYED[:2], 0).ids_BT.shape[1]
-    assert receiver.layout(PLAYED[:2], room).ids_BT.shape[1] == receiver.max_positions
+    room = receiver.max_positions - receiver.layout(EPISODES[:2], 0).ids_BT.shape[1]
+    assert receiver.layout(EPISODES[:2], room).ids_BT.shape[1] == receiver.max_positions
     with pytest.raises(UserError, match=rf"exceed its context of {receiver.max_positions}; use a smaller k$"):
-        receiver.layout(PLAYED[:2], room + 1)
+        receiver.layout(EPISODES[:2], room + 1)
 
 
 def test_decoding_ends_where_the_context_does(gpt2):
-    played = PLAYED[:2]
-    room = gpt2.max_positions - gpt2.layout(played, 0).ids_BT.shape[1]
-    texts = gpt2.decode(played, room, drawn_prefix(gpt2, 2, room), max_new_tokens=500)
+    batch = EPISODES[:2]
+    room = gpt2.max_positions - gpt2.layout(batch, 0).ids_BT.shape[1]
+    texts = gpt2.decode(batch, room, drawn_prefix(gpt2, 2, room), max_new_tokens=500)
     assert len(texts) == 2
     with pytest.raises(UserError, match="exceed its context"):
         gpt2.generate(torch.zeros(1, gpt2.max_positions, gpt2.width), torch.tensor([gpt2.max_positions]), [0])
@@ -222,7 +222,7 @@ def test_decoding_ends_where_the_context_does(gpt2):
 
 
 def test_identity_is_p1_answer_for_answer_and_bit_for_bit(receiver):
-    for episode in PLAYED[:12]:
+    for episode in EPISODES[:12]:
         ids = receiver.tokens(episode.message)
         own_BKD = receiver.embedding_ND[torch.tensor(ids)][None]
         text, slots = receiver.layout([episode], [episode.message]), receiver.layout([episode], len(ids))
@@ -238,11 +238,11 @@ def test_identity_is_p1_answer_for_answer_and_bit_for_bit(receiver):
 
 def test_a_batch_of_64_is_64_batches_of_one(receiver):
     limit = {"max_new_tokens": 12}
-    together = receiver.decode(PLAYED, MESSAGES, **limit)
+    together = receiver.decode(EPISODES, MESSAGES, **limit)
     assert len(set(together)) > 5
-    assert together == [receiver.decode([e], [e.message], **limit)[0] for e in PLAYED]
-    logits_BAW = receiver.logits(receiver.layout(PLAYED, MESSAGES), None, answer_len(receiver))
-    for i, episode in enumerate(PLAYED):
+    assert together == [receiver.decode([e], [e.message], **limit)[0] for e in EPISODES]
+    logits_BAW = receiver.logits(receiver.layout(EPISODES, MESSAGES), None, answer_len(receiver))
+    for i, episode in enumerate(EPISODES):
         alone = receiver.logits(receiver.layout([episode], [episode.message]), None, answer_len(receiver))[0]
         torch.testing.assert_close(logits_BAW[i], alone, atol=1e-4, rtol=1e-4)
 
@@ -250,9 +250,9 @@ def test_a_batch_of_64_is_64_batches_of_one(receiver):
 def test_a_batch_of_prefixes_decodes_as_its_rows_do(receiver):
     prefix_BKD = drawn_prefix(receiver, 16, 6)
     for place in ("message", "before", "after"):
-        together = receiver.decode(PLAYED[:16], 6, prefix_BKD, place, max_new_tokens=12)
+        together = receiver.decode(EPISODES[:16], 6, prefix_BKD, place, max_new_tokens=12)
         rows = [
-            receiver.decode([PLAYED[i]], 6, prefix_BKD[i : i + 1], place, max_new_tokens=12) for i in range(16)
+            receiver.decode([EPISODES[i]], 6, prefix_BKD[i : i + 1], place, max_new_tokens=12) for i in range(16)
         ]
         assert together == [row[0] for row in rows]
 
@@ -260,10 +260,10 @@ def test_a_batch_of_prefixes_decodes_as_its_rows_do(receiver):
 def test_greedy_decoding_in_a_padded_batch_is_transformers_own_generate_row_by_row(receiver):
     """An independent decoder: token ids instead of embeddings, one row, no padding."""
     texts = ["" if i % 3 == 0 else " ; ".join([message] * (1 + i % 2)) for i, message in enumerate(MESSAGES[:12])]
-    layout = receiver.layout(PLAYED[:12], texts)
+    layout = receiver.layout(EPISODES[:12], texts)
     assert len(set(layout.answer_B.tolist())) > 3
-    ours = receiver.decode(PLAYED[:12], texts, max_new_tokens=16)
-    for i, text in enumerate(ours):
+    decoded = receiver.decode(EPISODES[:12], texts, max_new_tokens=16)
+    for i, text in enumerate(decoded):
         ids_1T = layout.ids_BT[i : i + 1, : layout.answer_B[i]]
         row = receiver.model.generate(
             input_ids=ids_1T,
@@ -277,15 +277,15 @@ def test_greedy_decoding_in_a_padded_batch_is_transformers_own_generate_row_by_r
 
 
 def test_logits_are_the_models_own_on_the_token_ids(receiver):
-    layout = receiver.layout(PLAYED[:6], MESSAGES[:6])
-    ours_BAW = receiver.logits(layout, None, answer_len(receiver))
+    layout = receiver.layout(EPISODES[:6], MESSAGES[:6])
+    logits_BAW = receiver.logits(layout, None, answer_len(receiver))
     for i in range(6):
         start = int(layout.answer_B[i])
         whole = receiver.model(input_ids=layout.ids_BT[i : i + 1, : start + answer_len(receiver)]).logits[0]
-        torch.testing.assert_close(ours_BAW[i], whole[start - 1 : -1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits_BAW[i], whole[start - 1 : -1], atol=1e-4, rtol=1e-4)
 
 
-def test_reading_a_message_does_not_depend_on_its_batch(receiver):
+def test_encoding_a_message_does_not_depend_on_its_batch(receiver):
     together = receiver.encode_messages(MESSAGES)
     assert together.mask_BT.sum(dim=1).tolist() == [len(receiver.tokens(message)) for message in MESSAGES]
     for i in (0, 7, 33):
@@ -296,10 +296,10 @@ def test_reading_a_message_does_not_depend_on_its_batch(receiver):
         assert torch.equal(alone.embeds_BTD[0], receiver.embedding_ND[alone.ids_BT[0]])
 
 
-def test_one_reading_of_the_prompt_gives_the_answer_and_the_likelihood_of_the_reference(receiver):
-    """The same as two readings; scoring leaves nothing behind that the answer would see."""
-    texts, logits_BVW = receiver.generate_and_score(PLAYED[:16], MESSAGES[:16], max_new_tokens=12)
-    layout = receiver.layout(PLAYED[:16], MESSAGES[:16])
+def test_one_forward_pass_gives_the_answer_and_the_likelihood_of_the_reference(receiver):
+    """The same as two separate passes: scoring the reference does not affect the answer."""
+    texts, logits_BVW = receiver.generate_and_score(EPISODES[:16], MESSAGES[:16], max_new_tokens=12)
+    layout = receiver.layout(EPISODES[:16], MESSAGES[:16])
     expected_BAW = receiver.logits(layout, None, answer_len(receiver))
     expected_BVW = expected_BAW[:, receiver.answer_frame(EASY).positions_V]
     torch.testing.assert_close(logits_BVW, expected_BVW, atol=1e-4, rtol=1e-4)
@@ -307,33 +307,33 @@ def test_one_reading_of_the_prompt_gives_the_answer_and_the_likelihood_of_the_re
     assert texts == receiver.generate(embeds_BTD, layout.answer_B, range(16), max_new_tokens=12)
 
 
-def test_states_behind_the_message_lie_side_by_side_whatever_stands_in_its_place(receiver):
+def test_states_after_the_message_are_aligned_whatever_its_place_holds(receiver):
     count = answer_len(receiver)
-    heard = [
-        receiver.score_answers(receiver.layout(PLAYED[:8], k), drawn_prefix(receiver, 8, k), count, True)
+    outputs = [
+        receiver.score_answers(receiver.layout(EPISODES[:8], k), drawn_prefix(receiver, 8, k), count, True)
         for k in (3, 9)
     ]
     layers = receiver.model.config.num_hidden_layers
-    for row, episode in enumerate(PLAYED[:8]):
+    for row, episode in enumerate(EPISODES[:8]):
         behind = len(receiver.prompt_ids(episode)[1]) + count
-        assert all(int(side.mask_BS[row].sum()) == behind for side in heard)
-    assert torch.equal(heard[0].mask_BS, heard[1].mask_BS)
+        assert all(int(side.mask_BS[row].sum()) == behind for side in outputs)
+    assert torch.equal(outputs[0].mask_BS, outputs[1].mask_BS)
     assert (
-        heard[0].states_BLSD.shape
-        == heard[1].states_BLSD.shape
-        == (8, layers, *heard[0].mask_BS.shape[1:], receiver.width)
+        outputs[0].states_BLSD.shape
+        == outputs[1].states_BLSD.shape
+        == (8, layers, *outputs[0].mask_BS.shape[1:], receiver.width)
     )
-    for side in heard:  # behind the last layer, the answer's tokens but the last predict the answer but its first
+    for side in outputs:  # after the last layer, all answer tokens but the last predict all but the first
         last_BAD = side.states_BLSD[:, -1, -count:-1]
         logits_BAW = receiver.model.get_output_embeddings()(last_BAD)
         torch.testing.assert_close(logits_BAW, side.logits_BAW[:, 1:], atol=1e-4, rtol=1e-4)
 
 
-def test_what_was_read_in_bfloat16_is_no_part_of_what_is_read_in_float32(receiver):
+def test_caches_of_bfloat16_are_not_used_in_float32(receiver):
     prefix_BKD = drawn_prefix(receiver, 4, 3)
 
     def both() -> tuple[torch.Tensor, torch.Tensor]:
-        layout = receiver.layout(PLAYED[:4], 3, "after")
+        layout = receiver.layout(EPISODES[:4], 3, "after")
         return receiver.encode_messages(MESSAGES[:4]).states_BTD, receiver.logits(layout, prefix_BKD, 5)
 
     receiver.clear_caches()
@@ -346,24 +346,24 @@ def test_what_was_read_in_bfloat16_is_no_part_of_what_is_read_in_float32(receive
     assert not torch.equal(plain[1], rough[1].float())
 
 
-def test_tokens_may_be_changed_by_whoever_asked_for_them(receiver):
+def test_the_caller_may_change_the_tokens_it_gets(receiver):
     ids = receiver.tokens(MESSAGES[0])
     ids.append(0)
     assert receiver.tokens(MESSAGES[0]) == ids[:-1]
 
 
-def test_heads_that_share_keys_and_values_give_what_copies_of_them_give(mini, monkeypatch):
+def test_heads_that_share_keys_and_values_equal_heads_with_copies(mini, monkeypatch):
     prefix_BKD = drawn_prefix(mini, 8, 4).requires_grad_()
 
-    def played() -> tuple[list[str], torch.Tensor, torch.Tensor]:
+    def run() -> tuple[list[str], torch.Tensor, torch.Tensor]:
         mini.clear_caches()
-        logits_BAW = mini.logits(mini.layout(PLAYED[:8], 4, "after"), prefix_BKD, 5)
+        logits_BAW = mini.logits(mini.layout(EPISODES[:8], 4, "after"), prefix_BKD, 5)
         (slope_BKD,) = torch.autograd.grad(logits_BAW.square().sum(), prefix_BKD)
-        return mini.decode(PLAYED[:8], 4, prefix_BKD), logits_BAW, slope_BKD
+        return mini.decode(EPISODES[:8], 4, prefix_BKD), logits_BAW, slope_BKD
 
-    shared = played()
+    shared = run()
     monkeypatch.setenv("TRANSFORMERS_SDPA_FORCE_GQA", "0")
-    copied = played()
+    copied = run()
     assert shared[0] == copied[0]
     torch.testing.assert_close(shared[1], copied[1])
     torch.testing.assert_close(shared[2], copied[2])

@@ -9,8 +9,8 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode, episodes
 from m2ray.tasks.registry import level
 
-PLAYED = episodes(level("easy"), range(64), "search")
-MESSAGES = [episode.message for episode in PLAYED]
+EPISODES = episodes(level("easy"), range(64), "search")
+MESSAGES = [episode.message for episode in EPISODES]
 
 
 @pytest.fixture(scope="module")
@@ -19,19 +19,19 @@ def mini() -> Receiver:
 
 
 def test_a_sampled_answer_depends_on_the_episode_and_the_seed_and_not_on_the_batch(mini):
-    def sample(played: list[Episode], seed: int = 0) -> list[str]:
-        return mini.decode(played, [""] * len(played), temperature=1.5, seed=seed)
+    def sample(batch: list[Episode], seed: int = 0) -> list[str]:
+        return mini.decode(batch, [""] * len(batch), temperature=1.5, seed=seed)
 
-    together = sample(PLAYED)
-    assert together == sample(PLAYED)
-    assert together == [sample([episode])[0] for episode in PLAYED]
-    assert together[::-1] == sample(PLAYED[::-1])
-    assert sum(a != b for a, b in zip(together, sample(PLAYED, seed=1), strict=True)) > 20
+    together = sample(EPISODES)
+    assert together == sample(EPISODES)
+    assert together == [sample([episode])[0] for episode in EPISODES]
+    assert together[::-1] == sample(EPISODES[::-1])
+    assert sum(a != b for a, b in zip(together, sample(EPISODES, seed=1), strict=True)) > 20
 
 
 def test_the_noise_is_the_same_in_every_condition_so_that_comparisons_are_paired(mini):
     ids = [mini.tokens(message) for message in MESSAGES[:8]]
-    for episode, row in zip(PLAYED, ids, strict=False):
+    for episode, row in zip(EPISODES, ids, strict=False):
         own_BKD = mini.embedding_ND[torch.tensor(row)][None]
         assert mini.decode([episode], [episode.message], temperature=1.5) == mini.decode(
             [episode], len(row), own_BKD, temperature=1.5
@@ -40,10 +40,10 @@ def test_the_noise_is_the_same_in_every_condition_so_that_comparisons_are_paired
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
 def test_sampled_frequencies_are_the_softmax_of_the_logits_over_the_temperature(mini, temperature):
-    """Of the first word, without the message, where mini is least sure."""
-    logits_EW = mini.logits(mini.layout(PLAYED, 0), None, 1)[:, 0]
+    """For the first word, without the message, where mini is least sure."""
+    logits_EW = mini.logits(mini.layout(EPISODES, 0), None, 1)[:, 0]
     unsure = int((logits_EW / temperature).softmax(dim=1).max(dim=1).values.argmin())
-    layout, count = mini.layout([PLAYED[unsure]], 0), 1500
+    layout, count = mini.layout([EPISODES[unsure]], 0), 1500
     embeds_BTD = mini.embed(layout, None).expand(count, -1, -1)
     texts = mini.generate(embeds_BTD, layout.answer_B.expand(count), range(count), temperature, max_new_tokens=1)
     wanted_W = (logits_EW[unsure].double() / temperature).softmax(dim=0) * count
@@ -55,27 +55,27 @@ def test_sampled_frequencies_are_the_softmax_of_the_logits_over_the_temperature(
 
 
 def test_a_low_temperature_is_greedy(mini):
-    cold = mini.decode(PLAYED[:16], MESSAGES[:16], temperature=1e-4)
-    assert cold == mini.decode(PLAYED[:16], MESSAGES[:16])
+    cold = mini.decode(EPISODES[:16], MESSAGES[:16], temperature=1e-4)
+    assert cold == mini.decode(EPISODES[:16], MESSAGES[:16])
 
 
 @pytest.mark.parametrize(("texts", "place"), [(3, "message"), ("text", "message"), (3, "after")])
-def test_a_prompt_start_read_once_changes_no_logits_and_no_answers(tiny, monkeypatch, texts, place):
+def test_a_cached_prompt_prefix_changes_no_logits_and_no_answers(tiny, monkeypatch, texts, place):
     """The tiny receiver's chat prompt starts with the same tokens in every row, and ends with its own."""
-    played = episodes(level("easy"), range(8), "search")
-    texts = [episode.message for episode in played] if texts == "text" else texts
+    batch = episodes(level("easy"), range(8), "search")
+    texts = [episode.message for episode in batch] if texts == "text" else texts
     prefix_BKD = torch.randn(8, 3, tiny.width, generator=torch.Generator().manual_seed(0)) * tiny.embedding_norm
     found = []
     for worth in (16, 10_000):
         monkeypatch.setattr("m2ray.receiver.layout.MIN_CACHED_TOKENS", worth)
-        layout = tiny.layout(played, texts, place)
+        layout = tiny.layout(batch, texts, place)
         prefix = prefix_BKD.clone().requires_grad_()
-        heard = tiny.score_answers(layout, prefix, 5, states=True)
-        states = heard.states_BLSD.transpose(1, 2)[heard.mask_BS]
+        output = tiny.score_answers(layout, prefix, 5, states=True)
+        states = output.states_BLSD.transpose(1, 2)[output.mask_BS]
         if texts == 3:
             states.square().mean().backward()
-        answered = tiny.generate_and_score(played, texts, prefix_BKD, place, max_new_tokens=9)
-        found.append((int(layout.cached_B[0]), heard.logits_BAW, states, prefix.grad, answered))
+        answered = tiny.generate_and_score(batch, texts, prefix_BKD, place, max_new_tokens=9)
+        found.append((int(layout.cached_B[0]), output.logits_BAW, states, prefix.grad, answered))
     (shared, *once, answered), (none, *plain, answered_plain) = found
     assert shared > 16
     assert none == 0

@@ -25,15 +25,15 @@ seeds = st.integers(0, 10**9)
 
 
 def worked_out(operands, signs, modulo):
-    """The running totals, by Python's own arithmetic on the expression as it is written."""
+    """The running totals, by Python's own arithmetic on the written expression."""
     terms = [str(operands[0]), *(f"{sign} {value}" for sign, value in zip(signs, operands[1:], strict=True))]
     return tuple(eval(" ".join(terms[: i + 1])) % modulo for i in range(len(terms)))
 
 
-def operands_of(episode, told=None):
-    """All operands: what B knows, and what A, or another message, says of the others; 0 where neither does."""
-    said = {fact.position: fact.value for fact in told or episode.sender}
-    return [said.get(i, 0) if value is None else value for i, value in enumerate(episode.receiver[0].values)]
+def operands_of(episode, message=None):
+    """All operands: those that B knows, and the others from A's message or another one, 0 where it lacks them."""
+    sent = {fact.position: fact.value for fact in message or episode.sender}
+    return [sent.get(i, 0) if value is None else value for i, value in enumerate(episode.receiver[0].values)]
 
 
 def solutions(size, facts):
@@ -54,8 +54,8 @@ def solutions(size, facts):
 @st.composite
 def fact_sets(draw_):
     size = draw_(st.sampled_from(SMALL))
-    digit, place = st.integers(0, size.span - 1), st.integers(0, size.variables - 1)
-    operands = draw_(st.lists(st.builds(Operand, place, digit), max_size=size.variables))
+    digit, position = st.integers(0, size.span - 1), st.integers(0, size.variables - 1)
+    operands = draw_(st.lists(st.builds(Operand, position, digit), max_size=size.variables))
     signs = st.text("+-", min_size=size.variables - 1, max_size=size.variables - 1).map(lambda rest: f"+{rest}")
     values = st.tuples(*[st.none() | digit] * size.variables)
     expressions = draw_(st.lists(st.builds(Expression, signs, values, st.just(size.domain)), max_size=2))
@@ -90,7 +90,7 @@ def test_value_probabilities_are_shares_of_the_solutions_that_begin_alike(case, 
 
 
 @pytest.mark.parametrize("size", SMALL[1:], ids=lambda size: size.name)
-def test_the_verifier_asks_for_every_total_of_the_expression(size):
+def test_the_verifier_checks_every_total_of_the_expression(size):
     for episode in episodes(size, range(10), "train"):
         totals = worked_out(operands_of(episode), episode.receiver[0].signs[1:], size.domain)
         assert totals == episode.solution
@@ -111,15 +111,15 @@ def test_ceilings_are_those_of_guesses_at_the_operands_that_are_not_known():
 
 
 def test_the_last_total_alone_could_not_tell_a_wrong_message_from_a_guess():
-    """Why all totals are asked for: a wrong message gives the right sum about as often as no message does."""
-    played, lucky, guessed = episodes(EIGHT, range(4000), "search"), [], []
-    dice = random.Random(0)
-    for one, other in zip(played, [*played[17:], *played[:17]], strict=True):
-        guess = worked_out(operands_of(one, other.sender), one.receiver[0].signs[1:], 10)
-        lucky.append(guess[-1] == one.solution[-1])
-        blind = [Operand(fact.position, dice.randrange(5)) for fact in one.sender]
-        guessed.append(worked_out(operands_of(one, blind), one.receiver[0].signs[1:], 10)[-1] == one.solution[-1])
-    assert abs(statistics.fmean(lucky) - statistics.fmean(guessed)) < 0.03
+    """Why the answer is all totals: a wrong message gives the right result about as often as no message does."""
+    drawn, misled, guessed = episodes(EIGHT, range(4000), "search"), [], []
+    rng = random.Random(0)
+    for one, other in zip(drawn, [*drawn[17:], *drawn[:17]], strict=True):
+        signs = one.receiver[0].signs[1:]
+        misled.append(worked_out(operands_of(one, other.sender), signs, 10)[-1] == one.solution[-1])
+        guess = [Operand(fact.position, rng.randrange(5)) for fact in one.sender]
+        guessed.append(worked_out(operands_of(one, guess), signs, 10)[-1] == one.solution[-1])
+    assert abs(statistics.fmean(misled) - statistics.fmean(guessed)) < 0.03
 
 
 # --- every drawn episode -------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_every_episode_holds_what_it_promises(size, seed, part):
     (expression,) = episode.receiver
     assert len(episode.sender) == size.variables // 2
     unknown = [i for i, value in enumerate(expression.values) if value is None]
-    assert unknown == [fact.position for fact in episode.sender], "each operand is held by one of the two"
+    assert unknown == [fact.position for fact in episode.sender], "each operand is known to one of the two"
     assert expression.modulo == size.domain
     assert part_of(episode.content) == part
     for form in ("json", "values"):
@@ -148,11 +148,11 @@ def test_every_episode_holds_what_it_promises(size, seed, part):
 
 def test_operands_signs_and_halves_are_drawn_evenly():
     drawn = episodes(EIGHT, range(4000), "train")
-    held = [fact for episode in drawn for fact in episode.sender]
-    for place in range(8):
-        assert abs(sum(fact.position == place for fact in held) / len(drawn) - 0.5) < 0.04
+    sent = [fact for episode in drawn for fact in episode.sender]
+    for position in range(8):
+        assert abs(sum(fact.position == position for fact in sent) / len(drawn) - 0.5) < 0.04
     for value in range(5):
-        assert abs(sum(fact.value == value for fact in held) / len(held) - 0.2) < 0.02
+        assert abs(sum(fact.value == value for fact in sent) / len(sent) - 0.2) < 0.02
     signs = "".join(episode.receiver[0].signs[1:] for episode in drawn)
     assert abs(signs.count("+") / len(signs) - 0.5) < 0.02
 
@@ -172,7 +172,7 @@ PINNED = {
 
 
 @pytest.mark.parametrize("key", PINNED, ids=str)
-def test_a_seed_is_the_same_episode_for_ever(key):
+def test_a_seed_always_gives_the_same_episode(key):
     episode = draw_episode(level(key[0]), *key[1:])
     assert (episode.message, episode.context, episode.solution) == PINNED[key]
 
@@ -182,8 +182,8 @@ def test_no_message_of_an_evaluation_part_is_ever_drawn_in_training():
     for part in ("search", "select", "confirm"):
         assert not trained & {e.content for e in episodes(EIGHT, range(1500), part)}
     messages = [
-        [Operand(place, value) for place, value in zip(places, values, strict=True)]
-        for places in itertools.combinations(range(8), 4)
+        [Operand(position, value) for position, value in zip(positions, values, strict=True)]
+        for positions in itertools.combinations(range(8), 4)
         for values in itertools.product(range(5), repeat=4)
     ]
     parts = [part_of(message) for message in messages]
@@ -224,7 +224,7 @@ def test_a_level_that_does_not_exist_is_refused(name):
         "+ - + - +",
     ],
 )
-def test_text_that_is_no_fact_of_the_level_is_refused(text):
+def test_text_that_is_not_a_fact_of_the_level_is_refused(text):
     with pytest.raises(
         ValueError, match=f"^{re.escape(repr(text))[:50]}.* is not a fact of level arithmetic-8x10; write"
     ):

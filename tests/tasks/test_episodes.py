@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from m2ray.tasks.answers import verify, write_answer
 from m2ray.tasks.ceilings import ceilings
 from m2ray.tasks.constraints import Constraint
-from m2ray.tasks.episodes import PARTS, draw_episode, episodes, part_of, read_facts, write_facts
+from m2ray.tasks.episodes import PARTS, Episode, draw_episode, episodes, part_of, read_facts, write_facts
 from m2ray.tasks.episodes import solutions as all_solutions
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
@@ -27,13 +27,13 @@ SMALL = [level(name) for name in ("easy", "medium", "lookup")]  # small enough t
 seeds = st.integers(0, 10**9)
 
 
-def reading_of(text):
-    """What a constraint says, read from its wording by Python itself."""
+def as_test(text):
+    """A function that tests an assignment against a constraint, made by Python itself from its wording."""
     return eval("lambda v: " + re.sub(r"x(\d+)", lambda m: f"v[{int(m[1]) - 1}]", text).replace(" = ", " == "))
 
 
 def solutions(size, texts):
-    tests = [reading_of(text) for text in texts]
+    tests = [as_test(text) for text in texts]
     every = itertools.product(range(size.domain), repeat=size.variables)
     return [values for values in every if all(test(values) for test in tests)]
 
@@ -88,7 +88,7 @@ def test_value_probabilities_are_shares_of_the_solutions_that_begin_alike(case, 
 def test_the_verifier_agrees_with_brute_force_on_every_assignment(size):
     several = 0
     for episode in episodes(size, range(15)):
-        tests = [reading_of(text) for half in halves(episode) for text in half]
+        tests = [as_test(text) for half in halves(episode) for text in half]
         right = 0
         for values in itertools.product(range(size.domain), repeat=size.variables):
             held = [test(values) for test in tests]
@@ -101,9 +101,8 @@ def test_the_verifier_agrees_with_brute_force_on_every_assignment(size):
 
 
 def test_an_answer_outside_the_domain_fails_even_where_every_constraint_holds():
-    played = read_facts("x1 != 0; x2 = 1", EASY), read_facts("x3 = 0; x4 != 1", EASY)
-    episode = draw_episode(EASY, 0)
-    episode = type(episode)(EASY, 0, *played, (1, 1, 0, 0), write_facts(played[0]))
+    sender, receiver = read_facts("x1 != 0; x2 = 1", EASY), read_facts("x3 = 0; x4 != 1", EASY)
+    episode = Episode(EASY, 0, sender, receiver, (1, 1, 0, 0), write_facts(sender))
     assert verify(episode, '{"x1": 1, "x2": 1, "x3": 0, "x4": 0}', "json") == (True, True, 1.0)
     assert verify(episode, '{"x1": 7, "x2": 1, "x3": 0, "x4": 0}', "json") == (False, True, 1.0)
     assert verify(episode, "I do not know", "json") == (False, False, 0.0)
@@ -111,28 +110,28 @@ def test_an_answer_outside_the_domain_fails_even_where_every_constraint_holds():
 
 @pytest.mark.parametrize("size", SMALL, ids=lambda size: size.name)
 def test_ceilings_are_those_of_perfect_reasoners_by_brute_force(size):
-    played, shift = episodes(size, range(60), "train"), 17
+    drawn, shift = episodes(size, range(60), "train"), 17
     rows = []
-    for i, episode in enumerate(played):
-        mine, yours = halves(episode)
-        wrong = halves(played[(i + shift) % len(played)])[0]
+    for i, episode in enumerate(drawn):
+        message, context = halves(episode)
+        wrong = halves(drawn[(i + shift) % len(drawn)])[0]
         every = size.domain**size.variables
-        right, alone = solutions(size, mine + yours), solutions(size, yours)
-        believed = solutions(size, wrong + yours)
+        right, alone = solutions(size, message + context), solutions(size, context)
+        believed = solutions(size, wrong + context)
         misled = sum(values in right for values in believed) / len(believed) if believed else 0.0
-        told = math.log2(every / len(solutions(size, mine)))
+        bits = math.log2(every / len(solutions(size, message)))
         rows.append(
-            (len(right) / len(alone), 1, misled, len(right) / every, told, math.log2(len(alone) / len(right)))
+            (len(right) / len(alone), 1, misled, len(right) / every, bits, math.log2(len(alone) / len(right)))
         )
     means = [statistics.fmean(column) for column in zip(*rows, strict=True)]
-    assert ceilings(played, shift) == pytest.approx(means)
+    assert ceilings(drawn, shift) == pytest.approx(means)
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_ceilings_of_easy_are_the_published_ones_within_sampling_error(part):
     # Published: means over 3,000 other tasks, so that both sides have the sampling error of 3,000.
-    played = episodes(EASY, range(3000), part)
-    blocks = [ceilings(played[i : i + 100]) for i in range(0, 3000, 100)]
+    drawn = episodes(EASY, range(3000), part)
+    blocks = [ceilings(drawn[i : i + 100]) for i in range(0, 3000, 100)]
     published = {"without_message": 0.408, "with_message": 1.0, "wrong_message": 0.046, "blind": 0.016}
     published |= {"message_bits": 4.6, "news_bits": 1.5}
     for name, value in published.items():
@@ -180,7 +179,7 @@ def test_every_episode_holds_what_it_promises(size, seed, part):
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(SMALL), seeds)
-def test_neither_half_alone_pins_the_answer_down(size, seed):
+def test_neither_half_alone_determines_the_answer(size, seed):
     for half in halves(draw_episode(size, seed, "train")):
         assert len(solutions(size, half)) >= 2
 
@@ -220,12 +219,13 @@ PINNED = {
 
 
 @pytest.mark.parametrize("hash_seed", ["0", "1", "12345"])
-def test_a_seed_is_the_same_episode_in_another_process_and_for_ever(hash_seed):
-    # Pinned: published rows name episodes by seed, so that a changed draw would change what they were played on.
+def test_a_seed_always_gives_the_same_episode_also_in_another_process(hash_seed):
+    # Pinned: published rows name episodes by seed, so that a changed draw would change their episodes.
     script = """
 import json, sys
-from m2ray.task import draw, level
-found = [draw(level(name), seed, part) for name, seed, part in json.load(sys.stdin)]
+from m2ray.tasks.episodes import draw_episode
+from m2ray.tasks.registry import level
+found = [draw_episode(level(name), seed, part) for name, seed, part in json.load(sys.stdin)]
 print(json.dumps([[e.message, e.context, list(e.solution)] for e in found]))
 """
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
@@ -249,9 +249,9 @@ def test_no_message_of_an_evaluation_part_is_ever_drawn_in_training(name):
     trained = episodes(size, range(5000), "train")
     contents, texts = {e.content for e in trained}, {e.message for e in trained}
     for part in ("search", "select", "confirm"):
-        played = episodes(size, range(1500), part)
-        assert not contents & {e.content for e in played}
-        assert not texts & {e.message for e in played}
+        drawn = episodes(size, range(1500), part)
+        assert not contents & {e.content for e in drawn}
+        assert not texts & {e.message for e in drawn}
 
 
 def test_parts_are_disjoint_and_each_gets_its_share_of_the_messages():
@@ -311,12 +311,12 @@ def test_a_level_that_does_not_exist_is_refused_with_those_that_do(name):
         level(name)
 
 
-def test_a_levels_name_is_no_level():
+def test_the_name_of_a_level_is_refused_instead_of_the_level():
     with pytest.raises(UserError, match=r"'easy' is not a level; give m2ray.level\('easy'\)"):
         episodes("easy", [1])
 
 
-def test_the_smallest_and_largest_lookup_levels_can_be_played():
+def test_the_smallest_and_largest_lookup_levels_have_episodes():
     for name in ("lookup-2x100", "lookup-26x2", "lookup-26x100"):
         episode = draw_episode(level(name), 0, "train")
         assert verify(episode, write_answer(level(name), episode.solution, "values"), "values").success

@@ -112,7 +112,7 @@ def test_any_text_is_read_as_constraints_or_refused(text):
         ("x1 - x1 = 0", "names one variable twice"),
     ],
 )
-def test_text_that_is_no_constraint_of_the_level_is_refused(text, fault):
+def test_text_that_is_not_a_constraint_of_the_level_is_refused(text, fault):
     with pytest.raises(ValueError, match=fault) as raised:
         read_facts(text, EASY)
     assert len(str(raised.value)) < 200
@@ -125,11 +125,11 @@ def test_a_kind_that_the_level_does_not_have_is_refused():
 
 
 def test_messages_in_other_words_change_nothing_else():
-    played = episodes(EASY, range(3))
-    told = with_messages(played, ["a", "b", "c"])
-    assert [e.message for e in told] == ["a", "b", "c"]
-    assert [e.content for e in told] == [e.content for e in played]
-    assert [e.context for e in told] == [e.context for e in played]
+    drawn = episodes(EASY, range(3))
+    reworded = with_messages(drawn, ["a", "b", "c"])
+    assert [e.message for e in reworded] == ["a", "b", "c"]
+    assert [e.content for e in reworded] == [e.content for e in drawn]
+    assert [e.context for e in reworded] == [e.context for e in drawn]
 
 
 # --- episodes from a file ------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_a_faulty_line_is_named_with_its_key_and_fix(tmp_path, bad, fault):
     assert len(str(raised.value).replace(str(path), "")) < 300
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path):
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path):
     path = tmp_path / "episodes.jsonl"
     path.write_bytes(line().encode() + b'\n{"sender_message": "\xff"}\n')
     with pytest.raises(UserError, match="line 2: not JSON"):

@@ -1,4 +1,4 @@
-"""Too little memory: a training goes on with fewer rows at once, and becomes what it would have become."""
+"""Too little memory: a training continues with fewer rows at once, with the same result."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def test_fewer_rows_at_once_train_the_same_codec(tiny_folder, tmp_path, losses, 
 
 
 def train_within(tree: str, folder: str, extra_mb: int) -> None:
-    """Train in a process that gets so much memory beyond what it holds when it begins."""
+    """Train in a process that may allocate `extra_mb` beyond what it holds at its start."""
     # Threads that find no memory for their stacks end the process; oneDNN then cannot even do what is small.
     torch.set_num_threads(1)
     torch.backends.mkldnn.set_flags(False)
@@ -125,7 +125,7 @@ def test_where_not_even_one_row_fits_the_training_says_so(tmp_path):
         (ValueError("DefaultCPUAllocator: can't allocate memory"), False),
     ],
 )
-def test_other_errors_are_no_lack_of_memory(error, is_that):
+def test_other_errors_do_not_count_as_out_of_memory(error, is_that):
     assert is_out_of_memory(error) is is_that
     with pytest.raises(type(error)):
         halve_on_oom([1], lambda rows: (_ for _ in ()).throw(error))
@@ -145,20 +145,20 @@ def test_halves_are_all_the_rows_in_order_and_small_enough(rows, fits):
 
 
 def test_an_evaluation_whose_batch_does_not_fit_gives_the_same_rows(tiny, monkeypatch):
-    played = episodes(level("easy"), range(10))
+    batch = episodes(level("easy"), range(10))
     wanted = answer_episodes(
-        tiny, played, get_condition("P1").inject(ConditionInputs(tiny, played, None, None, 10)), EvaluationConfig()
+        tiny, batch, get_condition("P1").inject(ConditionInputs(tiny, batch, None, None, 10)), EvaluationConfig()
     )
     generate_and_score = Receiver.generate_and_score
 
-    def tight(self, batch, *rest):
-        if len(batch) > 3:
+    def tight(self, rows, *rest):
+        if len(rows) > 3:
             raise torch.OutOfMemoryError("too many")
-        return generate_and_score(self, batch, *rest)
+        return generate_and_score(self, rows, *rest)
 
     monkeypatch.setattr(Receiver, "generate_and_score", tight)
     answers, nll_E = answer_episodes(
-        tiny, played, get_condition("P1").inject(ConditionInputs(tiny, played, None, None, 10)), EvaluationConfig()
+        tiny, batch, get_condition("P1").inject(ConditionInputs(tiny, batch, None, None, 10)), EvaluationConfig()
     )
     assert answers == wanted[0]
     assert torch.allclose(nll_E, wanted[1], atol=1e-5)

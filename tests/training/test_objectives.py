@@ -52,10 +52,10 @@ PLAIN = LossTerm()
 
 def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
     """Random numbers in every field, of the shapes that training gives them."""
-    dice = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=dice)
+        return torch.randn(*shape, generator=generator)
 
     def random_answer() -> AnswerOutput:
         return AnswerOutput(
@@ -75,7 +75,7 @@ def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
         text_answer=random_answer(),
         encoded=CodecOutput(normal(rows, 3, 8), latent, None, None, None),
         inputs_HD=normal(rows, 8),
-        message_ids_HT=torch.randint(20, (rows, 6), generator=dice),
+        message_ids_HT=torch.randint(20, (rows, 6), generator=generator),
         message_mask_HT=torch.arange(6) < torch.tensor([[6], [2], [4], [6]])[:rows],
         heads=None,
         slots=SlotStates(
@@ -128,18 +128,18 @@ class TestAnswerLikelihood:
         assert not nll[:, [0, 2, 4]].any()
 
     @given(weight=st.floats(0.01, 1e4), seed=st.integers(0, 2**31))
-    def test_row_nll_is_the_weighted_average(self, weight, seed):
+    def test_weighted_nll_is_the_weighted_average(self, weight, seed):
         nll = torch.rand(3, 5, generator=torch.Generator().manual_seed(seed))
         expected = np.average(nll, axis=1, weights=[1, weight, 1, weight, 1])
         np.testing.assert_allclose(weighted_nll(nll, FRAME, weight), expected, rtol=1e-4)
 
     def test_every_answer_token_of_a_real_receiver_is_scored_once(self, tiny):
         """On JSON answers the sum over tokens is the log-likelihood of the whole answer."""
-        played = episodes(level("lookup"), range(5), "train")  # one solution each: targets are certain
-        frame = tiny.answer_frame(played[0].level)
-        told = tiny.layout(played, [episode.message for episode in played])
-        nll = answer_nll(tiny.logits(told, None, len(frame.ids_A)), frame, tiny.targets(played))
-        for row, episode in enumerate(played):
+        batch = episodes(level("lookup"), range(5), "train")  # one solution each: targets are certain
+        frame = tiny.answer_frame(batch[0].level)
+        layout = tiny.layout(batch, [episode.message for episode in batch])
+        nll = answer_nll(tiny.logits(layout, None, len(frame.ids_A)), frame, tiny.targets(batch))
+        for row, episode in enumerate(batch):
             before, after = tiny.prompt_ids(episode)
             prompt = before + tiny.tokens(episode.message) + after
             answer = tiny.answer_ids(episode.level, torch.tensor([episode.solution]))[0].tolist()
@@ -165,16 +165,16 @@ class TestReceiverObjectives:
         )  # the same distribution
         assert kl(signals, PLAIN).item() == pytest.approx(0, abs=1e-6)
 
-    def test_states_is_the_mean_cosine_distance_behind_the_place_of_the_message(self):
+    def test_states_is_the_mean_cosine_distance_after_the_place_of_the_message(self):
         signals = random_signals()
-        ours, theirs = (
+        prefix, text = (
             signals.answer.states_BLSD.double().numpy(),
             signals.text_answer.states_BLSD.double().numpy(),
         )
         rows = []
         for row, behind in enumerate([3, 4, 5, 6]):
             places = range(6 - behind, 6)
-            rows.append(np.mean([cosine(ours[row, n, s], theirs[row, n, s]) for n in range(2) for s in places]))
+            rows.append(np.mean([cosine(prefix[row, n, s], text[row, n, s]) for n in range(2) for s in places]))
         assert states(signals, PLAIN).item() == pytest.approx(np.mean(rows), rel=1e-5)
         signals.answer = signals.text_answer
         assert states(signals, PLAIN).item() == pytest.approx(0, abs=1e-6)
@@ -226,12 +226,14 @@ class TestReceiverObjectives:
 
 class TestLatentObjectives:
     def signals(self, tiny, heads, k: int = 3) -> Signals:
-        reading = tiny.encode_messages([episode.message for episode in episodes(level("easy"), range(6), "train")])
+        messages = tiny.encode_messages(
+            [episode.message for episode in episodes(level("easy"), range(6), "train")]
+        )
         signals = random_signals(rows=1)
         latent = torch.randn(6, k, tiny.width, generator=torch.Generator().manual_seed(1), requires_grad=True)
         signals.encoded = CodecOutput(latent, latent, None, None, None)
-        signals.inputs_HD = reading.states_BTD.mean(1)
-        signals.message_ids_HT, signals.message_mask_HT = reading.ids_BT, reading.mask_BT
+        signals.inputs_HD = messages.states_BTD.mean(1)
+        signals.message_ids_HT, signals.message_mask_HT = messages.ids_BT, messages.mask_BT
         signals.heads = heads
         return signals
 
@@ -323,11 +325,11 @@ class TestLatentObjectives:
         independent of the inputs it claims nothing on fresh ones, on copies of the inputs up to log H."""
         rows = 64
         signals = self.signals(tiny, heads)
-        dice = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(0)
 
         def claim(informative: bool) -> float:
-            signals.inputs_HD = torch.randn(rows, tiny.width, generator=dice)
-            latent = signals.inputs_HD if informative else torch.randn(rows, tiny.width, generator=dice)
+            signals.inputs_HD = torch.randn(rows, tiny.width, generator=generator)
+            latent = signals.inputs_HD if informative else torch.randn(rows, tiny.width, generator=generator)
             signals.encoded = CodecOutput(latent, latent[:, None].expand(-1, 3, -1), None, None, None)
             return latent_information(signals, PLAIN)
 
@@ -410,29 +412,29 @@ class TestWeights:
 
 def test_slots_is_the_mean_cosine_distance_over_layers_of_slots_that_stand_for_a_word():
     signals = random_signals()
-    ours, theirs, mask = signals.slots
+    prefix, text, mask = signals.slots
     apart = [
-        np.mean([cosine(ours[b, layer, k], theirs[b, layer, k]) for layer in range(2)])
+        np.mean([cosine(prefix[b, layer, k], text[b, layer, k]) for layer in range(2)])
         for b, k in mask.nonzero().tolist()
     ]
     assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(np.mean(apart), rel=1e-5)
 
 
-def slot_states(receiver, played, embeds_BTD, place):
-    (passed,) = receiver.forward([receiver.slot_request(played, embeds_BTD, place, grad=False)])
-    return torch.stack(passed.hidden[:-1], dim=1)
+def slot_states(receiver, batch, embeds_BTD, place):
+    (output,) = receiver.forward([receiver.slot_request(batch, embeds_BTD, place, grad=False)])
+    return torch.stack(output.hidden[:-1], dim=1)
 
 
 def test_slots_is_zero_for_a_prefix_of_the_messages_own_embeddings(tiny):
     """Slot j stands for token j, and the receiver holds the same at both."""
-    played = episodes(level("easy"), range(4), "search")
-    reading = tiny.encode_messages([episode.message for episode in played])
-    states = [slot_states(tiny, played, reading.embeds_BTD, "message") for _ in range(2)]
-    mask = reading.mask_BT
+    batch = episodes(level("easy"), range(4), "search")
+    messages = tiny.encode_messages([episode.message for episode in batch])
+    states = [slot_states(tiny, batch, messages.embeds_BTD, "message") for _ in range(2)]
+    mask = messages.mask_BT
     signals = random_signals()
     signals.slots = SlotStates(*states, mask)
     assert float(LOSSES["slots"](signals, PLAIN)) == pytest.approx(0, abs=1e-6)
-    elsewhere = slot_states(tiny, played, reading.embeds_BTD, "before")
+    elsewhere = slot_states(tiny, batch, messages.embeds_BTD, "before")
     signals.slots = SlotStates(elsewhere, states[1], mask)
     assert float(LOSSES["slots"](signals, PLAIN)) > 1e-4
 

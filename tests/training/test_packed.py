@@ -15,7 +15,7 @@ from m2ray.training.trainer import Trainer, TrainingFailed, train
 MEMBERS = {
     "plain": {},
     "other-k": {"codec__k": 5},
-    "behind": {"codec__place": "after", "losses__help": {}},
+    "after": {"codec__place": "after", "losses__help": {}},
     "before": {"codec__place": "before", "codec__encoder": "last_token", "losses__kl": {}},
     "slots": {"losses": {"slots": {}, "states": {}, "ce": {"weight": 1.0, "start": 0.5}}},
     "longer": {"training__epochs": 3, "training__batch_size": 4, "training__log_every": 3},
@@ -25,13 +25,13 @@ MEMBERS = {
 
 def begin(receiver, folder, name, reports=None, **changes):
     conf = config(receiver, **MEMBERS[name], **changes)
-    said = reports if reports is not None else []
+    reports = [] if reports is None else reports
     return Trainer(
         conf,
         0,
         receiver,
         folder / name,
-        lambda metrics, at: said.append((name, metrics["epoch"])),
+        lambda metrics, at: reports.append((name, metrics["epoch"])),
         {"config": name},
     )
 
@@ -63,7 +63,7 @@ def test_the_trainings_of_a_queue_follow_each_other_and_precisions_take_turns(ti
     assert loss_curve(tmp_path / "0" / "plain") == loss_curve(tmp_path / "1" / "plain")
 
 
-def test_a_pack_goes_on_without_a_member_that_breaks_down(tiny, tmp_path, monkeypatch):
+def test_a_pack_continues_without_a_member_that_breaks_down(tiny, tmp_path, monkeypatch):
     pack = [begin(tiny, tmp_path, name) for name in ("plain", "other-k")]
     with torch.no_grad():
         next(pack[0].loss_module.codec.parameters()).fill_(math.nan)
@@ -76,43 +76,43 @@ def test_a_pack_goes_on_without_a_member_that_breaks_down(tiny, tmp_path, monkey
     assert all(math.isfinite(loss) for loss in loss_curve(tmp_path / "other-k"))
 
 
-def test_a_pack_reads_the_prompts_of_all_in_common_passes(tiny, tmp_path, monkeypatch):
+def test_a_pack_runs_the_rows_of_all_in_common_forward_passes(tiny, tmp_path, monkeypatch):
     made = []
     forward = type(tiny).forward
 
-    def counted(self, passes, at_once=None):
-        made.append(len(passes))
-        return forward(self, passes, at_once)
+    def counted(self, requests, rows_at_once=None):
+        made.append(len(requests))
+        return forward(self, requests, rows_at_once)
 
     monkeypatch.setattr(type(tiny), "forward", counted)
     pack = [begin(tiny, tmp_path, name, training__epochs=1) for name in ("plain", "other-k")]
     made.clear()
     train_packed([iter([training]) for training in pack], lambda number, error: pytest.fail(str(error)))
-    assert made.count(2) >= 4  # one a step at the least; what search_score asks comes one by one
+    assert made.count(2) >= 4  # at least one per step; those of search_score come one by one
 
 
-def test_what_a_pack_hears_as_text_is_read_once(tiny, tmp_path, monkeypatch):
-    read = []
+def test_a_pack_runs_the_messages_as_text_once(tiny, tmp_path, monkeypatch):
+    keys = []
     forward = type(tiny).forward
 
-    def counted(self, passes, at_once=None):
-        read.extend(one.key for one in passes if one.key)
-        return forward(self, passes, at_once)
+    def counted(self, requests, rows_at_once=None):
+        keys.extend(request.key for request in requests if request.key)
+        return forward(self, requests, rows_at_once)
 
     monkeypatch.setattr(type(tiny), "forward", counted)
-    told = {"losses__slots": {}, "losses__states": {}, "training__epochs": 1}
-    pack = [begin(tiny, tmp_path / str(lr), "plain", **told, training__lr=lr) for lr in (1e-3, 3e-2)]
+    with_text = {"losses__slots": {}, "losses__states": {}, "training__epochs": 1}
+    pack = [begin(tiny, tmp_path / str(lr), "plain", **with_text, training__lr=lr) for lr in (1e-3, 3e-2)]
     train_packed([iter([training]) for training in pack], lambda number, error: pytest.fail(str(error)))
-    assert {key[0] for key in read} == {"words", "text"}
-    assert len(read) == len(set(read)) == 2 * pack[0].step
-    alone = begin(tiny, tmp_path / "alone", "plain", **told, training__lr=1e-3)
+    assert {key[0] for key in keys} == {"words", "text"}
+    assert len(keys) == len(set(keys)) == 2 * pack[0].step
+    alone = begin(tiny, tmp_path / "alone", "plain", **with_text, training__lr=1e-3)
     alone.run()
     slow, fast = (loss_curve(tmp_path / str(lr) / "plain") for lr in (1e-3, 3e-2))
     assert slow == pytest.approx(loss_curve(alone.folder), rel=1e-4)
     assert slow != pytest.approx(fast, rel=1e-4)
 
 
-def test_a_training_that_is_killed_within_an_epoch_goes_on_from_its_last_minute(tiny, tmp_path, monkeypatch):
+def test_a_training_that_is_killed_within_an_epoch_resumes_from_its_last_minute(tiny, tmp_path, monkeypatch):
     """With a state saved after each step, a run that dies at any of them ends as the undisturbed one does."""
     conf = config(tiny, losses__slots={})
     train(conf, 0, tiny, tmp_path / "whole", lambda metrics, at: None, {"config": "a"})

@@ -1,4 +1,4 @@
-"""What a training, killed and resumed, leaves in TensorBoard, MLflow and W&B, read back by their own means."""
+"""A killed and resumed training in TensorBoard, MLflow and W&B, read back with their own tools."""
 
 import importlib.util
 import json
@@ -51,7 +51,7 @@ def begin_and_be_killed(tree: str, folder: str) -> None:
 
     def die(metrics, at):
         if metrics["epoch"] == 2:
-            # As if killed before the second state was saved: that epoch, logged already, is done again.
+            # As if killed before the second state was saved: that epoch, already logged, is repeated.
             (Path(folder) / "after-1").rename(Path(folder) / "training.safetensors")
             os.kill(os.getpid(), signal.SIGKILL)
         (Path(folder) / "after-1").write_bytes((Path(folder) / "training.safetensors").read_bytes())
@@ -109,7 +109,7 @@ def test_tensorboard_has_each_step_of_a_resumed_training_once(tracked, key):
     assert b"|codec.encoder|segments|" in table.tensor_proto.string_val[0]
 
 
-def test_tensorboard_reads_a_process_that_goes_on_within_the_second_after_the_one_before(tmp_path):
+def test_tensorboard_reads_a_process_that_resumes_within_the_same_second(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -118,7 +118,7 @@ def test_tensorboard_reads_a_process_that_goes_on_within_the_second_after_the_on
             log(step + 1, {"loss": 1.0})
         if step == 0:
             (first,) = (tmp_path / "tensorboard").iterdir()
-            # Of this second, and by its process number behind whatever comes next.
+            # In this second, and sorted by its process number after whatever comes next.
             first.rename(first.with_name(f"events.out.tfevents.{int(time.time()):010d}.{'~' * 8}.9.0"))
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2]
@@ -153,11 +153,11 @@ def test_wandb_has_offline_files_of_one_run_id_to_sync(tracked):
         assert (folder / f"run-{run_id}.wandb").stat().st_size > 0
 
 
-def test_mlflow_says_failed_of_a_training_that_broke_down(tiny_folder, tmp_path, monkeypatch):
+def test_mlflow_marks_a_training_that_broke_down_as_failed(tiny_folder, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient
 
-    # A store of several runs: the first makes the experiment, the second finds it there.
+    # A store of several runs: the first creates the experiment, the second finds it.
     uri = f"sqlite:///{tmp_path / 'all.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     run(config(str(tiny_folder), "mlflow", epochs=1), tmp_path / "good")
@@ -171,7 +171,8 @@ def test_mlflow_says_failed_of_a_training_that_broke_down(tiny_folder, tmp_path,
 def test_a_store_that_cannot_be_opened_is_named_in_one_line(tiny_folder, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://somewhere")
-    with pytest.raises(UserError, match=r"^trackers: mlflow: cannot start a run \(.*nonsense.*\); fix that or leave"):
+    match = r"^trackers: mlflow: cannot start a run \(.*nonsense.*\); fix that or leave"
+    with pytest.raises(UserError, match=match):
         run(config(str(tiny_folder), "mlflow"), tmp_path)
 
 
@@ -238,7 +239,7 @@ def work(rank: int, tree: str, folder: str, store: str) -> None:
 
 
 @pytest.mark.slow
-def test_of_several_workers_one_tells_the_trackers(tiny_folder, tmp_path):
+def test_of_several_workers_one_logs_to_the_trackers(tiny_folder, tmp_path):
     conf = config(str(tiny_folder), "tensorboard", epochs=1).model_copy(update={"workers": 2})
     mp.spawn(work, (conf.model_dump_json(), str(tmp_path / "run"), str(tmp_path / "store")), nprocs=2)
     assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import socket
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ class Killed(Exception):
     pass
 
 
-def test_an_interrupted_training_goes_on_to_the_same_end(tiny, tmp_path):
+def test_an_interrupted_training_resumes_to_the_same_end(tiny, tmp_path):
     conf = config(tiny, training__anneal={"start": 8, "hold": 2}, training__epochs=3)
     run(conf, tiny, tmp_path / "whole")
 
@@ -84,11 +85,11 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tiny, tmp_path):
 
 
 def test_a_collapsed_training_starts_afresh_and_resumes_there(tiny, tmp_path):
-    """A constant prefix ignores its message whatever happens."""
+    """A constant prefix always ignores its message."""
     conf = config(tiny, codec__encoder="constant", training__restarts=1, training__epochs=4)
     reports = run(conf, tiny, tmp_path / "whole")
-    told = [(metrics["restart"], metrics["epoch"]) for metrics, _ in reports]
-    assert told == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (1, 4)]
+    epochs = [(metrics["restart"], metrics["epoch"]) for metrics, _ in reports]
+    assert epochs == [(0, 1), (0, 2), (1, 1), (1, 2), (1, 3), (1, 4)]
     assert reports[2][0]["lr"] == pytest.approx(reports[0][0]["lr"] / 2)
     for stop in (2, 3):  # killed right after it gave up, and an epoch later
 
@@ -106,16 +107,16 @@ def test_a_collapsed_training_starts_afresh_and_resumes_there(tiny, tmp_path):
         with pytest.raises(Killed):
             train(conf, 0, tiny, folder, report, {"config": "test"})
         rest = [(metrics["restart"], metrics["epoch"]) for metrics, _ in run(conf, tiny, folder)]
-        assert rest == told[stop:]
+        assert rest == epochs[stop:]
         assert loss_curve(folder) == pytest.approx(loss_curve(tmp_path / "whole"))
 
 
-def test_before_its_start_an_answer_objective_costs_nothing_and_says_nothing(tiny, tmp_path):
+def test_before_its_start_an_answer_objective_costs_nothing_and_is_not_logged(tiny, tmp_path):
     losses = {"ce": {"start": 0.5}, "slots": {"weight": 5.0}}
     run(config(tiny, losses=losses, training__log_every=100), tiny, tmp_path)
     history = json.loads((tmp_path / "history.json").read_text())
     assert [entry["step"] for entry in history] == [1, 4, 8]
-    # Logged steps always tell what the receiver makes of the answer; the total counts it from the start on.
+    # Logged steps always have the answer objectives; the total includes them only from their start.
     assert history[1]["loss"] == pytest.approx(5 * history[1]["slots"])
     assert history[2]["loss"] == pytest.approx(5 * history[2]["slots"] + history[2]["ce"])
 
@@ -126,7 +127,7 @@ def test_a_state_of_other_settings_is_refused(tiny, tmp_path):
         run(config(tiny, training__lr=1e-4), tiny, tmp_path)
 
 
-def test_a_state_from_before_a_setting_existed_is_gone_on_with(tiny, tmp_path):
+def test_a_state_from_before_a_setting_existed_is_resumed(tiny, tmp_path):
     run(config(tiny), tiny, tmp_path)
     file = tmp_path / "training.safetensors"
     tensors, meta = load_tensors(file)
@@ -169,8 +170,6 @@ def test_two_workers_on_the_same_global_batch_give_the_curve_of_one(tiny, tmp_pa
         codec |= {"bottleneck": "vq", "codebook": 8}
     conf = config(tiny, losses=losses, codec=codec)
     run(conf, tiny, tmp_path / "one")
-    import socket
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -249,17 +248,17 @@ def test_checkpoints_load_without_the_training_code(tiny, tmp_path, encoder):
         ([0.0] * 5, 1.0, True),
         ([0.04, -0.04, 0.03, -0.02, 0.01], 0.92, True),  # noise that averages out
         ([1.0] + [0.0] * 5, 0.92, True),  # only the last count
-        ([0.1] * 5, 0.99, False),  # alike, and told apart all the same
+        ([0.1] * 5, 0.99, False),  # alike, but the receiver tells them apart
         ([-0.1] * 5, 0.92, False),  # backwards is not ignored
         ([0.016], 0.5, False),
     ],
 )
-def test_a_codec_whose_wrong_message_costs_nothing_has_collapsed(gaps, cosine, expected):
+def test_a_codec_with_which_a_wrong_message_costs_nothing_has_collapsed(gaps, cosine, expected):
     history = [{"shuffle_gap": gap, "prefix_cosine": cosine} for gap in gaps]
     assert is_collapsed(history, text_value=0.3) is expected
 
 
-def test_logged_gaps_are_nats_a_value_whatever_values_weigh(tiny, tmp_path):
+def test_logged_gaps_are_nats_per_value_whatever_values_weigh(tiny, tmp_path):
     first = []
     for name, weight in (("a", 1.0), ("b", 100.0)):
         run(config(tiny, losses={"ce": {"value_weight": weight}}), tiny, tmp_path / name)
@@ -277,7 +276,7 @@ def test_reports_keep_the_batchs_nll_apart_from_that_on_search(tiny, tmp_path):
 def test_a_training_begins_with_the_weights_of_a_checkpoint_of_another_k(tiny, tmp_path):
     ((_, start), *_) = run(config(tiny), tiny, tmp_path / "start")
     over = {"training__start": str(start), "training__lr": 1e-12, "training__epochs": 1, "codec__k": 2}
-    ((metrics, end),) = run(config(tiny, **over), tiny, tmp_path / "goes-on")
+    ((metrics, end),) = run(config(tiny, **over), tiny, tmp_path / "resumed")
     before, after = load_codec(start, tiny), load_codec(end, tiny)
     assert (before.config.k, after.config.k) == (3, 2)
     for name, tensor in before.state_dict().items():
@@ -296,11 +295,11 @@ def test_a_training_begins_with_the_weights_of_a_checkpoint_of_another_k(tiny, t
 def test_a_start_that_does_not_fit_is_one_line(tiny, tmp_path, over, says):
     ((_, start), *_) = run(config(tiny, training__epochs=1), tiny, tmp_path / "start")
     with pytest.raises(UserError, match=says):
-        run(config(tiny, **{"training__start": str(start), **over}), tiny, tmp_path / "goes-on")
+        run(config(tiny, **{"training__start": str(start), **over}), tiny, tmp_path / "resumed")
 
 
 def test_an_encoder_for_one_k_does_not_start_from_another(tiny, tmp_path):
     codec = {"encoder": "last_token", "k": 3, "width": 32}
     ((_, start), *_) = run(config(tiny, training__epochs=1, codec=codec), tiny, tmp_path / "start")
     with pytest.raises(UserError, match=r"the encoder last_token is made for one k; use 3$"):
-        run(config(tiny, training__start=str(start), codec={**codec, "k": 2}), tiny, tmp_path / "goes-on")
+        run(config(tiny, training__start=str(start), codec={**codec, "k": 2}), tiny, tmp_path / "resumed")

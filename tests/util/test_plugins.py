@@ -1,4 +1,4 @@
-"""Plugs: the example package of `docs/plugs.md`, really installed and used; and what is said of broken ones."""
+"""Plugins: the example package of `docs/plugs.md`, installed and used; and the errors of broken plugins."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from sweeps import SPACE
 from m2ray.cli.runner import BAD_INPUT, DONE
 from m2ray.codec import encoders
 from m2ray.codec.checkpoints import checkpoints
-from m2ray.config import trial
+from m2ray.config import condition_names, trial
 from m2ray.evaluation import conditions
 from m2ray.evaluation.rows import read_rows
 
@@ -39,7 +39,7 @@ TRIAL = {
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The example, built and installed by pip into a folder of its own."""
+    """The example package, built and installed by pip into a folder."""
     source, target = tmp_path_factory.mktemp("source") / "plug_example", tmp_path_factory.mktemp("site")
     shutil.copytree(EXAMPLE, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
@@ -47,8 +47,8 @@ def installed(tmp_path_factory) -> Path:
     return target
 
 
-def offer(site: Path, package: str, group: str, name: str, value: str, code: str = "") -> None:
-    """A package as pip leaves it: a module, and metadata with one entry point."""
+def install_package(site: Path, package: str, group: str, name: str, value: str, code: str = "") -> None:
+    """Install a package as pip does: a module, and metadata with one entry point."""
     (site / f"{package}.py").write_text(code)
     about = site / f"{package}-1.2.dist-info"
     about.mkdir()
@@ -56,8 +56,8 @@ def offer(site: Path, package: str, group: str, name: str, value: str, code: str
     (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
 
 
-def type_in(site: Path, cwd: Path, *words: object) -> subprocess.CompletedProcess:
-    """A real command, for which what lies in the folder is installed."""
+def run_python(site: Path, cwd: Path, *words: object) -> subprocess.CompletedProcess:
+    """Run a Python command that finds the packages in a folder installed."""
     paths = os.pathsep.join([str(site), str(ROOT), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": paths, "XDG_CACHE_HOME": str(cwd / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *map(str, words)]
@@ -65,8 +65,8 @@ def type_in(site: Path, cwd: Path, *words: object) -> subprocess.CompletedProces
 
 
 def refused(site: Path, cwd: Path, *words: object) -> str:
-    """The one line that a command says of what it does not take."""
-    done = type_in(site, cwd, *words)
+    """Run a command that refuses its input, and return its one line of error."""
+    done = run_python(site, cwd, *words)
     assert done.returncode == BAD_INPUT, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
@@ -84,7 +84,7 @@ def config_file(folder: Path, tree: dict, **sections: dict) -> Path:
 
 def test_all_four_kinds_are_trained_and_evaluated_by_the_commands(installed, tiny_folder, tmp_path):
     config = config_file(tmp_path, TRIAL, receiver=str(tiny_folder))
-    trained = type_in(installed, tmp_path, "-m", "m2ray.train", config, "--out", "run")
+    trained = run_python(installed, tmp_path, "-m", "m2ray.train", config, "--out", "run")
     assert trained.returncode == DONE, trained.stderr
     checkpoint = tmp_path / "run" / "seed-0" / "epoch-01"
     (history,) = (tmp_path / "run").rglob("history.json")
@@ -92,8 +92,8 @@ def test_all_four_kinds_are_trained_and_evaluated_by_the_commands(installed, tin
     assert json.loads((checkpoint / "config.json").read_text())["codec"]["encoder"] == "mean_pool"
 
     words = ("-m", "m2ray.evaluate", checkpoint, "--seeds", "5000:5020", "--out", "rows.parquet")
-    played = type_in(installed, tmp_path, *words)
-    assert played.returncode == DONE, played.stderr
+    evaluated = run_python(installed, tmp_path, *words)
+    assert evaluated.returncode == DONE, evaluated.stderr
     rows = read_rows(tmp_path / "rows.parquet")
     assert set(rows.condition) == {*TRIAL["evaluation"]["conditions"], "text-16", "scale_gate=1"}
     assert set(rows.task) == {"password-6x3"}
@@ -105,22 +105,22 @@ def test_all_four_kinds_are_trained_and_evaluated_by_the_commands(installed, tin
 
 
 @pytest.mark.slow
-def test_rays_workers_use_them_too(installed, tiny_folder, tmp_path):
+def test_rays_workers_use_plugins_too(installed, tiny_folder, tmp_path):
     trial = {**TRIAL, "receiver": str(tiny_folder)}
     evaluation = {**trial["evaluation"], "conditions": [*trial["evaluation"]["conditions"], "random", "identity"]}
     space = {**SPACE, "trial": {**trial, "evaluation": evaluation}, "points": {"plugged": {}}}
     space |= {"axes": {}, "search": {"trials": 0}, "judge": {"select": 0, "confirm": 0, "diagnose": 0}}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
-    done = type_in(installed, tmp_path, "-m", "m2ray.sweep", "space.yaml", "--results", "out")
+    done = run_python(installed, tmp_path, "-m", "m2ray.sweep", "space.yaml", "--results", "out")
     assert done.returncode == DONE, done.stdout + done.stderr
     assert len(checkpoints(tmp_path / "out" / "small" / "checkpoints")) == 1
     rows = read_rows(tmp_path / "out" / "small" / "rows.parquet")
     assert (rows[rows.split == "confirm"].condition == "first_half").sum() == 12
-    about = yaml.safe_load((tmp_path / "out" / "small" / "sweep.yaml").read_text())
-    assert about["packages"]["plug-example"] == "0.1.0"
+    record = yaml.safe_load((tmp_path / "out" / "small" / "sweep.yaml").read_text())
+    assert record["packages"]["plug-example"] == "0.1.0"
 
 
-def test_the_document_shows_the_example_as_it_is():
+def test_the_document_shows_the_whole_example():
     shown = (ROOT / "docs" / "plugs.md").read_text()
     files = ("pyproject.toml", "plug_example/password.py", "plug_example/parts.py")
     whole = [(EXAMPLE / file).read_text() for file in files]
@@ -128,19 +128,17 @@ def test_the_document_shows_the_example_as_it_is():
         blocks = re.findall(rf"```{kind}\n(.*?)```", shown, re.DOTALL)
         for block in blocks:
             text = text.replace(block, "")
-        assert re.fullmatch(r"(\"\"\".*\"\"\")?\s*", text), "all of the file is shown, its head aside"
+        assert re.fullmatch(r"(\"\"\".*\"\"\")?\s*", text), "all of the file is shown, except its docstring"
 
 
-def test_the_configuration_of_the_document_is_one(installed, tmp_path):
+def test_the_configuration_of_the_document_is_valid(installed, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "plugs.md").read_text(), re.DOTALL)
     (tmp_path / "config.yaml").write_text(block)
     line = refused(installed, tmp_path, "-m", "m2ray.train", "config.yaml")
     assert "receiver mini: its vocabulary lacks words of level password-6x3, such as `digit`; use another" in line
 
 
-# --- broken ones ---------------------------------------------------------------------------------------------
-
-LEVEL = "import m2ray; m2ray.level({!r})"
+# --- broken plugins ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -149,12 +147,12 @@ LEVEL = "import m2ray; m2ray.level({!r})"
         ("import nothing_like_it", "ModuleNotFoundError: No module named 'nothing_like_it' .*broken.py, line 1"),
         ("", "AttributeError: module 'broken' has no attribute 'named'"),
         ("def named(name):\n    return 1 / 0", r"ZeroDivisionError: division by zero \(.*broken.py, line 2\)"),
-        ("def named(name):\n    return 'six'", "made 'six' of 'shaky-6', which is no Level"),
+        ("def named(name):\n    return 'six'", "returned 'six' for 'shaky-6', which is not a Level"),
     ],
     ids=["import", "attribute", "call", "result"],
 )
 def test_a_family_that_fails_is_one_line_with_package_and_entry_point(tmp_path, code, fault):
-    offer(tmp_path, "broken", "m2ray.tasks", "shaky", "broken:named", code)
+    install_package(tmp_path, "broken", "m2ray.tasks", "shaky", "broken:named", code)
     config = config_file(tmp_path, {"task": {"level": "shaky-6"}})
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config)
     assert "task.level: plugin of package broken, m2ray.tasks: shaky = broken:named: " in line
@@ -170,8 +168,8 @@ def test_a_family_that_fails_is_one_line_with_package_and_entry_point(tmp_path, 
         ("m2ray.conditions", "null", {"evaluation": {"conditions": ["null"]}}),
     ],
 )
-def test_a_name_that_m2ray_has_itself_is_refused(tmp_path, group, name, sections):
-    offer(tmp_path, "greedy", group, name, "greedy:thing")
+def test_a_name_that_m2ray_itself_defines_is_refused(tmp_path, group, name, sections):
+    install_package(tmp_path, "greedy", group, name, "greedy:thing")
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config_file(tmp_path, sections))
     claim = f"'{name}' is claimed by m2ray itself and by package greedy, {group}: {name} = greedy:thing; uninstall"
     assert claim in line
@@ -179,11 +177,11 @@ def test_a_name_that_m2ray_has_itself_is_refused(tmp_path, group, name, sections
 
 def test_a_name_that_two_packages_claim_is_refused_and_others_are_not(tmp_path):
     for package in ("one", "two"):
-        offer(tmp_path, package, "m2ray.encoders", "twice", f"{package}:Encoder")
+        install_package(tmp_path, package, "m2ray.encoders", "twice", f"{package}:Encoder")
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config_file(tmp_path, {"codec": {"encoder": "twice"}}))
     assert "codec.encoder: 'twice' is claimed by package one, m2ray.encoders: twice = one:Encoder and by" in line
     fine = "from m2ray.config.trial import TrialConfig; TrialConfig()"
-    assert type_in(tmp_path, tmp_path, "-c", fine).returncode == DONE
+    assert run_python(tmp_path, tmp_path, "-c", fine).returncode == DONE
 
 
 PARTS = """
@@ -194,8 +192,8 @@ class Wide(nn.Module):
         super().__init__()
         self.out = nn.Linear(receiver.width, 3)
 
-    def forward(self, reading, k):
-        return self.out(reading.states_BTD)
+    def forward(self, message, k):
+        return self.out(message.states_BTD)
 
 def rows(signals, term):
     return signals.nll_B
@@ -216,39 +214,45 @@ def none(signals, term):
             r"gave shape \[16, \d+, 3\], expected ",
         ),
         ("losses", "rows", "rows", {"losses": {"rows": {}}}, r"gave shape \[16\], expected a tensor without"),
-        ("losses", "told", "none", {"losses": {"told": {}}}, "AttributeError: 'NoneType' object has no attribute"),
+        (
+            "losses",
+            "teacher",
+            "none",
+            {"losses": {"teacher": {}}},
+            "AttributeError: 'NoneType' object has no attribute",
+        ),
     ],
     ids=["shape", "rows", "raises"],
 )
 def test_a_part_that_breaks_while_training_is_named(tmp_path, tiny_folder, group, name, value, sections, fault):
-    offer(tmp_path, "parts", f"m2ray.{group}", name, f"parts:{value}", PARTS)
+    install_package(tmp_path, "parts", f"m2ray.{group}", name, f"parts:{value}", PARTS)
     config = config_file(tmp_path, {**TRIAL, "task": {}, "codec": {"k": 4}, "losses": {"ce": {}}}, **sections)
     config.write_text(config.read_text() + f"receiver: {tiny_folder}\n")
-    conditions = yaml.safe_load(config.read_text())
-    conditions["evaluation"]["conditions"].remove("first_half")
-    config.write_text(yaml.safe_dump(conditions))
+    tree = yaml.safe_load(config.read_text())
+    tree["evaluation"]["conditions"].remove("first_half")
+    config.write_text(yaml.safe_dump(tree))
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config)
     assert f"config.yaml: plugin of package parts, m2ray.{group}: {name} = parts:{value}: " in line
     assert re.search(fault, line), line
 
 
-def test_the_names_that_a_configuration_knows_are_those_of_the_tables():
+def test_a_configuration_knows_the_built_in_names():
     assert tuple(encoders.ENCODERS) == trial.ENCODERS
-    assert tuple(conditions.CONDITIONS) == trial.CONDITIONS
+    assert tuple(conditions.CONDITIONS) == condition_names.NAMES
 
 
-def test_names_are_known_without_importing_what_they_name(tmp_path):
-    offer(tmp_path, "lazy", "m2ray.encoders", "lazy", "lazy:Encoder", "raise SystemExit('imported')")
+def test_names_are_known_without_importing_the_plugin(tmp_path):
+    install_package(tmp_path, "lazy", "m2ray.encoders", "lazy", "lazy:Encoder", "raise SystemExit('imported')")
     code = (
         "import sys; from m2ray.config.trial import CodecConfig; CodecConfig(encoder='lazy'); "
         "assert not {'lazy', 'torch'} & set(sys.modules)"
     )
-    done = type_in(tmp_path, tmp_path, "-c", code)
+    done = run_python(tmp_path, tmp_path, "-c", code)
     assert done.returncode == DONE, done.stderr
 
 
-def test_an_unknown_name_is_answered_with_those_of_plugs_among_the_known(installed, tmp_path):
-    for sections, said in (
+def test_the_error_for_an_unknown_name_lists_those_of_plugins_too(installed, tmp_path):
+    for sections, message in (
         ({"codec": {"encoder": "mean_pol"}}, "'mean_pol' does not exist; use 'last_token', .* or 'mean_pool'"),
         ({"losses": {"wrst": {}}}, "losses.wrst: unknown key"),
         ({"task": {"level": "pass"}}, "level 'pass' does not exist; use one of easy, .*, password"),
@@ -256,4 +260,4 @@ def test_an_unknown_name_is_answered_with_those_of_plugs_among_the_known(install
         ({"evaluation": {"conditions": ["half"]}}, "condition 'half' does not exist; use some of .*, first_half"),
     ):
         line = refused(installed, tmp_path, "-m", "m2ray.train", config_file(tmp_path, sections))
-        assert re.search(said, line), line
+        assert re.search(message, line), line
