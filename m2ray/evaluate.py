@@ -1,4 +1,4 @@
-"""Command `python -m m2ray.evaluate`, and the function `m2ray.evaluate`; see `m2ray.cli.evaluate` and `m2ray.api`."""
+"""Command `python -m m2ray.evaluate` (`m2ray.cli.evaluate`), and the function `m2ray.evaluate` (`m2ray.api`)."""
 
 import sys
 from types import ModuleType

@@ -1,8 +1,8 @@
 """Names of the ablation conditions: the built-in ones, and those that carry a parameter in their name.
 
-`m2ray.evaluation.conditions` says what each puts into B's slots. `DependsOn` says what a condition's rows depend on,
-and so which evaluations share them (`m2ray.evaluation.row_scope`): the checkpoint; only its k and place ("slots");
-or neither ("receiver").
+`m2ray.evaluation.conditions` says what each puts into B's slots. `DependsOn` is what a condition's rows depend
+on, and so which evaluations share them (`m2ray.evaluation.row_scope`): the checkpoint; only its k and place
+("slots"); or neither ("receiver").
 """
 
 from __future__ import annotations

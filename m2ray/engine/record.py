@@ -92,8 +92,8 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
         more = f"; {len(changes) - 1} more" if changes[1:] else ""
         raise UserError(
             f"{record_file(folder)}: {key}: differs from what this sweep began with "
-            f"(was {old!r:.60}, is {new!r:.60}{more}); restore it, start anew under another --name, or resume with "
-            "--resume --accept-changes"
+            f"(was {old!r:.60}, is {new!r:.60}{more}); restore it, start anew under another --name, or resume "
+            "with --resume --accept-changes"
         )
     if changes:
         dated = [{"date": now["date"], **change._asdict()} for change in changes]

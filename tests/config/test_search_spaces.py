@@ -1,4 +1,4 @@
-"""The spaces of search_spaces/: valid, faithful to the report they repeat, comparable, described by their schema."""
+"""The spaces of search_spaces/: valid, faithful to the report they repeat, comparable, true to their schema."""
 
 import importlib.util
 import itertools

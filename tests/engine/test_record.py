@@ -11,10 +11,8 @@ from m2ray.cli.runner import DONE
 from m2ray.cli.sweep import main
 from m2ray.config.record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine import cluster
-from m2ray.engine import record as manifest
 from m2ray.engine.record import describe_sweep, settle_changes
 from m2ray.reporting.provenance import provenance
-from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
 
 ABOUT = {
