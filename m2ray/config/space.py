@@ -25,7 +25,7 @@ class Point(StrictModel):
 
 
 class Search(StrictModel):
-    """How the axes are searched. Optuna only sees a continuous paired score on the search split."""
+    """Settings of the search over the axes. Optuna only sees a continuous paired score on the search split."""
 
     trials: Annotated[
         int, Field(ge=0, le=1_000_000, description="configurations to sample, besides the points")
@@ -61,7 +61,7 @@ class Search(StrictModel):
 
 
 class Judge(StrictModel):
-    """Who is judged: the best by search score go to select, and the best there to confirm, with all points."""
+    """Settings of the judging: the best by search score go to select, the best there and all points to confirm."""
 
     select: Annotated[int, Field(ge=0, description="sampled configurations that go to the select split")] = 4
     confirm: Annotated[

@@ -179,7 +179,7 @@ class TrainingConfig(StrictModel):
 
 
 class EvaluationConfig(StrictModel):
-    """How conditions are decoded: the same for all, so that every comparison is paired."""
+    """Settings of decoding: the same for all conditions, so that every comparison is paired."""
 
     temperature: NonNegative = 0.0
     max_new_tokens: Count = 128
@@ -223,7 +223,7 @@ class EvaluationConfig(StrictModel):
 
     @property
     def decoding(self) -> str:
-        """How rows name it."""
+        """The name of the decoding in rows."""
         return f"t={self.temperature:g}" if self.temperature else "greedy"
 
 

@@ -17,8 +17,8 @@ from m2ray.receiver.episode_source import EpisodeSource, check_receiver_seeds
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode
+from m2ray.training.start_weights import load_start_weights
 from m2ray.training.trackers import check_installed
-from m2ray.training.trainer import load_start_weights
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
 

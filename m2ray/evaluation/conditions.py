@@ -30,7 +30,7 @@ STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
 
 
 class Injection(NamedTuple):
-    """What B receives: a text per episode in the message's place, or vectors [K, D] per episode in open slots."""
+    """B's input: a text per episode in the message's place, or vectors [K, D] per episode in open slots."""
 
     texts: list[str] | None
     prefixes: Sequence[Tensor] | None
@@ -40,7 +40,7 @@ class Injection(NamedTuple):
 
 @dataclass
 class ConditionInputs:
-    """What a condition can use. `codec` and `constant` are None where no requested condition needs them."""
+    """Inputs that a condition can use. `codec` and `constant` are None where no requested condition needs them."""
 
     receiver: Receiver
     episodes: Sequence[Episode]

@@ -1,4 +1,4 @@
-"""What goes into a forward pass of the receiver, and what comes out.
+"""Input and output of the receiver's forward passes.
 
 Shapes: B rows, T positions, A answer tokens, D width, L layers, S tokens after the slots, W words of the
 vocabulary.

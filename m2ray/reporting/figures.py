@@ -39,7 +39,7 @@ class DrawnFigure(NamedTuple):
 
 
 class LineStyle(NamedTuple):
-    """How a configuration is drawn, the same in every figure."""
+    """The style of a configuration's line, the same in every figure."""
 
     colour: str
     marker: str

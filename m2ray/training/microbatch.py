@@ -27,7 +27,7 @@ def read_rows_at_once(folder: Path) -> int | None:
 
 
 class MicrobatchSize:
-    """How many rows of a batch the receiver runs at once: all of them, until memory runs out.
+    """The number of rows that the receiver runs at once: the whole batch, until memory runs out.
 
     Objectives compare rows, so a batch cannot be split into smaller ones. Instead the receiver runs it in parts,
     keeps only their outputs, and runs them again for the gradients (Chen et al. 2016, arXiv:1604.06174): batch and

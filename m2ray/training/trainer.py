@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from m2ray.codec.codec import Codec, load_codec
+from m2ray.codec.codec import Codec
 from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.config.trial import TrialConfig
 from m2ray.evaluation.search_score import search_score
@@ -30,6 +30,7 @@ from m2ray.training.distributed import world, world_mean
 from m2ray.training.microbatch import MicrobatchSize
 from m2ray.training.objectives import Heads
 from m2ray.training.schedule import SlotAnnealer, is_collapsed, learning_rate, training_batch
+from m2ray.training.start_weights import load_start_weights
 from m2ray.training.step import CodecLoss, Loss, run_batched
 from m2ray.training.trackers import check_installed, tracking
 from m2ray.util.errors import UserError
@@ -346,27 +347,3 @@ def _joint_backward(trainers: Sequence[Trainer]) -> list[Loss]:
         results = run_batched(trainers[0].receiver, losses, rows_at_once)
     torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
     return results
-
-
-def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiver) -> None:
-    """Give a codec the weights of a checkpoint of the same form, except for its k.
-
-    Raises:
-        UserError: there is no such checkpoint, its receiver or form differs, or it was trained on another task,
-            whose training messages may be those that this one is judged on.
-    """
-    start = load_codec(folder, receiver)
-    if (start.record.get("trial") or {}).get("task") != config.task.model_dump():
-        raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
-    given, wanted = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
-    if given != wanted:
-        differ = [f"codec.{key} is {given[key]}, not {wanted[key]}" for key in wanted if given[key] != wanted[key]]
-        raise UserError(
-            f"training.start: {folder}: more than its k differs: {', '.join(differ)}; give both the same"
-        )
-    try:
-        codec.load_state_dict(start.state_dict())
-    except RuntimeError:
-        raise UserError(
-            f"training.start: {folder}: the encoder {config.codec.encoder} is made for one k; use {start.config.k}"
-        ) from None

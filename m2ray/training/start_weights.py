@@ -1,0 +1,34 @@
+"""Start a training with the weights of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from m2ray.codec.codec import Codec, load_codec
+from m2ray.config.trial import TrialConfig
+from m2ray.receiver.receiver import Receiver
+from m2ray.util.errors import UserError
+
+
+def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiver) -> None:
+    """Give a codec the weights of a checkpoint of the same form, except for its k.
+
+    Raises:
+        UserError: there is no such checkpoint, its receiver or form differs, or it was trained on another task,
+            whose training messages may be those that this one is judged on.
+    """
+    start = load_codec(folder, receiver)
+    if (start.record.get("trial") or {}).get("task") != config.task.model_dump():
+        raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
+    given, wanted = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
+    if given != wanted:
+        differ = [f"codec.{key} is {given[key]}, not {wanted[key]}" for key in wanted if given[key] != wanted[key]]
+        raise UserError(
+            f"training.start: {folder}: more than its k differs: {', '.join(differ)}; give both the same"
+        )
+    try:
+        codec.load_state_dict(start.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"training.start: {folder}: the encoder {config.codec.encoder} is made for one k; use {start.config.k}"
+        ) from None
