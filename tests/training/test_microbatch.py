@@ -145,9 +145,9 @@ def test_halves_are_all_the_rows_in_order_and_small_enough(rows, fits):
 
 
 def test_an_evaluation_whose_batch_does_not_fit_gives_the_same_rows(tiny, monkeypatch):
-    batch = episodes(level("easy"), range(10))
+    batch, short = episodes(level("easy"), range(10)), EvaluationConfig(max_new_tokens=12)
     wanted = answer_episodes(
-        tiny, batch, get_condition("P1").inject(ConditionInputs(tiny, batch, None, None, 10)), EvaluationConfig()
+        tiny, batch, get_condition("P1").inject(ConditionInputs(tiny, batch, None, None, 10)), short
     )
     generate_and_score = Receiver.generate_and_score
 
@@ -158,7 +158,7 @@ def test_an_evaluation_whose_batch_does_not_fit_gives_the_same_rows(tiny, monkey
 
     monkeypatch.setattr(Receiver, "generate_and_score", tight)
     answers, nll_E = answer_episodes(
-        tiny, batch, get_condition("P1").inject(ConditionInputs(tiny, batch, None, None, 10)), EvaluationConfig()
+        tiny, batch, get_condition("P1").inject(ConditionInputs(tiny, batch, None, None, 10)), short
     )
     assert answers == wanted[0]
     assert torch.allclose(nll_E, wanted[1], atol=1e-5)
