@@ -17,7 +17,8 @@ from m2ray.cli.runner import DONE, NOT_PASSED, Parser
 from m2ray.config.condition_names import TABLE_ORDER
 from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
 from m2ray.evaluation.rows import FAILED, judged_rows, read_rows
-from m2ray.judging.gate import Counts, Verdict, holm_corrected, judge, judge_counts
+from m2ray.judging.gate import Counts, Verdict, judge, judge_counts
+from m2ray.judging.holm import holm_corrected
 from m2ray.judging.verdict_tables import print_verdict
 from m2ray.util.errors import UserError
 

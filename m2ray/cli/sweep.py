@@ -15,7 +15,7 @@ from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, sto
 from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
-from m2ray.config.record import record_file, write_sweep_record
+from m2ray.config.sweep_record import record_file, write_sweep_record
 from m2ray.engine.record import check_results_folder, describe_sweep, settle_changes
 from m2ray.receiver.loading import resolve_receiver
 from m2ray.util.errors import UserError
@@ -165,7 +165,7 @@ def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace
     """Run the sweep on a cluster that is up, then report; return the exit code."""
     # Loads Ray and torch: see above.
     from m2ray.engine import cluster
-    from m2ray.engine.cost import count_work
+    from m2ray.engine.cost_estimate import count_work
     from m2ray.engine.progress import Progress
     from m2ray.engine.proposer import OptunaProposer
     from m2ray.engine.sweep import Sweep

@@ -1,7 +1,7 @@
 """Start a local Ray cluster, or connect to a running one.
 
 `m2ray.engine.tune_search` runs the trials (Tune), `m2ray.engine.trial` is the work of one (Train),
-`m2ray.engine.pool` runs the evaluations.
+`m2ray.engine.evaluator_pool` runs the evaluations.
 """
 
 from __future__ import annotations

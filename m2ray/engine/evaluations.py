@@ -10,8 +10,8 @@ from m2ray.codec.checkpoints import checkpoint_id, read_record
 from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob
 from m2ray.diagnosis.store import diagnosis_folder, read_diagnosis, record_failure
+from m2ray.engine.evaluator_pool import FinishedJob, Pool
 from m2ray.engine.jobs import EvaluationJob, evaluation_jobs
-from m2ray.engine.pool import FinishedJob, Pool
 from m2ray.engine.progress import Progress
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.row_scope import row_scope

@@ -10,7 +10,7 @@ from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
 from m2ray.config.trial import EVALUATION_SPLITS
 from m2ray.diagnosis.messages import check_messages
-from m2ray.engine.cost import count_work, estimate_minutes
+from m2ray.engine.cost_estimate import count_work, estimate_minutes
 from m2ray.evaluation.conditions import derangement
 from m2ray.evaluation.runner import check_no_leak
 from m2ray.receiver.episode_source import EpisodeSource, check_receiver_seeds

@@ -16,7 +16,7 @@ import yaml
 
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
-from m2ray.config.record import Change, read_sweep_record, record_file, write_sweep_record
+from m2ray.config.sweep_record import Change, read_sweep_record, record_file, write_sweep_record
 from m2ray.receiver.loading import load_receiver
 from m2ray.util import plugins
 from m2ray.util.code_digest import code_digest

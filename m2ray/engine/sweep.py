@@ -1,7 +1,8 @@
 """The stages of a sweep: search, select, confirm, diagnose.
 
     search    points and sampled configurations are trained (`tune_search`, `trial`), while evaluators run every
-              reported checkpoint under all conditions on the search split (`evaluations`, `pool`, `jobs`)
+              reported checkpoint under all conditions on the search split (`evaluations`, `evaluator_pool`,
+              `jobs`)
     select    the best by search score are run on the select split
     confirm   the best of those, and all points, are run once on the confirm split
     diagnose  what was confirmed is diagnosed
@@ -22,8 +23,8 @@ from typing import Any
 from m2ray.codec.checkpoints import checkpoints, last_checkpoints, read_record, trial_of
 from m2ray.config.plan import Plan
 from m2ray.engine.evaluations import Evaluations
+from m2ray.engine.evaluator_pool import Pool
 from m2ray.engine.jobs import run_job
-from m2ray.engine.pool import Pool
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer, Wait
 from m2ray.engine.tune_search import run_search, trials_at_once

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
 from m2ray.config.space import Judge
 from m2ray.judging import statistics as stats
-from m2ray.judging.gate import holm_corrected, judge, judge_counts
+from m2ray.judging.gate import judge, judge_counts
+from m2ray.judging.holm import holm_corrected
 from m2ray.judging.selection import best_configs, gain
 from m2ray.util.errors import UserError
 from m2ray.util.tables import Table

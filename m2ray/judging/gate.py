@@ -5,8 +5,8 @@ Shapes: E episodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import pandas as pd
@@ -129,28 +129,6 @@ def judge_counts(counts: Counts, k: int, gate: GateConfig, rows: pd.DataFrame | 
         normal_E, p0_E, p1_E = outcomes(rows, ["normal", "P0", "P1"])
         kept = stats.retention(normal_E, p0_E, p1_E, gate.alpha)
     return Verdict(k, results, counts, backwards, kept)
-
-
-def holm_corrected(verdicts: Sequence[Verdict], alpha: float = stats.ALPHA) -> list[Verdict]:
-    """Apply Holm's correction to the p-values of all verdicts together; a criterion above alpha then fails.
-
-    Pass all verdicts of a split: a smaller family is corrected less.
-    """
-    tests = [
-        (v, r)
-        for v, verdict in enumerate(verdicts)
-        for r, result in enumerate(verdict.results)
-        if result.p_value is not None
-    ]
-    adjusted = stats.holm([verdicts[v].results[r].p_value or 0.0 for v, r in tests])
-    corrected = [list(verdict.results) for verdict in verdicts]
-    for (v, r), p_value in zip(tests, adjusted, strict=True):
-        result = corrected[v][r]
-        sentence = result.sentence.removesuffix(")") + f", Holm {p_value:.2g})"
-        corrected[v][r] = replace(
-            result, measured=p_value, threshold=alpha, passed=p_value <= alpha, p_value=p_value, sentence=sentence
-        )
-    return [replace(verdict, results=tuple(row)) for verdict, row in zip(verdicts, corrected, strict=True)]
 
 
 # --- counts --------------------------------------------------------------------------------------------------

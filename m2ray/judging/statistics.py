@@ -11,7 +11,6 @@ Shapes: E episodes, C conditions, R bootstrap resamples.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -143,15 +142,6 @@ def retention(
     low = np.quantile(np.where(defined_R, ratio_R, -np.inf), alpha / 2, method="lower")
     high = np.quantile(np.where(defined_R, ratio_R, np.inf), 1 - alpha / 2, method="higher")
     return Estimate(value, float(low), float(high))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down method (Holm 1979), each to be compared with alpha itself."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
-
-    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
 
 
 def successes_needed(n: int, threshold: float, alpha: float = ALPHA) -> int | None:

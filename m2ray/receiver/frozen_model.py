@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from m2ray.receiver.kv_cache import PromptPrefixCache, autocast_dtype
 from m2ray.receiver.layout import Layout, Place, PromptBuilder, pad
-from m2ray.receiver.prefix_cache import PromptPrefixCache, autocast_dtype
 from m2ray.receiver.requests import EncodedMessage, ForwardOutput, ForwardRequest
 from m2ray.tasks.episodes import Episode
 from m2ray.util.errors import UserError

@@ -14,10 +14,10 @@ import pandas as pd
 
 from m2ray.config.condition_names import scale_gate_of
 from m2ray.config.gate_file import GateConfig, load_gate
-from m2ray.config.record import read_sweep_record, record_file
+from m2ray.config.sweep_record import read_sweep_record, record_file
 from m2ray.evaluation.confirm_ledger import confirm_looks
 from m2ray.evaluation.rows import RowStore
-from m2ray.reporting.arms import write_arms
+from m2ray.reporting.diagnosis_table import write_arms
 from m2ray.reporting.document import PLAIN_NAME, Figure, Section, Text, section_markdown
 from m2ray.reporting.figures import FOLDER as FIGURES
 from m2ray.reporting.figures import (

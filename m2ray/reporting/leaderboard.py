@@ -13,7 +13,8 @@ from tabulate import tabulate
 from m2ray.config.gate_file import GateConfig
 from m2ray.evaluation.rows import FAILED, judged_rows
 from m2ray.judging import statistics as stats
-from m2ray.judging.gate import FAIL, PASS, Verdict, holm_corrected, judge, success_rate
+from m2ray.judging.gate import FAIL, PASS, Verdict, judge, success_rate
+from m2ray.judging.holm import holm_corrected
 from m2ray.judging.selection import paired_gain
 from m2ray.util.errors import UserError
 

@@ -11,7 +11,7 @@ import yaml
 
 from m2ray.codec.checkpoints import last_checkpoints, read_record
 from m2ray.codec.model_card import model_card
-from m2ray.config.record import read_sweep_record
+from m2ray.config.sweep_record import read_sweep_record
 from m2ray.reporting.document import PLAIN_NAME
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic, write_json

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from m2ray.config.record import read_sweep_record
+from m2ray.config.sweep_record import read_sweep_record
 from m2ray.evaluation.rows import FAILED, RowStore
 from m2ray.judging import statistics as stats
 from m2ray.reporting.leaderboard import SPLITS

@@ -21,8 +21,8 @@ from m2ray.codec.codec import Codec, CodecOutput
 from m2ray.codec.encoders import Segments, mean_state
 from m2ray.codec.prefix_statistics import prefix_metrics
 from m2ray.config.trial import TrialConfig
+from m2ray.receiver.kv_cache import autocast_dtype
 from m2ray.receiver.layout import Layout
-from m2ray.receiver.prefix_cache import autocast_dtype
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.requests import EncodedMessage, ForwardOutput, ForwardRequest
 from m2ray.receiver.scoring import answer_nll

@@ -11,7 +11,7 @@ from m2ray.cli.runner import run_command
 from m2ray.cli.sweep import main
 from m2ray.config.gate_file import load_plan_gate
 from m2ray.config.plan import load_plan
-from m2ray.config.record import write_sweep_record
+from m2ray.config.sweep_record import write_sweep_record
 from m2ray.engine import cluster
 from m2ray.engine.record import describe_sweep
 

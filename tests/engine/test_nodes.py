@@ -15,7 +15,7 @@ from tiny_trainings import loss_curve
 
 from m2ray.config.plan import load_plan
 from m2ray.engine import cluster
-from m2ray.engine.pool import Pool
+from m2ray.engine.evaluator_pool import Pool
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.trainer import train
 

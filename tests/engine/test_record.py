@@ -9,7 +9,7 @@ from sweeps import SPACE, write_space
 from m2ray.cli import sweep
 from m2ray.cli.runner import DONE
 from m2ray.cli.sweep import main
-from m2ray.config.record import read_sweep_record, record_file, write_sweep_record
+from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine import cluster
 from m2ray.engine.record import describe_sweep, settle_changes
 from m2ray.reporting.provenance import provenance

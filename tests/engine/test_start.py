@@ -9,7 +9,7 @@ from scripted_search import EPOCHS, ScriptedSearch, config
 
 from m2ray.config.space import Resources
 from m2ray.engine import cluster
-from m2ray.engine.pool import Pool
+from m2ray.engine.evaluator_pool import Pool
 from m2ray.engine.tune_search import run_search
 
 MODULE = "wave"  # of the standard library; nothing here imports it

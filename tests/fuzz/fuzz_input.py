@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from m2ray.codec.codec import Codec
 from m2ray.config.gate_file import REFERENCE, load_plan_gate
 from m2ray.config.plan import load_plan
-from m2ray.config.record import write_sweep_record
+from m2ray.config.sweep_record import write_sweep_record
 from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.engine.record import describe_sweep
 from m2ray.evaluation.rows import RowStore, write_rows

@@ -11,7 +11,8 @@ from m2ray.cli.gate import main
 from m2ray.cli.runner import run_command
 from m2ray.config.gate_file import GateConfig, load_gate
 from m2ray.evaluation.rows import judged_rows, write_rows
-from m2ray.judging.gate import FAIL, NOT_APPLICABLE, PASS, compare_to_bar, holm_corrected, judge, judge_counts
+from m2ray.judging.gate import FAIL, NOT_APPLICABLE, PASS, compare_to_bar, judge, judge_counts
+from m2ray.judging.holm import holm_corrected
 from m2ray.judging.verdict_tables import primary_table, retention_line
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import validate

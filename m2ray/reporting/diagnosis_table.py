@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from m2ray.config.record import read_sweep_record
+from m2ray.config.sweep_record import read_sweep_record
 from m2ray.diagnosis.store import FOLDER, read_diagnosis
 from m2ray.util.files import write_atomic
 from m2ray.util.plotting import COLOURS, png_and_svg, save, use_file_backend

@@ -15,8 +15,8 @@ from sweeps import sweep, write_space
 from m2ray.diagnosis.findings import Gap, Success
 from m2ray.diagnosis.report import root_cause
 from m2ray.diagnosis.store import diagnosis_folder, read_diagnosis, record_failure
-from m2ray.reporting.arms import seed_table
 from m2ray.reporting.build import build
+from m2ray.reporting.diagnosis_table import seed_table
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_json
 

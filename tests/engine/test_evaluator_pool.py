@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from m2ray.engine import cluster
-from m2ray.engine.pool import Pool
+from m2ray.engine.evaluator_pool import Pool
 from m2ray.util.errors import last_line
 
 

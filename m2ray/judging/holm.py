@@ -1,0 +1,40 @@
+"""Holm's correction over the tests of all verdicts that are judged together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from m2ray.judging.gate import Verdict
+from m2ray.judging.statistics import ALPHA
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's step-down method (Holm 1979), each to be compared with alpha itself."""
+    if not p_values:
+        return []
+    from statsmodels.stats.multitest import multipletests
+
+    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+
+
+def holm_corrected(verdicts: Sequence[Verdict], alpha: float = ALPHA) -> list[Verdict]:
+    """Apply Holm's correction to the p-values of all verdicts together; a criterion above alpha then fails.
+
+    Pass all verdicts of a split: a smaller family is corrected less.
+    """
+    tests = [
+        (v, r)
+        for v, verdict in enumerate(verdicts)
+        for r, result in enumerate(verdict.results)
+        if result.p_value is not None
+    ]
+    adjusted = holm([verdicts[v].results[r].p_value or 0.0 for v, r in tests])
+    corrected = [list(verdict.results) for verdict in verdicts]
+    for (v, r), p_value in zip(tests, adjusted, strict=True):
+        result = corrected[v][r]
+        sentence = result.sentence.removesuffix(")") + f", Holm {p_value:.2g})"
+        corrected[v][r] = replace(
+            result, measured=p_value, threshold=alpha, passed=p_value <= alpha, p_value=p_value, sentence=sentence
+        )
+    return [replace(verdict, results=tuple(row)) for verdict, row in zip(verdicts, corrected, strict=True)]
