@@ -144,8 +144,9 @@ def _draw_condition_panel(axes: Any, seeds: Sequence[JudgedRun], names: Sequence
         if name in counts_by_seed[0]:
             axes.axvline(100 * success_rate(counts_by_seed[0][name]), color=COLOURS[name], lw=0.8, ls=":")
     for row, name in enumerate(names):
-        # Conditions that do not depend on the checkpoint are the same for every seed: one dot.
-        counts = list(dict.fromkeys(counts[name] for counts in counts_by_seed if name in counts))
+        counts = [counts[name] for counts in counts_by_seed if name in counts]
+        if not _depends_on_checkpoint(seeds[0], name):
+            counts = counts[:1]  # the same rows for every seed: one dot
         if counts:
             rates, bounds = percent_with_bounds(counts)
             heights = row + 0.6 * ((np.arange(len(counts)) + 0.5) / len(counts) - 0.5)
@@ -161,6 +162,11 @@ def _draw_condition_panel(axes: Any, seeds: Sequence[JudgedRun], names: Sequence
 
 
 # --- success by k --------------------------------------------------------------------------------------------
+
+
+def _depends_on_checkpoint(run: JudgedRun, name: str) -> bool:
+    """Return whether a condition's rows belong to the run's checkpoint, rather than being shared by all seeds."""
+    return bool((run.rows.config[run.rows.condition == name] != "").any())
 
 
 def draw_by_k(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> Any:

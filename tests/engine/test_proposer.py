@@ -296,5 +296,6 @@ def test_a_search_that_is_not_deterministic_does_not_wait(propose):
 def test_a_deterministic_search_is_not_pruned(tmp_path):
     file = tmp_path / "s.yaml"
     file.write_text(yaml.safe_dump(SPACE | {"search": SPACE["search"] | {"pruner": "asha"}}))
-    with pytest.raises(UserError, match=r"search: deterministic: a pruner.s decisions depend on which trials ended before; set pruner to none$"):
+    says = "search: deterministic: a pruner's decisions depend on which trials ended before; set pruner to none$"
+    with pytest.raises(UserError, match=says):
         load_plan(file, {}, {"deterministic": True})
