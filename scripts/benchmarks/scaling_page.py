@@ -7,7 +7,7 @@ from typing import Any
 
 from m2ray.util.tables import markdown
 
-PAGE = """# How a sweep grows: a cost model, its constants, where it breaks first
+PAGE = """# How a sweep grows: a cost model, its constants, and what limits it first
 
 `python scripts/benchmarks/scaling.py --out results/scaling.json`, {cores} CPU cores, load average
 {load_average:.1f}. Trials that sleep {sleep:g} s run through the real search (Tune, searcher, reports) on fake Ray
