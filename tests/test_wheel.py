@@ -43,12 +43,9 @@ def test_the_default_sweep_runs_anywhere_and_writes_to_results_beside_it(site, t
     assert f"writes to        {tmp_path.resolve()}/results/quickstart" in done.stdout
 
 
-def test_spaces_are_listed_and_found_by_name(site, tmp_path):
+def test_the_spaces_are_listed(site, tmp_path):
     listed = run(site, tmp_path, "m2ray.sweep", "--list")
-    names = [line.split()[0] for line in listed.stdout.splitlines()]
-    assert "recipe-mini" in names
-    done = run(site, tmp_path, "m2ray.sweep", "recipe-mini", "--dry-run")
-    assert (done.returncode, done.stdout.partition(":")[0]) == (0, "recipe-mini"), done.stderr
+    assert "recipe-mini" in [line.split()[0] for line in listed.stdout.splitlines()]
 
 
 def test_it_is_the_wheel_that_was_run(site, tmp_path):

@@ -14,7 +14,7 @@ from sweeps import SPACE, Process, write_space
 from tiny_trainings import loss_curve
 
 from m2ray.config.plan import load_plan
-from m2ray.engine import cluster
+from m2ray.engine import cluster, ray_internals
 from m2ray.engine.evaluator_pool import Pool
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.trainer import train
@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 @pytest.fixture
 def nodes(monkeypatch):
     """A cluster whose head, as in cluster.yaml, runs no trial."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    for key, value in cluster.SETTINGS.items():
+    monkeypatch.setenv(ray_internals.AUTH_MODE, "disabled")
+    for key, value in {**ray_internals.ENVIRONMENT, **ray_internals.MALLOC}.items():
         monkeypatch.setenv(key, value)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     yield made
