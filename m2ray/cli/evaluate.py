@@ -82,7 +82,9 @@ def check_out(path: Path) -> None:
 def _condition_names(args: Namespace, trial: TrialConfig) -> list[str]:
     from m2ray.evaluation.conditions import get_condition  # loads torch
 
-    names: list[str] = args.conditions.split(",") if args.conditions else trial.evaluation.condition_names
+    names: list[str] = (
+        args.conditions.split(",") if args.conditions is not None else trial.evaluation.condition_names
+    )
     for name in names:
         get_condition(name)
     return names

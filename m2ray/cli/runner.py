@@ -1,7 +1,7 @@
 """Run a command: exit codes, user errors in one line, and an orderly stop at Ctrl-C or SIGTERM.
 
-Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a full disk; 3 done, but some cells failed; 130
-stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume continues.
+Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a full disk; 3 done, but some configurations failed;
+130 stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume continues.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def stop() -> None:
 
 
 def check_resources(resources: Resources, workers: int, local: bool) -> None:
-    """Refuse trials that a local machine can never hold, where Ray would wait for another node for ever.
+    """Refuse trials that a local machine can never hold, where Ray would wait for another node forever.
 
     Args:
         resources: Resources of each worker.

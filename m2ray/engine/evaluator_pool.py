@@ -112,7 +112,7 @@ class Pool:
         """Return the jobs that have ended since the last call; wait at most `timeout` seconds for the first.
 
         Raises:
-            UserError: the node that this process belongs to has died; Ray would wait for another one for ever.
+            UserError: the node that this process belongs to has died; Ray would wait for another one forever.
         """
         self._check_node()
         if not self._running:

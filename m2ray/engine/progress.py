@@ -51,7 +51,7 @@ class Progress:
         self._live.stop()
 
     def restored(self, trained: int, jobs: int) -> None:
-        """Take in how many configurations and evaluation jobs an earlier run had done."""
+        """Record how many configurations and evaluation jobs an earlier run had done."""
         self._trained_before, self._jobs_done = trained, jobs
         self._share_before = self._share()
 
@@ -61,7 +61,7 @@ class Progress:
         self._print(text, {"event": "phase", "phase": text})
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """Take in an epoch's metrics of a configuration."""
+        """Record an epoch's metrics of a configuration."""
         state = "COLLAPSED" if metrics.get("collapsed") else "training"
         row = self._rows.setdefault(name, {})
         row.update(metrics, state=state)
@@ -73,7 +73,7 @@ class Progress:
         self._print(text, {"event": "epoch", "config": name, **fields})
 
     def ended(self, name: str, cause: str) -> None:
-        """Take in that a configuration's training is over."""
+        """Record that a configuration's training is over."""
         row = self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})
         early = row["progress"] < row["epochs_total"]
         row["state"] = "failed" if cause else "stopped early" if early else "trained"
@@ -83,13 +83,13 @@ class Progress:
         self._print(f"{name}: FAILED: {cause}" if cause else text, event, failure=bool(cause))
 
     def evaluated(self, label: str, cause: str) -> None:
-        """Take in that an evaluation job ended."""
+        """Record that an evaluation job ended."""
         self._jobs_done += 1
         text = f"evaluated {label}" + (f": FAILED: {cause}" if cause else "")
         self._print(text, {"event": "evaluated", "job": label, "cause": cause}, failure=bool(cause))
 
     def solved(self, name: str, solved: int, episodes: int) -> None:
-        """Take in how many episodes a configuration's latest checkpoint solved with the right message's prefix."""
+        """Record how many episodes a configuration's latest checkpoint solved with the right message's prefix."""
         low, high = wilson(solved, episodes)
         share = f"{100 * solved / episodes:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
         self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})["normal"] = share

@@ -1,7 +1,7 @@
 """Decide which configuration is trained next: first the points, then what Optuna suggests.
 
-Every step is journalled, so that a killed sweep resumes where it was: the trials that ended are told to Optuna
-again, and those that had begun are trained on.
+Every step is journalled, so that a killed sweep resumes where it was: Optuna is told the results of trials that
+ended again, and unfinished trials resume.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LEADERBOARD_KEYS = (
 class StudyFile:
     """The study in a file that optuna-dashboard opens: `optuna-dashboard results/NAME/optuna.log`.
 
-    It is for looking only. A sweep resumes from its own journal, and writes this file anew then.
+    It is for inspection only. A sweep resumes from its own journal, and rewrites this file.
     """
 
     def __init__(self, file: Path, name: str, ended: Sequence[optuna.trial.FrozenTrial]) -> None:

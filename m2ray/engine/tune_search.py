@@ -28,14 +28,14 @@ class Proposer(Protocol):
         """Return the next trial's settings, None after the last, WAIT where a running trial must end first."""
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
-        """Take in that a trial ended; without a score it failed."""
+        """Record that a trial ended; without a score it failed."""
 
 
 class Observer(Protocol):
     """Watches a search."""
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """Take in an epoch's metrics."""
+        """Record an epoch's metrics."""
 
     def tick(self) -> None:
         """Do other work; called often."""
