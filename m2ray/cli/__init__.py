@@ -1,1 +1,1 @@
-"""TODO."""
+"""The commands, one file per command, and what runs them."""

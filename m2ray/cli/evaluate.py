@@ -32,12 +32,14 @@ def main(argv: Sequence[str]) -> int:
     trial = trial_of(args.checkpoint)
     names = _condition_names(args, trial)
     split = args.split or args.seeds or "search"
-    looks = _looks_at_confirm(args.checkpoint, trial, split)
+    # A published codec has been judged: running it again chooses nothing.
+    published = "published" in read_record(args.checkpoint)
+    looks = _overlaps_confirm(trial, split) and not published
     ledger = confirm_ledger.confirm_ledger(args.checkpoint)
     if looks and not args.unlock:
         confirm_ledger.check_first_look(ledger, split)
     trial = _with_receiver(args, trial)
-    rows = _run(args.checkpoint, trial, split, names)
+    rows = _run(args.checkpoint, trial, split, names, published)
     if looks:
         confirm_ledger.record_look(ledger, args.checkpoint, split)
     print(wilson_table(rows))
@@ -90,19 +92,15 @@ def _condition_names(args: Namespace, trial: TrialConfig) -> list[str]:
     return names
 
 
-def _looks_at_confirm(checkpoint: Path, trial: TrialConfig, split: str) -> bool:
-    """Return whether episodes of the confirm split are run, of a codec that is not published yet.
-
-    A published codec has been judged: running it again chooses nothing.
-    """
+def _overlaps_confirm(trial: TrialConfig, split: str) -> bool:
+    """Return whether seeds of the confirm split are among those to run."""
     from m2ray.engine.jobs import split_seeds  # loads torch
 
     try:
         seeds, confirm = split_seeds(trial, split), trial.splits.seeds("confirm")
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
-    overlaps = seeds.start < confirm.stop and confirm.start < seeds.stop
-    return overlaps and "published" not in read_record(checkpoint)
+    return seeds.start < confirm.stop and confirm.start < seeds.stop
 
 
 def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
@@ -116,13 +114,12 @@ def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
     return trial
 
 
-def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str]) -> pd.DataFrame:
+def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str], published: bool) -> pd.DataFrame:
     from m2ray.engine.jobs import EvaluationJob, run_evaluation  # loads torch
     from m2ray.evaluation.confirm_ledger import sweep_of
 
     sweep = sweep_of(checkpoint)
     # A published folder stays as it is.
-    published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
     if "constant" in names and not list(constants.glob("*/epoch-01/config.json")):
         print(f"training the constant prefix of condition constant, once, into {constants}", flush=True)

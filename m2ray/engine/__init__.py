@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sweeps on Ray: the cluster, Tune's search, trials, the evaluator pool and the stages."""

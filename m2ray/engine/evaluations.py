@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from m2ray.codec.checkpoints import checkpoint_id, read_record
+from m2ray.codec.checkpoints import CheckpointId, checkpoint_id, read_record
 from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob
 from m2ray.diagnosis.store import diagnosis_folder, read_diagnosis, record_failure
@@ -56,15 +56,15 @@ class Evaluations:
 
     def queue(self, trial: TrialConfig, split: str, folder: Path) -> None:
         """Queue the evaluation of a checkpoint on a split, less what is recorded or queued already."""
+        checkpoint = checkpoint_id(folder)
         for job in evaluation_jobs(trial, split, folder, self._constants):
-            key = self._key(job)
+            key = self._key(job, checkpoint)
             if key not in self._known:
                 self._known.add(key)
                 self._pool.submit(job)
 
     @staticmethod
-    def _key(job: EvaluationJob) -> tuple[object, ...]:
-        checkpoint = checkpoint_id(job.folder) if job.folder else None
+    def _key(job: EvaluationJob, checkpoint: CheckpointId) -> tuple[object, ...]:
         codec = job.trial.codec
         scope = row_scope(get_condition(job.names[0]).depends_on, checkpoint, codec.k, codec.place)
         columns = {**scope._asdict(), "split": job.split, "decoding": job.trial.evaluation.decoding}
