@@ -12,24 +12,48 @@ base and adapter file, so that these two files alone reproduce it bit for bit. T
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from m2ray.cli.runner import DONE, Parser
 from m2ray.judging.statistics import wilson
-from m2ray.receiver.loading import default_device, load_receiver
+from m2ray.receiver.loading import default_device, load_receiver, resolve_receiver
 from m2ray.receiver.prompts import CARD
-from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import episodes
+from m2ray.tasks.episodes import draw_episode, episodes
 from m2ray.tasks.level import Level
 from m2ray.tasks.registry import level
-from m2ray.training.lora import load_with_lora, merge_adapter, save_adapter
-from m2ray.training.receiver_training import count_solved, from_scratch, seeds_before, state_file, train
 from m2ray.util.errors import UserError
-from m2ray.util.files import write_json
+from m2ray.util.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from m2ray.receiver.receiver import Receiver  # loads torch
+
+WIDTH_STEP = 8  # of a model from scratch: it has 4 heads, and rotary embeddings need an even width of each
+
+
+class Bounds(NamedTuple):
+    """The smallest and the largest value of an option."""
+
+    low: int
+    high: int
+
+
+# The upper bounds only stop a slip of the finger, which would exhaust the memory or run for years.
+BOUNDS = {
+    "lora": Bounds(0, 4096),
+    "samples": Bounds(1, 10**12),
+    "batch": Bounds(1, 65_536),
+    "withhold": Bounds(0, 1),
+    "width": Bounds(WIDTH_STEP, 8192),
+    "layers": Bounds(1, 128),
+    "seed": Bounds(0, 2**32 - 1),
+    "held_out": Bounds(1, 1_000_000),
+    "save_every": Bounds(1, 10**9),
+}
 
 
 def make(args: argparse.Namespace, until: float = math.inf) -> dict[str, Any]:
@@ -45,11 +69,14 @@ def make(args: argparse.Namespace, until: float = math.inf) -> dict[str, Any]:
         The card, with the receiver's digest.
 
     Raises:
-        OutOfTime: see `train`.
-        UserError: --lora without --base.
+        OutOfTime: see `m2ray.training.receiver_training.train`.
+        UserError: see `check_options` and `m2ray.training.receiver_training.train`.
     """
-    if args.lora and not args.base:
-        raise UserError("--lora: adapts a pretrained model; name one with --base")
+    check_options(args)
+    # Loads torch: bad input is refused before that.
+    from m2ray.training.lora import load_with_lora, merge_adapter, save_adapter
+    from m2ray.training.receiver_training import from_scratch, seeds_before, train
+
     task_level = level(args.level)
     if args.base:
         receiver = load_with_lora(args.base, args.lora, args.seed)
@@ -66,7 +93,7 @@ def make(args: argparse.Namespace, until: float = math.inf) -> dict[str, Any]:
     card = {
         "style": receiver.style_name,
         "level": task_level.name,
-        "base": receiver.card["base"] if before else args.base,
+        "base": receiver.card.get("base") if before else args.base,
         "train_seeds": f"{seen.start}:{seen.stop}",
         "samples": len(seen),
         "parameters": sum(p.numel() for p in receiver.model.parameters()),
@@ -80,8 +107,74 @@ def make(args: argparse.Namespace, until: float = math.inf) -> dict[str, Any]:
     return {**card, "digest": digest}
 
 
+def check_options(args: argparse.Namespace) -> None:
+    """Refuse options that cannot work, before anything is loaded.
+
+    Raises:
+        UserError: names the option and the fix.
+    """
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(args, name)
+        if not low <= value <= high:  # also true for nan
+            raise UserError(f"--{_option(name)} {value}: out of range; use {low} to {high}")
+    if not 0 < args.lr < math.inf:
+        raise UserError(f"--lr {args.lr}: out of range; use a number above 0, such as 0.0015")
+    if args.samples < args.batch:
+        raise UserError(
+            f"--samples {args.samples}: do not fill a batch of {args.batch}; use more, or lower --batch"
+        )
+    _check_model(args)
+    _check_folders(args)
+    try:
+        for part in ("train", "search"):  # of the training and of the held-out episodes
+            draw_episode(level(args.level), 0, part)
+    except UserError as error:
+        raise UserError(f"--level: {error}") from None
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    """Refuse options on the model that contradict each other, and a base that is not there."""
+    if args.base is None:
+        if args.width % WIDTH_STEP:
+            raise UserError(f"--width {args.width}: not a multiple of {WIDTH_STEP}; use one, such as 128")
+        for name in ("lora", "adapter"):
+            if getattr(args, name):
+                raise UserError(f"--{name}: adapts a pretrained model; name one with --base, or leave it out")
+        return
+    for name in ("width", "layers"):
+        if getattr(args, name) != parser().get_default(name):
+            raise UserError(f"--{name}: the size of a model from scratch; leave it or --base out")
+    if args.adapter and not args.lora:
+        raise UserError("--adapter: the folder of LoRA weights; give their rank with --lora, or leave it out")
+    if args.lora and importlib.util.find_spec("peft") is None:
+        raise UserError("--lora: peft is not installed; run `pip install 'm2ray[receivers]'`")
+    try:
+        resolve_receiver(args.base)
+    except UserError as error:
+        raise UserError(f"--base: {error}") from None
+
+
+def _check_folders(args: argparse.Namespace) -> None:
+    """Refuse folders that cannot be written, and an --out that would replace the base."""
+    if not args.out.resolve().name:
+        raise UserError(f"--out {args.out}: has no name; give a folder below it")
+    check_writable("--out", args.out)
+    check_writable("--out", args.out.resolve().parent)  # the training's state is saved there
+    if args.adapter:
+        check_writable("--adapter", args.adapter)
+    if args.base and Path(resolve_receiver(args.base)).resolve() == args.out.resolve():
+        raise UserError(f"--out {args.out}: the folder of --base, which it would replace; choose another one")
+
+
+def _option(name: str) -> str:
+    """Return how an option is written on the command line."""
+    return name.replace("_", "-")
+
+
 def _measure(receiver: Receiver, task_level: Level, count: int) -> dict[str, Any]:
     """Return the card's entries for P1 and P0, measured on `count` held-out episodes."""
+    from m2ray.training.receiver_training import count_solved  # loads torch: see `make`
+
     held_out = episodes(task_level, range(count), "search")
     entries = {}
     for name, with_message in (("P1", True), ("P0", False)):
@@ -109,27 +202,22 @@ def parser() -> Parser:
         prog="python -m m2ray.train_receiver",
         description="Train a receiver on the text form of the task, and save it in Hugging Face format.",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to save the receiver in")
-    parser.add_argument("--base", default=None, help="hub name or folder to start from; default: from scratch")
-    parser.add_argument("--lora", type=int, default=0, help="LoRA rank; 0 trains all weights")
-    parser.add_argument("--adapter", type=Path, help="with --lora: folder for its weights; default: OUT/adapter")
-    parser.add_argument("--level", default="easy")
-    parser.add_argument("--samples", type=int, default=480_000)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
-    parser.add_argument("--withhold", type=float, default=0.3, help="share of samples without the message")
-    parser.add_argument("--width", type=int, default=128, help="from scratch: width of the model")
-    parser.add_argument("--layers", type=int, default=4, help="from scratch: number of layers")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--held-out", type=int, default=1000, help="held-out episodes that P0 and P1 are measured on"
-    )
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the last checkpoint; with more --samples, train longer",
-    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder to save the receiver in")
+    add("--base", help="hub name or folder to start from; default: from scratch")
+    add("--lora", type=int, default=0, help="with --base: LoRA rank; 0 trains all weights")
+    add("--adapter", type=Path, help="with --lora: folder for its weights; default: OUT/adapter")
+    add("--level", default="easy", help="level of the task; default: easy")
+    add("--samples", type=int, default=480_000, help="training samples; default: 480000")
+    add("--batch", type=int, default=64, help="samples per step; default: 64")
+    add("--lr", type=float, default=1.5e-3, help="peak learning rate; default: 0.0015")
+    add("--withhold", type=float, default=0.3, help="share of samples without the message; default: 0.3")
+    add("--width", type=int, default=128, help="from scratch: width of the model, a multiple of 8; default: 128")
+    add("--layers", type=int, default=4, help="from scratch: number of layers; default: 4")
+    add("--seed", type=int, default=0, help="training seed; default: 0")
+    add("--held-out", type=int, default=1000, help="held-out episodes for P0 and P1; default: 1000")
+    add("--save-every", type=int, default=500, help="steps between saved states; default: 500")
+    add("--resume", action="store_true", help="continue an interrupted training; --samples may be higher")
     return parser
 
 
@@ -137,8 +225,18 @@ def main(argv: Sequence[str]) -> int:
     """Train a receiver, then remove the training's state."""
     args = parser().parse_args(argv)
     args.command = shlex.join(["python", "-m", "m2ray.train_receiver", *argv])
+    check_options(args)
+    # Loads torch: bad input is refused before that.
+    from m2ray.training.receiver_training import state_file
+
+    state = state_file(args.out)
+    if args.resume and not state.is_file():
+        raise UserError(
+            f"--resume: {state} does not exist, so there is no training to resume; leave --resume out, or train a "
+            "finished receiver further with --base"
+        )
     make(args)
-    state_file(args.out).unlink()
+    state.unlink()
     return DONE
 
 

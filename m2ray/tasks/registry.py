@@ -39,5 +39,5 @@ def level(name: str) -> Level:
             raise plugins.plugin_error(plugins.TASKS, family, fault)
     if found is None:
         known = ", ".join([*EXAMPLES, *added])
-        raise UserError(f"task: level {name!r:.60} does not exist; use one of {known}")
+        raise UserError(f"level {name!r:.60} does not exist; use one of {known}")
     return found

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.config.trial import parse_seeds
+from m2ray.receiver.prompts import CARD
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.answers import verify
@@ -100,15 +101,26 @@ def count_solved(receiver: Receiver, episodes: Sequence[Episode], with_message: 
 
 
 def seeds_before(receiver: Receiver, level: Level) -> range:
-    """Return the level's seeds that a base was trained on, by its card; empty for a base from elsewhere."""
+    """Return the level's seeds that a base was trained on, by its card; empty for a base from elsewhere.
+
+    Raises:
+        UserError: the card names the level but not its seeds.
+    """
     if receiver.card.get("level") != level.name:
         return range(FIRST_SEED, FIRST_SEED)
-    return parse_seeds(receiver.card["train_seeds"])
+    try:
+        return parse_seeds(receiver.card["train_seeds"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"receiver {receiver.name}: {CARD} names level {level.name} but no valid train_seeds; write them as "
+            "0:1000"
+        ) from None
 
 
 def state_file(out: Path) -> Path:
     """Return the file that holds the state of a training in progress."""
-    return out.with_name(out.name + ".training.safetensors")
+    out = out.resolve()  # so that it has a name, also where it is given as `.`
+    return out.with_name(f"{out.name}.training.safetensors")
 
 
 def train(receiver: Receiver, level: Level, args: argparse.Namespace, first_seed: int, until: float) -> list[str]:
@@ -126,7 +138,7 @@ def train(receiver: Receiver, level: Level, args: argparse.Namespace, first_seed
 
     Raises:
         OutOfTime: `until` is reached; the current step is finished and saved first.
-        UserError: the state to resume from was made with other settings.
+        UserError: the state to resume from was made with other settings, or the training diverged.
     """
     return ReceiverTraining(receiver, level, args, first_seed).run(until)
 
@@ -152,8 +164,13 @@ class ReceiverTraining:
 
     def _resume(self) -> None:
         tensors, meta = load_tensors(self.file)
-        if meta["settings"] != self.settings:
-            raise UserError(f"{self.file}: made with other settings; repeat them or remove the file")
+        for name, value in self.settings.items():
+            earlier = meta["settings"].get(name)
+            if earlier != value:
+                option = name.replace("_", "-")
+                raise UserError(
+                    f"{self.file}: made with --{option} {earlier}, not {value}; use that, or remove the file"
+                )
         restore_training(tensors, self.weights, self.optimizer)
         self.step, self.commands = meta["step"], meta["commands"]
         if self.commands[-1] != self.args.command:
@@ -177,7 +194,11 @@ class ReceiverTraining:
         return self.commands
 
     def _train_step(self) -> float:
-        """Run one optimizer step and return its loss."""
+        """Run one optimizer step and return its loss.
+
+        Raises:
+            UserError: the loss or its gradient is not finite. The weights are then those of the step before.
+        """
         self.optimizer.param_groups[0]["lr"] = self._learning_rate()
         batch, withheld = self._batch()
         bfloat16 = self.receiver.width >= BFLOAT16_MIN_WIDTH
@@ -185,10 +206,11 @@ class ReceiverTraining:
             loss = batch_loss(self.receiver, batch, withheld)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        if not math.isfinite(loss.item() + norm.item()):
+            values = f"loss {loss.item():.3g} and gradient norm {norm.item():.3g}"
+            raise UserError(f"training step {self.step}: {values}; lower --lr")
         self.optimizer.step()
-        if not math.isfinite(loss.item()):
-            raise SystemExit(f"step {self.step}: the loss is {loss.item()}; lower --lr")
         return loss.item()
 
     def _learning_rate(self) -> float:

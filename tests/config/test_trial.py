@@ -90,7 +90,7 @@ def test_an_empty_mapping_is_the_documented_default():
         ("evaluation: {conditions: normal}", "evaluation.conditions: 'normal' is not a list; write one such as"),
         ("evaluation: {temperature: -1}", "evaluation.temperature: -1 is below 0"),
         ("evaluation: {text_bytes: [0]}", "evaluation.text_bytes.0: 0 is below 1; write 1 or more"),
-        ("task: {level: eazy}", "task.level: task: level 'eazy' does not exist; use one of easy, medium, hard"),
+        ("task: {level: eazy}", "task.level: level 'eazy' does not exist; use one of easy, medium, hard"),
         ("splits: {train: 5}", "splits.train: 5 is not text; write text"),
         ("splits: {train: '42-541'}", "splits.train: '42-541' is not a range of seeds; write it as 1000:1100"),
         ("splits: {train: '50:50'}", "splits.train: '50:50' is not a range of seeds"),
