@@ -143,14 +143,28 @@ class Plan:
         Raises:
             UserError: the values are not valid together.
         """
-        where = "axes " + ", ".join(f"{key} = {value}" for key, value in chosen.items())
-        tree = self._with(self.base, chosen, where)
-        return validate(TrialConfig, tree, lambda key: self._source(key, where, chosen))
+        tree = self._with(self.base, chosen, _axes_text(chosen))
+
+        def source(key: str) -> str:
+            # Without a key the values do not fit together, and any of them may be the cause.
+            involved = {axis: value for axis, value in chosen.items() if not key or _overlap(key, axis)}
+            return self._source(key, _axes_text(involved), involved)
+
+        return validate(TrialConfig, tree, source)
 
     def _source(self, key: str, where: str, chosen: Iterable[str], sets_all: bool = False) -> str:
         """Return the file and section that set a faulty key: `where` if it sets the key, else `trial`."""
-        sets_key = any(f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.") for other in chosen)
+        sets_key = any(_overlap(key, other) for other in chosen)
         return f"{self.file}: {where if sets_key or sets_all or not key else 'trial'}"
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Return whether two dotted keys are the same, or one lies within the other."""
+    return f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")
+
+
+def _axes_text(values: Mapping[str, Scalar]) -> str:
+    return "axes " + ", ".join(f"{key} = {value}" for key, value in values.items())
 
 
 def config_name(config: TrialConfig) -> str:

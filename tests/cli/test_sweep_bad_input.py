@@ -99,7 +99,7 @@ def changed(key, value) -> dict:
         (
             "axes/codec.k",
             {"choice": [4, 0]},
-            "axes codec.k = 0, training.lr = 0.001: codec.k: 0 is below 1",
+            "space.yaml: axes codec.k = 0: codec.k: 0 is below 1",
         ),
         (
             "axes/codec.width",
