@@ -13,7 +13,7 @@ from m2ray.config.space import Judge
 from m2ray.evaluation.rows import read_rows
 from m2ray.judging.false_pass import CONTENT_FREE, SPLITS, pass_rate_table, pass_rates, read_columns
 from m2ray.util.errors import UserError
-from m2ray.util.files import write_atomic, write_json
+from m2ray.util.files import check_writable, write_atomic, write_json
 from m2ray.util.tables import markdown
 
 
@@ -31,7 +31,12 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--{name} {getattr(args, name)}: give 1 or more")
     if args.draws < 0:
         raise UserError(f"--draws {args.draws}: give 0 or more")
+    check_writable("--out", args.out)
     rows = read_rows(args.rows)
+    if rows.empty:
+        raise UserError(
+            f"{args.rows}: no rows in it; give the results folder of a finished sweep, or its rows.parquet"
+        )
     splits = {name: read_columns(rows, name) for name in SPLITS}
     rates = pass_rates(splits, args.sweeps, args.seeds, args.draws)
     text = false_pass_text(args.rows, args.sweeps, args.seeds, markdown(pass_rate_table(rates)))

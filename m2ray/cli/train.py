@@ -48,13 +48,15 @@ def load_config(file: Path) -> TrialConfig:
 
 
 def output_folder(args: Namespace) -> Path:
-    """Return the folder of the training seed; refuse one that exists, unless it is resumed."""
+    """Return the folder of the training seed; refuse a new one that exists, and one to resume that does not."""
     folder = (args.out or Path("results/train") / args.config.stem).resolve() / f"seed-{args.seed}"
     if not 0 <= args.seed < 2**32:
         raise UserError(f"--seed {args.seed}: out of range; use 0 to {2**32 - 1}")
     check_writable("--out", folder)
     if folder.exists() and not args.resume:
         raise UserError(f"{folder}: already there; continue with --resume, or choose another --out")
+    if args.resume and not folder.exists():
+        raise UserError(f"--resume: {folder} does not exist; check --out and --seed, or leave --resume out")
     return folder
 
 

@@ -264,6 +264,11 @@ class TestTrainRefuses:
         line = refused(train, config, "--out", tmp_path, "--resume")
         assert_says(line, r"training.safetensors: made with other settings; choose another name or remove")
 
+    def test_there_is_nothing_to_resume(self, refused, tmp_path, tiny_folder):
+        config = write_yaml(tmp_path, SMALL, receiver=str(tiny_folder))
+        line = refused(train, config, "--out", tmp_path / "run", "--resume")
+        assert_says(line, "--resume: .*/run/seed-0 does not exist; check --out and --seed, or leave --resume out")
+
 
 class TestEvaluateRefuses:
     @pytest.mark.parametrize(
