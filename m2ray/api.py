@@ -7,7 +7,9 @@ use, so that a task plugin that needs no torch does not load it. docs/plugs.md s
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,8 +19,9 @@ if TYPE_CHECKING:
     from m2ray.codec.encoders import last_state, mean_state
     from m2ray.config.objectives import LossTerm
     from m2ray.config.trial import CodecConfig, EvaluationConfig
-    from m2ray.evaluation.conditions import Condition, ConditionInputs, Injection
-    from m2ray.judging.gate import Verdict
+    from m2ray.evaluation.conditions import Condition
+    from m2ray.evaluation.inputs import ConditionInputs, Injection
+    from m2ray.judging.verdict import Verdict
     from m2ray.receiver.loading import load_receiver
     from m2ray.receiver.receiver import Receiver
     from m2ray.receiver.requests import AnswerOutput, EncodedMessage
@@ -34,19 +37,19 @@ _HOMES = {
     "Codec": "codec.codec",
     "CodecConfig": "config.trial",
     "Condition": "evaluation.conditions",
-    "ConditionInputs": "evaluation.conditions",
+    "ConditionInputs": "evaluation.inputs",
     "Draw": "tasks.level",
     "EncodedMessage": "receiver.requests",
     "Episode": "tasks.episodes",
     "EvaluationConfig": "config.trial",
     "Fact": "tasks.level",
-    "Injection": "evaluation.conditions",
+    "Injection": "evaluation.inputs",
     "Level": "tasks.level",
     "LossTerm": "config.objectives",
     "Receiver": "receiver.receiver",
     "Signals": "training.objectives",
     "UserError": "util.errors",
-    "Verdict": "judging.gate",
+    "Verdict": "judging.verdict",
     "episodes": "tasks.episodes",
     "last_state": "codec.encoders",
     "level": "tasks.registry",
@@ -101,6 +104,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """Run episodes under conditions.
 
+    The user's ledger records that their messages were looked at (`m2ray.evaluation.confirm_ledger`), and a warning
+    says so if they had been before.
+
     Args:
         codec: The codec under test.
         receiver: The receiver that it was trained for.
@@ -109,30 +115,53 @@ def evaluate(
         config: Decoding settings; greedy by default.
 
     Returns:
-        One row per episode and condition, with the columns of `m2ray.evaluation.rows`.
+        One row per episode and condition, with the columns of `m2ray.evaluation.rows`. Their split is the range of
+        the episodes' seeds, A:B.
 
     Raises:
-        UserError: a condition does not exist, or cannot be run on these episodes.
+        UserError: there are no episodes, codec or receiver may have been trained on their messages, or a condition
+            does not exist or cannot be run on them.
     """
     # Imported here because they load torch.
     from m2ray.codec.checkpoints import CheckpointId
-    from m2ray.config.trial import EvaluationConfig
+    from m2ray.config.trial import EvaluationConfig, TrialConfig
     from m2ray.evaluation import runner
+    from m2ray.evaluation.confirm_ledger import ConfirmLedger, new_look
+    from m2ray.receiver.episode_source import EpisodeSource, check_not_of_receiver
+    from m2ray.util.errors import UserError
+    from m2ray.util.strict_yaml import validate
 
+    if not episodes:
+        raise UserError("episodes: none; give some, such as those that m2ray.episodes draws")
+    check_not_of_receiver(receiver, episodes)
+    if "trial" in codec.record:
+        trial = validate(TrialConfig, codec.record["trial"], "codec.record: trial")
+        EpisodeSource(trial.task).check_not_trained_on(episodes, trial.splits)
+    seeds = [episode.seed for episode in episodes]
+    split = f"{min(seeds)}:{max(seeds) + 1}"
     checkpoint = CheckpointId("codec", 0, codec.digest, 0, "{}")
-    return runner.evaluate(
-        receiver, episodes, "confirm", conditions, config or EvaluationConfig(), checkpoint, codec
-    )
+    rows = runner.evaluate(receiver, episodes, split, conditions, config or EvaluationConfig(), checkpoint, codec)
+    ledger = ConfirmLedger(episodes[0].level.name, receiver.digest)
+    look = new_look(episodes, "m2ray.evaluate in Python", f"codec {checkpoint.checkpoint}", split)
+    earlier = ledger.earlier(look)
+    if earlier.looked_at and "published" not in codec.record:
+        warnings.warn(f"episodes {split}: {earlier.summary}; judge on others", stacklevel=2)
+    ledger.record(look)
+    return rows
 
 
-def judge(rows: pd.DataFrame) -> Verdict:
-    """Judge one codec's rows by the reference gate.
+def judge(rows: pd.DataFrame, gate: str | Path | None = None) -> Verdict:
+    """Judge one codec's rows.
+
+    Args:
+        rows: Its rows, of one or several training seeds.
+        gate: `content`, the default, `reference`, or a gate file.
 
     Raises:
         UserError: a condition that the gate needs is missing.
     """
     # Imported here because they load pandas and scipy.
     from m2ray.config.gate_file import load_gate
-    from m2ray.judging import gate
+    from m2ray.judging.gate import judge_together
 
-    return gate.judge(rows, load_gate())
+    return judge_together([rows], load_gate(gate))[0].verdict

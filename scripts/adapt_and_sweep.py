@@ -46,7 +46,7 @@ from m2ray.config.sweep_record import record_file
 from m2ray.config.trial import parse_seeds
 from m2ray.engine.record import PACKAGES
 from m2ray.engine.sweep import STOP_GRACE_S
-from m2ray.judging.gate import FAIL, PASS
+from m2ray.judging.verdict import FAIL, PASS
 from m2ray.judging.statistics import wilson
 from m2ray.receiver.loading import load_receiver
 from m2ray.reporting.publish import publish
@@ -247,7 +247,7 @@ class Job:
             leaderboard = pd.read_csv(self.out / "leaderboard.csv")
             # The leaderboard lists codecs that pass first, then by score.
             line = json.loads(leaderboard[leaderboard.split == "confirm"].iloc[0].to_json())
-            folder = publish(self.out, line["config"], line["seed"], f"best-k{line['k']}")
+            folder = publish(self.out, line["config"], line["seed"], f"best-k{line['k']}", replace=True)
             verdict = PASS if line["verdict"] == PASS else FAIL
             self.record("", verdict, codec={**line, "folder": folder.name})
         line = self.result["codec"]

@@ -1,6 +1,7 @@
-"""Command `python -m m2ray.gate`: judge rows, or bare counts, by a gate.
+"""Command `python -m m2ray.gate`: judge outcomes by a gate.
 
-`python -m m2ray.gate ROWS.parquet` or `--counts normal=11/50,null=12/50,... [--p1 34/50] [--k 4]`.
+`python -m m2ray.gate FILE`, where FILE is rows, a results folder, or outcomes of any system; or
+`--counts normal=11/50,null=12/50,... [--p1 34/50] [--k 4]`.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
-from m2ray.config.condition_names import TABLE_ORDER
+from m2ray.config.condition_names import TABLE_ORDER, is_condition_name
 from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
-from m2ray.evaluation.rows import FAILED, judged_rows, read_rows
-from m2ray.judging.gate import Counts, Verdict, judge, judge_counts
-from m2ray.judging.holm import holm_corrected
-from m2ray.judging.verdict_tables import print_verdict
+from m2ray.evaluation.rows import FAILED, configuration_rows, read_rows
+from m2ray.judging.arms import Counts, RowArms
+from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together, one_seed
+from m2ray.judging.outcome_files import SUFFIXES, read_outcomes, unused_columns
+from m2ray.judging.verdict import INVALID
+from m2ray.judging.verdict_tables import print_configuration, print_counts, print_decision, print_verdict
 from m2ray.util.errors import UserError
 
 
@@ -28,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     gate = load_gate(args.gate)
     if args.counts is None:
-        return judge_file(args.rows, gate, args.config, args.seed, args.split)
+        return judge_file(args, gate)
     counts = parse_counts(args.counts)
     if args.p1 is not None:
         if "P1" in counts:
@@ -38,21 +42,28 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse_arguments(argv: Sequence[str]) -> Namespace:
-    """Read the command line; refuse options of rows with counts, and of counts with rows."""
-    parser = Parser(prog="python -m m2ray.gate", description="Judge rows, or bare counts, by a gate.")
-    parser.add_argument("rows", nargs="?", type=Path, help="rows.parquet, or a results folder")
+    """Read the command line; refuse options of a file with counts, and of counts with a file."""
+    parser = Parser(prog="python -m m2ray.gate", description="Judge outcomes by a gate.")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        type=Path,
+        help="rows.parquet, a results folder, or outcomes of any system: JSONL, CSV or Parquet with the columns "
+        "id, condition and success (0 or 1) or score (0 to 1), and optionally codec, seed, k, group, answer, nll, "
+        "parsed and truncated",
+    )
     parser.add_argument("--counts", help="normal=11/50,null=12/50,random=14/50,shuffle=16/50,P0=10/50")
     parser.add_argument("--p1", help="with --counts: count of the full text, such as 34/50")
     parser.add_argument("--k", type=int, help="with --counts: number of slots; default: 4")
-    parser.add_argument("--gate", type=Path, help=f"gate YAML; default: {REFERENCE.name} of the package")
-    parser.add_argument("--config", help="with rows: only this configuration")
-    parser.add_argument("--seed", type=int, help="with rows: only this training seed")
+    parser.add_argument("--gate", help="content (default), reference, or a gate file")
+    parser.add_argument("--config", help="with a file: only this configuration or codec")
+    parser.add_argument("--seed", type=int, help="with a file: only this training seed")
     parser.add_argument("--split", help="with rows: only this split; default: confirm if there is one, else all")
     args = parser.parse_args(argv)
-    if (args.rows is None) == (args.counts is None):
-        raise UserError("python -m m2ray.gate: give a rows file or --counts; see --help")
-    other = "a rows file" if args.rows is None else "--counts"
-    for name in ("config", "seed", "split") if args.rows is None else ("p1", "k"):
+    if (args.file is None) == (args.counts is None):
+        raise UserError("python -m m2ray.gate: give a file or --counts; see --help")
+    other = "a file" if args.file is None else "--counts"
+    for name in ("config", "seed", "split") if args.file is None else ("p1", "k"):
         if getattr(args, name) is not None:
             raise UserError(f"--{name}: goes with {other}; remove it")
     return args
@@ -70,7 +81,7 @@ def parse_counts(text: str) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
-        if name not in TABLE_ORDER:
+        if not is_condition_name(name):
             raise UserError(f"--counts: condition {name!r} does not exist; use some of {', '.join(TABLE_ORDER)}")
         if name in counts:
             raise UserError(f"--counts: condition {name!r} is given twice; keep one")
@@ -97,86 +108,145 @@ def judge_bare_counts(counts: Counts, k: int, gate: GateConfig) -> int:
     """Judge bare counts, print the verdict and what counts cannot show, and return the exit code."""
     if k < 1:
         raise UserError(f"--k: {k} is not a number of slots; give 1 or more")
+    reference = load_gate(REFERENCE)
+    title = f"Counts, k = {k}, gate {gate.name}"
+    if gate.grades and "P1" not in counts:
+        print_counts(counts, k, reference, title)
+        print(f"\nVerdict: {INVALID} - P1 is missing, so nothing shows that the text helps; add --p1 34/50\n")
+        return NOT_PASSED
     verdict = judge_counts(counts, k, gate)
-    print_verdict(verdict, gate, None, f"Counts, k = {k}, gate {gate.name}")
+    print_counts(counts, k, reference, title)
+    print_decision(verdict, gate)
     if len(sizes := sorted({n for _, n in counts.values()})) > 1:
         print(f"The conditions differ in n ({', '.join(map(str, sizes))}): not the same episodes.")
     if skipped := [c.name for c in gate.criteria if c.applies(k) and c.paired]:
-        print(f"Not judged, as bare counts are not paired (give rows): {', '.join(skipped)}.")
+        print(f"Not judged, as it needs rows: {', '.join(skipped)}.")
+    if gate.grades:
+        print("Bare counts are not paired, so intervals are wider than those of rows; give outcomes per episode.")
     return DONE if verdict.passed else NOT_PASSED
 
 
-# --- rows ----------------------------------------------------------------------------------------------------
+# --- files ---------------------------------------------------------------------------------------------------
 
 
-class Run(NamedTuple):
-    """A training run on a split."""
+class Cell(NamedTuple):
+    """A configuration on a split."""
 
     config: str
-    seed: int
     split: str
 
 
-class JudgedRows(NamedTuple):
-    """The rows that one run is judged by, and the verdict."""
+def judge_file(args: Namespace, gate: GateConfig) -> int:
+    """Judge all configurations in a file, print the requested ones, and return the exit code.
 
-    run: Run
-    rows: pd.DataFrame
-    verdict: Verdict
-
-
-def judge_file(path: Path, gate: GateConfig, config: str | None, seed: int | None, split: str | None) -> int:
-    """Judge all runs in a rows file, print the requested ones, and return the exit code.
-
-    All runs of a split are Holm-corrected together, whichever are printed: requesting a single one does not make
-    it the only one that was tried.
+    All configurations of a split are Holm-corrected together, whichever are printed: requesting a single one does
+    not make it the only one that was tried.
 
     Raises:
-        UserError: there are no rows of a codec, no run is the requested one, or rows cannot be judged.
+        UserError: there are no rows of a codec, none is the requested one, or the outcomes cannot be judged.
     """
-    rows = read_rows(path)
-    runs = runs_in(rows, split)
-    if not runs:
+    path: Path = args.file
+    rows = read_file(path, args.split)
+    cells = cells_in(rows, args.split)
+    if not cells:
         raise UserError(f"{path}: no rows of a codec; give those of m2ray.evaluate, or the folder of a sweep")
-    wanted = [run for run in runs if config in (None, run.config) and seed in (None, run.seed)]
+    wanted = [cell for cell in cells if _is_wanted(cell, rows, args)]
     if not wanted:
-        near = [run for run in runs if run.config == config] or runs
-        known = ", ".join(f"{run.config}/{run.seed}/{run.split}" for run in near[:5])
-        more = ", ..." if near[5:] else ""
-        raise UserError(f"{path}: no rows of that --config, --seed and --split; choose from {known}{more}")
+        runs = rows[rows.config != ""][["config", "seed", "split"]].drop_duplicates()
+        near = runs[runs.config == args.config]
+        known = "/".join
+        names = [known(map(str, run)) for run in (near if len(near) else runs).head(5).itertuples(index=False)]
+        raise UserError(
+            f"{path}: no rows of that --config, --seed and --split; choose from {', '.join(names)}"
+            f"{', ...' if len(near if len(near) else runs) > 5 else ''}"
+        )
     passed = []
-    for name in dict.fromkeys(run.split for run in wanted):
-        for judged in judge_split(path, rows, [run for run in runs if run.split == name], gate):
-            if judged.run in wanted:
-                title = f"{judged.run.config}, seed {judged.run.seed}, split {name}"
-                title += f", k = {judged.verdict.k}, gate {gate.name}"
-                print_verdict(judged.verdict, gate, judged.rows, title)
-                passed.append(judged.verdict.passed)
-        if name != "confirm":
-            print(f"Split {name}: a verdict counts on confirm only, on episodes that no choice was based on.")
+    for split in dict.fromkeys(cell.split for cell in wanted):
+        own = [cell for cell in cells if cell.split == split]
+        parts = [configuration_rows(rows, cell.config, split) for cell in own]
+        try:
+            judged = judge_together(parts, gate)
+        except UserError:
+            _blame(path, own, parts, gate)
+            raise
+        for cell, part, verdicts in zip(own, parts, judged, strict=True):
+            if cell in wanted:
+                passed.append(_print(cell, part, verdicts, gate, args.seed))
+        if split not in ("confirm", ""):
+            print(f"Split {split}: a verdict counts on confirm only, on episodes that no choice was based on.")
     return DONE if all(passed) else NOT_PASSED
 
 
-def runs_in(rows: pd.DataFrame, split: str | None) -> list[Run]:
-    """Return the runs with outcomes on a split; default: on confirm where there is one, else on every split."""
+def _blame(path: Path, cells: Sequence[Cell], parts: Sequence[pd.DataFrame], gate: GateConfig) -> None:
+    """Raise the error of the first configuration that cannot be judged, with its name."""
+    for cell, part in zip(cells, parts, strict=True):
+        try:
+            judge_together([part], gate)
+        except UserError as error:
+            split = f", split {cell.split}" if cell.split else ""
+            raise UserError(f"{path}: {cell.config}{split}: {error}") from None
+
+
+def read_file(path: Path, split: str | None) -> pd.DataFrame:
+    """Read rows, a results folder, or outcomes of any system.
+
+    Raises:
+        UserError: it is none of them, or --split is given with outcomes.
+    """
+    if path.is_dir() or not path.is_file() or (path.suffix == ".parquet" and _is_rows(path)):
+        return read_rows(path)
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: neither rows nor outcomes; name outcomes {', '.join(SUFFIXES)}")
+    if split is not None:
+        raise UserError("--split: goes with rows of m2ray.evaluate, outcomes have no splits; remove it")
+    outcomes = read_outcomes(path)
+    if unused := unused_columns(path):
+        print(f"Not read: column{'s' * (len(unused) > 1)} {', '.join(unused)}.")
+    return outcomes
+
+
+def _is_rows(path: Path) -> bool:
+    """Return whether a Parquet file holds rows of this package; a damaged one does, for its error to say so."""
+    try:
+        return {"config", "checkpoint", "receiver"} <= set(pq.read_schema(path).names)
+    except (OSError, ValueError):
+        return True
+
+
+def _is_wanted(cell: Cell, rows: pd.DataFrame, args: Namespace) -> bool:
+    own = rows[(rows.config == cell.config) & (rows.split == cell.split)]
+    return args.config in (None, cell.config) and (args.seed is None or bool((own.seed == args.seed).any()))
+
+
+def cells_in(rows: pd.DataFrame, split: str | None) -> list[Cell]:
+    """Return the configurations with outcomes on a split; default: confirm if there is one, else every split."""
     own = rows[(rows.config != "") & (rows.condition != FAILED)]
     if split is None and (own.split == "confirm").any():
         split = "confirm"
     if split is not None:
         own = own[own.split == split]
-    return [Run(*run) for run in own[list(Run._fields)].drop_duplicates().itertuples(index=False, name=None)]
+    return [Cell(*cell) for cell in own[list(Cell._fields)].drop_duplicates().itertuples(index=False, name=None)]
 
 
-def judge_split(path: Path, rows: pd.DataFrame, runs: Sequence[Run], gate: GateConfig) -> list[JudgedRows]:
-    """Judge all runs of one split, Holm-corrected together.
-
-    Raises:
-        UserError: a run's rows cannot be judged.
-    """
-    parts, verdicts = [judged_rows(rows, *run) for run in runs], []
-    for run, part in zip(runs, parts, strict=True):
-        try:
-            verdicts.append(judge(part, gate))
-        except UserError as error:
-            raise UserError(f"{path}: {run.config}, seed {run.seed}, split {run.split}: {error}") from None
-    return [JudgedRows(*line) for line in zip(runs, parts, holm_corrected(verdicts, gate.alpha), strict=True)]
+def _print(
+    cell: Cell, rows: pd.DataFrame, judged: JudgedConfiguration, gate: GateConfig, seed: int | None
+) -> bool:
+    """Print one configuration, or one of its training seeds; return whether it passes."""
+    about = ", ".join(
+        part
+        for part in (
+            f"split {cell.split}" if cell.split else "",
+            f"k = {judged.verdict.k}" if judged.verdict.k else "",
+            f"gate {gate.name}",
+        )
+        if part
+    )
+    chosen = [seed] if seed is not None else list(judged.seeds)
+    if len(chosen) > 1 and gate.grades:
+        print_configuration(judged, gate, RowArms(rows), f"{cell.config}, {len(chosen)} seeds, {about}")
+        return judged.verdict.passed
+    for one in chosen:
+        own = one_seed(rows, one)
+        title = f"{cell.config}, seed {one}, {about}" if one >= 0 else f"{cell.config}, {about}"
+        print_verdict(judged.seeds[one], gate, own, title)
+    return all(judged.seeds[one].passed for one in chosen)

@@ -15,7 +15,7 @@ from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, sto
 from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
-from m2ray.config.sweep_record import record_file, write_sweep_record
+from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine.record import check_results_folder, describe_sweep, settle_changes
 from m2ray.receiver.loading import resolve_receiver
 from m2ray.util.errors import UserError
@@ -175,7 +175,8 @@ def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace
         cluster.check_resources(plan.space.resources, plan.workers, local=args.address is None)
         if not args.resume:
             write_sweep_record(root, record)
-        proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"))
+        withdrawn = read_sweep_record(root).get("withdrawn", {})
+        proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)
         form: OutputForm = "json" if args.json else "quiet" if args.quiet else "people"
         with Progress(root.name, proposer.total, count_work(plan).jobs, form) as progress:
             sweep = Sweep(plan, root, proposer, progress)
@@ -190,9 +191,8 @@ def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace
 def report_results(root: Path, failures: Mapping[str, str], started: float, args: Namespace) -> int:
     """Build the reports, print the leaderboard and what failed; return the exit code."""
     # Loads pandas, statsmodels and matplotlib: see above.
-    from m2ray.judging.gate import PASS
     from m2ray.reporting.build import build
-    from m2ray.reporting.leaderboard import print_leaderboard
+    from m2ray.reporting.leaderboard import anything_passes, print_leaderboard
 
     leaderboard = build(root)
     if args.json:
@@ -203,6 +203,6 @@ def report_results(root: Path, failures: Mapping[str, str], started: float, args
         print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
     for name, cause in failures.items():
         print(f"failed: {name}: {cause}", file=sys.stderr)
-    if args.require_pass and not (leaderboard.verdict == PASS).any():
+    if args.require_pass and not anything_passes(leaderboard):
         return NOT_PASSED
     return SOME_FAILED if failures else DONE

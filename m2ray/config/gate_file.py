@@ -9,50 +9,68 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from m2ray.config.plan import Plan
+from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import Share, StrictModel, load_yaml
 
-REFERENCE = Path(__file__).parent / "gates" / "reference.yaml"
+GATES = Path(__file__).parent / "gates"  # one file for each gate in the package
+REFERENCE, CONTENT = GATES / "reference.yaml", GATES / "content.yaml"
 
-GateName = Literal["validity", "gate1", "gate2", "semantic"]
+GateName = Literal["validity", "gate1", "gate2", "semantic", "priming", "content", "reading"]
+Kind = Literal[
+    "difference_above_zero", "same_answers", "lower_bound", "overlap", "below", "mcnemar",
+    "exceeds", "equivalent", "better", "at_most", "power",
+]  # fmt: skip
+PAIRED: tuple[Kind, ...] = ("difference_above_zero", "same_answers", "mcnemar", "at_most")
+WITH_MARGIN: tuple[Kind, ...] = ("exceeds", "equivalent", "power")
+WITHOUT_AGAINST: tuple[Kind, ...] = ("lower_bound", "at_most")
 
 
 class Criterion(StrictModel):
-    """One criterion of a gate file; `gates/reference.yaml` explains the kinds."""
+    """One criterion of a gate file; the files in `gates/` explain the kinds."""
 
     gate: GateName
     name: str
-    kind: Literal["difference_above_zero", "same_answers", "lower_bound", "overlap", "below", "mcnemar"]
+    kind: Kind
     condition: str
     against: str | None = None
     at_least: Share = 0.0
     above: dict[str, Share] = {}
     share_of: dict[str, Share] = {}
     floor: Share = 0.0
+    margin: Share = 0.0
+    at_most: Share = 0.0
+    column: Literal["truncated", "unparsed"] | None = None
+    optional: bool = False
+    decides: bool = True
     min_k: Annotated[int, Field(ge=1)] = 1
     max_k: Annotated[int, Field(ge=1)] = 1_000_000
 
     @model_validator(mode="after")
     def _complete(self) -> Criterion:
-        if (self.kind == "lower_bound") == (self.against is not None):
+        if (self.kind in WITHOUT_AGAINST) == (self.against is not None):
             raise ValueError(
-                "against: every kind except lower_bound needs it, and lower_bound has none; add or remove it"
+                "against: every kind but lower_bound and at_most needs it, and those have none; add or remove it"
             )
         has_bar = bool(self.above or self.share_of or self.at_least > 0)
         if has_bar != (self.kind == "lower_bound"):
             raise ValueError(
                 "lower_bound, and no other kind, needs at_least above 0, above or share_of; add or remove them"
             )
-        if self.floor and self.kind != "below":
-            raise ValueError("floor: only the kind below takes it; remove it")
+        if self.floor and self.kind not in ("below", "better"):
+            raise ValueError("floor: only the kinds below and better take it; remove it")
+        if (self.margin > 0) != (self.kind in WITH_MARGIN):
+            raise ValueError(f"margin: {', '.join(WITH_MARGIN)}, and no other kinds, need it; add or remove it")
+        if (self.column is not None) != (self.kind == "at_most"):
+            raise ValueError("column: at_most, and no other kind, needs it; add or remove it")
         if self.min_k > self.max_k:
             raise ValueError(
                 f"min_k {self.min_k} is above max_k {self.max_k}, so it would never apply; lower min_k"
             )
         return self
 
-    def applies(self, k: int) -> bool:
-        """Return True if the criterion judges codecs of k slots."""
-        return self.min_k <= k <= self.max_k
+    def applies(self, k: int | None) -> bool:
+        """Return True if the criterion judges codecs of k slots; None is a system without slots."""
+        return self.min_k <= (k or 1) <= self.max_k
 
     @property
     def conditions(self) -> list[str]:
@@ -61,8 +79,8 @@ class Criterion(StrictModel):
 
     @property
     def paired(self) -> bool:
-        """True if the criterion pairs episodes, and so needs rows instead of counts."""
-        return self.kind in ("difference_above_zero", "same_answers", "mcnemar")
+        """True if the criterion pairs episodes or reads answers, and so needs rows instead of counts."""
+        return self.kind in PAIRED
 
     def bar(self, rates: Mapping[str, float]) -> float:
         """Return the share that the lower bound must reach.
@@ -76,33 +94,67 @@ class Criterion(StrictModel):
         return round(max([self.at_least, *margins, *fractions]), 10)
 
 
+class Grades(StrictModel):
+    """How much a codec that meets the criteria must carry, for the verdicts above and below PASS."""
+
+    part_below: Annotated[Share, Field(description="PART if retention's lower bound is below this share")]
+    whole_within: Annotated[Share, Field(description="WHOLE if normal is not worse than P1 by more than this")]
+    facts_within: Annotated[
+        Share, Field(description="worth the text of M facts if normal is not worse than it by more than this")
+    ]
+
+
 class GateConfig(StrictModel):
-    """A gate file: a list of criteria, and the level of their tests."""
+    """A gate file: a list of criteria, and the level of their tests.
+
+    With `grades`, a verdict is one of INVALID SETTING, FAIL, PART, PASS and WHOLE, for a configuration over all
+    its training seeds; without, it is PASS or FAIL.
+    """
 
     name: str
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     criteria: Annotated[list[Criterion], Field(min_length=1)]
+    grades: Grades | None = None
+    lets_through: Annotated[list[str], Field(description="what the gate is known to pass wrongly")] = []
 
     @property
     def conditions(self) -> list[str]:
-        """All conditions that the criteria compare."""
+        """All conditions that the criteria compare, those that are judged only where they are given included."""
         return list(dict.fromkeys(name for criterion in self.criteria for name in criterion.conditions))
 
+    @property
+    def required(self) -> list[str]:
+        """The conditions without which there is no verdict."""
+        needed = [criterion for criterion in self.criteria if not criterion.optional]
+        return list(dict.fromkeys(name for criterion in needed for name in criterion.conditions))
 
-def load_gate(path: Path | None = None) -> GateConfig:
-    """Read a gate file; by default that of the reference attempt.
+
+def load_gate(gate: Path | str | None = None) -> GateConfig:
+    """Read a gate.
+
+    Args:
+        gate: The name of a gate in the package, or a file; by default the gate `content`.
 
     Raises:
-        UserError: see `load_yaml`.
+        UserError: there is neither such a gate nor such a file; else see `load_yaml`.
     """
-    return load_yaml(GateConfig, path or REFERENCE)
+    path = Path(gate) if gate is not None else CONTENT
+    packaged = GATES / f"{path}.yaml"
+    if path.parent == Path() and path.suffix == "" and not path.exists():
+        if not packaged.is_file():
+            known = ", ".join(sorted(file.stem for file in GATES.glob("*.yaml")))
+            raise UserError(f"--gate: {gate} is neither a file nor one of the gates {known}; use one of them")
+        path = packaged
+    return load_yaml(GateConfig, path)
 
 
 def load_plan_gate(plan: Plan) -> GateConfig:
-    """Return the gate that a space names, or else the reference's.
+    """Return the gate that a space names, by name or file, or else the gate `content`.
 
     Raises:
         UserError: see `load_yaml`.
     """
     name = plan.space.judge.gate
-    return load_gate(plan.file.parent / name if name else None)
+    if name is None or (GATES / f"{name}.yaml").is_file():
+        return load_gate(name)
+    return load_gate(plan.file.parent / name)

@@ -1,113 +1,141 @@
-"""Judge outcomes by a gate: its criteria over rows, or over bare counts, give a verdict.
+"""Judge outcomes by a gate: one verdict for a configuration over its training seeds, and one for each seed.
 
-Shapes: E episodes.
+A configuration's rows -> `Arms` (one array per condition) -> each criterion of the gate -> `Verdict`. All
+configurations that are judged together share one Holm family (Holm 1979).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from m2ray.config.gate_file import Criterion, GateConfig, GateName
-from m2ray.evaluation.rows import outcomes
+from m2ray.config.gate_file import Criterion, GateConfig
 from m2ray.judging import statistics as stats
+from m2ray.judging.amount import measure_amounts
+from m2ray.judging.arms import NO_SEED, Arms, CountArms, Counts, RowArms
+from m2ray.judging.criteria import answers_share, judge_criterion
+from m2ray.judging.holm import holm, holm_corrected
+from m2ray.judging.verdict import CriterionResult, Verdict, over_seeds
 from m2ray.util.errors import UserError
-from m2ray.util.text import percent
-
-PASS, FAIL, NOT_APPLICABLE = "PASS", "FAIL", "n/a"
-
-Counts = Mapping[str, tuple[int, int]]  # (successes, n) by condition
-
-
-# --- verdicts ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class CriterionResult:
-    """The result of one criterion: what was measured, the threshold it was compared with, and a sentence.
+class JudgedConfiguration:
+    """A configuration's verdict over its training seeds, and that of each seed."""
 
-    `measured` and `threshold` by kind, with `condition` and `against` as in the gate file:
-
-    - lower_bound: the Wilson lower bound of `condition`, and the bar that it must reach.
-    - difference_above_zero: the lower bound of the paired difference `condition` - `against`, and 0.
-    - overlap, below: the success rates of `condition` and of `against`.
-    - same_answers: the share of episodes with equal answers, and 1.
-    - mcnemar: the one-sided p-value, which is in `p_value` as well, and alpha.
-    """
-
-    gate: GateName
-    name: str
-    measured: float
-    threshold: float
-    passed: bool
-    sentence: str
-    p_value: float | None = None
+    verdict: Verdict
+    seeds: dict[int, Verdict]
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The results of all criteria that apply to one checkpoint, and the verdict that follows from them."""
+def judge_together(configurations: Sequence[pd.DataFrame], gate: GateConfig) -> list[JudgedConfiguration]:
+    """Judge configurations on one split, Holm-corrected together.
 
-    k: int
-    results: tuple[CriterionResult, ...]
-    counts: Counts
-    backwards: bool  # a wrong message does better than the right one
-    retention: stats.Estimate | None  # None without rows of normal, P0 and P1
-
-    def gate(self, name: GateName) -> str:
-        """Return PASS, FAIL or n/a for the criteria of one gate."""
-        passed = [result.passed for result in self.results if result.gate == name]
-        return (PASS if all(passed) else FAIL) if passed else NOT_APPLICABLE
-
-    @property
-    def passed(self) -> bool:
-        """True if all criteria hold."""
-        return all(result.passed for result in self.results)
-
-    @property
-    def verdict(self) -> str:
-        """PASS or FAIL."""
-        return PASS if self.passed else FAIL
-
-    @property
-    def reason(self) -> str:
-        """The first criterion that fails, with its figures; BACKWARDS if a wrong message beats the right one."""
-        failed = [f"{r.gate}, {r.name}: {r.sentence}" for r in self.results if not r.passed]
-        backwards = "BACKWARDS: a wrong message does better than the right one; " if self.backwards else ""
-        return backwards + failed[0] if failed else "all criteria hold"
-
-
-def judge(rows: pd.DataFrame, gate: GateConfig) -> Verdict:
-    """Judge one checkpoint's rows on one split, as returned by `m2ray.evaluation.rows.judged_rows`.
+    Args:
+        configurations: The rows of each, as `m2ray.evaluation.rows.configuration_rows` returns them.
+        gate: The gate.
 
     Raises:
-        UserError: as in `judge_counts`; or no row belongs to a checkpoint, or an episode has two rows.
+        UserError: as in `judge`.
+    """
+    seeds = [{seed: one_seed(rows, seed) for seed in training_seeds(rows)} for rows in configurations]
+    if gate.grades is None:
+        verdicts = [[judge(rows, gate) for rows in by_seed.values()] for by_seed in seeds]
+        corrected = iter(holm_corrected([verdict for row in verdicts for verdict in row], gate.alpha))
+        judged = [{seed: next(corrected) for seed in by_seed} for by_seed in seeds]
+        pooled = [RowArms(rows).counts if len(training_seeds(rows)) > 1 else {} for rows in configurations]
+        return [
+            JudgedConfiguration(over_seeds(by_seed, counts), by_seed)
+            for by_seed, counts in zip(judged, pooled, strict=True)
+        ]
+    levels = holm_levels([joint_p_value(rows, gate) for rows in configurations], gate.alpha)
+    return [
+        JudgedConfiguration(
+            judge(rows, gate, level),
+            {seed: judge(own, gate, level) for seed, own in by_seed.items()},
+        )
+        for rows, by_seed, level in zip(configurations, seeds, levels, strict=True)
+    ]
+
+
+def training_seeds(rows: pd.DataFrame) -> list[int]:
+    """Return the training seeds of a configuration's rows, or [-1] for a system without them."""
+    return sorted({int(seed) for seed in rows[rows.config != ""].seed if seed != NO_SEED}) or [NO_SEED]
+
+
+def one_seed(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return the rows of one training seed, and those that all seeds share."""
+    own: pd.DataFrame = rows[(rows.seed == seed) | (rows.seed == NO_SEED)]
+    return own
+
+
+def judge(rows: pd.DataFrame, gate: GateConfig, level: float | None = None) -> Verdict:
+    """Judge one configuration's rows on one split.
+
+    Args:
+        rows: Its rows, of one or several training seeds, and the rows that are paired with them. A gate without
+            grades judges one seed.
+        gate: The gate.
+        level: Level of the tests after Holm's correction; by default the gate's alpha.
+
+    Raises:
+        UserError: no row belongs to a codec, an episode has two rows, a condition that a criterion needs is
+            missing or was run on other episodes, or no criterion can be judged.
+    """
+    return judge_arms(RowArms(rows), slots(rows), gate, level or gate.alpha, "rows")
+
+
+def slots(rows: pd.DataFrame) -> int | None:
+    """Return k of a configuration's rows; None for a system without slots.
+
+    Raises:
+        UserError: no row belongs to a codec.
     """
     own = rows[rows.config != ""]
     if own.empty:
         raise UserError("rows: none belongs to a checkpoint; evaluate one")
-    duplicates = rows[rows.duplicated(["condition", "episode"])]
-    if not duplicates.empty:
-        first = duplicates.iloc[0]
-        raise UserError(
-            f"rows: condition {first.condition}, episode {first.episode}: given twice; "
-            "keep the rows of one checkpoint, task and decoding"
-        )
-    return judge_counts(count_successes(rows), int(own.k.iloc[0]), gate, rows)
+    return int(own.k.max()) or None
 
 
-def judge_counts(counts: Counts, k: int, gate: GateConfig, rows: pd.DataFrame | None = None) -> Verdict:
-    """Judge the successes of each condition; criteria that need paired outcomes are judged only if rows are given.
+def judge_counts(counts: Counts, k: int | None, gate: GateConfig) -> Verdict:
+    """Judge bare counts of successes; criteria that need rows are left out.
 
     Raises:
-        UserError: a condition that a criterion names is missing or was evaluated on other episodes, or no
-            criterion of the gate can be judged.
+        UserError: as in `judge`.
     """
-    source = "--counts" if rows is None else "rows"
-    criteria = [c for c in gate.criteria if c.applies(k) and not (c.paired and rows is None)]
+    return judge_arms(CountArms(counts), k, gate, gate.alpha, "--counts")
+
+
+def judge_arms(arms: Arms, k: int | None, gate: GateConfig, level: float, source: str) -> Verdict:
+    """Judge outcomes; see `judge`. Errors start with `source`."""
+    results = criterion_results(arms, k, gate, level, source)
+    both = {"shuffle", "normal"} <= set(arms.counts)
+    verdict = Verdict(
+        k=k,
+        results=results,
+        counts=arms.counts,
+        backwards=both and arms.rate("shuffle") > arms.rate("normal"),
+        retention=_retention(arms, gate),
+        seeds=len(arms.seeds),
+        n=arms.episodes,
+        grades=gate.grades,
+    )
+    if gate.grades is None:
+        return verdict
+    return replace(
+        verdict,
+        whole=arms.contrast("normal", "P1").p_above(-gate.grades.whole_within) <= level,
+        amounts=measure_amounts(arms, k, verdict.retention, gate.grades, gate.alpha),
+        not_shown=not_shown(arms, gate),
+    )
+
+
+def criterion_results(
+    arms: Arms, k: int | None, gate: GateConfig, level: float, source: str
+) -> tuple[CriterionResult, ...]:
+    """Return the results of all criteria that can be judged; see `judge`."""
+    criteria = applicable(arms, k, gate)
     if not criteria:
         # A verdict without results would pass.
         raise UserError(
@@ -115,143 +143,69 @@ def judge_counts(counts: Counts, k: int, gate: GateConfig, rows: pd.DataFrame | 
         )
     for criterion in criteria:
         for name in criterion.conditions:
-            if name not in counts:
+            if name not in arms.counts:
                 raise UserError(
                     f"{source}: condition {name}: missing, and the criterion '{criterion.name}' needs it; add it"
                 )
-    if rows is not None:  # `outcomes` refuses conditions on different episodes
-        outcomes(rows, list(dict.fromkeys(name for c in criteria for name in c.conditions)))
-    results = tuple(_judge_criterion(criterion, counts, gate.alpha, rows) for criterion in criteria)
-    both = {"shuffle", "normal"} <= set(counts)
-    backwards = both and success_rate(counts["shuffle"]) > success_rate(counts["normal"])
-    kept = None
-    if rows is not None and {"normal", "P0", "P1"} <= set(counts):
-        normal_E, p0_E, p1_E = outcomes(rows, ["normal", "P0", "P1"])
-        kept = stats.retention(normal_E, p0_E, p1_E, gate.alpha)
-    return Verdict(k, results, counts, backwards, kept)
+    return tuple(judge_criterion(criterion, arms, gate.alpha, level) for criterion in criteria)
 
 
-# --- counts --------------------------------------------------------------------------------------------------
+def _retention(arms: Arms, gate: GateConfig) -> stats.Estimate | None:
+    if not {"normal", "P0", "P1"} <= set(arms.counts) or (gate.grades is None and not arms.paired):
+        return None
+    return arms.retention(gate.alpha)
 
 
-def count_successes(rows: pd.DataFrame) -> dict[str, tuple[int, int]]:
-    """Return successes and n of every condition in one checkpoint's rows."""
-    grouped = rows.groupby("condition").success.agg(["sum", "size"])
-    return {str(name): (int(row["sum"]), int(row["size"])) for name, row in grouped.iterrows()}
+def applicable(arms: Arms, k: int | None, gate: GateConfig) -> list[Criterion]:
+    """Return the criteria that can be judged: those for this k, and of the optional ones those with outcomes."""
+    return [
+        criterion
+        for criterion in gate.criteria
+        if criterion.applies(k)
+        and not (criterion.paired and not isinstance(arms, RowArms))
+        and not (criterion.optional and _missing(arms, criterion))
+    ]
 
 
-def success_rate(count: tuple[int, int]) -> float:
-    """Return successes over n."""
-    return count[0] / count[1]
+def _missing(arms: Arms, criterion: Criterion) -> list[str]:
+    """Return what an optional criterion lacks: conditions, or the column that it reads."""
+    lacking = [name for name in criterion.conditions if name not in arms.counts]
+    if lacking or criterion.column is None:
+        return lacking
+    known = isinstance(arms, RowArms) and answers_share(arms, criterion.condition, criterion.column) is not None
+    return [] if known else [f"{criterion.column} answers"]
 
 
-def is_below(rate: float, against: float, floor: float) -> bool:
-    """Return whether a success rate is below another one.
+def not_shown(arms: Arms, gate: GateConfig) -> tuple[str, ...]:
+    """Return what the gate's optional criteria would have needed, in the gate's order, conditions first."""
+    lacking = [name for c in gate.criteria if c.optional and c.decides for name in _missing(arms, c)]
+    return tuple(sorted(dict.fromkeys(lacking), key=lambda name: name.endswith(" answers")))
 
-    Where the other one is at most `floor`, it leaves little to lose: the rate must then be at most `floor`, too.
+
+# --- Holm's family -------------------------------------------------------------------------------------------
+
+
+def joint_p_value(rows: pd.DataFrame, gate: GateConfig) -> float:
+    """Return a configuration's p-value in its family: that of its criteria together.
+
+    All must hold, so it is the largest of theirs (an intersection-union test, Berger 1982).
     """
-    return rate <= floor if against <= floor else rate < against
+    p_values = [
+        result.p_value
+        for result in criterion_results(RowArms(rows), slots(rows), gate, gate.alpha, "rows")
+        if result.p_value is not None and result.gate != "validity" and result.decides
+    ]
+    return max(p_values, default=0.0)
 
 
-def compare_to_bar(low: float, bar: float) -> str:
-    """Return `12.8% < 30.0%`, with as many decimals as it takes for the two to differ."""
-    sign = ">=" if low >= bar else "<"
-    digits = next((d for d in range(1, 6) if f"{100 * low:.{d}f}" != f"{100 * bar:.{d}f}"), 1)
-    return f"{100 * low:.{digits}f}% {sign} {100 * bar:.{digits}f}%"
+def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
+    """Return the level at which each test is decided, so that p <= level is Holm's decision.
 
-
-# --- criteria, one function a kind ---------------------------------------------------------------------------
-
-
-class _Measurement(NamedTuple):
-    """A criterion's result without its name: the last fields of `CriterionResult`."""
-
-    measured: float
-    threshold: float
-    passed: bool
-    sentence: str
-    p_value: float | None = None
-
-
-def _judge_criterion(
-    criterion: Criterion, counts: Counts, alpha: float, rows: pd.DataFrame | None
-) -> CriterionResult:
-    if criterion.kind == "lower_bound":
-        found = _judge_lower_bound(criterion, counts, alpha)
-    elif criterion.kind == "overlap":
-        found = _judge_overlap(criterion, counts, alpha)
-    elif criterion.kind == "below":
-        found = _judge_below(criterion, counts, rows)
-    else:
-        assert rows is not None, "paired criteria are left out where there are only counts"
-        if criterion.kind == "same_answers":
-            found = _judge_same_answers(criterion, rows)
-        elif criterion.kind == "difference_above_zero":
-            found = _judge_difference(criterion, rows, alpha)
-        else:
-            found = _judge_mcnemar(criterion, rows, alpha)
-    return CriterionResult(criterion.gate, criterion.name, *found)
-
-
-def _pair(criterion: Criterion) -> tuple[str, str]:
-    assert criterion.against is not None, "gate files give every kind but lower_bound a second condition"
-    return criterion.condition, criterion.against
-
-
-def _judge_lower_bound(criterion: Criterion, counts: Counts, alpha: float) -> _Measurement:
-    bar = criterion.bar({name: success_rate(count) for name, count in counts.items()})
-    low = stats.wilson(*counts[criterion.condition], alpha).low
-    return _Measurement(low, bar, low >= bar, f"CI_low({criterion.condition}) = {compare_to_bar(low, bar)}")
-
-
-def _judge_overlap(criterion: Criterion, counts: Counts, alpha: float) -> _Measurement:
-    first, second = _pair(criterion)
-    interval, other = (stats.wilson(*counts[name], alpha) for name in (first, second))
-    passed = interval.overlaps(other)
-    verb = "overlaps" if passed else "does not overlap"
-    sentence = (
-        f"{first} [{percent(interval.low)}, {percent(interval.high)}] {verb} "
-        f"{second} [{percent(other.low)}, {percent(other.high)}]"
-    )
-    return _Measurement(success_rate(counts[first]), success_rate(counts[second]), passed, sentence)
-
-
-def _judge_below(criterion: Criterion, counts: Counts, rows: pd.DataFrame | None) -> _Measurement:
-    first, second = _pair(criterion)
-    rate, against = success_rate(counts[first]), success_rate(counts[second])
-    passed = is_below(rate, against, criterion.floor)
-    sentence = f"{first} {percent(rate)} is {'' if passed else 'not '}below {second} {percent(against)}"
-    if against <= criterion.floor:
-        floor = f"the floor of {percent(criterion.floor)}"
-        sentence = f"{second} {percent(against)} and {first} {percent(rate)} are both at most {floor}"
-        if not passed:
-            sentence = f"{second} {percent(against)} is at most {floor}, but {first} {percent(rate)} is above it"
-    if rows is not None:
-        first_E, second_E = outcomes(rows, [first, second])
-        sentence += f" (McNemar p = {stats.mcnemar(second_E, first_E).p_greater:.2g}, for information)"
-    return _Measurement(rate, against, passed, sentence)
-
-
-def _judge_same_answers(criterion: Criterion, rows: pd.DataFrame) -> _Measurement:
-    first, second = _pair(criterion)
-    first_E, second_E = outcomes(rows, [first, second], "answer")
-    same, n = int((first_E == second_E).sum()), len(first_E)
-    return _Measurement(same / n, 1.0, same == n, f"{first} gives {second}'s answer in {same} of {n} episodes")
-
-
-def _judge_difference(criterion: Criterion, rows: pd.DataFrame, alpha: float) -> _Measurement:
-    first, second = _pair(criterion)
-    first_E, second_E = outcomes(rows, [first, second])
-    difference = stats.paired_difference(first_E, second_E, alpha)
-    interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
-    sentence = f"{first} - {second} = {100 * difference.value:+.1f} points {interval}"
-    return _Measurement(difference.low, 0.0, difference.low > 0, sentence)
-
-
-def _judge_mcnemar(criterion: Criterion, rows: pd.DataFrame, alpha: float) -> _Measurement:
-    first, second = _pair(criterion)
-    first_E, second_E = outcomes(rows, [first, second])
-    test = stats.mcnemar(first_E, second_E)
-    alone = f"only {first} solves {test.only_first}, only {second} {test.only_second}"
-    sentence = f"{alone} (McNemar p = {test.p_greater:.2g})"
-    return _Measurement(test.p_greater, alpha, test.p_greater <= alpha, sentence, test.p_greater)
+    The level of a test is alpha over the factor that Holm's method multiplies its p-value by.
+    """
+    count = len(p_values)
+    levels = []
+    for p_value, adjusted in zip(p_values, holm(p_values), strict=True):
+        factor = adjusted / p_value if p_value > 0 and adjusted < 1 else count
+        levels.append(alpha / min(max(factor, 1.0), count))
+    return levels

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from m2ray.judging.gate import Verdict
 from m2ray.judging.statistics import ALPHA
+from m2ray.judging.verdict import FAIL, PASS, Verdict
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -19,7 +19,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def holm_corrected(verdicts: Sequence[Verdict], alpha: float = ALPHA) -> list[Verdict]:
-    """Apply Holm's correction to the p-values of all verdicts together; a criterion above alpha then fails.
+    """Apply Holm's correction to every p-value of all verdicts; a criterion above alpha then fails.
+
+    For gates without grades, in which each test is a claim of its own.
 
     Pass all verdicts of a split: a smaller family is corrected less.
     """
@@ -35,6 +37,11 @@ def holm_corrected(verdicts: Sequence[Verdict], alpha: float = ALPHA) -> list[Ve
         result = corrected[v][r]
         sentence = result.sentence.removesuffix(")") + f", Holm {p_value:.2g})"
         corrected[v][r] = replace(
-            result, measured=p_value, threshold=alpha, passed=p_value <= alpha, p_value=p_value, sentence=sentence
+            result,
+            measured=p_value,
+            threshold=alpha,
+            status=PASS if p_value <= alpha else FAIL,
+            p_value=p_value,
+            sentence=sentence,
         )
     return [replace(verdict, results=tuple(row)) for verdict, row in zip(verdicts, corrected, strict=True)]

@@ -7,10 +7,13 @@ import math
 import pandas as pd
 
 from m2ray.config.condition_names import TABLE_ORDER, scale_gate_of
-from m2ray.config.gate_file import Criterion, GateConfig
+from m2ray.config.gate_file import REFERENCE, Criterion, GateConfig, load_gate
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
-from m2ray.judging.gate import FAIL, NOT_APPLICABLE, PASS, Counts, Verdict, compare_to_bar, is_below, success_rate
+from m2ray.judging.arms import Arms, Counts, RowArms, success_rate
+from m2ray.judging.criteria import compare_to_bar, is_below
+from m2ray.judging.gate import JudgedConfiguration
+from m2ray.judging.verdict import FAIL, NOT_APPLICABLE, PASS, UNTESTABLE, Verdict
 from m2ray.util.tables import Table, print_table
 from m2ray.util.text import percent
 
@@ -19,8 +22,8 @@ def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
     """Return the reference report's first table: condition, success rate, what is expected, and status.
 
     Statuses: normal FAILs below its bar. Null and random are OK within 5 points of P0, slightly high or low where
-    only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0 (or at most at the
-    gate's floor, where P0 is not above it either), else FAIL.
+    only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0, untestable where
+    P0 is at the gate's floor and shuffle is not above it, else FAIL.
     """
     table = [["Condition", "Success Rate", "Expected", "Status"]]
     for name in ("normal", "null", "random", "shuffle"):
@@ -54,7 +57,9 @@ def _shuffle_status(counts: Counts, gate: GateConfig) -> tuple[str, str]:
     expected = f"<= {100 * floor:.0f}%" if p0 <= floor else f"< {100 * p0:.0f}%"
     if "normal" in counts and rate > success_rate(counts["normal"]):
         return expected, "BACKWARDS"
-    return expected, "OK" if is_below(rate, p0, floor) else FAIL
+    if not is_below(rate, p0, floor):
+        return expected, FAIL
+    return expected, UNTESTABLE if p0 <= floor else "OK"
 
 
 def _idle_status(name: str, counts: Counts, alpha: float) -> tuple[str, str]:
@@ -115,18 +120,20 @@ def communication_matters(rows: pd.DataFrame) -> tuple[int, int, int]:
     Returns:
         Episodes of the subset that normal solves, episodes of the subset, all episodes.
     """
-    normal, null = outcomes(rows, ["normal", "null"])
+    normal, null = (column.astype(bool) for column in outcomes(rows, ["normal", "null"]))
     return int((normal & ~null).sum()), int((~null).sum()), len(null)
 
 
-def bar_lines(verdict: Verdict, gate: GateConfig) -> list[str]:
+def bar_lines(counts: Counts, k: int, gate: GateConfig) -> list[str]:
     """Return the criterion on normal in the reference report's words, and what success rates n can detect."""
-    rates = {name: success_rate(count) for name, count in verdict.counts.items()}
+    rates = {name: success_rate(count) for name, count in counts.items()}
     titles = {"gate1": "Gate 1", "gate2": "Gate 2", "validity": "Validity", "semantic": "Semantic"}
     lines = []
-    for criterion in _normal_criteria(gate, verdict.k):
-        bar, n = criterion.bar(rates), verdict.counts["normal"][1]
-        low = stats.wilson(*verdict.counts["normal"], gate.alpha).low
+    for criterion in _normal_criteria(gate, k):
+        if not {*criterion.conditions} <= set(rates):
+            continue
+        bar, n = criterion.bar(rates), counts["normal"][1]
+        low = stats.wilson(*counts["normal"], gate.alpha).low
         needed = stats.successes_needed(n, bar, gate.alpha)
         detectable = stats.minimum_detectable_rate(n, bar, alpha=gate.alpha)
         outcome = PASS if low >= bar else FAIL
@@ -151,23 +158,72 @@ def retention_line(retention: stats.Estimate) -> str:
     return f"{retention.value:.2f} [{retention.low:.2f}, {retention.high:.2f}]"
 
 
-def print_verdict(verdict: Verdict, gate: GateConfig, rows: pd.DataFrame | None, title: str) -> None:
-    """Print the verdict in the tables of the reference report; with rows, also what needs paired outcomes."""
-    print(f"# {title}")
-    print_table(primary_table(verdict.counts, verdict.k, gate), "Primary Metrics")
-    print_table(summary_table(verdict.counts, gate.alpha), "Statistical Summary")
-    print("\n" + "\n".join(bar_lines(verdict, gate)))
-    if rows is not None:
+def print_verdict(verdict: Verdict, gate: GateConfig, rows: pd.DataFrame, title: str) -> None:
+    """Print one training seed's verdict in the tables of the reference report, whatever the gate.
+
+    A system without slots has none of these tables: its success rates are printed.
+    """
+    if verdict.k is None:
+        print(f"# {title}")
+        print_table(rates_table(RowArms(rows), gate.alpha), "Success")
+    else:
+        print_counts(verdict.counts, verdict.k, load_gate(REFERENCE), title)
         if curve := scale_gate_table(verdict.counts):
             print_table(curve, "Gate Sweep Results")
-        if {"normal", "null"} <= set(verdict.counts):
+        if {"normal", "null"} <= set(verdict.counts) and RowArms(rows).binary:
             solved, hard, n = communication_matters(rows)
             print(f"\nCommunication-Matters Subset\n\n- Episodes where Null fails: {hard}/{n}")
             if hard:
                 print(f"- Normal success on Null-failing episodes: {percent(solved / hard)} ({solved}/{hard})")
-        if verdict.retention is not None:
-            print(f"\nRetention (normal - P0) / (P1 - P0): {retention_line(verdict.retention)}")
+    if verdict.retention is not None:
+        print(f"\nRetention (normal - P0) / (P1 - P0): {retention_line(verdict.retention)}")
+    print_decision(verdict, gate)
+
+
+def print_counts(counts: Counts, k: int, reference: GateConfig, title: str) -> None:
+    """Print the tables of the reference report that counts are enough for."""
+    print(f"# {title}")
+    print_table(primary_table(counts, k, reference), "Primary Metrics")
+    print_table(summary_table(counts, reference.alpha), "Statistical Summary")
+    print("\n" + "\n".join(bar_lines(counts, k, reference)))
+
+
+def print_configuration(judged: JudgedConfiguration, gate: GateConfig, arms: Arms, title: str) -> None:
+    """Print the verdict of a configuration over several training seeds, and that of each seed below it."""
+    print(f"# {title}")
+    print_table(rates_table(arms, gate.alpha), f"Success over {len(arms.seeds)} training seeds")
+    print_decision(judged.verdict, gate)
+    for seed, verdict in judged.seeds.items():
+        print(f"- seed {seed}: {verdict.verdict} - {verdict.reason}")
+    print()
+
+
+def rates_table(arms: Arms, alpha: float) -> Table:
+    """Return mean success over training seeds and its interval, per condition."""
+    names = [name for name in TABLE_ORDER if name in arms.counts]
+    names += sorted(name for name in arms.counts if name not in names and name != FAILED)
+    table = [["Condition", "Success Rate", f"{100 * (1 - alpha):.0f}% CI"]]
+    for name in names:
+        low, high = arms.interval(name, alpha)
+        table.append([name, percent(arms.rate(name)), f"[{percent(low)}, {percent(high)}]"])
+    return table
+
+
+def criteria_table(verdict: Verdict) -> Table:
+    """Return the finding and the status of each criterion."""
     table = [["Gate", "Criterion", "Finding", "Status"]]
-    table += [[r.gate, r.name, r.sentence, PASS if r.passed else FAIL] for r in verdict.results]
-    print_table(table, "Criteria")
-    print(f"\nVerdict: {verdict.verdict} - {verdict.reason}\n")
+    for result in verdict.results:
+        status = result.status if result.decides or result.status == UNTESTABLE else "for information"
+        table.append([result.gate, result.name, result.sentence, status])
+    return table
+
+
+def print_decision(verdict: Verdict, gate: GateConfig) -> None:
+    """Print the criteria, how much is carried, and the verdict with what it does not cover."""
+    print_table(criteria_table(verdict), "Criteria")
+    if verdict.amounts:
+        print("\nAmount\n\n" + "\n".join(f"- {amount.sentence}" for amount in verdict.amounts))
+    if gate.lets_through:
+        print(f"\nGate {gate.name} is known to pass {'; '.join(gate.lets_through)}. Judge by gate content.")
+    caveats = f" ({verdict.caveats})" if verdict.caveats else ""
+    print(f"\nVerdict: {verdict.verdict} - {verdict.reason}{caveats}\n")

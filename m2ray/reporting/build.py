@@ -15,7 +15,7 @@ import pandas as pd
 from m2ray.config.condition_names import scale_gate_of
 from m2ray.config.gate_file import GateConfig, load_gate
 from m2ray.config.sweep_record import read_sweep_record, record_file
-from m2ray.evaluation.confirm_ledger import confirm_looks
+from m2ray.evaluation.confirm_ledger import looks_of
 from m2ray.evaluation.rows import RowStore
 from m2ray.reporting.diagnosis_table import write_arms
 from m2ray.reporting.document import PLAIN_NAME, Figure, Section, Text, section_markdown
@@ -56,15 +56,14 @@ def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
     gate = registered_gate(folder, gate_file)
-    rows = read_named_rows(folder)
+    rows, record = read_named_rows(folder), read_sweep_record(folder)
     try:
         runs = judge_runs(rows, gate)
-        leaderboard = make_leaderboard(rows, runs, gate)
+        leaderboard = make_leaderboard(rows, runs, gate, record.get("withdrawn"))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    record = read_sweep_record(folder)
     figures, left_out = draw_all(folder, runs, leaderboard, record)
-    source = [*provenance(record), *confirm_looks(folder)]
+    source = [*provenance(record), *looks_of(folder)]
     write_leaderboard(folder, leaderboard, gate, source)
     sections = config_sections(folder, runs, leaderboard, gate, record)
     for section in sections:
@@ -122,7 +121,7 @@ def config_sections(
     sections = []
     for config in dict.fromkeys(leaderboard.config[leaderboard.seed.notna()]):
         own = [run for run in runs if run.config == config]
-        lines = [leaderboard[(leaderboard.config == config) & (leaderboard.seed == r.seed)].iloc[0] for r in own]
+        lines = leaderboard[leaderboard.config == config].itertuples()
         statuses = [f"{line.verdict}: {line.reason}" for line in lines]
         sections.append(config_section(folder, own, statuses, gate, record))
     return sections

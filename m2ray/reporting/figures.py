@@ -18,7 +18,7 @@ from matplotlib.colors import ListedColormap
 from m2ray.config.condition_names import scale_gate_of
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
-from m2ray.judging.gate import count_successes, success_rate
+from m2ray.judging.arms import count_successes, success_rate
 from m2ray.judging.verdict_tables import scale_gate_curve
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.plotting import COLOURS, hide_spines, legend_beside

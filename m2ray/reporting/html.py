@@ -22,10 +22,10 @@ from PIL import Image
 
 from m2ray.config.gate_file import GateConfig
 from m2ray.diagnosis.store import FOLDER
-from m2ray.evaluation.confirm_ledger import confirm_looks
-from m2ray.judging.gate import FAIL, PASS
+from m2ray.evaluation.confirm_ledger import looks_of
+from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, PASSES, WHOLE
 from m2ray.reporting.document import Figure, Section
-from m2ray.reporting.leaderboard import FAILED_RUN, display_cells, legend
+from m2ray.reporting.leaderboard import FAILED_RUN, VERDICTS, configuration_lines, display_cells, legend
 from m2ray.reporting.provenance import recorded_changes
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
@@ -36,7 +36,14 @@ from m2ray.util.trees import get_key
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "page"
 NUMBER = re.compile(r"\[?([-+]?\d+(?:\.\d+)?)(?:, .*\])?")  # an interval is sorted by its lower bound
-VERDICT_CLASSES = {PASS: "pass", FAIL: "fail", FAILED_RUN: "fail"}  # CSS classes
+VERDICT_CLASSES = {
+    WHOLE: "pass",
+    PASS: "pass",
+    PART: "part",
+    FAIL: "fail",
+    INVALID: "fail",
+    FAILED_RUN: "fail",
+}  # CSS classes
 TEXT_COLUMNS = ("config", "reason")  # never numbers, even if a name looks like one
 LARGEST_SVG = 100_000  # bytes; a larger one is embedded as PNG, which is smaller
 PNG_COLOURS = 256  # of an embedded PNG
@@ -80,7 +87,7 @@ def _contents(folder: Path, page: Page) -> dict[str, Any]:
         "name": folder.resolve().name,
         "description": get_key(page.record, "space.about"),
         "headline": headline(page.leaderboard),
-        "confirm_looks": confirm_looks(folder),
+        "confirm_looks": looks_of(folder),
         "verdicts": list(dict.fromkeys(page.leaderboard.verdict)),
         "columns": columns,
         "lines": lines,
@@ -113,22 +120,18 @@ def csp_hash(text: str) -> str:
 
 def headline(leaderboard: pd.DataFrame) -> list[str]:
     """Return a sentence with how many passed, and one about the best of them or the closest to passing."""
-    judged = leaderboard[leaderboard.verdict.isin([PASS, FAIL])]
+    judged = configuration_lines(leaderboard[leaderboard.verdict.isin(VERDICTS)])
     if judged.empty:
         return ["Nothing has been judged on confirm."]
-    passed = judged[judged.verdict == PASS]
-    all_seeds = [config for config, group in judged.groupby("config") if (group.verdict == PASS).all()]
-    count = (
-        f"{len(passed)} of {pluralize(len(judged), 'training')} passed on confirm, "
-        f"{len(all_seeds)} of {pluralize(judged.config.nunique(), 'configuration')} with every training seed."
-    )
-    title, line = "Highest success, not passed", judged.loc[judged.normal.idxmax()]
+    passed = judged[judged.verdict.isin(PASSES)]
+    count = f"{len(passed)} of {pluralize(len(judged), 'configuration')} passed on confirm."
+    title, line = "Highest success, not passed", judged.sort_values("normal").iloc[-1]
     if len(passed):
         title, line = "Best that passed, by search score", passed.iloc[0]
     rate = f"{100 * line.normal:.1f} % [{100 * line.normal_ci_low:.1f}, {100 * line.normal_ci_high:.1f}]"
     baselines = (("P0", "without a message"), ("P1", "with the full text"))
     others = [f", {100 * line[name]:.1f} % {words}" for name, words in baselines if not pd.isna(line[name])]
-    run = f"{line.config}, training seed {line.seed}, k = {line.k}"
+    run = f"{line.config}, training seeds {line.seeds}, k = {line.k}"
     return [count, f"{title}: {run} solves {rate} of {line.n} episodes with its prefix{''.join(others)}."]
 
 

@@ -1,29 +1,32 @@
-"""The leaderboard: one line for each configuration and training seed, with its verdict and the reason for it."""
+"""The leaderboard: one line per configuration with its verdict over the training seeds, and one below per seed."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
-from m2ray.config.gate_file import GateConfig
-from m2ray.evaluation.rows import FAILED, judged_rows
+from m2ray.config.condition_names import tokens_name
+from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
+from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows
 from m2ray.judging import statistics as stats
-from m2ray.judging.gate import FAIL, PASS, Verdict, judge, success_rate
-from m2ray.judging.holm import holm_corrected
+from m2ray.judging.arms import Arms, RowArms
+from m2ray.judging.gate import JudgedConfiguration, judge, judge_together
 from m2ray.judging.selection import paired_gain
+from m2ray.judging.verdict import FAIL, INVALID, NOT_APPLICABLE, PART, PASS, PASSES, WHOLE, Verdict
 from m2ray.util.errors import UserError
 
 SPLITS = ("confirm", "select", "search")  # most conclusive first
-NOT_CONFIRMED, INCOMPLETE, FAILED_RUN = "not confirmed", "incomplete", "failed"
-ORDER = (PASS, FAIL, NOT_CONFIRMED, INCOMPLETE, FAILED_RUN)
-SHOWN = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "matched")
+NOT_CONFIRMED, INCOMPLETE, FAILED_RUN, WITHDRAWN = "not confirmed", "incomplete", "failed", "withdrawn"
+ORDER = (WHOLE, PASS, PART, FAIL, INVALID, NOT_CONFIRMED, INCOMPLETE, WITHDRAWN, FAILED_RUN)
+VERDICTS = (WHOLE, PASS, PART, FAIL, INVALID)  # given on confirm only
+SHOWN = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "matched", "mean", "init", "near")
 RETENTION = ("retention", "retention_ci_low", "retention_ci_high")
-RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, *RETENTION, "gate1", "gate2")
+AMOUNTS = ("facts", "learned", "over_tokens", "follows_wrong")
+RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, "tokens", *RETENTION, *AMOUNTS, "gate1", "gate2")
 
 
 class JudgedRun:
@@ -38,7 +41,8 @@ class JudgedRun:
         checkpoint: Digest of the codec.
         params: The configuration's columns on the leaderboard.
         score: Gain on the search split in nats per answer value; NaN if it was not evaluated there.
-        verdict: None until `judge` is called, or if a required row is missing.
+        verdict: The verdict of this training seed; None if a required row is missing.
+        configuration: The verdict of its configuration over all seeds on the split, and those of the seeds.
         error: Why there is no score or no verdict; empty if both are there.
     """
 
@@ -52,40 +56,35 @@ class JudgedRun:
         self.params: dict[str, Any] = json.loads(own.params.iloc[0] or "{}")
         self.score, self.error = math.nan, ""
         self.verdict: Verdict | None = None
+        self.configuration: JudgedConfiguration | None = None
         try:
             if (own.split == "search").any():
                 self.score = paired_gain(judged_rows(rows, config, seed, "search"))
         except UserError as error:
             self.error = str(error)
 
-    def judge(self, gate: GateConfig) -> None:
-        """Set the verdict, or the error if rows that the gate needs are missing."""
-        try:
-            self.verdict = judge(self.rows, gate)
-        except UserError as error:
-            self.error = str(error)
-
-    def reason(self, ranking: Sequence[float]) -> str:
-        """Return the reason for the verdict, and for a run without confirm rows also why it has none.
+    def reason(self, verdict: Verdict | None, ranking: Sequence[float]) -> str:
+        """Return the reason for a verdict, and for a run without confirm rows also why it has none.
 
         Args:
+            verdict: That of this seed, or of its configuration.
             ranking: The search scores of all runs, highest first.
         """
-        if self.verdict is None:
+        if verdict is None:
             return self.error
         if self.split == "confirm":
-            return self.verdict.reason
+            return f"{verdict.reason} ({verdict.caveats})" if verdict.caveats else verdict.reason
         cause = {"search": "not selected", "select": "others did better on select"}.get(
             self.split, f"evaluated on {self.split} only"
         )
         if self.score in ranking:
             rank = ranking.index(self.score) + 1
             cause += f" (score {self.score:+.3f} nats, {rank} of {len(ranking)} on search)"
-        return f"{cause}; {self.verdict.reason}"
+        return f"{cause}; {verdict.reason}"
 
 
 def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
-    """Judge every (configuration, seed) that has rows; Holm's correction covers all runs of a split.
+    """Judge every (configuration, seed) that has rows; Holm's correction covers all configurations of a split.
 
     Configurations that failed are left out.
 
@@ -96,131 +95,156 @@ def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
     evaluated = rows[(rows.config != "") & ~rows.config.isin(failed)]
     cells = evaluated[["config", "seed"]].drop_duplicates().sort_values(["config", "seed"])
     runs = [JudgedRun(rows, config, seed) for config, seed in cells.itertuples(index=False, name=None)]
-    for run in runs:
-        run.judge(gate)
     for split in {run.split for run in runs}:
-        family = [(run, run.verdict) for run in runs if run.split == split and run.verdict is not None]
-        corrected = holm_corrected([verdict for _, verdict in family], gate.alpha)
-        for (run, _), verdict in zip(family, corrected, strict=True):
-            run.verdict = verdict
+        _judge_split(rows, [run for run in runs if run.split == split], gate)
     if runs and not failed and all(run.verdict is None for run in runs):
         raise UserError(runs[0].error)
     return runs
 
 
-def make_leaderboard(rows: pd.DataFrame, runs: Sequence[JudgedRun], gate: GateConfig) -> pd.DataFrame:
-    """Return the leaderboard, a line for each judged run and each failed configuration.
+def _judge_split(rows: pd.DataFrame, runs: Sequence[JudgedRun], gate: GateConfig) -> None:
+    """Set the verdicts of all runs of a split, or the error of those without rows that the gate needs."""
+    judged: dict[str, pd.DataFrame] = {}
+    for config in dict.fromkeys(run.config for run in runs):
+        own = configuration_rows(rows, config, runs[0].split)
+        try:
+            judge_together([own], gate)  # alone, so that one that cannot be judged does not keep others from it
+            judged[config] = own
+        except UserError as error:
+            for run in runs:
+                run.error = str(error) if run.config == config else run.error
+    verdicts = dict(zip(judged, judge_together(list(judged.values()), gate), strict=True))
+    for run in runs:
+        if run.config in verdicts:
+            run.configuration = verdicts[run.config]
+            run.verdict = run.configuration.seeds.get(run.seed)
 
-    PASS and FAIL are given on the confirm split only. Lines are ordered by verdict, passes first, then by search
-    score.
+
+def make_leaderboard(
+    rows: pd.DataFrame, runs: Sequence[JudgedRun], gate: GateConfig, withdrawn: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """Return the leaderboard: a line per configuration, below it one per training seed, and one per failure.
+
+    A configuration with one training seed has one line. Verdicts are given on the confirm split only. Lines are
+    ordered by the configuration's verdict, then by its search score.
+
+    Args:
+        rows: The rows of a results folder.
+        runs: Their runs, judged.
+        gate: The gate.
+        withdrawn: Points that were taken out of the sweep under way, each with the date.
 
     Raises:
         UserError: There is no line.
     """
     ranking = sorted((run.score for run in runs if not math.isnan(run.score)), reverse=True)
-    lines = [_run_line(run, ranking, gate) for run in runs]
+    lines = []
+    for config in dict.fromkeys(run.config for run in runs):
+        lines += _configuration_lines(rows, [run for run in runs if run.config == config], ranking, gate)
     for failed in rows[rows.condition == FAILED].drop_duplicates("config").itertuples():
         reason = " ".join(failed.answer.split())
         lines.append({"config": failed.config, "k": failed.k, "verdict": FAILED_RUN, "reason": reason})
+    lines = _with_withdrawn(lines, withdrawn or {})
     if not lines:
         raise UserError("rows: no configuration has any outcome; run the sweep first")
     params = list(dict.fromkeys(key for run in runs for key in run.params))
-    columns = ["config", "seed", "k", *params, "split", "n", "score", *RESULTS, "verdict", "reason", "checkpoint"]
-    leaderboard = pd.DataFrame(lines).reindex(columns=columns)
+    columns = ["config", "seed", "seeds", "k", *params, "split", "n", "score", *RESULTS]
+    leaderboard = pd.DataFrame(lines).reindex(columns=[*columns, "verdict", "reason", "checkpoint"])
     leaderboard = leaderboard.astype({"seed": "Int64", "k": "Int64", "n": "Int64"})
+    first = leaderboard.drop_duplicates("config").set_index("config")  # the configuration's own line
     keys = leaderboard[["config", "seed"]].assign(
-        rank=leaderboard.verdict.map(ORDER.index), loss=-leaderboard.score.astype(float)
+        rank=leaderboard.config.map(first.verdict.map(ORDER.index)),
+        loss=leaderboard.config.map(-first.score.astype(float)),
+        seed=leaderboard.seed.fillna(-1),
     )
     order = keys.sort_values(["rank", "loss", "config", "seed"], kind="stable").index
     return leaderboard.loc[order].reset_index(drop=True)
 
 
-def _run_line(run: JudgedRun, ranking: Sequence[float], gate: GateConfig) -> dict[str, Any]:
-    """Return a run's line of the leaderboard."""
-    line: dict[str, Any] = {"config": run.config, "seed": run.seed, "k": run.k}
+def _with_withdrawn(lines: Sequence[dict[str, Any]], withdrawn: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the lines with points that were withdrawn marked, and added where nothing is known of them."""
+    marked = []
+    for line in lines:
+        if date := withdrawn.get(line["config"]):
+            known = f"; before that: {line['verdict']}: {line['reason']}"
+            line = {**line, "verdict": WITHDRAWN, "reason": f"taken out of the space on {date}{known}"}
+        marked.append(line)
+    known_names = {line["config"] for line in lines}
+    return marked + [
+        {
+            "config": name,
+            "verdict": WITHDRAWN,
+            "reason": f"taken out of the space on {date}; nothing is known of it",
+        }
+        for name, date in withdrawn.items()
+        if name not in known_names
+    ]
+
+
+def _configuration_lines(
+    rows: pd.DataFrame, runs: Sequence[JudgedRun], ranking: Sequence[float], gate: GateConfig
+) -> list[dict[str, Any]]:
+    """Return a configuration's lines: its own, if it has several seeds on its split, and one per seed."""
+    seeds = [_line(run, run.verdict, RowArms(run.rows), ranking, gate) | {"seed": run.seed} for run in runs]
+    best = min(runs, key=lambda run: SPLITS.index(run.split) if run.split in SPLITS else len(SPLITS))
+    together = [run for run in runs if run.split == best.split]
+    if len(together) == 1:
+        return [line | {"seeds": str(line["seed"])} for line in seeds]
+    verdict = best.configuration.verdict if best.configuration else None
+    arms = RowArms(configuration_rows(rows, best.config, best.split))
+    scores = [run.score for run in together]
+    own = _line(best, verdict, arms, [], gate)
+    own |= {
+        "seeds": " ".join(str(run.seed) for run in together),
+        "score": round(sum(scores) / len(scores), 4),
+        "checkpoint": "",
+    }
+    for name in ("gate1", "gate2"):
+        results = {line.get(name, NOT_APPLICABLE) for line in seeds}
+        own[name] = FAIL if FAIL in results else PASS if results == {PASS} else NOT_APPLICABLE
+    return [own, *seeds]
+
+
+def _line(
+    run: JudgedRun, verdict: Verdict | None, arms: Arms, ranking: Sequence[float], gate: GateConfig
+) -> dict[str, Any]:
+    """Return a line of the leaderboard, of a run or of its configuration."""
+    line: dict[str, Any] = {"config": run.config, "k": run.k}
     line |= run.params
-    line |= {"split": run.split, "score": round(run.score, 4), "reason": run.reason(ranking)}
+    line |= {"split": run.split, "score": round(run.score, 4), "reason": run.reason(verdict, ranking)}
     line |= {"checkpoint": run.checkpoint, "verdict": INCOMPLETE}
-    if verdict := run.verdict:
-        counts = verdict.counts
-        low, high = stats.wilson(*counts["normal"], gate.alpha)
-        retention = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
-        line |= {"n": counts["normal"][1], "normal_ci_low": round(low, 4), "normal_ci_high": round(high, 4)}
-        line |= {name: round(success_rate(counts[name]), 4) for name in SHOWN if name in counts}
-        line |= {name: round(value, 4) for name, value in zip(RETENTION, retention, strict=True)}
-        line |= {"gate1": verdict.gate("gate1"), "gate2": verdict.gate("gate2")}
-        line["verdict"] = verdict.verdict if run.split == "confirm" else NOT_CONFIRMED
+    if verdict is None:
+        return line
+    low, high = arms.interval("normal", gate.alpha)
+    retention = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
+    line |= {"n": arms.episodes, "normal_ci_low": round(low, 4), "normal_ci_high": round(high, 4)}
+    line |= {name: round(arms.rate(name), 4) for name in SHOWN if name in arms.counts}
+    if (tokens := tokens_name(run.k)) in arms.counts:
+        line["tokens"] = round(arms.rate(tokens), 4)
+    line |= {name: round(value, 4) for name, value in zip(RETENTION, retention, strict=True)}
+    line |= {name: round(verdict.amount(name).value, 4) for name in AMOUNTS}
+    line |= _reference_gates(run, verdict)
+    line["verdict"] = verdict.verdict if run.split == "confirm" else NOT_CONFIRMED
     return line
 
 
-def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
-    """Return the leaderboard's lines for display, by column; rates in percent, missing values as empty text."""
-
-    def text(value: Any, form: str = "{}") -> str:
-        return "" if pd.isna(value) else form.format(value)
-
-    def rate(value: Any) -> str:
-        return "" if pd.isna(value) else f"{100 * value:.1f}"
-
-    lines = []
-    for line in leaderboard.to_dict("records"):
-        low, high = rate(line["normal_ci_low"]), rate(line["normal_ci_high"])
-        lines.append(
-            {
-                "config": str(line["config"]),
-                "seed": text(line["seed"]),
-                "k": text(line["k"]),
-                "split": text(line["split"]),
-                "n": text(line["n"]),
-                "normal %": rate(line["normal"]),
-                "95 % CI": f"[{low}, {high}]" if low else "",
-                **{name: rate(line[name]) for name in ("null", "random", "shuffle", "P0", "P1", "constant")},
-                "retention": text(line["retention"], "{:.2f}"),
-                "score": text(line["score"], "{:+.3f}"),
-                "verdict": str(line["verdict"]),
-            }
-        )
-    return lines
+def _reference_gates(run: JudgedRun, verdict: Verdict) -> dict[str, str]:
+    """Return the outcome of the reference attempt's two gates, which other gates do not have."""
+    names = ("gate1", "gate2")
+    if verdict.grades is None:
+        return {name: verdict.gate(name) for name in names}  # type: ignore[arg-type]
+    try:
+        reference = judge(run.rows, load_gate(REFERENCE))
+    except UserError:  # a condition of that gate was not run
+        return dict.fromkeys(names, NOT_APPLICABLE)
+    return {name: reference.gate(name) for name in names}  # type: ignore[arg-type]
 
 
-def reasons(leaderboard: pd.DataFrame) -> list[str]:
-    """Return `config: verdict: reason` for each line; with the seed if the configuration has several."""
-    has_several = leaderboard.duplicated("config", keep=False)
-    return [
-        f"{line.config}{f', seed {line.seed}' if several else ''}: {line.verdict}: {line.reason}"
-        for line, several in zip(leaderboard.itertuples(), has_several, strict=True)
-    ]
+def configuration_lines(leaderboard: pd.DataFrame) -> pd.DataFrame:
+    """Return one line per configuration: that over its training seeds where there are several."""
+    return leaderboard.drop_duplicates("config")
 
 
-def leaderboard_text(leaderboard: pd.DataFrame, style: str) -> str:
-    """Return the leaderboard as a text table in one of tabulate's styles."""
-    return tabulate(display_cells(leaderboard), headers="keys", tablefmt=style, disable_numparse=True)
-
-
-def print_leaderboard(leaderboard: pd.DataFrame) -> None:
-    """Print the leaderboard and its reasons."""
-    print("\n" + leaderboard_text(leaderboard, "simple") + "\n")
-    print("\n".join(reasons(leaderboard)))
-
-
-def legend(leaderboard: pd.DataFrame, gate: GateConfig) -> list[str]:
-    """Return paragraphs that explain the columns, the verdicts, and what differences n can detect."""
-    lines = [
-        "Success rates are in percent of n episodes, with a 95 % Wilson interval. `score` is the search objective "
-        "on the search split: how many nats per answer value the right message gains over no message or over a "
-        "wrong one, whichever is less. `retention` is (normal - P0) / (P1 - P0). `constant` is the best prefix "
-        "without content: what priming alone can reach.",
-        f"PASS and FAIL are given on the confirm split only, by gate `{gate.name}`; the tests of all "
-        "configurations judged there are Holm-corrected together. PASS means that B solves more episodes with the "
-        "right message than without one or with a wrong one, by the gate's margins, on messages never seen in "
-        "training. It does not mean that the codec beats text, or that it works with another receiver or task.",
-    ]
-    if leaderboard.n.notna().any():
-        n, discordant = int(leaderboard.n.max()), 0.3
-        difference = 100 * stats.minimum_detectable_difference(n, discordant)
-        lines.append(
-            f"At n = {n}, a paired difference of {difference:.1f} points is detected with 80 % power (one-sided "
-            f"McNemar, 5 % before Holm, {100 * discordant:.0f} % of episodes discordant); a lower bound of 30 % "
-            f"needs {stats.successes_needed(n, 0.3)} successes."
-        )
-    return lines
+def anything_passes(leaderboard: pd.DataFrame) -> bool:
+    """Return whether any configuration passes, over all its training seeds."""
+    return bool(configuration_lines(leaderboard).verdict.isin(PASSES).any())

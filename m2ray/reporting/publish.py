@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -12,39 +13,45 @@ import yaml
 from m2ray.codec.checkpoints import last_checkpoints, read_record
 from m2ray.codec.model_card import model_card
 from m2ray.config.sweep_record import read_sweep_record
-from m2ray.reporting.document import PLAIN_NAME
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic, write_json
 
+# Folders of a results folder that a sweep, or scripts/adapt_and_sweep.py, writes.
+RESERVED = ("adapter", "attempts", "checkpoints", "diagnoses", "figures", "ray", "rows")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
-def publish(sweep: Path, config: str, seed: int, name: str) -> Path:
+
+def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = False) -> Path:
     """Copy a configuration's last checkpoint to `sweep / name`, with settings and a command to train it again.
 
     The folder is self-contained: `codec.safetensors`, `config.json`, `trial.yaml` for m2ray.train, and a README
     with the verdict. Its record is marked as published: evaluating the codec again does not count as a look at a
     confirm split.
 
+    Args:
+        sweep: Results folder of a finished sweep.
+        config: Configuration on its leaderboard.
+        seed: Training seed.
+        name: Name of the new folder.
+        replace: Write into a folder of that name that is already there, as after an interrupted call.
+
     Returns:
         The new folder.
 
     Raises:
         UserError: The sweep has no checkpoint of this configuration and seed, or the name is not a plain folder
-            name.
+            name, is taken, or is one that sweeps use.
     """
-    if PLAIN_NAME.fullmatch(name) is None:
-        raise UserError(f"--as: {name!r} is not a plain folder name; use letters, digits, - and _")
-    latest = last_checkpoints(sweep / "checkpoints")
-    if (config, seed) not in latest:
-        known = ", ".join(sorted({known_config for known_config, _ in latest})) or "none"
-        raise UserError(f"{sweep}: no checkpoint of {config}, seed {seed}; use one of the configurations: {known}")
-    source, target = latest[config, seed], sweep / name
+    target = sweep / name
+    _check_name(target, name, replace)
+    source = _last_checkpoint(sweep, config, seed)
     published = {
         "verdict": _leaderboard_verdict(sweep, config, seed),
         "made": str(read_sweep_record(sweep)["command"]),
     }
     record = {**read_record(source), "published": published}
 
-    target.mkdir(exist_ok=True)
+    target.mkdir(exist_ok=replace)
     shutil.copyfile(source / "codec.safetensors", target / "codec.safetensors")
     write_json(target / "config.json", record)
     write_atomic(target / "trial.yaml", yaml.safe_dump(record["trial"], sort_keys=False).encode())
@@ -54,7 +61,33 @@ def publish(sweep: Path, config: str, seed: int, name: str) -> Path:
     return target
 
 
+def _check_name(target: Path, name: str, replace: bool) -> None:
+    if NAME.fullmatch(name) is None:
+        raise UserError(f"--as: {name!r} is not a plain folder name; use letters, digits, - and _")
+    if name in RESERVED:
+        raise UserError(f"--as: {name!r} is a folder that sweeps use; choose another name, such as best")
+    if target.exists() and not replace:
+        raise UserError(f"--as: {target} is already there; choose another name, or remove it first")
+
+
+def _last_checkpoint(sweep: Path, config: str, seed: int) -> Path:
+    latest = last_checkpoints(sweep / "checkpoints")
+    if (config, seed) in latest:
+        return latest[config, seed]
+    seeds = sorted(known_seed for known_config, known_seed in latest if known_config == config)
+    if seeds:
+        choices = ", ".join(map(str, seeds))
+        raise UserError(f"{sweep}: no checkpoint of {config}, seed {seed}; use one of its seeds: {choices}")
+    configs = ", ".join(sorted({known_config for known_config, _ in latest})) or "none"
+    raise UserError(f"{sweep}: no checkpoint of {config}; use one of the configurations: {configs}")
+
+
 def _leaderboard_verdict(sweep: Path, config: str, seed: int) -> str:
     leaderboard = pd.read_csv(sweep / "leaderboard.csv")
-    line = leaderboard[(leaderboard.config == config) & (leaderboard.seed == seed)].iloc[0]
+    lines = leaderboard[(leaderboard.config == config) & (leaderboard.seed == seed)]
+    if lines.empty:
+        raise UserError(
+            f"{sweep}/leaderboard.csv: no line of {config}, seed {seed}; finish the sweep with --resume first"
+        )
+    line = lines.iloc[0]
     return f"{line.verdict} on {line.split}, n = {line.n}: normal {100 * line.normal:.1f} %"

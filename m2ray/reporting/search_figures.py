@@ -13,7 +13,7 @@ import optuna
 import pandas as pd
 
 from m2ray.config.axis import Axis, Scalar
-from m2ray.judging.gate import FAIL, PASS
+from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, WHOLE
 from m2ray.reporting.figures import DrawnFigure
 from m2ray.reporting.leaderboard import NOT_CONFIRMED
 from m2ray.util.errors import UserError
@@ -109,11 +109,16 @@ def draw_search(root: Path, record: Mapping[str, Any]) -> tuple[list[DrawnFigure
 def draw_scores(leaderboard: pd.DataFrame) -> Any:
     """Draw the search score of every run by k; runs with the same k side by side, best first."""
     verdicts = {
+        WHOLE: ("*", COLOURS["P1"]),
         PASS: ("o", COLOURS["P1"]),
+        PART: ("v", COLOURS["normal"]),
+        INVALID: ("P", COLOURS["random"]),
         FAIL: ("X", COLOURS["shuffle"]),
         NOT_CONFIRMED: ("D", "#999999"),
     }
-    shown = leaderboard[leaderboard.score.notna() & leaderboard.verdict.isin(verdicts)].astype({"k": int})
+    shown = leaderboard[
+        leaderboard.score.notna() & leaderboard.seed.notna() & leaderboard.verdict.isin(verdicts)
+    ].astype({"k": int})
     ks = sorted(shown.k.unique())
     rank = shown.groupby("k").score.rank(method="first", ascending=False)
     count = shown.groupby("k").score.transform("size")

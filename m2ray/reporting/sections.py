@@ -12,16 +12,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from m2ray.codec.model_card import EXAMPLE_SEEDS
-from m2ray.config.gate_file import GateConfig
+from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
 from m2ray.diagnosis.store import FOLDER, diagnosis_folder, read_diagnosis
 from m2ray.evaluation.rows import outcomes
-from m2ray.judging.gate import FAIL, PASS, Verdict
+from m2ray.judging.arms import RowArms
+from m2ray.judging.verdict import Verdict
 from m2ray.judging.verdict_tables import (
     bar_lines,
     communication_matters,
+    criteria_table,
     format_count,
     primary_table,
+    rates_table,
     retention_line,
     scale_gate_table,
     summary_table,
@@ -41,19 +46,40 @@ def config_section(
     Args:
         root: The results folder.
         runs: The configuration's runs, one a training seed.
-        statuses: Verdict and reason of each, as on the leaderboard: `PASS: all criteria hold`.
+        statuses: Verdict and reason of the configuration, if it has several seeds, and of each run, as on the
+            leaderboard: `PASS: all criteria hold`.
         gate: The gate that judged them.
         record: The sweep's record; empty if there is none.
     """
-    summary = [f"Training seed {run.seed}: {status}" for run, status in zip(runs, statuses, strict=True)]
-    seeds = [run_section(root, run, status, gate) for run, status in zip(runs, statuses, strict=True)]
+    own = statuses[-len(runs) :]
+    summary = [f"Training seed {run.seed}: {status}" for run, status in zip(runs, own, strict=True)]
+    seeds = [run_section(root, run, status, gate) for run, status in zip(runs, own, strict=True)]
+    together = runs[0].configuration
+    if together is not None and len(runs) > 1:
+        summary.insert(0, f"Over {len(together.seeds)} training seeds: {statuses[0]}")
     parts = [
         Section("Summary", [Bullets(summary)]),
+        *over_seeds_sections(runs, gate),
         Section("Configuration", [Grid(configuration_table(runs[0], record))]),
         *seeds,
         Section("Commands", [Commands(commands(root, runs))]),
     ]
     return Section(runs[0].config, parts=parts)
+
+
+def over_seeds_sections(runs: Sequence[JudgedRun], gate: GateConfig) -> list[Section]:
+    """Return the section with the verdict over all training seeds of a split; none for a single seed."""
+    together = runs[0].configuration
+    if together is None or len(together.seeds) < 2:
+        return []
+    rows = pd.concat([run.rows for run in runs if run.split == runs[0].split])
+    arms = RowArms(rows.drop_duplicates(["config", "seed", "condition", "episode"]))
+    blocks: list[Block] = [
+        Grid(rates_table(arms, gate.alpha)),
+        Grid(criteria_table(together.verdict)),
+        Bullets([amount.sentence for amount in together.verdict.amounts]),
+    ]
+    return [Section(f"Over {len(together.seeds)} training seeds", blocks)]
 
 
 def configuration_table(run: JudgedRun, record: Mapping[str, Any]) -> Table:
@@ -98,13 +124,11 @@ def run_section(root: Path, run: JudgedRun, status: str, gate: GateConfig) -> Se
     blocks: list[Block] = [Text(f"Status: {status}")]
     if run.verdict is None:
         return Section(title, blocks)
-    decisions = [["Gate", "Criterion", "Finding", "Decision"]]
-    decisions += [[r.gate, r.name, r.sentence, PASS if r.passed else FAIL] for r in run.verdict.results]
     parts = [
         *metric_sections(run, run.verdict, gate),
         *critical_sections(run.verdict),
         *diagnosis_sections(root, run),
-        Section("Decision log", [Grid(decisions)]),
+        Section("Decision log", [Grid(criteria_table(run.verdict))]),
         Section("Artifacts", [Bullets(artifacts(root, run))]),
     ]
     return Section(title, blocks, parts)
@@ -112,9 +136,10 @@ def run_section(root: Path, run: JudgedRun, status: str, gate: GateConfig) -> Se
 
 def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[Section]:
     """Return the sections with success rates, retention and nats."""
-    counts, bars = verdict.counts, Bullets(bar_lines(verdict, gate))
+    counts, reference = verdict.counts, load_gate(REFERENCE)
+    bars = Bullets(bar_lines(counts, run.k, reference))
     sections = [
-        Section("Primary metrics", [Grid(primary_table(counts, run.k, gate))]),
+        Section("Primary metrics", [Grid(primary_table(counts, run.k, reference))]),
         Section("Statistical summary", [Grid(summary_table(counts, gate.alpha)), bars]),
     ]
     if curve := scale_gate_table(counts):
@@ -127,6 +152,8 @@ def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[
     if verdict.retention is not None:
         retention = retention_line(verdict.retention) + " (paired bootstrap, 95 %)"
         sections.append(Section("Retention", [Text(retention)]))
+    if verdict.amounts:
+        sections.append(Section("Amount", [Bullets([amount.sentence for amount in verdict.amounts])]))
     normal_nll, p0_nll = outcomes(run.rows, ["normal", "P0"], "nll")
     nats = f"normal {normal_nll.mean():.3f}, P0 {p0_nll.mean():.3f}; score on search {run.score:+.3f}"
     return [*sections, Section("Nats per answer value", [Text(nats)])]
@@ -134,7 +161,7 @@ def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[
 
 def critical_sections(verdict: Verdict) -> list[Section]:
     """Return the section that explains a verdict of FAIL in words; none if all criteria hold."""
-    failed = [result for result in verdict.results if not result.passed]
+    failed = verdict.failed
     if not failed:
         return []
     title, lines = f"'{failed[0].name}' does not hold", []
@@ -146,7 +173,7 @@ def critical_sections(verdict: Verdict) -> list[Section]:
             "message's content.",
             "If it did, success with a wrong message would fall below P0; this prefix primes B for any answer.",
         ]
-    elif any(result.gate == "semantic" for result in failed):
+    elif any(result.gate in ("semantic", "content") for result in failed):
         title = "the message's content makes no difference"
         lines.append(
             "B does not do better with the right message than with a wrong one or with none: its gain from the "

@@ -105,7 +105,7 @@ def test_a_configuration_that_is_all_constant_answers_as_the_constant_did():
 
 
 def test_a_training_that_really_carries_the_message_passes_so_the_simulated_judge_passes_some():
-    columns, gate = splits()["confirm"], load_gate()
+    columns, gate = splits()["confirm"], load_gate("reference")
     generator = np.random.default_rng(0)
     idle = false_pass.simulate_split(columns, np.full((1, len(false_pass.CONTENT_FREE)), 1 / 6), 1, 150, generator)
     full = {(c.condition, c.k): c.success_E[idle.picks_N] for c in columns}
@@ -127,7 +127,7 @@ def test_a_real_constant_codec_answers_alike_under_every_message_and_fails():
         subject = CheckpointId("constant", 0, codec.digest, 1, "{}")
         rows = evaluate(receiver, drawn, "search", names, trial, subject, codec)
         assert np.array_equal(*outcomes(rows, ["normal", "shuffle"], "answer"))
-        verdict = judge(rows, load_gate())
+        verdict = judge(rows, load_gate("reference"))
         assert not verdict.passed
         tests = {r.name: r for r in verdict.results if r.gate == "semantic"}
         assert tests["right beats wrong"].p_value == 1.0
@@ -136,7 +136,7 @@ def test_a_real_constant_codec_answers_alike_under_every_message_and_fails():
 
 def test_the_short_cut_never_hides_a_pass():
     """A training that `fails_quick_checks` turns away fails the whole judge as well."""
-    gates = [load_gate(), false_pass.tests_alone(load_gate())]
+    gates = [load_gate("reference"), false_pass.tests_alone(load_gate("reference"))]
     columns, generator = splits(normal=0.4)["confirm"], np.random.default_rng(1)
     shares = np.full((12, len(false_pass.CONTENT_FREE)), 1 / 6)
     drawn = false_pass.simulate_split(columns, shares, 1, 50, generator)

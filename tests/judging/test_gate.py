@@ -11,14 +11,16 @@ from m2ray.cli.gate import main
 from m2ray.cli.runner import run_command
 from m2ray.config.gate_file import GateConfig, load_gate
 from m2ray.evaluation.rows import judged_rows, write_rows
-from m2ray.judging.gate import FAIL, NOT_APPLICABLE, PASS, compare_to_bar, judge, judge_counts
+from m2ray.judging.criteria import compare_to_bar
+from m2ray.judging.gate import judge, judge_counts
 from m2ray.judging.holm import holm_corrected
+from m2ray.judging.verdict import FAIL, NOT_APPLICABLE, PASS
 from m2ray.judging.verdict_tables import primary_table, retention_line
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import validate
 
 REPORT = "normal=11/50,null=12/50,random=14/50,shuffle=16/50,P0=10/50"
-GATE = load_gate()
+GATE = load_gate("reference")
 
 
 def judge_made(rows=None, config="a", seed=0, split="confirm", **shape):
@@ -43,7 +45,7 @@ def table_of(text, title):
 
 
 def test_counts_print_the_reference_report_and_exit_1():
-    done = command("--counts", REPORT, "--p1", "34/50", "--k", 4)
+    done = command("--counts", REPORT, "--p1", "34/50", "--k", 4, "--gate", "reference")
     assert done.returncode == 1
     assert done.stderr == ""
     assert table_of(done.stdout, "Primary Metrics") == [
@@ -65,22 +67,22 @@ def test_counts_print_the_reference_report_and_exit_1():
         "Gate 1 Criterion: CI_low >= 30.0%",
         "Result: CI_low = 12.8% < 30.0% -> FAIL",
         "Needed at n = 50: 22 successes (44.0%)",
-        "Verdict: FAIL - BACKWARDS: a wrong message does better than the right one; gate1, normal clears the bar: "
-        "CI_low(normal) = 12.8% < 30.0%",
-        "Not judged, as bare counts are not paired (give rows): text helps, plumbing, right beats wrong, right "
-        "beats nothing.",
+        "Verdict: FAIL - BACKWARDS: a wrong message does better than the right one; 'normal clears the bar' does "
+        "not hold: CI_low(normal) = 12.8% < 30.0%",
+        "Not judged, as it needs rows: text helps, identity is the text, right beats wrong, right beats nothing.",
     ):
         assert line in done.stdout.splitlines()
 
 
 def test_the_reference_reports_counts_without_p1_at_the_default_k():
-    done = command("--counts", REPORT)
+    done = command("--counts", REPORT, "--gate", "reference")
     assert done.returncode == 1
     assert "P1 full text" not in done.stdout
 
 
 def test_good_counts_exit_0():
-    done = command("--counts", "normal=30/50,null=10/50,random=11/50,shuffle=5/50,P0=10/50")
+    counts = "normal=30/50,null=10/50,random=11/50,shuffle=5/50,P0=10/50"
+    done = command("--counts", counts, "--gate", "reference")
     assert done.returncode == 0, done.stdout
     assert "Verdict: PASS - all criteria hold" in done.stdout
 
@@ -132,7 +134,7 @@ def test_statuses(changed, status):
 
 def test_a_wrong_message_cannot_fall_below_nothing():
     counts = {"normal": (95, 100), "shuffle": (5, 100), "P0": (0, 100)}
-    for wrong, status in ((5, "OK"), (6, "FAIL")):
+    for wrong, status in ((5, "untestable"), (6, "FAIL")):
         assert primary_table({**counts, "shuffle": (wrong, 100)}, 4, GATE)[-1][2:] == ["<= 5%", status]
 
 
@@ -185,7 +187,7 @@ def test_a_gate_with_nothing_to_judge_is_refused():
     ("shares", "name"),
     [
         ({"P1": 0.3}, "text helps"),
-        ({"identity": 0.8}, "plumbing"),
+        ({"identity": 0.8}, "identity is the text"),
         ({"normal": 0.4}, "normal clears the bar"),
         ({"null": 0.6}, "null is no information"),
         ({"random": 0.05}, "random is no information"),
@@ -199,8 +201,8 @@ def test_each_criterion_fails_on_its_own_fault(shares, name):
     verdict = judge_made(shares={**GOOD, **shares})
     assert not criterion_result(verdict, name).passed
     assert verdict.verdict == FAIL
-    first = next(r for r in verdict.results if not r.passed)
-    assert f"{first.gate}, {first.name}: {first.sentence}" in verdict.reason
+    first = verdict.failed[0]
+    assert f"'{first.name}' does not hold: {first.sentence}" in verdict.reason
 
 
 @pytest.mark.parametrize(
@@ -214,12 +216,15 @@ def test_where_b_alone_solves_nearly_nothing_a_wrong_message_need_not_make_it_wo
     assert criterion_result(verdict, "a wrong message misleads").passed == holds
 
 
-def test_plumbing_compares_answers_not_scores():
+def test_identity_compares_answers_not_scores():
     rows = make_rows()
     one = rows.index[rows.condition == "identity"][7]
     rows.loc[one, "answer"] = "something else"
     verdict = judge_made(rows)
-    assert criterion_result(verdict, "plumbing").sentence == "identity gives P1's answer in 199 of 200 episodes"
+    assert (
+        criterion_result(verdict, "identity is the text").sentence
+        == "identity gives P1's answer in 199 of 200 episodes"
+    )
     assert not verdict.passed
 
 
@@ -328,7 +333,7 @@ def test_a_fail_among_those_judged_exits_1(rows_file):
 
 def test_requesting_one_configuration_does_not_shrink_its_family(rows_file, capsys):
     def tests_of_poor(*argv):
-        main([str(rows_file), *argv])
+        main([str(rows_file), "--gate", "reference", *argv])
         printed = capsys.readouterr().out.split("# poor, ")[1].split("\n# ")[0]
         return [" ".join(line.split()) for line in printed.splitlines() if "Holm" in line]
 
@@ -361,18 +366,19 @@ def test_retention_without_interval_gives_the_reason():
         (["--counts", "normal=11/50,normal=12/50"], "given twice"),
         (["--counts", "noraml=11/50"], "'noraml' does not exist"),
         (["--counts", ""], "does not exist"),
-        (["--counts", "normal=11/50"], "condition P0: missing"),
+        (["--counts", "normal=11/50", "--p1", "34/50"], "condition P0: missing"),
         (["--counts", REPORT, "--k", "0"], "--k: 0"),
         (["--counts", REPORT, "--k", "-4"], "--k: -4"),
         (["--counts", REPORT, "--k", "four"], "--k"),
-        (["--counts", REPORT, "--k", "16"], "condition P1: missing"),
+        (["--counts", REPORT, "--k", "16", "--gate", "reference"], "condition P1: missing"),
         (["--counts", REPORT, "--p1", "60/50"], "--p1: 60/50"),
         (["--counts", REPORT + ",P1=34/50", "--p1", "34/50"], "--p1: P1 is in --counts already"),
-        (["--counts", REPORT, "--split", "confirm"], "--split: goes with a rows file"),
+        (["--counts", REPORT, "--split", "confirm"], "--split: goes with a file"),
         (["--counts", REPORT, "--gate", "missing.yaml"], "missing.yaml: no such file"),
+        (["--counts", REPORT, "--gate", "contents"], "neither a file nor one of the gates content, reference"),
         (["missing.parquet"], "missing.parquet: no such file"),
         (["missing.parquet", "--k", "4"], "--k: goes with --counts"),
-        ([], "give a rows file or --counts"),
+        ([], "give a file or --counts"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(argv, message, capsys, monkeypatch):
@@ -394,14 +400,14 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
     unpaired = tmp_path / "unpaired.parquet"
     rows = make_rows()
     write_rows(tmp_path / "text.parquet", rows[rows.config == ""])
-    write_rows(unpaired, rows[(rows.condition != "random") | (rows.episode < 2010)])
+    write_rows(unpaired, rows[(rows.condition != "null") | (rows.episode < 2010)])
     for argv, message in (
         ([damaged], "damaged.parquet: not an intact Parquet file"),
         ([short], "column success: missing"),
         ([rows_file, "--config", "nobody"], "good/0/confirm"),
         ([rows_file, "--split", "select"], "no rows"),
         ([tmp_path / "text.parquet"], "text.parquet: no rows of a codec; give those of m2ray.evaluate"),
-        ([unpaired], "a, seed 0, split confirm: rows: condition"),
+        ([unpaired], "a, split confirm: rows: condition"),
     ):
         with pytest.raises(UserError, match=message):
             main([str(a) for a in argv])
@@ -414,7 +420,7 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
         ({"at_last": 0.3}, "did you mean `at_least`"),
         ({"at_least": 0.0}, "needs at_least above 0"),
         ({"at_least": 30.0}, "criteria.0.at_least"),
-        ({"against": "P0"}, "against: every kind except lower_bound needs it"),
+        ({"against": "P0"}, "against: every kind but lower_bound and at_most needs it"),
         ({"kind": "overlap", "against": "P0"}, "no other kind"),
         ({"min_k": 8, "max_k": 4}, "would never apply"),
     ],

@@ -1,0 +1,250 @@
+"""The outcomes that a configuration is judged by: one array per condition, over the same episodes.
+
+Shapes: S training seeds, E episodes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from m2ray.judging import statistics as stats
+from m2ray.judging.contrasts import Contrast, Floats, PairedBinary, Unpaired, mean_difference
+from m2ray.util.errors import UserError
+
+Counts = Mapping[str, tuple[int, int]]  # (successes, n) by condition
+NO_SEED = -1  # of rows that all training seeds share
+
+
+class Arms(ABC):
+    """Outcomes of one configuration under its conditions."""
+
+    seeds: Sequence[int]
+
+    @property
+    @abstractmethod
+    def counts(self) -> Counts:
+        """Successes and episodes per condition; training seeds add up, scores are summed and rounded."""
+
+    @property
+    @abstractmethod
+    def paired(self) -> bool:
+        """True if the conditions share their episodes."""
+
+    @abstractmethod
+    def contrast(self, first: str, second: str) -> Contrast:
+        """Return the difference between two conditions."""
+
+    @abstractmethod
+    def p_better(self, first: str, second: str) -> float:
+        """Return the p-value that the first is not better than the second, in the worst training seed."""
+
+    @abstractmethod
+    def rate(self, name: str) -> float:
+        """Return a condition's mean success."""
+
+    @abstractmethod
+    def interval(self, name: str, alpha: float) -> stats.Interval:
+        """Return the two-sided confidence interval of a condition's mean success."""
+
+    @abstractmethod
+    def retention(self, alpha: float) -> stats.Estimate:
+        """Return (normal - P0) / (P1 - P0) with its interval."""
+
+    @property
+    @abstractmethod
+    def test(self) -> str:
+        """The name of the test behind `p_better`."""
+
+    @property
+    @abstractmethod
+    def episodes(self) -> int:
+        """The number of episodes; of bare counts, the smallest n."""
+
+
+class CountArms(Arms):
+    """Bare counts: nothing is paired, and there is one training seed."""
+
+    def __init__(self, counts: Counts) -> None:
+        self._counts, self.seeds = counts, (0,)
+
+    counts = property(lambda self: self._counts)
+    paired = property(lambda self: False)
+    test = property(lambda self: "score test")
+    episodes = property(lambda self: min(n for _, n in self._counts.values()))
+
+    def contrast(self, first: str, second: str) -> Contrast:
+        """Implement `Arms.contrast`."""
+        return Unpaired(self._counts[first], self._counts[second])
+
+    def p_better(self, first: str, second: str) -> float:
+        """Implement `Arms.p_better`."""
+        return self.contrast(first, second).p_above(0.0)
+
+    def rate(self, name: str) -> float:
+        """Implement `Arms.rate`."""
+        successes, n = self._counts[name]
+        return successes / n
+
+    def interval(self, name: str, alpha: float) -> stats.Interval:
+        """Implement `Arms.interval`: Wilson's."""
+        return stats.wilson(*self._counts[name], alpha)
+
+    def retention(self, alpha: float) -> stats.Estimate:
+        """Implement `Arms.retention`: a parametric bootstrap of independent counts."""
+        normal, p0, p1 = (self._counts[name] for name in ("normal", "P0", "P1"))
+        return stats.retention_of_counts(normal, p0, p1, alpha)
+
+
+class RowArms(Arms):
+    """Rows of one configuration, of one or several training seeds, with the rows that its seeds share.
+
+    Args:
+        rows: Columns condition, seed, episode and success at least; success is boolean or in 0..1. Rows of seed -1
+            are shared by all seeds. `group`, where it is given, names clusters of episodes.
+
+    Raises:
+        UserError: a condition lacks a seed, or has an episode twice.
+    """
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self.rows = rows
+        self.seeds = sorted({int(seed) for seed in rows.seed if seed != NO_SEED}) or [NO_SEED]
+        normal = rows[rows.condition == "normal"]
+        first = normal if len(normal) else rows[rows.condition == rows.condition.iloc[0]]
+        self._index = pd.Index(sorted(first.episode.unique()))
+        self._by_condition = dict(tuple(rows.groupby("condition", sort=False)))
+
+    @property
+    def paired(self) -> bool:
+        """True: rows name their episodes."""
+        return True
+
+    @property
+    def test(self) -> str:
+        """McNemar, or t-test for scores and for episodes in groups."""
+        return "McNemar" if self._exact else "t-test"
+
+    @property
+    def _exact(self) -> bool:
+        return self.binary and self.group_E is None
+
+    @property
+    def episodes(self) -> int:
+        """The number of episodes."""
+        return len(self._index)
+
+    def column(self, name: str, column: str = "success") -> NDArray[np.object_]:
+        """Return a column of a condition, [S, E], or [1, E] where all seeds share its rows.
+
+        Raises:
+            UserError: the condition is missing, is on other episodes than `normal`, or a seed lacks it.
+        """
+        part = self._by_condition.get(name)
+        if part is None:
+            raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
+        rows_SE = []
+        for seed in sorted(part.seed.unique()):
+            own = part[part.seed == seed].set_index("episode")[column].sort_index()
+            if own.index.has_duplicates:
+                double = own.index[own.index.duplicated()][0]
+                raise UserError(
+                    f"rows: condition {name}, episode {double}: given twice; keep the rows of one checkpoint, "
+                    "task and decoding"
+                )
+            if not own.index.equals(self._index):
+                lacking, extra = self._index.difference(own.index), own.index.difference(self._index)
+                where = f"lacks {lacking[0]}" if len(lacking) else f"has {extra[0]} besides"
+                raise UserError(
+                    f"rows: condition {name}: not on the episodes of normal ({len(own)} and {len(self._index)}; "
+                    f"it {where}); evaluate both on the same ones"
+                )
+            rows_SE.append(own.to_numpy())
+        if len(rows_SE) not in (1, len(self.seeds)):
+            lacking = sorted({*self.seeds} - {*part.seed})[0]
+            raise UserError(f"rows: condition {name}, seed {lacking}: missing; evaluate every seed under it")
+        return np.stack(rows_SE)
+
+    def scores(self, name: str) -> Floats:
+        """Return a condition's successes or scores as numbers, [S, E] or [1, E]."""
+        if name not in self._scores:
+            self._scores[name] = self.column(name).astype(float)
+        return self._scores[name]
+
+    @cached_property
+    def _scores(self) -> dict[str, Floats]:
+        return {}
+
+    @cached_property
+    def group_E(self) -> NDArray[np.int64] | None:
+        """Numbers of the episodes' groups; None where each episode is a group of one."""
+        if "group" not in self.rows:
+            return None
+        groups = self.rows.drop_duplicates("episode").set_index("episode").group.reindex(self._index)
+        numbers, names = pd.factorize(groups.where(groups.astype(str) != "", pd.Series(self._index, self._index)))
+        return None if len(names) == len(numbers) else numbers
+
+    @cached_property
+    def binary(self) -> bool:
+        """True if every outcome is a success or a failure."""
+        return bool(np.isin(self.rows.success.astype(float).to_numpy(), (0.0, 1.0)).all())
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Implement `Arms.counts`."""
+        grouped = self.rows.groupby("condition").success.agg(["sum", "size"])
+        return {str(name): (round(float(row["sum"])), int(row["size"])) for name, row in grouped.iterrows()}
+
+    def _compare(self, first_SE: Floats, second_SE: Floats) -> Contrast:
+        if self._exact and len(first_SE) == len(second_SE) == 1:
+            wins = int(((first_SE == 1) & (second_SE == 0)).sum())
+            losses = int(((first_SE == 0) & (second_SE == 1)).sum())
+            return PairedBinary(first_SE.shape[1], wins, losses)
+        return mean_difference(first_SE - second_SE, self.group_E)
+
+    def contrast(self, first: str, second: str) -> Contrast:
+        """Implement `Arms.contrast`."""
+        return self._compare(self.scores(first), self.scores(second))
+
+    def p_better(self, first: str, second: str) -> float:
+        """Implement `Arms.p_better`: McNemar's exact test; a t-test of scores, or of episodes in groups."""
+        first_SE, second_SE = np.broadcast_arrays(self.scores(first), self.scores(second))
+        p_values = []
+        for first_E, second_E in zip(first_SE, second_SE, strict=True):
+            if self._exact:
+                p_values.append(stats.mcnemar(first_E, second_E).p_greater)
+            else:
+                p_values.append(self._compare(first_E[None], second_E[None]).p_above(0.0))
+        return max(p_values)
+
+    def rate(self, name: str) -> float:
+        """Implement `Arms.rate`."""
+        return float(self.scores(name).mean())
+
+    def interval(self, name: str, alpha: float) -> stats.Interval:
+        """Implement `Arms.interval`: Wilson's for one seed's successes, else of the clustered mean."""
+        scores_SE = self.scores(name)
+        if self._exact and len(scores_SE) == 1:
+            return stats.wilson(int(scores_SE.sum()), scores_SE.shape[1], alpha)
+        mean = mean_difference(scores_SE, self.group_E)
+        return stats.Interval(max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2)))
+
+    def retention(self, alpha: float) -> stats.Estimate:
+        """Implement `Arms.retention`: a bootstrap over episodes or groups, and over training seeds."""
+        normal, p0, p1 = (self.scores(name) for name in ("normal", "P0", "P1"))
+        return stats.retention(normal, p0, p1, alpha, group_E=self.group_E)
+
+
+def success_rate(count: tuple[int, int]) -> float:
+    """Return successes over n."""
+    return count[0] / count[1]
+
+
+def count_successes(rows: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Return successes and n of every condition in one checkpoint's rows."""
+    return dict(RowArms(rows).counts)

@@ -1,0 +1,277 @@
+"""The criteria of a gate, one function a kind: what is measured, and whether it holds.
+
+Shapes: E episodes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy
+
+from m2ray.config.gate_file import Criterion
+from m2ray.judging import statistics as stats
+from m2ray.judging.arms import Arms, RowArms
+from m2ray.judging.verdict import FAIL, PASS, UNTESTABLE, CriterionResult
+from m2ray.util.errors import UserError
+from m2ray.util.text import percent
+
+POWER = 0.8  # the chance that a gate's number of episodes must give
+
+
+def judge_criterion(criterion: Criterion, arms: Arms, alpha: float, level: float) -> CriterionResult:
+    """Judge one criterion.
+
+    Args:
+        criterion: The criterion.
+        arms: The outcomes; the criterion's conditions are among them.
+        alpha: Level of the gate's intervals, and of its tests before Holm's correction.
+        level: Level of the tests of `exceeds` and `better`, after it.
+
+    Raises:
+        UserError: conditions are on different episodes, or a column is missing.
+    """
+    corrected = level if criterion.gate != "validity" else alpha
+    found = _KINDS[criterion.kind](criterion, arms, corrected if criterion.kind in CORRECTED else alpha)
+    return CriterionResult(criterion.gate, criterion.name, *found, decides=criterion.decides)
+
+
+class _Measurement(NamedTuple):
+    """A criterion's result without its name."""
+
+    measured: float
+    threshold: float
+    status: str
+    sentence: str
+    p_value: float | None = None
+
+
+def _status(passed: bool) -> str:
+    return PASS if passed else FAIL
+
+
+def is_below(rate: float, against: float, floor: float) -> bool:
+    """Return whether a success rate is below another one.
+
+    Where the other one is at most `floor`, it leaves little to lose: the rate must then be at most `floor`, too.
+    """
+    return rate <= floor if against <= floor else rate < against
+
+
+def compare_to_bar(low: float, bar: float) -> str:
+    """Return `12.8% < 30.0%`, with as many decimals as it takes for the two to differ."""
+    sign = ">=" if low >= bar else "<"
+    digits = next((d for d in range(1, 6) if f"{100 * low:.{d}f}" != f"{100 * bar:.{d}f}"), 1)
+    return f"{100 * low:.{digits}f}% {sign} {100 * bar:.{digits}f}%"
+
+
+def _pair(criterion: Criterion) -> tuple[str, str]:
+    assert criterion.against is not None, "gate files give these kinds a second condition"
+    return criterion.condition, criterion.against
+
+
+def _rows(arms: Arms) -> RowArms:
+    assert isinstance(arms, RowArms), "criteria that need rows are left out where there are only counts"
+    return arms
+
+
+# --- with margins --------------------------------------------------------------------------------------------
+
+
+def _exceeds(criterion: Criterion, arms: Arms, level: float) -> _Measurement:
+    first, second = _pair(criterion)
+    contrast = arms.contrast(first, second)
+    low, p_value = contrast.low(level), contrast.p_above(criterion.margin)
+    sentence = (
+        f"{first} - {second} = {100 * contrast.value:+.1f} points, lower bound {100 * low:+.1f} "
+        f"({_confidence(level)}, one-sided), needs {100 * criterion.margin:+.1f}"
+    )
+    return _Measurement(low, criterion.margin, _status(p_value <= level), sentence, p_value)
+
+
+def _equivalent(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    first, second = _pair(criterion)
+    contrast, margin = arms.contrast(first, second), criterion.margin
+    low, high = contrast.low(alpha), contrast.high(alpha)
+    passed = contrast.p_equivalent(margin) <= alpha
+    interval = f"{first} - {second} = {100 * contrast.value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+    outcome = f"within {100 * margin:.1f}"
+    if not passed:
+        outcome = f"not shown to be within {100 * margin:.1f}"
+        if low <= 0 <= high:
+            outcome += f"; n = {arms.episodes} is too few, take more episodes"
+    return _Measurement(low if abs(low) > abs(high) else high, margin, _status(passed), f"{interval}, {outcome}")
+
+
+def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    """Compare n with the episodes that find a difference of twice the margin, at the variance of P1 - P0."""
+    first, second = _pair(criterion)
+    needed = episodes_needed(_variance(arms, first, second), criterion.margin, alpha)
+    n = arms.episodes
+    sentence = (
+        f"n = {n}; a codec at {second} + {200 * criterion.margin:.0f} points is found with a chance of "
+        f"{100 * POWER:.0f}% from n = {needed} on"
+    )
+    return _Measurement(n, needed, _status(n >= needed), sentence)
+
+
+def episodes_needed(variance: float, excess: float, alpha: float) -> int:
+    """Return the episodes at which a mean `excess` above a margin is found with a chance of 80 %.
+
+    n = ((z_alpha + z_power) / excess)^2 variance, the normal approximation.
+
+    Args:
+        variance: Variance of an episode's difference.
+        excess: The true difference less the margin.
+        alpha: Level of the one-sided test.
+    """
+    z_alpha, z_power = scipy.stats.norm.ppf([1 - alpha, POWER])
+    return max(2, math.ceil(round(((z_alpha + z_power) / excess) ** 2 * variance, 9)))
+
+
+def _variance(arms: Arms, first: str, second: str) -> float:
+    if isinstance(arms, RowArms):
+        return float((arms.scores(first).mean(axis=0) - arms.scores(second).mean(axis=0)).var(ddof=1))
+    rates = [arms.rate(name) for name in (first, second)]
+    return sum(rate * (1 - rate) for rate in rates)
+
+
+def _confidence(level: float) -> str:
+    """Return a one-sided level as confidence, with as many decimals as it takes: `95%`, `98.3%`."""
+    return f"{100 * (1 - level):.3g}%"
+
+
+# --- tests ---------------------------------------------------------------------------------------------------
+
+
+def _better(criterion: Criterion, arms: Arms, level: float) -> _Measurement:
+    first, second = _pair(criterion)
+    p_value = arms.p_better(first, second)
+    difference = 100 * (arms.rate(first) - arms.rate(second))
+    seeds = f"in each of {len(arms.seeds)} seeds, largest " if len(arms.seeds) > 1 else ""
+    sentence = f"{first} - {second} = {difference:+.1f} points ({seeds}{arms.test} p = {p_value:.2g})"
+    if arms.interval(first, 2 * level).high <= criterion.floor:
+        floor = f"{first} is at the floor, {percent(arms.rate(first))}, and cannot fall; {sentence}"
+        return _Measurement(p_value, level, UNTESTABLE, floor, p_value)
+    return _Measurement(p_value, level, _status(p_value <= level), sentence, p_value)
+
+
+def _mcnemar(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    first, second = _pair(criterion)
+    test = stats.mcnemar(*_one_seed(arms, first, second))
+    alone = f"only {first} solves {test.only_first}, only {second} {test.only_second}"
+    sentence = f"{alone} (McNemar p = {test.p_greater:.2g})"
+    return _Measurement(test.p_greater, alpha, _status(test.p_greater <= alpha), sentence, test.p_greater)
+
+
+def _difference(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    first, second = _pair(criterion)
+    first_E, second_E = _one_seed(arms, first, second)
+    difference = stats.paired_difference(first_E, second_E, alpha)
+    interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    sentence = f"{first} - {second} = {100 * difference.value:+.1f} points {interval}"
+    return _Measurement(difference.low, 0.0, _status(difference.low > 0), sentence)
+
+
+def _one_seed(arms: Arms, *names: str) -> list[np.ndarray]:
+    """Return the successes of conditions in a training seed; gates without grades judge one at a time."""
+    return [_rows(arms).scores(name)[0] for name in names]
+
+
+# --- rates ---------------------------------------------------------------------------------------------------
+
+
+def _lower_bound(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    bar = criterion.bar({name: arms.rate(name) for name in criterion.conditions})
+    low = arms.interval(criterion.condition, alpha).low
+    sentence = f"CI_low({criterion.condition}) = {compare_to_bar(low, bar)}"
+    return _Measurement(low, bar, _status(low >= bar), sentence)
+
+
+def _overlap(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    first, second = _pair(criterion)
+    interval, other = (arms.interval(name, alpha) for name in (first, second))
+    passed = interval.overlaps(other)
+    verb = "overlaps" if passed else "does not overlap"
+    sentence = (
+        f"{first} [{percent(interval.low)}, {percent(interval.high)}] {verb} "
+        f"{second} [{percent(other.low)}, {percent(other.high)}]"
+    )
+    return _Measurement(arms.rate(first), arms.rate(second), _status(passed), sentence)
+
+
+def _below(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    first, second = _pair(criterion)
+    rate, against, floor = arms.rate(first), arms.rate(second), criterion.floor
+    status = _status(is_below(rate, against, floor))
+    sentence = f"{first} {percent(rate)} is {'' if rate < against else 'not '}below {second} {percent(against)}"
+    if against <= floor:
+        status = UNTESTABLE if rate <= floor else FAIL
+        sentence = f"{second} {percent(against)} is at the floor of {percent(floor)} and cannot fall; {first} is "
+        sentence += percent(rate)
+    if arms.paired or not criterion.decides:
+        p_value = arms.p_better(second, first)
+        helps = arms.p_better(first, second)
+        if helps <= alpha:
+            sentence += f", above it: even a wrong message helps (p = {helps:.2g})"
+        else:
+            sentence += f" ({arms.test} p = {p_value:.2g}, for information)"
+    return _Measurement(rate, against, status, sentence)
+
+
+# --- answers -------------------------------------------------------------------------------------------------
+
+
+def _same_answers(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    first, second = _pair(criterion)
+    rows = _rows(arms)
+    column = "answer" if "answer" in rows.rows else "success"
+    first_E, second_E = rows.column(first, column)[0], rows.column(second, column)[0]
+    same, n = int((first_E == second_E).sum()), len(first_E)
+    verb = "gives" if column == "answer" else "has"
+    what = "answer" if column == "answer" else "outcome"
+    return _Measurement(
+        same / n, 1.0, _status(same == n), f"{first} {verb} {second}'s {what} in {same} of {n} episodes"
+    )
+
+
+def _at_most(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
+    assert criterion.column is not None, "gate files give this kind a column"
+    share = answers_share(_rows(arms), criterion.condition, criterion.column)
+    if share is None:
+        raise UserError(f"rows: column {criterion.column}: missing, and '{criterion.name}' needs it; add it")
+    sentence = (
+        f"{percent(share)} of {criterion.condition}'s answers are {criterion.column}, of "
+        f"{percent(criterion.at_most)} allowed"
+    )
+    return _Measurement(share, criterion.at_most, _status(share <= criterion.at_most), sentence)
+
+
+def answers_share(arms: RowArms, condition: str, column: str) -> float | None:
+    """Return the share of a condition's answers that are truncated or unparsed; None where it is not known."""
+    source = "parsed" if column == "unparsed" else column
+    if source not in arms.rows:
+        return None
+    values = arms.rows.loc[arms.rows.condition == condition, source].dropna().astype(float)
+    if values.empty:
+        return None
+    return float(1 - values.mean()) if column == "unparsed" else float(values.mean())
+
+
+CORRECTED = ("exceeds", "better")  # kinds whose p-values are in Holm's family, where a gate has grades
+_KINDS: dict[str, Callable[[Criterion, Arms, float], _Measurement]] = {
+    "exceeds": _exceeds,
+    "equivalent": _equivalent,
+    "power": _power,
+    "better": _better,
+    "mcnemar": _mcnemar,
+    "difference_above_zero": _difference,
+    "lower_bound": _lower_bound,
+    "overlap": _overlap,
+    "below": _below,
+    "same_answers": _same_answers,
+    "at_most": _at_most,
+}

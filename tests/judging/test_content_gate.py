@@ -1,0 +1,324 @@
+"""The gate `content`: what it must not pass, what it must, and what it says where nothing can be judged."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from m2ray.cli.gate import main, parse_counts
+from m2ray.config.gate_file import load_gate
+from m2ray.judging.gate import judge, judge_counts, judge_together
+from m2ray.judging.outcome_files import read_outcomes
+from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, UNTESTABLE, WHOLE
+from m2ray.util.errors import UserError
+
+GATE, REFERENCE = load_gate(), load_gate("reference")
+# Rates of the embedded receiver on its own task, roughly.
+SETTING = {"P0": 0.37, "P1": 0.98, "null": 0.37, "shuffle": 0.16}
+GOOD = {**SETTING, "normal": 0.80, "constant": 0.37, "mean": 0.36, "init": 0.44, "near": 0.2, "identity": 0.98}
+
+
+def outcomes(shares, n=500, seeds=(0,), codec="codec", rng=0, k=None):
+    """Return rows of outcomes in which each condition solves its share of episodes, drawn independently."""
+    generator = np.random.default_rng(rng)
+    own = {"normal", "shuffle", "near", "init", "mean"}
+    frames = []
+    for condition, share in shares.items():
+        for seed in seeds if condition in own else (-1,):
+            success = generator.permutation(np.arange(n) < round(share * n)).astype(float)
+            frames.append(
+                pd.DataFrame({"condition": condition, "seed": seed, "episode": range(n), "success": success})
+            )
+    rows = pd.concat(frames, ignore_index=True).assign(config=codec, k=k or 0, split="")
+    if "identity" in shares:
+        rows.loc[rows.condition == "identity", "success"] = rows[rows.condition == "P1"].success.to_numpy()
+    return rows
+
+
+def counts_verdict(counts, p1, k):
+    return judge_counts(parse_counts(f"{counts},P1={p1}"), k, GATE)
+
+
+def result(verdict, name):
+    return next(r for r in verdict.results if r.name == name)
+
+
+# --- what the reference gate lets through --------------------------------------------------------------------
+
+
+def test_an_untrained_codec_fails():
+    """The reference gate passes it at k = 16: 65 % against 16 % with a wrong message."""
+    untrained = {**GOOD, "normal": 0.65, "init": 0.65, "random": 0.33}
+    verdict = judge(outcomes(untrained, k=16), GATE)
+    assert verdict.verdict == FAIL
+    assert "'beats itself untrained' does not hold" in verdict.reason
+    assert judge(outcomes(untrained, k=16), REFERENCE).verdict == PASS
+
+
+def test_one_fact_of_four_is_a_part_and_not_a_pass():
+    told = {**SETTING, "normal": 0.574, "shuffle": 0.287, "facts-1": 0.574, "facts-2": 0.72, "facts-3": 0.86}
+    rows = outcomes(told, k=16)
+    rows.loc[rows.condition == "facts-1", "success"] = rows[rows.condition == "normal"].success.to_numpy()
+    verdict = judge(rows, GATE)
+    assert verdict.verdict == PART
+    assert verdict.amount("facts").value == 1
+    assert verdict.amount("retention").value == pytest.approx(0.33, abs=0.01)
+
+
+@pytest.mark.parametrize("k", [4, 15, 16, 64])
+def test_a_codec_below_no_message_does_not_pass(k):
+    verdict = counts_verdict("normal=275/500,null=225/500,random=225/500,shuffle=150/500,P0=300/500", "475/500", k)
+    assert verdict.verdict == INVALID
+    assert result(verdict, "beats no message").status == FAIL
+    fair = counts_verdict("normal=275/500,null=300/500,random=225/500,shuffle=150/500,P0=300/500", "475/500", k)
+    assert fair.verdict == FAIL
+    assert "'beats no message' does not hold: normal - P0 = -5.0 points" in fair.reason
+
+
+@pytest.mark.parametrize("k", [8, 16])
+def test_a_codec_below_a_constant_prefix_does_not_pass(k):
+    counts = "normal=290/500,null=185/500,random=185/500,shuffle=150/500,P0=185/500,constant=350/500"
+    verdict = counts_verdict(counts, "475/500", k)
+    assert verdict.verdict == FAIL
+    assert "'beats a trained constant' does not hold: normal - constant = -12.0 points" in verdict.reason
+
+
+def test_there_is_no_cliff_in_k():
+    rows = outcomes({**GOOD, "random": 0.3})
+    verdicts = [judge(rows.assign(k=k), GATE) for k in (1, 15, 16, 64)]
+    assert len({(v.verdict, v.reason, v.results) for v in verdicts}) == 1
+
+
+def test_few_episodes_show_nothing_about_the_setting():
+    verdict = counts_verdict("normal=9/10,null=5/10,random=6/10,shuffle=0/10,P0=2/10", "10/10", 4)
+    assert verdict.verdict == INVALID
+    assert "n = 10" in verdict.reason
+    assert result(verdict, "null is no information").status == FAIL
+
+
+def test_a_wrong_message_that_helps_is_not_said_to_mislead():
+    """P0 0.1 %, shuffle 5 %: it helps fifty-fold."""
+    verdict = counts_verdict("normal=600/1000,null=1/1000,random=1/1000,shuffle=50/1000,P0=1/1000", "950/1000", 8)
+    reading = result(verdict, "a wrong message misleads")
+    assert reading.status == UNTESTABLE
+    assert "even a wrong message helps" in reading.sentence
+    assert verdict.verdict == PASS  # it is for information
+
+
+def test_one_seed_of_three_does_not_carry_the_configuration():
+    good, poor = outcomes(GOOD, seeds=(0,)), outcomes({**GOOD, "normal": 0.40}, seeds=(1, 2), rng=1)
+    own = poor[poor.seed >= 0]
+    (judged,) = judge_together([pd.concat([good, own])], GATE)
+    assert judged.seeds[0].verdict == PASS
+    assert judged.verdict.verdict == FAIL
+    assert judged.verdict.seeds == 3
+
+
+# --- grades --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("normal", "expected"), [(0.98, WHOLE), (0.80, PASS), (0.60, PART), (0.50, FAIL), (0.37, FAIL), (0.2, FAIL)]
+)
+def test_the_verdict_follows_the_rate(normal, expected):
+    shares = {**GOOD, "normal": normal, "init": 0.37}
+    assert judge(outcomes(shares, n=1000), GATE).verdict == expected
+
+
+def test_every_control_counts():
+    for control in ("P0", "null", "constant", "mean", "init"):
+        verdict = judge(outcomes({**GOOD, control: 0.75}, n=1000), GATE)
+        assert not verdict.passed, control
+    for wrong in ("shuffle", "near"):
+        verdict = judge(outcomes({**GOOD, wrong: 0.80}, n=1000), GATE)
+        assert verdict.verdict == FAIL, wrong
+
+
+def test_the_verdict_names_what_was_not_shown():
+    verdict = judge(outcomes({**SETTING, "normal": 0.8}), GATE)
+    assert verdict.verdict == PASS
+    assert verdict.caveats == (
+        "1 training seed; not shown: identity, constant, mean, init, near, truncated answers, unparsed answers"
+    )
+    (judged,) = judge_together([outcomes(GOOD, seeds=(0, 1, 2))], GATE)
+    assert judged.verdict.caveats == "not shown: truncated answers, unparsed answers"
+
+
+@pytest.mark.parametrize(
+    ("shares", "cause"),
+    [
+        ({"P1": 0.40}, "text leaves room"),
+        ({"P0": 0.93, "null": 0.93}, "text leaves room"),
+        ({"null": 0.60}, "null is no information"),
+        ({"null": 0.15}, "null is no information"),
+    ],
+)
+def test_a_setting_that_shows_nothing_is_not_a_failure_of_the_codec(shares, cause):
+    verdict = judge(outcomes({**GOOD, **shares}), GATE)
+    assert verdict.verdict == INVALID
+    assert f"'{cause}' does not hold" in verdict.reason
+
+
+@pytest.mark.parametrize(("column", "value"), [("truncated", 1.0), ("parsed", 0.0)])
+def test_answers_that_cannot_be_read_make_the_setting_invalid(column, value):
+    rows = outcomes(GOOD, n=1000)
+    share = 0.06 if column == "truncated" else 0.21
+    rows[column] = 1.0 - value
+    text = rows.index[rows.condition == "P1"]
+    rows.loc[text[: round(share * len(text))], column] = value
+    assert judge(rows, GATE).verdict == INVALID
+    rows.loc[text, column] = 1.0 - value
+    assert judge(rows, GATE).verdict == PASS
+
+
+def test_identity_must_give_the_texts_answers():
+    rows = outcomes(GOOD)
+    rows.loc[rows.index[rows.condition == "identity"][0], "success"] = 0.5
+    assert "'identity is the text'" in judge(rows, GATE).reason
+
+
+# --- together ------------------------------------------------------------------------------------------------
+
+
+def test_holm_makes_the_bar_higher_for_configurations_judged_together():
+    borderline = {
+        **GOOD,
+        "normal": 0.525,
+        "init": 0.1,
+        "mean": 0.1,
+        "constant": 0.1,
+        "near": 0.05,
+        "shuffle": 0.05,
+    }
+    rows = outcomes(borderline, n=1000, rng=3)
+    (alone,) = judge_together([rows], GATE)
+    assert result(alone.verdict, "beats no message").status == PASS
+    others = [
+        outcomes({**GOOD, "normal": 0.37, "init": 0.37}, n=1000, rng=i).assign(config=f"c{i}") for i in range(20)
+    ]
+    together = judge_together([rows, *others], GATE)[0]
+    assert result(together.verdict, "beats no message").status == FAIL
+    assert "99.8%" in result(together.verdict, "beats no message").sentence
+
+
+# --- outcomes of any system ----------------------------------------------------------------------------------
+
+
+def write_jsonl(path, rows, **columns):
+    with path.open("w") as out:
+        for row in rows.itertuples():
+            record = {"id": f"e{row.episode}", "condition": row.condition, "success": int(row.success)}
+            if row.seed >= 0:
+                record["seed"] = row.seed
+            out.write(json.dumps({**record, **columns}) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_outcomes_of_any_system_are_judged(tmp_path, form, capsys):
+    file = write_jsonl(tmp_path / "outcomes.jsonl", outcomes(GOOD, seeds=(0, 1, 2)))
+    frame = pd.read_json(file, lines=True)
+    if form == "csv":
+        file = tmp_path / "outcomes.csv"
+        file.write_bytes(b"\xef\xbb\xbf" + frame.to_csv(index=False).replace("\n", "\r\n").encode())
+    elif form == "parquet":
+        file = tmp_path / "outcomes.parquet"
+        frame.to_parquet(file)
+    assert main([str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "Verdict: PASS - keeps 0.7" in printed
+    assert printed.count("- seed ") == 3
+
+
+def test_scores_and_groups(tmp_path):
+    rng = np.random.default_rng(0)
+    means = {"P0": 0.2, "P1": 0.9, "null": 0.2, "normal": 0.8, "shuffle": 0.1}
+    lines = [
+        {"id": e, "condition": c, "score": float(np.clip(m + rng.normal(0, 0.1), 0, 1)), "group": e // 5}
+        for c, m in means.items()
+        for e in range(400)
+    ]
+    file = tmp_path / "scores.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    verdict = judge(read_outcomes(file), GATE)
+    assert verdict.verdict == PASS
+    assert "t-test" in result(verdict, "right beats wrong").sentence
+
+
+def test_codecs_in_one_file_share_the_rows_without_a_codec(tmp_path, capsys):
+    own, shared = outcomes(GOOD), outcomes(GOOD)
+    own = own[own.seed >= 0]
+    shared = shared[shared.seed < 0]
+    records = [
+        {"id": r.episode, "condition": r.condition, "success": r.success, "codec": codec}
+        for codec, rows in (("a", own), ("b", own), ("", shared))
+        for r in rows.itertuples()
+    ]
+    file = tmp_path / "two.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    assert main([str(file)]) == 0
+    assert capsys.readouterr().out.count("Verdict: PASS") == 2
+
+
+def edit(records, index, **change):
+    return [record | change if i == index else record for i, record in enumerate(records)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: [x for x in r if x["condition"] != "shuffle"], "condition shuffle: missing"),
+        (lambda r: [x for x in r if x["condition"] != "P1"], "condition P1: missing"),
+        (lambda r: r[1:], "not on the episodes of normal (299 and 300; it lacks 0)"),
+        (lambda r: edit(r, -1 % len(r), id="other"), "not on the episodes of normal"),
+        (lambda r: [*r, r[0]], "given twice"),
+        (lambda r: edit(r, 3, success=1.5), "line 4: success: 1.5 is outside 0 to 1; fix it"),
+        (lambda r: edit(r, 3, success=-1), "line 4: success: -1 is outside 0 to 1"),
+        (lambda r: edit(r, 3, success=0.5), "line 4: success: 0.5 is neither 0 nor 1; name the column score"),
+        (lambda r: edit(r, 3, success="yes"), "line 4: success: 'yes' is not a number"),
+        (lambda r: edit(r, 3, success=None), "line 4: success"),
+        (lambda r: edit(r, 3, condition=None), 'line 4: condition: empty; write it, in quotes if it is "null"'),
+        (lambda r: edit(r, 3, id=""), "line 4: id: empty"),
+        (lambda r: edit(r, 3, seed=-2), "line 4: seed: -2 is not a whole number"),
+        (lambda r: [{"id": 1, "condition": "normal"}], "column success or score: missing"),
+        (lambda r: [{**x, "score": 1} for x in r], "both given, keep one"),
+        (lambda r: [{"condition": "normal", "success": 1}], "column id: missing"),
+        (lambda r: [], "no outcomes"),
+        (lambda r: [*r[:3], [1, 2], *r[3:]], "line 4: expected an object"),
+    ],
+)
+def test_a_fault_in_outcomes_is_one_line(tmp_path, change, message):
+    records = [
+        {"id": r.episode, "condition": r.condition, "success": r.success}
+        for r in outcomes({**SETTING, "normal": 0.8}, n=300).itertuples()
+    ]
+    file = tmp_path / "bad.jsonl"
+    file.write_text("\n".join(map(json.dumps, change(records))))
+    with pytest.raises(UserError) as error:
+        main([str(file)])
+    assert message in str(error.value)
+    assert "bad.jsonl" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_outcomes_need_no_torch(tmp_path):
+    file = write_jsonl(tmp_path / "outcomes.jsonl", outcomes(GOOD))
+    code = (
+        "import sys; from m2ray.cli.gate import main; code = main([sys.argv[1]]); "
+        "sys.exit(9 if {'torch', 'ray', 'transformers'} & set(sys.modules) else code)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True).returncode == 0
+
+
+def test_the_reference_gate_says_what_it_lets_through(capsys):
+    counts = "normal=30/50,null=10/50,random=11/50,shuffle=5/50,P0=10/50"
+    assert main(["--counts", counts, "--gate", "reference"]) == 0
+    assert "Gate reference is known to pass an untrained codec at k = 16" in capsys.readouterr().out
+
+
+def test_counts_without_the_text_cannot_pass(capsys):
+    assert main(["--counts", "normal=300/500,null=50/500,random=50/500,shuffle=5/500,P0=50/500"]) == 1
+    assert "Verdict: INVALID SETTING - P1 is missing" in capsys.readouterr().out

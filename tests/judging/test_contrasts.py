@@ -1,0 +1,131 @@
+"""Differences between conditions: against published values, an independent search, and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2ray.judging.contrasts import MeanDifference, PairedBinary, Unpaired, mean_difference
+
+
+def test_tangos_interval_is_the_published_one():
+    """12 and 2 discordant of 50: Newcombe (1998), table II, asymptotic score method, [0.0611, 0.3447]."""
+    pairs = PairedBinary(50, 12, 2)
+    assert pairs.value == 0.2
+    assert pairs.low(0.025) == pytest.approx(0.0611, abs=5e-5)
+    assert pairs.high(0.025) == pytest.approx(0.3447, abs=5e-5)
+
+
+def score_by_search(n, wins, losses, margin):
+    """Return the score statistic with the constrained estimate found by maximizing the likelihood."""
+    low, high = max(0.0, -margin), (1 - margin) / 2
+
+    def minus_likelihood(share):  # of the second's sole successes
+        cells = ((wins, share + margin), (losses, share), (n - wins - losses, 1 - 2 * share - margin))
+        return -sum(count * math.log(max(p, 1e-300)) for count, p in cells if count)
+
+    found = scipy.optimize.minimize_scalar(
+        minus_likelihood, bounds=(low, high), method="bounded", options={"xatol": 1e-12}
+    )
+    share = min((low, found.x, high), key=minus_likelihood)
+    return (wins - losses - n * margin) / math.sqrt(n * (2 * share + margin - margin**2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(5, 200), st.data(), st.floats(-0.5, 0.5))
+def test_the_score_is_that_of_the_likelihoods_own_maximum(n, data, margin):
+    wins = data.draw(st.integers(0, n))
+    losses = data.draw(st.integers(0, n - wins))
+    if abs(margin) < 0.01:
+        return
+    expected = scipy.stats.norm.sf(score_by_search(n, wins, losses, margin))
+    assert PairedBinary(n, wins, losses).p_above(margin) == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 300), st.data(), st.sampled_from([0.2, 0.05, 0.025, 0.01]))
+def test_a_bound_is_where_the_test_turns(n, data, level):
+    wins = data.draw(st.integers(0, n))
+    losses = data.draw(st.integers(0, n - wins))
+    first, second = data.draw(st.integers(0, n)), data.draw(st.integers(0, n))
+    for contrast in (PairedBinary(n, wins, losses), Unpaired((first, n), (second, n))):
+        low = contrast.low(level)
+        assert -1 <= low <= contrast.value + 1e-6 or n < 3
+        if low > -0.999:
+            assert contrast.p_above(low - 1e-3) <= level + 1e-9
+        if -1 < low + 1e-3 < 1:
+            assert contrast.p_above(low + 1e-3) >= level - 1e-9
+
+
+def test_no_difference_at_all_is_not_proof_of_equivalence():
+    assert PairedBinary(10, 0, 0).p_equivalent(0.1) > 0.05
+    assert PairedBinary(300, 0, 0).p_equivalent(0.1) < 0.001
+
+
+def test_the_unpaired_test_is_that_of_statsmodels():
+    contrast = Unpaired((30, 50), (10, 50))
+    assert contrast.value == pytest.approx(0.4)
+    assert contrast.low(0.05) < 0.4 < contrast.high(0.05)
+    assert contrast.p_above(0.1) < 0.01
+    assert Unpaired((0, 50), (0, 50)).p_above(0.0) == 0.5
+
+
+def test_a_mean_over_one_seed_is_the_paired_t_test():
+    difference = np.random.default_rng(0).normal(0.2, 1.0, (1, 80))
+    mean = mean_difference(difference)
+    expected = scipy.stats.ttest_1samp(difference[0], 0.1, alternative="greater")
+    assert mean.p_above(0.1) == pytest.approx(expected.pvalue)
+    assert mean.low(0.05) == pytest.approx(
+        scipy.stats.ttest_1samp(difference[0], 0.0, alternative="greater").confidence_interval(0.95).low
+    )
+
+
+def test_groups_are_clusters():
+    """Ten copies of each episode are not ten times the evidence."""
+    difference = np.random.default_rng(0).normal(0.2, 1.0, 40)
+    copies = np.repeat(difference, 10)[None]
+    grouped = mean_difference(copies, np.repeat(np.arange(40), 10))
+    assert grouped.error == pytest.approx(mean_difference(difference[None]).error)
+    assert mean_difference(copies).error < grouped.error / 3
+
+
+def test_training_seeds_that_differ_widen_the_interval():
+    rng = np.random.default_rng(0)
+    alike = (rng.random((3, 300)) < 0.6) - (rng.random((1, 300)) < 0.3).astype(float)
+    apart = np.stack([(rng.random(300) < p) for p in (0.95, 0.6, 0.25)]) - (rng.random((1, 300)) < 0.3).astype(
+        float
+    )
+    assert mean_difference(alike).low(0.05) > 0.2
+    assert mean_difference(apart).low(0.05) < 0.0
+    assert mean_difference(apart).freedom < 3
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_bound_covers_as_often_as_it_says(seeds):
+    """True difference 10 points, n = 300: the lower bound exceeds it in at most 5 % of draws, within noise."""
+    rng, above, draws = np.random.default_rng(seeds), 0, 1500
+    for _ in range(draws):
+        ability = rng.random(300)
+        control = ability < 0.37
+        if seeds == 1:
+            normal = np.where(rng.random(300) < 0.5, rng.random(300) < 0.47, ability < 0.47)
+            wins, losses = int((normal & ~control).sum()), int((~normal & control).sum())
+            contrast = PairedBinary(300, wins, losses)
+        else:
+            rates = np.clip(0.47 + rng.normal(0, 0.03, (3, 1)), 0, 1)
+            normal = np.where(rng.random((3, 300)) < 0.5, rng.random((3, 300)) < rates, ability < rates)
+            contrast = mean_difference(normal - control.astype(float))
+        above += contrast.low(0.05) >= 0.10
+    assert above / draws <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / draws)
+    assert above / draws >= 0.01
+
+
+def test_a_difference_without_variance():
+    assert MeanDifference(0.3, 0.0, 10).p_above(0.1) == 0.0
+    assert MeanDifference(0.1, 0.0, 10).p_above(0.1) == 0.5
+    assert MeanDifference(0.0, 0.0, 10).p_above(0.1) == 1.0
+    with pytest.raises(ValueError, match="two episodes"):
+        mean_difference(np.array([[0.5]]))
