@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("config", help="configuration on its leaderboard")
     parser.add_argument("--seed", type=int, default=0, help="training seed")
     parser.add_argument(
-        "--as", dest="name", help="name of the folder in results/NAME, such as best-k8", required=True
+        "--as", dest="name", help="name of the new folder in results/NAME, such as best-k8", required=True
     )
     args = parser.parse_args(argv)
     if not (args.sweep / "leaderboard.csv").is_file():

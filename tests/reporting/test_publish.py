@@ -1,6 +1,7 @@
 """Published codecs: self-contained folders to evaluate on any seeds, and to train again."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -71,12 +72,38 @@ def test_its_folder_gives_the_verdict_and_how_to_train_it_again(sweep):
 
 
 @pytest.mark.parametrize(
-    ("config", "name", "error"),
-    [("k99", "best-k99", "no checkpoint of k99"), (CONFIG, "../out", "not a plain folder name")],
+    ("config", "seed", "name", "error"),
+    [
+        ("k99", 0, "best-k99", "no checkpoint of k99; use one of the configurations: k8"),
+        (CONFIG, 1, "best-k8", "no checkpoint of k8, seed 1; use one of its seeds: 0"),
+        (CONFIG, 0, "../out", "not a plain folder name; use letters, digits, - and _"),
+        (CONFIG, 0, "report.html", "not a plain folder name"),
+        (CONFIG, 0, "figures", "--as: 'figures' is a folder that sweeps use; choose another name, such as best"),
+        (CONFIG, 0, "rows", "a folder that sweeps use"),
+    ],
 )
-def test_what_cannot_be_published_is_refused(sweep, config, name, error):
-    with pytest.raises(UserError, match=error):
-        publish(sweep, config, 0, name)
+def test_what_cannot_be_published_is_refused(sweep, config, seed, name, error):
+    before = sorted(sweep.rglob("*"))
+    with pytest.raises(UserError, match=re.escape(error)):
+        publish(sweep, config, seed, name)
+    assert sorted(sweep.rglob("*")) == before
+
+
+def test_a_published_codec_is_not_replaced_unless_it_is_asked_for(sweep):
+    best = publish(sweep, CONFIG, 0, "best")
+    (best / "README.md").write_text("notes")
+    with pytest.raises(UserError, match="best is already there; choose another name, or remove it first"):
+        publish(sweep, CONFIG, 0, "best")
+    assert (best / "README.md").read_text() == "notes"
+    publish(sweep, CONFIG, 0, "best", replace=True)
+    assert "PASS on confirm" in (best / "README.md").read_text()
+
+
+def test_a_training_without_a_line_on_the_leaderboard_is_refused(sweep):
+    leaderboard = sweep / "leaderboard.csv"
+    pd.read_csv(leaderboard).assign(seed=1).to_csv(leaderboard, index=False)
+    with pytest.raises(UserError, match="no line of k8, seed 0; finish the sweep with --resume first"):
+        publish(sweep, CONFIG, 0, "best")
 
 
 RECIPE = Path(__file__).parents[2] / "results" / "recipe-mini"
