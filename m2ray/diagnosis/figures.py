@@ -143,7 +143,7 @@ def _draw_gaps(axis: Any, d: Diagnosis) -> None:
         axis.barh(heights, widths, 0.3, xerr=spans, color=colour, label=kind, capsize=2)
     axis.axvline(0, color="#000000", lw=0.8)
     axis.set(yticks=range(len(names)), yticklabels=names, title="What the right message is worth")
-    axis.set_xlabel("NLL less that of the right message (nats a token)\nabove 0: the right message does better")
+    axis.set_xlabel("NLL less that of the right message (nats per token)\nabove 0: the right message does better")
     axis.invert_yaxis()
     axis.legend(frameon=False, fontsize=8)
 
@@ -153,7 +153,7 @@ def _draw_success(axis: Any, d: Diagnosis) -> None:
         low, high = stats.wilson(found.successes, found.n)
         width, span = _error_bars([Estimate(100 * found.share, 100 * low, 100 * high)])
         axis.errorbar(width, [i], xerr=span, fmt="o", color=COLOURS.get(name, COLOURS["random"]), capsize=3)
-    labels = [f"{name}, n = {found.n}" if name == "free" else name for name, found in d.success.items()]
+    labels = [f"free, at least, n = {found.n}" if name == "free" else name for name, found in d.success.items()]
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 100), title="Success by decoding")
     axis.set_xlabel("episodes solved (%)")
     axis.invert_yaxis()

@@ -1,8 +1,8 @@
 """The figures of a diagnosis, the findings that follow from them, and both as JSON.
 
 Each finding is a sentence that a rule yields, by the thresholds below. A gap is NLL(condition) - NLL(right
-message) in nats a digit: above 0, the right message is worth something. `worth`, what the message as text is worth
-to the receiver, is the difference in NLL between P0 (no message) and P1 (the message as text).
+message) in nats per digit: above 0, the right message is worth something. `worth`, what the message as text is
+worth to the receiver, is the difference in NLL between P0 (no message) and P1 (the message as text).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from m2ray.diagnosis.probes import Probe, SimilarityMap
+from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
 from m2ray.judging.verdict_tables import format_count
 from m2ray.util.text import percent
@@ -24,7 +25,8 @@ KEEPS = 0.6  # a stage loses the message where it keeps less than this share of 
 ALIKE = 0.98  # mean cosine above which prefixes are all alike
 ONE_WAY = 2.0  # effective rank below which prefixes differ in one way only
 FAR = 3.0  # largest factor, up or down, between a prefix vector's norm and a token embedding's
-CAPACITY = 0.8  # where free vectors reach this share of the text's success, k slots suffice
+CAPACITY = 0.8  # where free vectors, or the codec, reach this share of the text's success, k slots suffice
+MIN_FREE_EPISODES = 10  # with free vectors for fewer episodes, a low success says nothing about k
 
 STAGE = {
     "tokens": "all token states",
@@ -62,7 +64,7 @@ class Norms(NamedTuple):
 
 
 class Success(NamedTuple):
-    """Episodes solved by decoding, and mean nats a digit."""
+    """Episodes solved by decoding, and mean nats per digit."""
 
     successes: int
     n: int
@@ -85,17 +87,30 @@ class Diagnosis:
     path: tuple[str, ...]  # the stages that a message passes through in this encoder
     maps: dict[str, SimilarityMap]
     probes: dict[str, Probe]
-    nll: dict[str, tuple[float, float]]  # nats a digit, nats a format token
+    nll: dict[str, tuple[float, float]]  # nats per digit, nats per format token
     gaps: dict[str, Gap]
     seen: dict[str, Estimate]  # gaps of digits on messages that the codec was trained on
     success: dict[str, Success]  # `constant` and `free` only where ceilings were measured
     ahead: dict[str, Estimate]  # success(right message) - success(condition), paired
     retention: Estimate  # `m2ray.judging.statistics.retention`
     norms: Norms
+    free_converged: int | None = (
+        None  # episodes on which `m2ray.diagnosis.free_vectors` ended before its last step
+    )
+
+    @property
+    def free_bound(self) -> str:
+        """How many episodes free vectors solve, a lower bound of what k vectors can do."""
+        free = self.success["free"]
+        low, high = stats.wilson(free.successes, free.n)
+        return (
+            f"{self.about['k']} vectors fitted to each episode solve at least {free} [{percent(low)}, "
+            f"{percent(high)}], fits converged: {self.free_converged} of {free.n}"
+        )
 
     @property
     def worth(self) -> float:
-        """Nats a digit that the message as text is worth to the receiver."""
+        """Nats per digit that the message as text is worth to the receiver."""
         return self.nll["P0"][0] - self.nll["P1"][0]
 
     @property
@@ -163,12 +178,12 @@ def check_reading(d: Diagnosis) -> Iterator[Finding]:
     count = f"{solved['normal']} solved with it, {solved['P0']} without, {solved['P1']} with the text"
     probed = f"probe {probe_accuracy(d.probes['prefix'])}"
     content = _prefix_content(d.probes["prefix"])
-    unread = f"shuffle gap {wrong} a digit, where the text is worth {d.worth:.3f}; {count}."
+    unread = f"shuffle gap {wrong} per digit, where the text is worth {d.worth:.3f}; {count}."
     if d.worth <= 0 or d.text_gain <= 0:
         yield Finding(
             "deaf",
             "The receiver does not use the message even as text, so no codec can be judged on it: "
-            f"{solved['P1']} solved with it, {solved['P0']} without; it is worth {d.worth:+.3f} nats a digit.",
+            f"{solved['P1']} solved with it, {solved['P0']} without; it is worth {d.worth:+.3f} nats per digit.",
         )
     elif shuffle.high < 0:
         yield Finding(
@@ -178,13 +193,13 @@ def check_reading(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "healthy",
             f"The codec carries its message and the receiver reads it: {count}, retention {d.retention.value:.2f} "
-            f"[{d.retention.low:.2f}, {d.retention.high:.2f}]; a wrong message costs {wrong} a digit.",
+            f"[{d.retention.low:.2f}, {d.retention.high:.2f}]; a wrong message costs {wrong} per digit.",
         )
     elif shuffle.low > threshold:
         share = "little" if d.ahead["P0"].low > 0 else "nothing"
         yield Finding(
             "wrong_hurts",
-            f"The receiver reads something of the prefix, but {share} of it helps: a wrong one costs {wrong} a "
+            f"The receiver reads something of the prefix, but {share} of it helps: a wrong one costs {wrong} per "
             f"digit, with the right one {count}; the prefix {content} ({probed}, chance 50%).",
         )
     elif shuffle.high < threshold:
@@ -212,8 +227,9 @@ def check_confidence(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "overconfident",
             "The receiver is overconfident with the prefix: it solves "
-            f"{100 * d.ahead['P0'].value:.1f} points more than without, yet gains only {format_nats(gap)} a digit "
-            f"(text {d.worth:.3f}): where it errs, it is sure of itself. A score in nats undervalues this codec.",
+            f"{100 * d.ahead['P0'].value:.1f} points more than without, yet gains only {format_nats(gap)} per "
+            f"digit (text {d.worth:.3f}): where it errs, it is sure of itself. A score in nats undervalues "
+            "this codec.",
         )
 
 
@@ -254,7 +270,7 @@ def check_memorisation(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "memorised",
             "The codec memorised its training messages: on those the right one is worth "
-            f"{format_nats(seen)} a digit over a wrong one, on unseen messages {format_nats(unseen)}.",
+            f"{format_nats(seen)} per digit over a wrong one, on unseen messages {format_nats(unseen)}.",
         )
 
 
@@ -277,7 +293,7 @@ def check_format(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "format",
             "What the prefix gains over zeros is form, not content: "
-            f"{format_nats(gap.format)} a format token against {format_nats(gap.digits)} a digit.",
+            f"{format_nats(gap.format)} per format token against {format_nats(gap.digits)} per digit.",
         )
 
 
@@ -293,14 +309,19 @@ def check_norm(d: Diagnosis) -> Iterator[Finding]:
 
 
 def check_capacity(d: Diagnosis) -> Iterator[Finding]:
-    """Find whether k vectors could carry the message at all."""
+    """Find whether k vectors could carry the message at all.
+
+    Success with free vectors is a lower bound of what k vectors can do: fitting them may fail where better vectors
+    exist. So it can show that k suffices, but not that k is too small.
+    """
     free, text, own = (d.success.get(name) for name in ("free", "P1", "normal"))
-    if free is None or text is None:
+    if free is None or text is None or own is None:
         return
-    figures = f"{d.about['k']} vectors fitted to each episode solve {free}"
-    if free.share >= CAPACITY * text.share:
-        yield Finding(
-            "capacity_suffices", f"Capacity is not the limit: {figures}, the text {text}, the codec {own}."
-        )
+    figures = f"{d.free_bound}, the text {text}, the codec {own}"
+    bar = CAPACITY * text.share
+    if own.share >= bar or (free.n >= MIN_FREE_EPISODES and free.share >= bar):
+        yield Finding("capacity_suffices", f"Capacity is not the limit: {figures}.")
+    elif free.n < MIN_FREE_EPISODES:
+        yield Finding("capacity_unknown", f"Too few episodes to tell whether capacity is the limit: {figures}.")
     else:
-        yield Finding("capacity_limits", f"Capacity may be the limit: {figures}, the text {text}; try a larger k.")
+        yield Finding("capacity_limits", f"Capacity may be the limit, or the fit: {figures}; try a larger k.")

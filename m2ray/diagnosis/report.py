@@ -5,7 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from m2ray.diagnosis.figures import FigureInputs, draw_diagnosis
-from m2ray.diagnosis.findings import ALIKE, HOLDS, ONE_WAY, STAGE, Diagnosis, format_nats, probe_accuracy
+from m2ray.diagnosis.findings import (
+    ALIKE,
+    EMPTY,
+    HOLDS,
+    ONE_WAY,
+    RECOVERED,
+    STAGE,
+    Diagnosis,
+    format_nats,
+    probe_accuracy,
+)
 from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
 from m2ray.util.files import write_atomic, write_json
@@ -64,7 +74,7 @@ def _stage_table(d: Diagnosis) -> Table:
 
 
 def _nll_table(d: Diagnosis) -> Table:
-    table = [["condition", "nats a digit", "gap", "nats a format token", "gap"]]
+    table = [["condition", "nats per digit", "gap", "nats per format token", "gap"]]
     for name, (digits, other) in d.nll.items():
         gap = d.gaps.get(name)
         cells = ["", ""] if gap is None else [format_nats(gap.digits), format_nats(gap.format)]
@@ -75,10 +85,13 @@ def _nll_table(d: Diagnosis) -> Table:
 
 
 def _success_table(d: Diagnosis) -> Table:
-    table = [["prefix", "solved", "95 % CI", "nats a digit"]]
+    table = [["prefix", "solved", "95 % CI", "nats per digit"]]
     for name, success in d.success.items():
         low, high = stats.wilson(success.successes, success.n)
-        table.append([name, str(success), f"[{percent(low)}, {percent(high)}]", f"{success.digits:.3f}"])
+        # Free vectors are fitted until B answers right, not until the loss is lowest.
+        least, most = ("at least ", "at most ") if name == "free" else ("", "")
+        interval = f"[{percent(low)}, {percent(high)}]"
+        table.append([name, f"{least}{success}", interval, f"{most}{success.digits:.3f}"])
     return table
 
 
@@ -109,17 +122,16 @@ def _message_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
     """Return the questions on the message: as text, and in the prefix."""
     prefix, solved = d.maps["prefix"], d.success
     steps = ", ".join(f"{probe_accuracy(d.probes[stage])} from {STAGE[stage]}" for stage in d.path)
-    lost = [STAGE[stage] for stage in d.path if f"lost_{stage}" in found]
     return [
         [
             "Does the message as text help B?",
-            f"{solved['P1']} solved with it, {solved['P0']} without; worth {d.worth:.3f} nats a digit",
+            f"{solved['P1']} solved with it, {solved['P0']} without; worth {d.worth:.3f} nats per digit",
             _yes("deaf" not in found),
         ],
         [
             "Does the prefix still hold the message?",
             f"probes right about its facts: {steps} (chance 50%)",
-            f"no: lost at {', '.join(lost)}" if lost else _yes(d.probes["prefix"].held >= HOLDS),
+            _held(d, found),
         ],
         [
             "Do prefixes of different messages differ?",
@@ -135,22 +147,22 @@ def _reading_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
     return [
         [
             "Does B read it?",
-            f"a wrong message costs {format_nats(d.gaps['shuffle'].digits)} a digit",
+            f"a wrong message costs {format_nats(d.gaps['shuffle'].digits)} per digit",
             _read(found),
         ],
         [
             "Does it help B?",
             f"{solved['normal']} solved with it, {solved['P0']} without; retention {d.retention.value:.2f}",
-            _yes(d.prefix_helps),
+            "yes" if d.prefix_helps else "hardly" if d.ahead["P0"].low > 0 else "no",
         ],
         [
             "Is its gain over zeros content rather than form?",
-            f"{format_nats(gain.digits)} a digit, {format_nats(gain.format)} a format token",
+            f"{format_nats(gain.digits)} per digit, {format_nats(gain.format)} per format token",
             _yes("format" not in found) if max(gain.digits.low, gain.format.low) > 0 else "no gain",
         ],
         [
             "Does it hold on unseen messages as on trained ones?",
-            f"a wrong message costs {format_nats(d.seen['shuffle'])} a digit on those it was trained on",
+            f"a wrong message costs {format_nats(d.seen['shuffle'])} per digit on those it was trained on",
             _yes("memorised" not in found),
         ],
         [
@@ -168,13 +180,30 @@ def _ceiling_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
         figures = f"{solved['normal']} solved, {solved['constant']} with a trained prefix without content"
         rows.append(["Is it more than priming?", figures, _yes("priming" not in found)])
     if "free" in solved:
-        figures = f"{d.about['k']} vectors fitted to each episode solve {solved['free']}"
-        rows.append(["Could so many vectors carry it?", figures, _yes("capacity_suffices" in found)])
+        figures = f"{d.free_bound}, the codec {solved['normal']}, the text {solved['P1']}"
+        rows.append(["Could so many vectors carry it?", figures, _capacity(found)])
     return rows
 
 
 def _yes(holds: bool) -> str:
     return "yes" if holds else "no"
+
+
+def _held(d: Diagnosis, found: set[str]) -> str:
+    """Return whether the prefix holds the message. Probes are linear: a receiver can read more than they do."""
+    lost = [STAGE[stage] for stage in d.path if f"lost_{stage}" in found]
+    if lost:
+        return f"{'in part' if 'healthy' in found else 'no'}: lost at {', '.join(lost)}"
+    held = d.probes["prefix"].held
+    if held >= HOLDS or d.retention.value >= RECOVERED:
+        return "yes"
+    return "in part" if held > EMPTY or "healthy" in found else "no: linear probes read nothing of it"
+
+
+def _capacity(found: set[str]) -> str:
+    if "capacity_suffices" in found:
+        return "yes"
+    return "too few episodes to tell" if "capacity_unknown" in found else "not shown"
 
 
 def _read(found: set[str]) -> str:

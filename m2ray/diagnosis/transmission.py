@@ -34,7 +34,7 @@ CODES = {
     "quarter slot": (16, 256),
     "16th of a slot": (16, 256),
 }
-PIECES = {"slot": 1, "quarter slot": 4, "16th of a slot": 16}  # codes a slot
+PIECES = {"slot": 1, "quarter slot": 4, "16th of a slot": 16}  # codes per slot
 PER_CODE = 2  # fewest messages a code: a codebook fitted to fewer would only list them
 STEPS = 10  # of k-means
 

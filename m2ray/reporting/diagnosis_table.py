@@ -107,7 +107,7 @@ def seed_values(diagnosis: dict[str, Any]) -> dict[str, float]:
 
 
 def arm_table(seeds: pd.DataFrame) -> pd.DataFrame:
-    """Return one row an arm: mean and range of each value over seeds, and how many seeds have each finding."""
+    """Return one row per arm: mean and range of each value over seeds, and how many seeds have each finding."""
     rows = []
     for arm, group in seeds.groupby("arm", sort=False):
         row: dict[str, Any] = {"arm": arm, "seeds": " ".join(map(str, group.seed)), "n": group.n.min()}
@@ -155,7 +155,7 @@ PANELS = (
     Panel("Success by decoding", "episodes solved (%)", {name: COLOURS[name] for name in CONDITIONS}, (0, 100)),
     Panel(
         "Cost of a wrong message",
-        "shuffle gap (nats a token)",
+        "shuffle gap (nats per token)",
         {"shuffle_gap_digits": COLOURS["normal"], "shuffle_gap_format": COLOURS["null"]},
         (None, None),
     ),

@@ -18,7 +18,7 @@ from m2ray.util.text import pluralize
 NAME = "training"
 PANELS = {
     "loss": "loss, all terms (log scale)",
-    "nll": "NLL of the answer (nats a value)",
+    "nll": "NLL of the answer (nats per value)",
     "k": "k, prefix vectors",
     "shuffle_gap": "gap to a wrong message (nats)",
     "null_gap": "gap to zeros (nats)",

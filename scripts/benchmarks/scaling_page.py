@@ -47,7 +47,7 @@ Predicted by the model, not measured on such clusters. It assumes that a node st
    in the last column above, more than a small head node has. Not fixed: evaluate fewer episodes
    (`splits.search`), fewer conditions, or `evaluation.scale_gates: []`, or give the head more memory.
 3. **The driver** is far from a limit with trials of minutes. With trials of seconds its limit is about
-   {trials_per_hour_at_most:,} trials an hour.
+   {trials_per_hour_at_most:,} trials per hour.
 4. **A shared file system** receives a checkpoint for each epoch and trial, and at most once a minute the training
    state, three times as large: 512 trials write at most about {shared_mb:.0f} MB/s.
 """
@@ -72,7 +72,7 @@ def constants_table(found: dict[str, Any]) -> list[list[str]]:
             "driver_per_trial: suggestion, journal, reports (processor time)",
             f"{1000 * found['driver_s_per_trial']:.0f} ms",
         ],
-        ["receiver load, once a process", "; ".join(loads)],
+        ["receiver load, once per process", "; ".join(loads)],
         [
             "checkpoint of the default codec, every epoch",
             f"{checkpoint['mb']:.1f} MB, saved in {1000 * checkpoint['save_s']:.0f} ms, "

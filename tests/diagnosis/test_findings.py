@@ -34,7 +34,7 @@ def test_a_prefix_that_is_not_read_says_so_with_what_it_holds(facts, content):
     assert finding.sentence.startswith(
         f"The prefix {content}: probe {100 * facts:.1f}% (chance 50%); the receiver does"
     )
-    assert "shuffle gap +0.001 nats [-0.009, +0.011] a digit, where the text is worth 0.300" in finding.sentence
+    assert "shuffle gap +0.001 nats [-0.009, +0.011] per digit, where the text is worth 0.300" in finding.sentence
 
 
 def test_a_wrong_message_that_hurts_is_not_a_right_one_that_helps():
@@ -90,9 +90,58 @@ def test_collapse_scale_memory_priming_format_and_capacity_have_their_sentences(
     assert "priming" not in names(replace(primed, ahead=d.ahead | {"constant": estimate(0.3, 0.03)}))
     shaped = d.gaps | {"null": Gap(estimate(0.01), estimate(0.5))}
     assert "format" in names(replace(d, gaps=shaped))
-    for solved, name in ((31, "capacity_suffices"), (12, "capacity_limits")):
-        found = names(replace(d, success=d.success | {"free": Success(solved, 32, 0.1)}))
-        assert [n for n in found if n.startswith("capacity")] == [name]
+
+
+@pytest.mark.parametrize(
+    ("free", "own", "name", "answer"),
+    [
+        ((31, 32), 300, "capacity_suffices", "yes"),
+        ((12, 32), 300, "capacity_limits", "not shown"),
+        ((9, 10), 300, "capacity_suffices", "yes"),
+        ((1, 10), 300, "capacity_limits", "not shown"),
+        ((2, 3), 300, "capacity_unknown", "too few episodes to tell"),
+        ((9, 9), 300, "capacity_unknown", "too few episodes to tell"),
+        ((2, 3), 800, "capacity_suffices", "yes"),  # 0.8 of the 950 that the text solves
+        ((12, 32), 760, "capacity_suffices", "yes"),
+        ((12, 32), 759, "capacity_limits", "not shown"),
+    ],
+)
+def test_k_vectors_suffice_where_free_ones_or_the_codec_nearly_reach_the_text(free, own, name, answer):
+    d = healthy_diagnosis()
+    d = replace(d, success=d.success | {"free": Success(*free, 0.1), "normal": Success(own, 1000, 0.1)})
+    assert [found for found in names(d) if found.startswith("capacity")] == [name]
+    assert answers(d)["Could so many vectors carry it?"] == answer
+
+
+@pytest.mark.parametrize(
+    ("facts", "retention", "answer"),
+    [(0.95, 0.5, "yes"), (0.67, 0.5, "in part"), (0.51, 0.5, "in part"), (0.67, 0.85, "yes"), (0.51, 0.85, "yes")],
+)
+def test_a_codec_that_works_is_never_said_to_hold_nothing(facts, retention, answer):
+    d = replace(healthy_diagnosis(facts), retention=estimate(retention))
+    assert "healthy" in names(d)
+    assert answers(d)["Does the prefix still hold the message?"] == answer
+
+
+def test_a_prefix_that_is_lost_in_part_and_still_helps_holds_the_message_in_part():
+    d = healthy_diagnosis()
+    d = replace(
+        d, retention=estimate(0.5), probes=d.probes | {"prefix": d.probes["prefix"]._replace(facts=estimate(0.6))}
+    )
+    assert {"healthy", "lost_prefix"} <= set(names(d))
+    assert answers(d)["Does the prefix still hold the message?"] == "in part: lost at the prefix"
+
+
+def test_a_prefix_that_is_not_read_holds_a_part_or_nothing():
+    for facts, answer in ((0.67, "in part"), (0.51, "no: linear probes read nothing of it")):
+        d = with_gap(without_gain(healthy_diagnosis(facts)), shuffle=estimate(0.001))
+        assert answers(d)["Does the prefix still hold the message?"] == answer
+
+
+def test_a_little_help_is_neither_yes_nor_no():
+    d = without_gain(healthy_diagnosis())
+    assert answers(d)["Does it help B?"] == "no"
+    assert answers(replace(d, ahead=d.ahead | {"P0": estimate(0.05, 0.03)}))["Does it help B?"] == "hardly"
 
 
 def test_every_figure_is_in_the_tables_and_plain_in_json():
