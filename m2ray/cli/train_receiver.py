@@ -147,7 +147,7 @@ def _check_model(args: argparse.Namespace) -> None:
     if args.adapter and not args.lora:
         raise UserError("--adapter: the folder of LoRA weights; give their rank with --lora, or leave it out")
     if args.lora and importlib.util.find_spec("peft") is None:
-        raise UserError("--lora: peft is not installed; run `pip install 'm2ray[receivers]'`")
+        raise UserError("--lora: peft is not installed; run `pip install -e '.[receivers]'`")
     try:
         resolve_receiver(args.base)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""Run trials with Ray Tune: a proposer names them, an observer is notified of every epoch."""
+"""Run trials with Ray Tune: a proposer chooses them, and an observer is notified of every epoch."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from m2ray.engine.trial import run_trial
 
 
 class Proposer(Protocol):
-    """Decides what is trained next. `m2ray.engine.proposer` has the one that asks Optuna."""
+    """Source of the configurations to train; `m2ray.engine.proposer` has the one that asks Optuna."""
 
     def propose(self) -> dict[str, Any] | Wait | None:
-        """Return the next trial's settings, None after the last, WAIT where a running trial must end first."""
+        """Return the next configuration's settings, None after the last, WAIT if a trial must end first."""
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
-        """Record that a trial ended; without a score it failed."""
+        """Record that a configuration's trial ended; without a score it failed, and `cause` says why."""
 
 
 class Observer(Protocol):
-    """Watches a search."""
+    """Receiver of a search's progress."""
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
         """Record an epoch's metrics."""
 
     def tick(self) -> None:
-        """Do other work; called often."""
+        """Do other work; called after every step of Tune's loop."""
 
 
 class _Unpickled:
-    """Keeps what a searcher or callback refers to out of Tune's snapshots.
+    """Base of searchers and callbacks whose state stays out of Tune's snapshots.
 
     Tune pickles both to restore a run. A sweep resumes from its own journal instead, which is exact at any moment.
     """
@@ -52,7 +52,7 @@ class _Unpickled:
 
 
 class _Searcher(_Unpickled, Searcher):
-    """Tune's view of a proposer: a trial is a pack of configurations."""
+    """Tune searcher that asks a proposer; a trial is a pack of configurations."""
 
     def __init__(self, proposer: Proposer, pack: int) -> None:
         super().__init__(metric="score", mode="max")
@@ -92,7 +92,7 @@ class _Searcher(_Unpickled, Searcher):
 
 
 class _Callback(_Unpickled, ray.tune.Callback):
-    """Tune's view of an observer."""
+    """Tune callback that notifies an observer."""
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -111,7 +111,7 @@ class _Callback(_Unpickled, ray.tune.Callback):
 
 
 class _SparePoints(TrialScheduler):
-    """Points are pre-registered: they train to their end whatever a pruner decides."""
+    """Scheduler that stops no points: they are pre-registered, and train to their end."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return the pruner's decision, except for points."""
@@ -120,10 +120,10 @@ class _SparePoints(TrialScheduler):
 
 
 class _PairedStop(FIFOScheduler):
-    """Stops a trial with worse answers, episode by episode, than the best trial had at the same epoch.
+    """Scheduler that stops a trial with worse answers than the best trial had at the same epoch.
 
-    A one-sided Wilcoxon signed-rank test on the paired NLL per episode of the search split: far sharper than
-    comparing two means over few episodes.
+    Their answers are compared episode by episode, on the search split, by a one-sided Wilcoxon signed-rank test on
+    the NLL. That is far more sensitive than a comparison of two means over few episodes.
     """
 
     ALPHA = 0.01
@@ -204,13 +204,13 @@ def run_search(
     """Run trials until the proposer has no more.
 
     Args:
-        proposer: Names what to train.
+        proposer: Chooses what to train.
         observer: Is notified of every epoch.
         resources: Resources of one trial.
         pruner: none, asha or wilcoxon.
         total_epochs: Epochs of the longest trial, all its training seeds together.
         folder: Folder for Ray's own files.
-        nested: Whether trainings have several workers.
+        nested: True if a training has several workers.
         work: The work of a trial.
     """
     at_once = trials_at_once(resources)
