@@ -25,7 +25,8 @@ def make_rows(shares=GOOD, config="a", seed=0, k=4, step=10, split="confirm", n=
         frames.append(frame)
     rows = pd.concat(frames, ignore_index=True)
     constants = {"receiver": receiver, "task": "easy", "split": split, "decoding": "greedy", "partner": -1}
-    return rows.assign(**constants, parsed=True, partial=1.0, nll=0.5, params="")
+    rows = rows.assign(**constants, parsed=True, partial=1.0, nll=0.5, truncated=False, facts="", params="")
+    return rows.astype({"truncated": "boolean"})
 
 
 ROW = {
@@ -47,13 +48,15 @@ ROW = {
     "partial": 1.0,
     "nll": 0.25,
     "answer": "0 2 1 1",
+    "truncated": False,
+    "facts": "",
     "params": '{"training.lr": 0.001}',
 }
 
 
 def rows_with(*changes):
     """Return one row for each set of changes to `ROW`."""
-    return pd.DataFrame([{**ROW, **change} for change in changes])
+    return pd.DataFrame([{**ROW, **change} for change in changes]).astype({"truncated": "boolean"})
 
 
 def episode_rows(count, **changes):

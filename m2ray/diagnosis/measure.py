@@ -19,7 +19,7 @@ from m2ray.codec.codec import Codec
 from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.diagnosis.figures import FigureInputs
 from m2ray.diagnosis.findings import Diagnosis, Gap, Norms, Success
-from m2ray.diagnosis.free_vectors import FREE_EPISODES, FREE_STEPS, free_vectors
+from m2ray.diagnosis.free_vectors import FREE_EPISODES, free_vectors
 from m2ray.diagnosis.messages import probe_messages, training_messages
 from m2ray.diagnosis.probes import (
     Probe,
@@ -30,12 +30,13 @@ from m2ray.diagnosis.probes import (
     similarity_map,
     stage_features,
 )
-from m2ray.evaluation.conditions import ConditionInputs, Injection, get_condition
+from m2ray.evaluation.conditions import get_condition
+from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.scoring import answer_nll
+from m2ray.receiver.scoring import answer_nll, value_nll
 from m2ray.tasks.answers import verify
 from m2ray.tasks.episodes import Episode
 from m2ray.tasks.level import Fact
@@ -83,11 +84,11 @@ def diagnose(
     seen = ConditionInputs(receiver, training, codec, None, batch_size)
     seen_gaps = training_gaps(seen)
 
-    solved, success = {}, {}
+    solved, success, free_converged = {}, {}, None
     for name in names:
         solved[name], success[name] = decode_success(receiver, trial, episodes, injections[name])
     if free_episodes:
-        success["free"] = free_vector_success(receiver, trial, episodes[:free_episodes], slots)
+        success["free"], free_converged = free_vector_success(receiver, trial, episodes[:free_episodes], slots)
 
     used = {
         "probe_messages": len(fit.episodes),
@@ -106,6 +107,7 @@ def diagnose(
         ahead={n: stats.paired_difference(solved["normal"], solved[n]) for n in solved if n != "normal"},
         retention=stats.retention(solved["normal"], solved["P0"], solved["P1"]),
         norms=prefix_norms(held_out),
+        free_converged=free_converged,
     )
     return diagnosis, shown
 
@@ -120,7 +122,7 @@ def describe(
         "seed": checkpoint.seed,
         "checkpoint": codec.digest,
         "receiver": f"{receiver.name} ({receiver.digest})",
-        "level": trial.task.level,
+        "level": trial.task.name,
         "encoder": slots.encoder,
         "k": slots.k,
         "place": slots.place,
@@ -226,14 +228,19 @@ def decode_success(
     receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], injection: Injection
 ) -> tuple[list[bool], Success]:
     """Decode B's answers under an injection; return which episodes are solved, and how many."""
-    answers, nll_E = answer_episodes(receiver, episodes, injection, trial.evaluation)
-    solved = [verify(e, text, receiver.style.answer).success for e, text in zip(episodes, answers, strict=True)]
-    return solved, Success(sum(solved), len(solved), float(nll_E.mean()))
+    answers = answer_episodes(receiver, episodes, injection, trial.evaluation)
+    pairs = zip(episodes, answers.texts, strict=True)
+    solved = [verify(episode, text, receiver.style.answer).success for episode, text in pairs]
+    return solved, Success(sum(solved), len(solved), float(answers.nll_E.mean()))
 
 
 def free_vector_success(
     receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], slots: CodecConfig
-) -> Success:
-    """Return the success of vectors that are fitted to each episode's answer."""
-    vectors_EKD = free_vectors(receiver, episodes, slots.k, slots.place, FREE_STEPS)
-    return decode_success(receiver, trial, episodes, Injection(None, list(vectors_EKD), slots.place))[1]
+) -> tuple[Success, int]:
+    """Return the success of vectors that are fitted to each episode's answer, and how many of the fits converged.
+
+    B decodes greedily, whatever the temperature of the evaluation.
+    """
+    fit = free_vectors(receiver, episodes, slots.k, slots.place, max_new_tokens=trial.evaluation.max_new_tokens)
+    digits_E = value_nll(receiver, episodes, slots.k, fit.vectors_EKD, slots.place)
+    return Success(sum(fit.solved), len(fit.solved), float(digits_E.mean())), sum(fit.converged)

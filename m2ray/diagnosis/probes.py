@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from m2ray.codec.encoders import last_state, mean_state
 from m2ray.codec.prefix_statistics import centered, effective_rank, mean_cosine
-from m2ray.evaluation.conditions import ConditionInputs
+from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
 from m2ray.receiver.requests import EncodedMessage

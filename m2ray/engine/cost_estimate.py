@@ -11,7 +11,8 @@ import torch
 from m2ray.codec.codec import Codec
 from m2ray.config.plan import Plan
 from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig
-from m2ray.evaluation.conditions import Injection, get_condition
+from m2ray.evaluation.conditions import get_condition
+from m2ray.evaluation.inputs import Injection
 from m2ray.evaluation.row_scope import distinct_scopes
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.receiver.episode_source import EpisodeSource

@@ -9,6 +9,7 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,6 +40,8 @@ SCHEMA = pa.schema(
         ("partial", pa.float64()),  # share of constraints that hold
         ("nll", pa.float64()),  # nats per answer value
         ("answer", pa.string()),
+        ("truncated", pa.bool_()),  # the answer reached the limit of new tokens without its end; null if unknown
+        ("facts", pa.string()),  # facts that the answer agrees with: `m2ray.evaluation.facts_read`; '' if unknown
         ("params", pa.string()),  # JSON: a configuration's columns on the leaderboard
     ]
 )
@@ -55,16 +58,20 @@ KEY = [  # makes a row unique
     "condition",
     "episode",
 ]
+ADDED_LATER = ("truncated", "facts")  # files from before lack these columns
+NULLABLE = ("nll", "truncated")
 CHECKSUM = b"m2ray.sha256"  # metadata key of a file's checksum
 FAILED = "failed"  # condition of the one row of a configuration that failed; its answer is the cause
 
 
 def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
-    """Return rows as a table with exactly the columns and types of `SCHEMA`.
+    """Return rows as a table with exactly the columns and types of `SCHEMA`; columns added later may be missing.
 
     Raises:
         UserError: a column is missing, of another type, or has empty cells.
     """
+    unknown: dict[str, Any] = {"truncated": pd.NA, "facts": ""}
+    rows = rows.assign(**{name: unknown[name] for name in ADDED_LATER if name not in rows.columns})
     for name in SCHEMA.names:
         if name not in rows.columns:
             raise UserError(f"{source}: column {name}: missing; write rows with m2ray.evaluate or m2ray.sweep")
@@ -75,8 +82,9 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
     except (pa.ArrowException, OverflowError) as error:
         raise UserError(f"{source}: {describe_error(error)}; fix the column's type") from None
     for name in SCHEMA.names:
-        if name != "nll" and table[name].null_count:
-            raise UserError(f"{source}: column {name}: holds empty cells; fill them, only nll may be unknown")
+        if name not in NULLABLE and table[name].null_count:
+            known = " and ".join(NULLABLE)
+            raise UserError(f"{source}: column {name}: holds empty cells; fill them, only {known} may be unknown")
     # Without pandas' own metadata, which would restore the columns' original types.
     return table.replace_schema_metadata(None)
 
@@ -86,11 +94,25 @@ def _ordered(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop_duplicates(KEY, keep="last").sort_values(KEY, ignore_index=True)
 
 
-def _checksum(table: pa.Table) -> bytes:
-    """Return the SHA-256 of all values: it detects any changed value and does not depend on the file's layout."""
+def _frame(table: pa.Table) -> pd.DataFrame:
+    """Return a table as rows, with null and '' in cells of columns that its file lacked."""
+    frame: pd.DataFrame = table.to_pandas()
+    frame["truncated"] = frame["truncated"].astype("boolean")
+    frame["facts"] = frame["facts"].fillna("")
+    return frame
+
+
+def _checksum(table: pa.Table, names: Sequence[str]) -> bytes:
+    """Return the SHA-256 of all values of the named columns.
+
+    It detects any changed value and does not depend on the file's layout.
+    """
     sha = hashlib.sha256()
-    for name in SCHEMA.names:
-        values = table[name].to_numpy()
+    for name in names:
+        column = table[name]
+        if name == "truncated":
+            column = column.cast(pa.int8()).fill_null(-1)
+        values = column.to_numpy()
         text = pa.types.is_string(SCHEMA.field(name).type)
         sha.update("\x00".join(values).encode() if text else np.ascontiguousarray(values).tobytes())
     return sha.hexdigest().encode()
@@ -98,7 +120,7 @@ def _checksum(table: pa.Table) -> bytes:
 
 def _bytes(table: pa.Table) -> bytes:
     out = io.BytesIO()
-    metadata = {CHECKSUM: _checksum(table)}
+    metadata = {CHECKSUM: _checksum(table, SCHEMA.names)}
     pq.write_table(table.replace_schema_metadata(metadata), out, compression="zstd")
     return out.getvalue()
 
@@ -130,8 +152,10 @@ def read_rows(path: Path) -> pd.DataFrame:
     checked = _checked(rows, str(path))
     expected = (table.schema.metadata or {}).get(CHECKSUM)
     try:
-        intact = expected is None or expected == _checksum(checked)
-        frame: pd.DataFrame = checked.to_pandas()
+        # An older file's checksum covers the columns that it has.
+        names = [name for name in SCHEMA.names if name in table.column_names]
+        intact = expected is None or expected == _checksum(checked, names)
+        frame = _frame(checked)
     except pa.ArrowException:  # Arrow decodes text only now, and finds that it is not UTF-8
         intact = False
     if not intact:
@@ -175,8 +199,7 @@ class RowStore:
         if self.whole.is_file():
             frames.insert(0, read_rows(self.whole))
         if not frames:
-            empty: pd.DataFrame = SCHEMA.empty_table().to_pandas()
-            return empty
+            return _frame(SCHEMA.empty_table())
         return _ordered(pd.concat(frames, ignore_index=True))
 
     @staticmethod
@@ -187,8 +210,7 @@ class RowStore:
                 f"{file}: damaged (its checksum is not its name); run the sweep with --resume, which runs its "
                 "evaluations again"
             )
-        frame: pd.DataFrame = pq.read_table(io.BytesIO(data), schema=SCHEMA).to_pandas()
-        return frame
+        return _frame(pq.read_table(io.BytesIO(data), schema=SCHEMA))
 
     def set_aside(self) -> list[str]:
         """Take damaged files out of the store, so that their rows count as missing and are evaluated again.
@@ -240,6 +262,8 @@ def failure_row(config: str, k: int, task: str, cause: str) -> pd.DataFrame:
         "partial": 0.0,
         "nll": float("nan"),
         "answer": cause,
+        "truncated": pd.NA,
+        "facts": "",
         "params": "",
     }
     return pd.DataFrame([values])
@@ -256,8 +280,10 @@ def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.Da
         raise UserError(f"rows: configuration {config!r}, seed {seed}, split {split}: no rows; check the names")
     own = own[own.step == own.step.max()]
     first = own.iloc[0]
+    # Older files share the rows of conditions that belong to each checkpoint today: its own rows come first.
     shared = rows[
         is_shared_with(rows, first.k, first.place)
+        & ~rows.condition.isin(own.condition.unique())
         & (rows.receiver == first.receiver)
         & (rows.task == first.task)
         & (rows.split == split)
@@ -265,6 +291,19 @@ def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.Da
     ]
     paired: pd.DataFrame = pd.concat([own, shared], ignore_index=True)
     return paired
+
+
+def configuration_rows(rows: pd.DataFrame, config: str, split: str) -> pd.DataFrame:
+    """Return a configuration's rows on a split, of the last checkpoint of each training seed, and the shared rows.
+
+    Outcomes of other systems have no checkpoints: all rows of the configuration and all shared rows are returned.
+    """
+    if "checkpoint" not in rows:
+        return rows[(rows.config == config) | (rows.config == "")]
+    seeds = sorted(rows[(rows.config == config) & (rows.split == split)].seed.unique())
+    parts = [judged_rows(rows, config, int(seed), split) for seed in seeds]
+    merged: pd.DataFrame = pd.concat(parts, ignore_index=True).drop_duplicates(KEY, ignore_index=True)
+    return merged
 
 
 def outcomes(rows: pd.DataFrame, names: Sequence[str], column: str = "success") -> list[np.ndarray]:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -18,7 +18,9 @@ from torch import Tensor
 from m2ray.codec.checkpoints import CheckpointId
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import EvaluationConfig
-from m2ray.evaluation.conditions import ConditionInputs, Injection, build_injection, get_condition
+from m2ray.evaluation.conditions import build_injection, get_condition
+from m2ray.evaluation.facts_read import FactReader
+from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.row_scope import row_scope
 from m2ray.evaluation.rows import SCHEMA
 from m2ray.receiver.receiver import Receiver
@@ -63,18 +65,21 @@ def evaluate(
     check_no_leak(receiver, episodes)
     inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
     k, place = (codec.config.k, codec.config.place) if codec is not None else (0, "")
+    facts = FactReader(episodes, receiver.style.answer)
     frames = []
     for name in names:
         injection = build_injection(name, inputs)
         if name == "null":
             check_null(injection)
-        answers, nll_E = answer_episodes(receiver, episodes, injection, config)
-        outcomes = [verify(e, text, receiver.style.answer) for e, text in zip(episodes, answers, strict=True)]
+        answers = answer_episodes(receiver, episodes, injection, config)
+        outcomes = [
+            verify(e, text, receiver.style.answer) for e, text in zip(episodes, answers.texts, strict=True)
+        ]
         scope = row_scope(get_condition(name).depends_on, checkpoint, k, place)
         columns: dict[str, Any] = {
             **scope._asdict(),
             "receiver": receiver.digest,
-            "task": episodes[0].level.name,
+            "task": episodes[0].task,
             "split": split,
             "decoding": config.decoding,
             "condition": name,
@@ -83,8 +88,10 @@ def evaluate(
             "success": [o.success for o in outcomes],
             "parsed": [o.parsed for o in outcomes],
             "partial": [o.partial for o in outcomes],
-            "nll": nll_E.tolist(),
-            "answer": answers,
+            "nll": answers.nll_E.tolist(),
+            "answer": answers.texts,
+            "truncated": pd.array(answers.truncated, dtype="boolean"),
+            "facts": facts.column(answers.texts, injection.partners, injection.facts),
             "params": checkpoint.params if checkpoint is not None and scope.config else "",
         }
         frames.append(pd.DataFrame(columns)[SCHEMA.names])
@@ -92,16 +99,19 @@ def evaluate(
     return rows
 
 
+class Answers(NamedTuple):
+    """B's answers to episodes under one injection."""
+
+    texts: list[str]
+    nll_E: Tensor  # nats per value of the answers that are possible by both halves
+    truncated: list[bool]  # the answer reached `max_new_tokens`, or the context's end, without its end token
+
+
 def answer_episodes(
     receiver: Receiver, episodes: Sequence[Episode], injection: Injection, config: EvaluationConfig
-) -> tuple[list[str], Tensor]:
-    """Run episodes under an injection.
-
-    Returns:
-        B's answers as text, and the nats per value of the answers that are possible by both halves, [E].
-    """
-    answers = [""] * len(episodes)
-    nll_E = torch.zeros(len(episodes))
+) -> Answers:
+    """Run episodes under an injection."""
+    answers = Answers([""] * len(episodes), torch.zeros(len(episodes)), [False] * len(episodes))
 
     def run_batch(slots: int, picked: Sequence[int]) -> None:
         batch = [episodes[i] for i in picked]
@@ -111,12 +121,12 @@ def answer_episodes(
             prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
         elif injection.texts is not None:
             texts = [injection.texts[i] for i in picked]
-        decoded, logits_BVW = receiver.generate_and_score(
+        decoded = receiver.generate_and_score(
             batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
         )
-        for i, text in zip(picked, decoded, strict=True):
-            answers[i] = text
-        nll_E[list(picked)] = mean_value_nll(receiver, batch, logits_BVW).cpu()
+        for i, text, truncated in zip(picked, decoded.texts, decoded.truncated, strict=True):
+            answers.texts[i], answers.truncated[i] = text, truncated
+        answers.nll_E[list(picked)] = mean_value_nll(receiver, batch, decoded.logits_BVW).cpu()
 
     by_slots: dict[int, list[int]] = defaultdict(list)
     for i in range(len(episodes)):
@@ -124,7 +134,7 @@ def answer_episodes(
     for slots, members in by_slots.items():
         for start in range(0, len(members), config.batch_size):
             halve_on_oom(members[start : start + config.batch_size], partial(run_batch, slots))
-    return answers, nll_E
+    return answers
 
 
 def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:

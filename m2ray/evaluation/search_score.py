@@ -9,7 +9,8 @@ import torch
 
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import EvaluationConfig
-from m2ray.evaluation.conditions import ConditionInputs, derangement
+from m2ray.evaluation.conditions import derangement
+from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import success_probability, value_nll
 from m2ray.tasks.episodes import Episode

@@ -18,6 +18,14 @@ import torch
 from torch import Tensor
 
 
+class DecodedTokens(NamedTuple):
+    """The tokens of each row, up to and including the one that ended it."""
+
+    rows: list[list[int]]
+    truncated: list[bool]  # per row: it reached its limit without a token that ends it
+    logits_BVW: Tensor | None  # predict the drafts' tokens at the requested positions, if any
+
+
 class Prefill(NamedTuple):
     """A prompt and a draft of its answer after their forward pass, padded on the left."""
 
@@ -73,7 +81,7 @@ class Decoder:
         positions: Collection[int],
         seeds: Sequence[int],
         limits: Sequence[int],
-    ) -> tuple[list[list[int]], Tensor | None]:
+    ) -> DecodedTokens:
         """Decode each row up to and including the first token that ends it.
 
         Args:
@@ -82,9 +90,6 @@ class Decoder:
             positions: Draft positions whose logits are returned.
             seeds: Seed of each row's sampling noise.
             limits: Most tokens of each row.
-
-        Returns:
-            The tokens, and the logits [B, V, W] that predict the drafts' tokens at `positions`; None without any.
         """
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         written: list[list[int]] = [[] for _ in drafts]
@@ -111,7 +116,8 @@ class Decoder:
             if not open_rows:
                 break
             self._next_pass(batch, open_rows, agreed, written, drafts)
-        return written, torch.stack(kept, dim=1) if kept else None
+        truncated = [row[-1] not in self._ends for row in written]
+        return DecodedTokens(written, truncated, torch.stack(kept, dim=1) if kept else None)
 
     def _pick_tokens(
         self,

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from m2ray.receiver.decoding import Decoder, Prefill
+from m2ray.receiver.decoding import DecodedTokens, Decoder, Prefill
 from m2ray.receiver.frozen_model import FrozenModel
 from m2ray.receiver.layout import Layout, Place
-from m2ray.receiver.requests import AnswerOutput, ForwardOutput, ForwardRequest
+from m2ray.receiver.requests import AnswerOutput, DecodedAnswers, ForwardOutput, ForwardRequest
 from m2ray.tasks.episodes import Episode
 
 SEED_STRIDE = 1_000_003  # keeps the sampling noise of different seeds apart
@@ -105,7 +105,8 @@ class Receiver(FrozenModel):
         seed: int = 0,
     ) -> list[str]:
         """Return B's answers as text; the arguments are those of `generate_and_score`."""
-        return self.generate_and_score(episodes, texts, prefix_BKD, place, temperature, max_new_tokens, seed)[0]
+        arguments = (prefix_BKD, place, temperature, max_new_tokens, seed)
+        return self.generate_and_score(episodes, texts, *arguments).texts
 
     @torch.no_grad()
     def generate_and_score(
@@ -117,7 +118,7 @@ class Receiver(FrozenModel):
         temperature: float = 0.0,
         max_new_tokens: int = 128,
         seed: int = 0,
-    ) -> tuple[list[str], Tensor]:
+    ) -> DecodedAnswers:
         """Decode B's answers, and score the reference answers in the same forward passes.
 
         The reference answer serves as the draft of B's answer (see `m2ray.receiver.decoding`): as far as B agrees
@@ -132,9 +133,6 @@ class Receiver(FrozenModel):
                 episode's answer is the same in any batch and paired across conditions.
             max_new_tokens: Longest answer; the receiver's context may end it sooner.
             seed: Seed of the sampling noise.
-
-        Returns:
-            The answers, and the logits [B, V, W] that predict the reference answers' values.
         """
         layout = self.layout(episodes, texts, place)
         level = episodes[0].level
@@ -143,9 +141,9 @@ class Receiver(FrozenModel):
         prefill = self._prefill(embeds_BTD, layout.answer_B, layout.cached_tokens(), len(drafts[0]) - 1)
         seeds = [seed * SEED_STRIDE + episode.seed for episode in episodes]
         positions = self.answer_frame(level).positions_V.tolist()
-        answers, logits_BVW = self._decode(prefill, drafts, positions, seeds, temperature, max_new_tokens)
-        assert logits_BVW is not None
-        return answers, logits_BVW
+        tokens = self._decode(prefill, drafts, positions, seeds, temperature, max_new_tokens)
+        assert tokens.logits_BVW is not None
+        return DecodedAnswers([self._text(row) for row in tokens.rows], tokens.logits_BVW, tokens.truncated)
 
     @torch.no_grad()
     def generate(
@@ -159,7 +157,8 @@ class Receiver(FrozenModel):
         """Continue rows of input embeddings, padded on the right, each of its own length."""
         nothing: list[list[int]] = [[] for _ in lengths_B]
         prefill = self._prefill(embeds_BTD, lengths_B, nothing, 0)
-        return self._decode(prefill, nothing, [], seeds, temperature, max_new_tokens)[0]
+        tokens = self._decode(prefill, nothing, [], seeds, temperature, max_new_tokens)
+        return [self._text(row) for row in tokens.rows]
 
     def _prefill(
         self, embeds_BTD: Tensor, lengths_B: Tensor, cached: Sequence[Sequence[int]], drafted: int
@@ -192,11 +191,10 @@ class Receiver(FrozenModel):
         seeds: Sequence[int],
         temperature: float,
         max_new_tokens: int,
-    ) -> tuple[list[str], Tensor | None]:
+    ) -> DecodedTokens:
         limits = [min(max_new_tokens, self.max_positions - length) for length in prefill.lengths_B.tolist()]
         decoder = Decoder(self.model, self.prompt_cache.argument, self.end_ids, temperature)
-        rows, logits_BVW = decoder.run(prefill, drafts, positions, seeds, limits)
-        return [self._text(row) for row in rows], logits_BVW
+        return decoder.run(prefill, drafts, positions, seeds, limits)
 
     def _text(self, row: list[int]) -> str:
         stop = next((i for i, token in enumerate(row) if token in self.end_ids), len(row))

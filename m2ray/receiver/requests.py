@@ -1,7 +1,7 @@
 """Input and output of the receiver's forward passes.
 
-Shapes: B rows, T positions, A answer tokens, D width, L layers, S tokens after the slots, W words of the
-vocabulary.
+Shapes: B rows, T positions, A answer tokens, V values of an answer, D width, L layers, S tokens after the slots,
+W words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ class AnswerOutput(NamedTuple):
         """Return the first rows of the batch."""
         states_BLSD, mask_BS = (None if field is None else field[:rows] for field in self[1:])
         return AnswerOutput(self.logits_BAW[:rows], states_BLSD, mask_BS)
+
+
+class DecodedAnswers(NamedTuple):
+    """Answers that the receiver decoded, and its logits on the reference answers."""
+
+    texts: list[str]
+    logits_BVW: Tensor  # predict the reference answers' V values
+    truncated: list[bool]  # the answer reached its limit of new tokens without its end
 
 
 class EncodedMessage(NamedTuple):

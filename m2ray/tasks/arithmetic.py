@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from m2ray.tasks.level import Draw, Level, parse_size, shuffled
+from m2ray.tasks.level import Draw, Level, Values, change_one_fact, parse_size, shuffled
 
 
 class Operand(NamedTuple):
@@ -95,11 +95,14 @@ class ArithmeticLevel(Level):
         count = self.variables
         values = [below(self.span) for _ in range(count)]
         signs = "+" + "".join("+-"[below(2)] for _ in range(count - 1))
-        sent = sorted(shuffled(range(count), below)[: count // 2])
+        return self._split(signs, values, shuffled(range(count), below)[: count // 2])
+
+    def _split(self, signs: str, values: Sequence[int], sent: Sequence[int]) -> Draw:
+        """Return the episode of these signs and operands, with those at the positions `sent` in A's half."""
         known = tuple(None if i in sent else value for i, value in enumerate(values))
         steps = (value if sign == "+" else -value for sign, value in zip(signs, values, strict=True))
         totals = tuple(total % self.domain for total in accumulate(steps))
-        sender = tuple(Operand(i, values[i]) for i in sent)
+        sender = tuple(Operand(i, values[i]) for i in sorted(sent))
         return Draw(sender, (Expression(signs, known, self.domain),), totals)
 
     def read(self, part: str) -> Operand | Expression:
@@ -149,6 +152,49 @@ class ArithmeticLevel(Level):
         """Implement `Level.left`; a field is an operand."""
         return [sum(1 << v for v in values) for values in self._operands(facts)]
 
+    @property
+    def sent_facts(self) -> int:
+        """Implement `Level.sent_facts`: half of all operands."""
+        return self.variables // 2
+
+    @property
+    def message_lengths(self) -> range:
+        """Implement `Level.message_lengths`: all that leave B an operand."""
+        return range(1, self.variables)
+
+    def resplit(self, drawn: Draw, length: int, below: Callable[[int], int]) -> Draw:
+        """Implement `Level.resplit`: operands drawn at random are A's."""
+        (expression,) = drawn.receiver
+        values = [options[0] for options in self._operands(drawn.sender + drawn.receiver)]
+        return self._split(expression.signs, values, shuffled(range(self.variables), below)[:length])
+
+    def agrees(self, fact: Any, receiver: Sequence[Any], values: Sequence[int]) -> bool:
+        """Implement `Level.agrees`: an operand is read if it is the difference between two totals, with its sign.
+
+        So it counts as read also after a mistake in an earlier total.
+        """
+        if not isinstance(fact, Operand):
+            return super().agrees(fact, receiver, values)
+        before = values[fact.position - 1] if fact.position else 0
+        difference = (values[fact.position] - before) % self.domain
+        return difference in {
+            fact.value * factor % self.domain for factor in self._factors(receiver, fact.position)
+        }
+
+    def change_fact(
+        self,
+        sender: Sequence[Operand],
+        receiver: Sequence[Any],
+        solution: Values,
+        below: Callable[[int], int],
+    ) -> tuple[Operand, ...]:
+        """Implement `Level.change_fact`: another value of one operand, which changes all totals from there on."""
+
+        def alternatives(fact: Operand) -> list[Operand]:
+            return [fact._replace(value=value) for value in range(self.span) if value != fact.value]
+
+        return change_one_fact(self, sender, receiver, below, alternatives)
+
     def _operands(self, facts: Sequence[Any]) -> list[list[int]]:
         """Return the values that facts leave for each operand."""
         known = {fact for fact in facts if isinstance(fact, Operand)}
@@ -162,13 +208,18 @@ class ArithmeticLevel(Level):
 
     def _steps(self, facts: Sequence[Any]) -> list[list[int]]:
         """Return the possible differences, modulo the domain, between each total and the one before it."""
-        signs = {fact.signs for fact in facts if isinstance(fact, Expression)}
         steps = []
         for i, values in enumerate(self._operands(facts)):
-            factors = [factor for sign, factor in (("+", 1), ("-", -1)) if all(s[i] == sign for s in signs)]
-            factors = factors if i else [1]  # the first operand is never subtracted
+            factors = self._factors(facts, i)
             steps.append(sorted({value * factor % self.domain for value in values for factor in factors}))
         return steps
+
+    @staticmethod
+    def _factors(facts: Sequence[Any], position: int) -> list[int]:
+        """Return the signs, as 1 and -1, that facts leave for an operand; the first is never subtracted."""
+        signs = {fact.signs for fact in facts if isinstance(fact, Expression)}
+        possible = [factor for sign, factor in (("+", 1), ("-", -1)) if all(s[position] == sign for s in signs)]
+        return possible if position else [1]
 
 
 def level_of(name: str) -> ArithmeticLevel | None:

@@ -14,7 +14,7 @@ from functools import cache, lru_cache
 from itertools import product
 from typing import Literal, NamedTuple
 
-from m2ray.tasks.level import Draw, Level, Values, parse_size, shuffled
+from m2ray.tasks.level import Draw, Level, Values, change_one_fact, parse_size, shuffled
 
 Kind = Literal["=", "!=", "+", "-"]
 
@@ -155,6 +155,40 @@ class ConstraintLevel(Level):
         return [
             sum(bool(mask & self._equals(i, v)) << v for v in range(self.domain)) for i in range(self.variables)
         ]
+
+    @property
+    def sent_facts(self) -> int:
+        """Implement `Level.sent_facts`: half of all constraints."""
+        return self.constraints // 2
+
+    @property
+    def message_lengths(self) -> range:
+        """Implement `Level.message_lengths`: all that leave B a constraint."""
+        return range(1, self.constraints)
+
+    def resplit(self, drawn: Draw, length: int, below: Callable[[int], int]) -> Draw:
+        """Implement `Level.resplit`: the first constraints, whose order is random already, are A's."""
+        constraints = drawn.sender + drawn.receiver
+        return Draw(constraints[:length], constraints[length:], drawn.solution)
+
+    def change_fact(
+        self,
+        sender: Sequence[Constraint],
+        receiver: Sequence[Constraint],
+        solution: Values,
+        below: Callable[[int], int],
+    ) -> tuple[Constraint, ...]:
+        """Implement `Level.change_fact`: a constraint of the same kind and variables, with another value."""
+
+        def alternatives(fact: Constraint) -> list[Constraint]:
+            if fact.kind in ("=", "!="):
+                values = range(self.domain)
+            else:
+                values = range(2 * self.domain - 1) if fact.kind == "+" else range(1 - self.domain, self.domain)
+            changed = [fact._replace(value=value) for value in values if value != fact.value]
+            return [other for other in changed if not other.holds(solution)]
+
+        return change_one_fact(self, sender, receiver, below, alternatives)
 
     def _candidates(self, facts: Iterable[Constraint]) -> list[list[int]]:
         """Return the values that constraints with a single variable leave for each variable."""

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from m2ray.util.errors import UserError
+
 T = TypeVar("T")
 
 Values = tuple[int, ...]  # an answer: one whole number per variable
@@ -111,6 +113,62 @@ class Level(ABC):
     def left(self, facts: Sequence[Any]) -> list[int]:
         """Return what A's facts leave open: the possible values, as bits, of each field that probes read."""
 
+    # --- optional: a family may leave these as they are ---
+
+    @property
+    def sent_facts(self) -> int | None:
+        """Number of facts in A's half of every drawn episode; None if it varies."""
+        return None
+
+    @property
+    def message_lengths(self) -> range:
+        """Numbers of facts that `resplit` can give A's half; empty if the family does not define it."""
+        return range(0)
+
+    def resplit(self, drawn: Draw, length: int, below: Callable[[int], int]) -> Draw:
+        """Return an episode with its facts split anew, `length` of them in A's half.
+
+        Args:
+            drawn: The episode, from `draw`.
+            length: A number of `message_lengths`.
+            below: The only source of randomness, as in `draw`.
+        """
+        raise NotImplementedError(f"level {self.name} does not define resplit")
+
+    def agrees(self, fact: Any, receiver: Sequence[Any], values: Sequence[int]) -> bool:
+        """Return True if an answer agrees with one fact of A's, by which B is seen to have read it.
+
+        Override it if a single fact of A's can be checked only together with B's half.
+
+        Args:
+            fact: The fact, from A's half of this episode or of another one.
+            receiver: B's half.
+            values: B's answer; a value may lie outside the domain.
+        """
+        return all(self.checks([fact], values))
+
+    def change_fact(
+        self, sender: Sequence[Any], receiver: Sequence[Any], solution: Values, below: Callable[[int], int]
+    ) -> tuple[Any, ...]:
+        """Return A's half with exactly one fact changed so that the right answer becomes wrong.
+
+        The order of the facts stays. Wherever the facts allow it, an answer satisfies the changed half together
+        with B's, so that B can follow it, and each such answer is wrong by the original half.
+
+        Args:
+            sender: A's half.
+            receiver: B's half.
+            solution: A right answer to both.
+            below: The only source of randomness, as in `draw`.
+
+        Raises:
+            UserError: the family does not define this method, or no fact can be changed so.
+        """
+        raise UserError(
+            f"level {self.name} does not define change_fact, so condition near cannot run; leave near out, or "
+            "define it as m2ray.api.Level describes"
+        )
+
 
 def shuffled(items: Iterable[T], below: Callable[[int], int]) -> list[T]:
     """Return the items in random order (Fisher-Yates), for `Level.draw`."""
@@ -119,6 +177,50 @@ def shuffled(items: Iterable[T], below: Callable[[int], int]) -> list[T]:
         j = below(i + 1)
         order[i], order[j] = order[j], order[i]
     return order
+
+
+def change_one_fact(
+    level: Level,
+    sender: Sequence[Any],
+    receiver: Sequence[Any],
+    below: Callable[[int], int],
+    alternatives: Callable[[Any], Sequence[Any]],
+) -> tuple[Any, ...]:
+    """Return A's half with one fact replaced at random, for `Level.change_fact`.
+
+    Facts are tried in random order. Best is a change with which both halves still have a solution, and all their
+    solutions are wrong by the original half; next best, one with which they have a solution; else any.
+
+    Args:
+        level: The level, which counts solutions.
+        sender: A's half.
+        receiver: B's half.
+        below: The only source of randomness, as in `Level.draw`.
+        alternatives: Returns the facts that may replace a fact; those that A's half has already are left out.
+
+    Raises:
+        UserError: no fact has an alternative.
+    """
+    known = {fact.fact() for fact in sender}
+    solvable: tuple[Any, ...] | None = None
+    contradiction: tuple[Any, ...] | None = None
+    for i in shuffled(range(len(sender)), below):
+        for other in shuffled(alternatives(sender[i]), below):
+            if other.fact() in known:
+                continue
+            changed = (*sender[:i], other, *sender[i + 1 :])
+            if not level.count_solutions((*changed, *receiver)):
+                contradiction = contradiction or changed
+            elif level.count_solutions((*sender, other, *receiver)):
+                solvable = solvable or changed
+            else:
+                return changed
+    found = solvable or contradiction
+    if found is None:
+        raise UserError(
+            f"condition near: no fact of this message of level {level.name} can be changed; leave near out"
+        )
+    return found
 
 
 def parse_size(name: str, family: str, min_domain: int) -> tuple[int, int] | None:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from m2ray.codec.codec import Codec
 from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors, training_tensors
+from m2ray.codec.untrained import untrained_codec
 from m2ray.config.trial import TrialConfig
 from m2ray.evaluation.search_score import search_score
-from m2ray.receiver.episode_source import EpisodeSource, check_receiver_seeds
+from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import value_nll
 from m2ray.tasks.episodes import Episode
@@ -43,7 +43,6 @@ Report = Callable[[dict[str, Any], Path], None]
 STATE_FILE = "training.safetensors"
 OUT_OF_MEMORY = "out of memory with one row at a time; use a smaller batch_size, codec or receiver"
 SAVE_S = 60.0  # training time that a kill costs at most, besides an epoch's evaluation
-RESTART_STRIDE = 1_000_003  # keeps the initial weights of restarts and of training seeds apart
 PROBE_SAMPLES = 64  # messages on which the value of the text is measured
 
 
@@ -78,7 +77,7 @@ class Trainer:
         check_installed(config.trackers)
         self.source = EpisodeSource(config.task)
         self.source.check_disjoint(config.splits)
-        check_receiver_seeds(config, receiver)
+        self.source.check_receiver(receiver, config.splits)
         self.config, self.seed, self.receiver, self.folder = config, seed, receiver, folder
         self.report, self.about = report, about
         self.rank, self.workers = world()
@@ -130,8 +129,7 @@ class Trainer:
     def _begin(self, restart: int, start: str | None) -> None:
         """Set up fresh weights, or those of the checkpoint `start`."""
         config, training, receiver = self.config, self.config.training, self.receiver
-        torch.manual_seed(self.seed + RESTART_STRIDE * restart)
-        codec = Codec(config.codec, receiver).to(receiver.device)
+        codec = untrained_codec(config, self.seed, receiver, restart)
         if start:
             load_start_weights(Path(start), codec, config, receiver)
         heads = Heads(config, receiver).to(receiver.device)

@@ -35,7 +35,8 @@ from m2ray.codec.codec import Codec
 from m2ray.config.plan import load_plan
 from m2ray.config.trial import TrialConfig
 from m2ray.engine.ray_internals import MALLOC
-from m2ray.evaluation.conditions import ConditionInputs, Injection, get_condition
+from m2ray.evaluation.conditions import get_condition
+from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
@@ -140,7 +141,7 @@ def bench_evaluation(config: TrialConfig, receiver: Receiver, seconds: float, co
 
     def fast(batch: Sequence[Episode], conditions: Sequence[str] = CONDITIONS) -> dict[str, list[str]]:
         injections = inject(batch, conditions)
-        return {name: answer_episodes(receiver, batch, injections[name], settings)[0] for name in conditions}
+        return {name: answer_episodes(receiver, batch, injections[name], settings).texts for name in conditions}
 
     noise = inject(few, ["random"])["random"].prefixes
     assert noise is not None

@@ -22,7 +22,8 @@ from m2ray.diagnosis.messages import (
     probe_messages,
     training_messages,
 )
-from m2ray.evaluation.conditions import ConditionInputs, Injection, get_condition
+from m2ray.evaluation.conditions import get_condition
+from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.runner import answer_episodes, evaluate
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.scoring import answer_nll, value_nll
@@ -71,7 +72,7 @@ def test_digits_are_evaluations_nats_and_the_rest_is_the_rest_of_the_answer(tiny
     codec = Codec(config(tiny).codec, tiny).eval()
     injection = get_condition(name).inject(ConditionInputs(tiny, part, codec, None, 4))
     found = answer_nll_parts(tiny, part, injection, 4)
-    _, nll_E = answer_episodes(tiny, part, injection, config(tiny).evaluation)
+    nll_E = answer_episodes(tiny, part, injection, config(tiny).evaluation).nll_E
     torch.testing.assert_close(found.digits_E, nll_E)
     frame = tiny.answer_frame(EASY)
     texts, prefix = injection.texts, None
@@ -123,7 +124,7 @@ def test_free_vectors_beat_no_message_on_mini():
         ("free", Injection(None, list(vectors), "message")),
         ("P0", Injection([""] * 16, None, "message")),
     ):
-        answers, nll_E = answer_episodes(mini, part, injection, conf)
+        answers, nll_E, _ = answer_episodes(mini, part, injection, conf)
         solved[name] = (
             sum(verify(e, a, "values").success for e, a in zip(part, answers, strict=True)),
             nll_E.mean(),

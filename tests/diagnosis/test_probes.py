@@ -25,7 +25,7 @@ from m2ray.diagnosis.probes import (
     similarity_map,
     stage_features,
 )
-from m2ray.evaluation.conditions import ConditionInputs
+from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError

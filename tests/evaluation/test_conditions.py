@@ -2,41 +2,49 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import permutations
+from pathlib import Path
 
+import made_codecs
 import numpy as np
 import pytest
+import tiny_trainings
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from m2ray.codec.codec import Codec
-from m2ray.config.trial import CodecConfig, EvaluationConfig
-from m2ray.evaluation.conditions import CONDITIONS, SHIFT, ConditionInputs, Injection, derangement, get_condition
+from m2ray.codec.untrained import untrained_version
+from m2ray.config.trial import EvaluationConfig
+from m2ray.evaluation.conditions import CONDITIONS, SHIFT, derangement, get_condition
+from m2ray.evaluation.controls import rotation
+from m2ray.evaluation.inputs import ConditionInputs, Injection
+from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode, episodes
+from m2ray.tasks.episodes import Episode, episodes, write_facts
+from m2ray.tasks.level import Level
 from m2ray.tasks.registry import level
+from m2ray.training.trainer import Trainer
 from m2ray.util.errors import UserError
 
+RESULTS = Path(__file__).parents[2] / "results"
 EASY = level("easy")
 EPISODES = episodes(EASY, range(1000, 1024), "search")
-DERIVED = [*CONDITIONS, "text-7", "scale_gate=0.5"]
+DERIVED = [*CONDITIONS, "facts-2", "text-7", "tokens-2", "noise-0.5", "drop-3", "scale_gate=0.5"]
 
 
 def make_codec(receiver: Receiver, seed: int = 0, **settings: object) -> Codec:
     """An untrained codec that writes another prefix for every message."""
-    torch.manual_seed(seed)
-    tree = {"encoder": "resampler", "width": 32, "layers": 1, "k": 3, **settings}
-    return Codec(CodecConfig.model_validate(tree), receiver).eval()
+    return made_codecs.make_codec(receiver, seed, **{"encoder": "resampler", "k": 3, **settings})
 
 
 def make_inputs(
-    receiver: Receiver, batch: Sequence[Episode] = EPISODES, batch_size: int = 9, **settings
+    receiver: Receiver, batch: Sequence[Episode] = EPISODES, batch_size: int = 9, seed: int = 0, **settings
 ) -> ConditionInputs:
     constant = make_codec(receiver, 1, **{**settings, "encoder": "constant"})
-    return ConditionInputs(receiver, batch, make_codec(receiver, **settings), constant, batch_size)
+    return ConditionInputs(receiver, batch, make_codec(receiver, seed, **settings), constant, batch_size)
 
 
 def inject(name: str, inputs: ConditionInputs) -> Injection:
@@ -153,14 +161,140 @@ class TestLatentConditions:
             injection = inject(name, inputs)
             assert injection.place == place
             assert injection.texts is None
+            if name == "tokens-2":
+                assert stacked(injection).shape == (6, 2, tiny.width)
+                continue
             assert stacked(injection).shape == (6, 5, tiny.width)
             assert not stacked(injection).requires_grad
 
 
+class TestSharperConditions:
+    """The right message through the codec, with one thing changed."""
+
+    def test_init_is_the_prefix_with_which_a_training_begins(self, tiny, tmp_path):
+        trial = tiny_trainings.config(tiny)
+        trained = Codec(trial.codec, tiny)  # other weights
+        trained.record |= {"trial": trial.model_dump(), "seed": 3}
+        inputs = ConditionInputs(tiny, EPISODES, trained, None, 9)
+        trainer = Trainer(trial, 3, tiny, tmp_path, lambda metrics, at: None, {"config": "c"})
+        trainer.close()
+        for restart in (0, 1):
+            trainer._begin(restart, None)
+            fresh = ConditionInputs(tiny, EPISODES, trainer.loss_module.codec.eval(), None, 9)
+            trained.record["metrics"] = {"restart": restart}
+            state = torch.random.get_rng_state()
+            init = stacked(inject("init", inputs))
+            torch.testing.assert_close(init, stacked(inject("normal", fresh)), atol=0, rtol=0)
+            assert torch.equal(torch.random.get_rng_state(), state), "nothing is drawn from the global generator"
+
+    @pytest.mark.parametrize("name", ["recipe-mini/best-k8", "arithmetic/best-k8"])
+    def test_published_codecs_can_be_untrained(self, name):
+        codec = Codec.from_pretrained(RESULTS / name)
+        untrained = untrained_version(codec, load_receiver(codec.record["receiver"]))
+        assert untrained.config == codec.config
+        assert untrained.digest != codec.digest
+
+    @pytest.mark.parametrize("lacking", ["trial", "seed"])
+    def test_init_needs_the_record_of_a_training(self, tiny, lacking):
+        inputs = make_inputs(tiny)
+        del inputs.codec.record[lacking]
+        with pytest.raises(UserError, match=r"condition init: .* lacks trial or seed, .*; load a checkpoint of"):
+            inject("init", inputs)
+
+    def test_near_is_the_prefix_of_a_message_with_one_fact_changed(self, inputs):
+        injection = inject("near", inputs)
+        for episode, prefix, facts in zip(EPISODES, injection.prefixes, injection.facts, strict=True):
+            assert sum(a != b for a, b in zip(facts, episode.sender, strict=True)) == 1
+            assert not all(EASY.checks(facts, episode.solution))
+            changed = replace(episode, message=write_facts(facts))
+            alone = ConditionInputs(inputs.receiver, [changed], inputs.codec, None, 1)
+            torch.testing.assert_close(prefix, stacked(inject("normal", alone))[0], atol=1e-5, rtol=1e-4)
+        assert inject("near", inputs).facts == injection.facts
+
+    def test_near_is_refused_for_free_words_and_for_levels_that_cannot_change_a_fact(self, tiny):
+        free = make_inputs(tiny, [replace(EPISODES[0], message="The first is one.")])
+        with pytest.raises(
+            UserError, match=r"near: the message of episode 1000 is in free words, .*; leave near out"
+        ):
+            inject("near", free)
+
+        class Plain(type(EASY)):
+            change_fact = Level.change_fact
+
+        plain = Plain(**{field.name: getattr(EASY, field.name) for field in fields(EASY)})
+        with pytest.raises(
+            UserError, match=r"level easy does not define change_fact, so condition near cannot run"
+        ):
+            inject("near", make_inputs(tiny, [replace(EPISODES[0], level=plain)]))
+
+    def test_drop_blanks_one_slot_and_leaves_the_others(self, inputs, prefixes):
+        for slot in (1, 2, 3):
+            dropped = stacked(inject(f"drop-{slot}", inputs))
+            others = [other for other in range(3) if other != slot - 1]
+            assert not dropped[:, slot - 1].any()
+            torch.testing.assert_close(dropped[:, others], prefixes[:, others], atol=1e-5, rtol=1e-4)
+        with pytest.raises(UserError, match="condition drop-4: the codec has 3 slots; use drop-1 to drop-3"):
+            inject("drop-4", inputs)
+
+
+class TestControls:
+    def test_rotate_keeps_all_norms_and_angles_and_no_direction(self, tiny, inputs):
+        normal, turned = (stacked(inject(name, inputs)).flatten(0, 1) for name in ("normal", "rotate"))
+        torch.testing.assert_close(turned @ turned.T, normal @ normal.T, atol=1e-3, rtol=1e-4)
+        assert torch.cosine_similarity(normal, turned).abs().mean() < 0.5
+        q_DD = rotation(tiny.width)
+        torch.testing.assert_close(q_DD @ q_DD.T, torch.eye(tiny.width, dtype=q_DD.dtype))
+        other = make_inputs(tiny, seed=5)
+        torch.testing.assert_close(
+            stacked(inject("rotate", other)), stacked(inject("normal", other)) @ q_DD.float()
+        )
+
+    def test_noise_has_the_norm_in_its_name_and_depends_on_the_episode_alone(self, tiny, inputs):
+        drawn = stacked(inject("noise-0.5", inputs))
+        norms = drawn.norm(dim=-1)
+        torch.testing.assert_close(norms, torch.full_like(norms, 0.5 * tiny.embedding_norm))
+        some = make_inputs(tiny, [replace(EPISODES[i], message=EPISODES[0].message) for i in (5, 2)], seed=4)
+        torch.testing.assert_close(stacked(inject("noise-0.5", some)), drawn[[5, 2]])
+        torch.testing.assert_close(stacked(inject("noise-2", inputs)), 4 * drawn)
+        assert len(drawn.flatten(1).unique(dim=0)) == len(EPISODES)
+
+
 class TestTextConditions:
+    def test_facts_m_is_the_text_of_the_first_facts(self, inputs):
+        for count in (1, 2, 3):
+            texts = inject(f"facts-{count}", inputs).texts
+            assert texts == ["; ".join(e.message.split("; ")[:count]) for e in EPISODES]
+        with pytest.raises(
+            UserError, match=r"facts-4: .* episode 1000 has 4 facts, so it would be P1; use a smaller"
+        ):
+            inject("facts-4", inputs)
+
+    @pytest.mark.parametrize(
+        "message",
+        ["Take x1 = 2. Then x3! Is it?", " Take x1 = 2.  Then x3!\nIs it? ", "Take x1 = 2.\nThen x3!\nIs it"],
+    )
+    def test_in_free_words_they_are_sentences(self, tiny, message):
+        inputs = ConditionInputs(tiny, [replace(EPISODES[0], message=message)], None, None, 1)
+        first, second = (inject(f"facts-{count}", inputs).texts[0] for count in (1, 2))
+        assert first == "Take x1 = 2."
+        assert re.sub(r"\s+", " ", second) == "Take x1 = 2. Then x3!"
+        with pytest.raises(
+            UserError, match="facts-3: the message of episode 1000 has 3 sentences, so it would be P1"
+        ):
+            inject("facts-3", inputs)
+
+    def test_tokens_k_are_the_first_token_embeddings_in_the_codecs_place(self, tiny):
+        inputs = make_inputs(tiny, place="before")
+        whole = inject("identity", inputs).prefixes
+        for count in (1, min(map(len, whole)), max(map(len, whole)) - 1, max(map(len, whole)) + 5):
+            injection = inject(f"tokens-{count}", inputs)
+            assert injection.place == "before"
+            for vectors, all_vectors in zip(injection.prefixes, whole, strict=True):
+                assert torch.equal(vectors, all_vectors[:count])
+
     def test_p0_and_p1_are_no_message_and_the_whole_message(self, inputs):
-        assert inject("P0", inputs) == ([""] * len(EPISODES), None, "message", None)
-        assert inject("P1", inputs) == ([e.message for e in EPISODES], None, "message", None)
+        assert inject("P0", inputs) == ([""] * len(EPISODES), None, "message", None, None)
+        assert inject("P1", inputs) == ([e.message for e in EPISODES], None, "message", None, None)
 
     def test_identity_is_the_messages_own_token_embeddings(self, inputs):
         injection = inject("identity", inputs)
@@ -279,6 +413,7 @@ class TestNames:
 
     @given(name=st.text())
     def test_any_other_text_is_a_users_error(self, name):
-        assume(name not in CONDITIONS and not re.fullmatch(r"(text-|scale_gate=)[0-9.e+-]+", name))
+        parameter = r"((text|facts|tokens|noise|drop)-|scale_gate=)[0-9.e+-]+"
+        assume(name not in CONDITIONS and not re.fullmatch(parameter, name))
         with pytest.raises(UserError):
             get_condition(name)

@@ -31,6 +31,13 @@ def test_a_configuration_is_judged_by_its_last_checkpoint_and_the_rows_that_pair
     pd.testing.assert_frame_equal(found, wanted)
 
 
+def test_a_checkpoints_own_rows_come_before_those_that_older_files_share():
+    shared, own = {"condition": "constant", **FREE}, {"condition": "constant", "success": False}
+    assert judged_rows(rows_with({}, shared), "a", 0, "confirm").success.tolist() == [True, True]
+    found = judged_rows(rows_with({}, shared, own), "a", 0, "confirm")
+    assert found[found.condition == "constant"].success.tolist() == [False]
+
+
 @pytest.mark.parametrize(
     ("config", "seed", "split"), [("b", 0, "confirm"), ("a", 1, "confirm"), ("a", 0, "select")]
 )

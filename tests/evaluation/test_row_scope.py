@@ -2,11 +2,10 @@
 
 import pandas as pd
 import pytest
-import torch
+from made_codecs import make_codec
 
 from m2ray.codec.checkpoints import CheckpointId
-from m2ray.codec.codec import Codec
-from m2ray.config.trial import CodecConfig, EvaluationConfig
+from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import CONDITIONS
 from m2ray.evaluation.row_scope import RowScope, distinct_scopes, is_shared_with, row_scope
 from m2ray.evaluation.rows import KEY
@@ -20,11 +19,6 @@ DECODING = EvaluationConfig(max_new_tokens=4)
 K, PLACE = 3, "after"
 FIRST, SECOND = (CheckpointId(f"c{n}", n, f"digest{n}", 96 + n, f'{{"n": {n}}}') for n in range(2))
 OWN = {name for name, condition in CONDITIONS.items() if condition.depends_on == "checkpoint"}
-
-
-def make_codec(receiver: Receiver, seed: int, **settings: object) -> Codec:
-    torch.manual_seed(seed)
-    return Codec(CodecConfig.model_validate({"width": 32, "layers": 1, **settings}), receiver).eval()
 
 
 def rows_of(receiver: Receiver, checkpoint: CheckpointId, k: int = K, place: str = PLACE) -> pd.DataFrame:

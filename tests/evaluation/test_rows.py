@@ -1,5 +1,7 @@
 """The row store: nothing torn, lost or counted twice; rows are paired as a hand calculation pairs them."""
 
+import hashlib
+import io
 import shutil
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_rows import assert_same_rows, episode_rows, rows_with
 
-from m2ray.evaluation.rows import FAILED, SCHEMA, RowStore, failure_row, read_rows, write_rows
+from m2ray.evaluation.rows import ADDED_LATER, FAILED, SCHEMA, RowStore, failure_row, read_rows, write_rows
 from m2ray.util.errors import UserError
 
 # --- one file ------------------------------------------------------------------------------------------------
@@ -43,7 +45,7 @@ def test_extra_columns_are_left_out_and_a_folder_is_read_as_a_file_is(tmp_path):
     assert_same_rows(read_rows(path.parent), episode_rows(2))
 
 
-@pytest.mark.parametrize("name", SCHEMA.names)
+@pytest.mark.parametrize("name", [name for name in SCHEMA.names if name not in ADDED_LATER])
 def test_a_missing_column_is_named_in_one_line(tmp_path, name):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.Table.from_pandas(episode_rows(2).drop(columns=name)), path)
@@ -68,7 +70,11 @@ def test_a_missing_column_is_named_in_one_line(tmp_path, name):
         ("nll", ["low", "high"], "nll with type"),
         ("config", [1, 2], "config with type"),
         ("answer", [b"\xff", b"\xfe"], "answer with type"),
-        ("success", [True, None], "column success: holds empty cells; fill them, only nll may be unknown"),
+        (
+            "success",
+            [True, None],
+            "column success: holds empty cells; fill them, only nll and truncated may be unknown",
+        ),
         ("seed", [0, None], "column seed: holds empty cells"),
         ("condition", ["normal", None], "column condition: holds empty cells"),
         ("partial", [1.0, float("nan")], "column partial: holds empty cells"),
@@ -81,6 +87,53 @@ def test_a_column_of_another_type_is_named_in_one_line(tmp_path, name, values, f
         read_rows(path)
     assert str(raised.value).startswith(f"{path}: ")
     assert "\n" not in str(raised.value)
+
+
+PUBLISHED = Path(__file__).parents[2] / "results" / "recipe-qwen" / "rows.parquet"
+
+
+@pytest.mark.parametrize("lacking", [ADDED_LATER, ADDED_LATER[:1], ADDED_LATER[1:]])
+def test_columns_that_a_file_lacks_are_read_as_unknown(tmp_path, lacking):
+    path = tmp_path / "rows.parquet"
+    rows = episode_rows(3, truncated=True, facts="10-")
+    pq.write_table(pa.Table.from_pandas(rows.drop(columns=[*lacking])), path)
+    found = read_rows(path)
+    unknown = {"truncated": pd.array([pd.NA] * 3, dtype="boolean"), "facts": ""}
+    assert_same_rows(found, rows.assign(**{name: unknown[name] for name in lacking}))
+    write_rows(path, found)
+    assert pq.read_schema(path).names == SCHEMA.names
+    assert_same_rows(read_rows(path), found)
+
+
+def test_a_published_file_from_before_is_read_and_guarded_by_its_checksum(tmp_path):
+    table = pq.read_table(PUBLISHED)
+    assert not {*ADDED_LATER} & {*table.column_names}, "this test needs a file from before the columns"
+    rows = read_rows(PUBLISHED)
+    assert rows.truncated.isna().all()
+    assert set(rows.facts) == {""}
+    changed, path = table.to_pandas(), tmp_path / "rows.parquet"
+    changed.loc[7, "success"] = not changed.success[7]
+    pq.write_table(pa.Table.from_pandas(changed).replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(UserError, match="damaged"):
+        read_rows(path)
+
+
+def test_older_parts_and_wholes_mix_with_new_ones(tmp_path):
+    store = RowStore(tmp_path)
+    shutil.copy(PUBLISHED, store.whole)
+    old = pq.read_table(PUBLISHED).slice(0, 2).to_pandas().assign(config="old")
+    data = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(old), data)
+    store.parts.mkdir()
+    name = hashlib.sha256(data.getvalue()).hexdigest()[:32]
+    (store.parts / f"{name}.parquet").write_bytes(data.getvalue())
+    store.append(episode_rows(2, config="new", truncated=True, facts="1"))
+    for _ in range(2):
+        rows = store.read()
+        assert rows.truncated.isna().sum() == len(read_rows(PUBLISHED)) + 2
+        assert rows.groupby("config").facts.unique()["new"].tolist() == ["1"]
+        assert rows[rows.config == "new"].truncated.all()
+        store.compact()
 
 
 def test_numbers_of_another_width_get_the_columns_own_types(tmp_path):

@@ -2,7 +2,9 @@
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
+import made_codecs
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,10 +12,10 @@ import torch
 from scipy.special import log_softmax
 
 from m2ray.codec.checkpoints import CheckpointId
-from m2ray.codec.codec import Codec
 from m2ray.config.trial import CodecConfig, EvaluationConfig, Splits, TrialConfig
 from m2ray.engine.jobs import evaluation_jobs, run_evaluation
-from m2ray.evaluation.conditions import CONDITIONS, ConditionInputs, Injection, get_condition
+from m2ray.evaluation.conditions import CONDITIONS, get_condition
+from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.rows import SCHEMA
 from m2ray.evaluation.runner import answer_episodes, check_no_leak, check_null, evaluate
 from m2ray.evaluation.search_score import search_score
@@ -29,14 +31,13 @@ from m2ray.training.constant_prefix import trained_constant
 from m2ray.util.errors import UserError
 
 EPISODES = episodes(level("easy"), range(1000, 1040), "search")
-EVERY = [*CONDITIONS, "text-9", "scale_gate=0.5"]
+EVERY = [*CONDITIONS, "facts-2", "text-9", "tokens-4", "noise-0.5", "drop-2", "scale_gate=0.5"]
+TRAINED = {"config": "mine", "seed": 5, "step": 7, "params": {"k": 4}}
 SHORT = EvaluationConfig(max_new_tokens=12)
 CHECKPOINTS = [CheckpointId(f"c{n}", n, f"digest{n}", 96, '{"k": 4}') for n in range(2)]
 
 
-def make_codec(receiver: Receiver, seed: int = 0, **settings: object) -> Codec:
-    torch.manual_seed(seed)
-    return Codec(CodecConfig.model_validate({"width": 32, "layers": 1, "k": 4, **settings}), receiver).eval()
+make_codec = partial(made_codecs.make_codec, k=4)
 
 
 def rows_of(receiver: Receiver, names=EVERY, config=SHORT, seed=0, batch=EPISODES, **settings) -> pd.DataFrame:
@@ -103,13 +104,31 @@ class TestRows:
         shuffle = rows[rows.condition == "shuffle"].set_index("episode")
         message = {e.seed: e.message for e in EPISODES}
         fooled = [replace(e, message=message[shuffle.partner[e.seed]]) for e in EPISODES]
-        answers, _ = answer_episodes(
+        answers = answer_episodes(
             mini,
             fooled,
             get_condition("normal").inject(ConditionInputs(mini, fooled, make_codec(mini), None, 40)),
             SHORT,
         )
-        assert answers == list(shuffle.answer)
+        assert answers.texts == list(shuffle.answer)
+
+    def test_the_facts_of_a_row_are_those_of_the_message_whose_content_b_received(self, rows, mini):
+        by_seed = {e.seed: e for e in EPISODES}
+        near = get_condition("near").inject(ConditionInputs(mini, EPISODES, make_codec(mini), None, 40)).facts
+        changed = {e.seed: facts for e, facts in zip(EPISODES, near, strict=True)}
+        for row in rows.itertuples():
+            facts = by_seed[row.partner if row.condition == "shuffle" else row.episode].sender
+            facts = changed[row.episode] if row.condition == "near" else facts
+            values = read_answer(level("easy"), row.answer, "values")
+            for fact, sign in zip(facts, row.facts, strict=True):
+                assert sign in ("-", str(int(values is not None and fact.holds(values))))
+        solved = rows[rows.success & ~rows.condition.isin(["shuffle", "near"])]
+        assert not solved.facts.str.contains("0").any()
+
+    def test_an_answer_that_reached_the_limit_is_truncated(self, mini):
+        for limit, truncated in ((2, True), (12, False)):
+            rows = rows_of(mini, ["P1", "null"], EvaluationConfig(max_new_tokens=limit), batch=EPISODES[:6])
+            assert (rows.truncated == truncated).all()
 
     def test_the_names_of_a_configuration_are_spelled_out(self):
         config = EvaluationConfig(conditions=["P0", "normal"], text_bytes=[8], scale_gates=[0.0, 1.5])
@@ -194,7 +213,7 @@ class TestLikelihood:
         one_token = EvaluationConfig(max_new_tokens=1)
         for name in ("P0", "P1", "identity", "null", "normal", "shuffle"):
             injection = get_condition(name).inject(inputs)
-            _, nll = answer_episodes(receiver, batch, injection, one_token)
+            nll = answer_episodes(receiver, batch, injection, one_token).nll_E
             for i, episode in enumerate(batch):
                 if injection.prefixes is not None:
                     slots = injection.prefixes[i]
@@ -286,7 +305,8 @@ class TestJobs:
 
     def test_the_jobs_rows_are_one_evaluations_rows(self, mini, tmp_path):
         codec = make_codec(mini)
-        codec.save(tmp_path / "c", {"config": "mine", "seed": 5, "step": 7, "params": {"k": 4}})
+        codec.record |= {**TRAINED, "trial": self.TRIAL.model_dump()}
+        codec.save(tmp_path / "c", {**TRAINED, "trial": self.TRIAL.model_dump()})
         parts = [run_evaluation(job) for job in evaluation_jobs(self.TRIAL, "search", tmp_path / "c", tmp_path)]
         rows = pd.concat(parts, ignore_index=True)
         checkpoint = CheckpointId("mine", 5, codec.digest, 7, '{"k": 4}')
@@ -335,9 +355,9 @@ class TestLeaks:
     def test_with_the_slots_held_the_message_changes_nothing_bit_for_bit(self, mini):
         prefix = torch.randn(len(EPISODES), 4, mini.width, generator=torch.Generator().manual_seed(0))
         injection = Injection(None, list(prefix), "message")
-        first, first_nll = answer_episodes(mini, EPISODES, injection, SHORT)
+        first, first_nll, _ = answer_episodes(mini, EPISODES, injection, SHORT)
         silent = [replace(e, message="x1 = 0") for e in EPISODES]
-        again, again_nll = answer_episodes(mini, silent, injection, SHORT)
+        again, again_nll, _ = answer_episodes(mini, silent, injection, SHORT)
         assert first == again
         assert torch.equal(first_nll, again_nll)
 

@@ -298,13 +298,25 @@ def test_encoding_a_message_does_not_depend_on_its_batch(receiver):
 
 def test_one_forward_pass_gives_the_answer_and_the_likelihood_of_the_reference(receiver):
     """The same as two separate passes: scoring the reference does not affect the answer."""
-    texts, logits_BVW = receiver.generate_and_score(EPISODES[:16], MESSAGES[:16], max_new_tokens=12)
+    texts, logits_BVW, _ = receiver.generate_and_score(EPISODES[:16], MESSAGES[:16], max_new_tokens=12)
     layout = receiver.layout(EPISODES[:16], MESSAGES[:16])
     expected_BAW = receiver.logits(layout, None, answer_len(receiver))
     expected_BVW = expected_BAW[:, receiver.answer_frame(EASY).positions_V]
     torch.testing.assert_close(logits_BVW, expected_BVW, atol=1e-4, rtol=1e-4)
     embeds_BTD = receiver.embed(layout, None)
     assert texts == receiver.generate(embeds_BTD, layout.answer_B, range(16), max_new_tokens=12)
+
+
+def test_an_answer_is_truncated_where_its_limit_came_before_its_end(receiver):
+    for limit in (1, 3, 12):
+        decoded = receiver.generate_and_score(EPISODES[:16], MESSAGES[:16], max_new_tokens=limit)
+        longer = receiver.generate_and_score(EPISODES[:16], MESSAGES[:16], max_new_tokens=limit + 1)
+        assert len(decoded.truncated) == 16
+        for text, truncated, whole, still in zip(
+            decoded.texts, decoded.truncated, longer.texts, longer.truncated, strict=True
+        ):
+            assert truncated >= still, "an answer that ends within the limit ends within a higher one"
+            assert truncated or text == whole
 
 
 def test_states_after_the_message_are_aligned_whatever_its_place_holds(receiver):

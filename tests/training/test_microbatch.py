@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from m2ray.codec.tensor_file import load_tensors
 from m2ray.config.trial import EvaluationConfig, TrialConfig
-from m2ray.evaluation.conditions import ConditionInputs, get_condition
+from m2ray.evaluation.conditions import get_condition
+from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
@@ -157,7 +158,7 @@ def test_an_evaluation_whose_batch_does_not_fit_gives_the_same_rows(tiny, monkey
         return generate_and_score(self, rows, *rest)
 
     monkeypatch.setattr(Receiver, "generate_and_score", tight)
-    answers, nll_E = answer_episodes(
+    answers, nll_E, _ = answer_episodes(
         tiny, batch, get_condition("P1").inject(ConditionInputs(tiny, batch, None, None, 10)), short
     )
     assert answers == wanted[0]

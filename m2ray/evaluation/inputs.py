@@ -1,0 +1,82 @@
+"""What a condition can use, and what it returns: `ConditionInputs` and `Injection`.
+
+Shapes: E episodes, K slots, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from m2ray.codec.codec import Codec
+from m2ray.receiver.layout import Place
+from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.requests import EncodedMessage
+from m2ray.tasks.episodes import Episode
+
+STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
+
+
+class Injection(NamedTuple):
+    """B's input: a text per episode in the message's place, or vectors [K, D] per episode in open slots."""
+
+    texts: list[str] | None
+    prefixes: Sequence[Tensor] | None
+    place: Place
+    partners: list[int] | None = None  # index of the episode whose message was used, per episode
+    facts: list[tuple[Any, ...]] | None = None  # of the message used, where it is no episode's own
+
+
+@dataclass
+class ConditionInputs:
+    """Inputs that a condition can use. `codec` and `constant` are None where no requested condition needs them."""
+
+    receiver: Receiver
+    episodes: Sequence[Episode]
+    codec: Codec | None
+    constant: Codec | None
+    batch_size: int
+
+    @property
+    def tested_codec(self) -> Codec:
+        """The codec under test."""
+        assert self.codec is not None, "this condition needs a codec"
+        return self.codec
+
+    @cached_property
+    def latents_EKD(self) -> Tensor:
+        """The encoder's latents of all messages: the input of `Codec.decode`."""
+        codec = self.tested_codec
+        return self.encode(lambda messages: codec.encode(messages, codec.config.k))
+
+    @cached_property
+    def prefixes_EKD(self) -> Tensor:
+        """The codec's prefixes of all messages."""
+        codec = self.tested_codec
+        return self.encode(lambda messages: codec(messages).prefix_BKD)
+
+    def encode(self, forward: Callable[[EncodedMessage], Tensor], messages: Sequence[str] | None = None) -> Tensor:
+        """Run a function of encoded messages on the episodes' messages, or on others, in batches, without grad."""
+        texts = [episode.message for episode in self.episodes] if messages is None else messages
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(texts), self.batch_size):
+                parts.append(forward(self.receiver.encode_messages(texts[start : start + self.batch_size])))
+        return torch.cat(parts).detach()  # a view of a parameter keeps its gradient even here
+
+    def noise(self, shape: Sequence[int], stream: int) -> Tensor:
+        """Return N(0, 1) noise per episode, [E, *shape], that depends on the episode and the stream only."""
+        rows = []
+        for episode in self.episodes:
+            generator = torch.Generator().manual_seed(stream * STREAM_STRIDE + episode.seed)
+            rows.append(torch.randn(*shape, generator=generator))
+        return torch.stack(rows).to(self.receiver.device)
+
+    def inject(self, prefixes_EKD: Sequence[Tensor] | Tensor, partners: list[int] | None = None) -> Injection:
+        """Return an injection of prefixes in the place of the tested codec's."""
+        return Injection(None, list(prefixes_EKD), self.tested_codec.config.place, partners)
