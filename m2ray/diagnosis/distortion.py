@@ -26,7 +26,7 @@ from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.measure import decode_success
 from m2ray.diagnosis.messages import training_messages
 from m2ray.diagnosis.transmission import UNCHANGED, transmission_schemes
-from m2ray.evaluation.conditions import ConditionInputs, Injection
+from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.judging import statistics as stats
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.ceilings import Ceilings, ceilings

@@ -18,7 +18,7 @@ from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.diagnosis.distortion import FACTS, TEXT, Transmission, comparison_sentence, summarize
 from m2ray.diagnosis.measure import decode_success
 from m2ray.diagnosis.transmission import UNCHANGED, coded, rounded, split_parts, transmission_schemes, vq_bits
-from m2ray.evaluation.conditions import ConditionInputs, Injection
+from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
