@@ -20,7 +20,7 @@ from m2ray.config.condition_names import TABLE_ORDER, is_condition_name
 from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
 from m2ray.evaluation.rows import FAILED, configuration_rows, read_rows
 from m2ray.judging.arms import Counts, RowArms
-from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together, one_seed
+from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together
 from m2ray.judging.outcome_files import SUFFIXES, read_outcomes, unused_columns
 from m2ray.judging.verdict import INVALID
 from m2ray.judging.verdict_tables import print_configuration, print_counts, print_decision, print_verdict
@@ -246,7 +246,7 @@ def _print(
         print_configuration(judged, gate, RowArms(rows), f"{cell.config}, {len(chosen)} seeds, {about}")
         return judged.verdict.passed
     for one in chosen:
-        own = one_seed(rows, one)
+        own = RowArms(rows).of_seed(one).rows
         title = f"{cell.config}, seed {one}, {about}" if one >= 0 else f"{cell.config}, {about}"
         print_verdict(judged.seeds[one], gate, own, title)
     return all(judged.seeds[one].passed for one in chosen)

@@ -101,28 +101,24 @@ class CountArms(Arms):
         return stats.retention_of_counts(normal, p0, p1, alpha)
 
 
-class RowArms(Arms):
-    """Rows of one configuration, of one or several training seeds, with the rows that its seeds share.
+class ScoreArms(Arms):
+    """Successes or scores of the same episodes under each condition, of one or several training seeds.
 
     Args:
-        rows: Columns condition, seed, episode and success at least; success is boolean or in 0..1. Rows of seed -1
-            are shared by all seeds. `group`, where it is given, names clusters of episodes.
-
-    Raises:
-        UserError: a condition lacks a seed, or has an episode twice.
+        scores: By condition, [S, E], or [1, E] where all seeds share the outcomes. Numbers from 0 to 1.
+        seeds: The training seeds.
+        group_E: Numbers of the groups that episodes belong to; None where each is a group of one.
     """
 
-    def __init__(self, rows: pd.DataFrame) -> None:
-        self.rows = rows
-        self.seeds = sorted({int(seed) for seed in rows.seed if seed != NO_SEED}) or [NO_SEED]
-        normal = rows[rows.condition == "normal"]
-        first = normal if len(normal) else rows[rows.condition == rows.condition.iloc[0]]
-        self._index = pd.Index(sorted(first.episode.unique()))
-        self._by_condition = dict(tuple(rows.groupby("condition", sort=False)))
+    def __init__(
+        self, scores: Mapping[str, Floats], seeds: Sequence[int], group_E: NDArray[np.int64] | None = None
+    ) -> None:
+        self._scores = dict(scores)
+        self.seeds, self.group_E = seeds, group_E
 
     @property
     def paired(self) -> bool:
-        """True: rows name their episodes."""
+        """True: the conditions share their episodes."""
         return True
 
     @property
@@ -130,75 +126,34 @@ class RowArms(Arms):
         """McNemar, or t-test for scores and for episodes in groups."""
         return "McNemar" if self._exact else "t-test"
 
-    @property
+    @cached_property
     def _exact(self) -> bool:
         return self.binary and self.group_E is None
-
-    @property
-    def episodes(self) -> int:
-        """The number of episodes."""
-        return len(self._index)
-
-    def column(self, name: str, column: str = "success") -> NDArray[np.object_]:
-        """Return a column of a condition, [S, E], or [1, E] where all seeds share its rows.
-
-        Raises:
-            UserError: the condition is missing, is on other episodes than `normal`, or a seed lacks it.
-        """
-        part = self._by_condition.get(name)
-        if part is None:
-            raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
-        rows_SE = []
-        for seed in sorted(part.seed.unique()):
-            own = part[part.seed == seed].set_index("episode")[column].sort_index()
-            if own.index.has_duplicates:
-                double = own.index[own.index.duplicated()][0]
-                raise UserError(
-                    f"rows: condition {name}, episode {double}: given twice; keep the rows of one checkpoint, "
-                    "task and decoding"
-                )
-            if not own.index.equals(self._index):
-                lacking, extra = self._index.difference(own.index), own.index.difference(self._index)
-                where = f"lacks {lacking[0]}" if len(lacking) else f"has {extra[0]} besides"
-                raise UserError(
-                    f"rows: condition {name}: not on the episodes of normal ({len(own)} and {len(self._index)}; "
-                    f"it {where}); evaluate both on the same ones"
-                )
-            rows_SE.append(own.to_numpy())
-        if len(rows_SE) not in (1, len(self.seeds)):
-            lacking = sorted({*self.seeds} - {*part.seed})[0]
-            raise UserError(f"rows: condition {name}, seed {lacking}: missing; evaluate every seed under it")
-        return np.stack(rows_SE)
-
-    def scores(self, name: str) -> Floats:
-        """Return a condition's successes or scores as numbers, [S, E] or [1, E]."""
-        if name not in self._scores:
-            self._scores[name] = self.column(name).astype(float)
-        return self._scores[name]
-
-    @cached_property
-    def _scores(self) -> dict[str, Floats]:
-        return {}
-
-    @cached_property
-    def group_E(self) -> NDArray[np.int64] | None:
-        """Numbers of the episodes' groups; None where each episode is a group of one."""
-        if "group" not in self.rows:
-            return None
-        groups = self.rows.drop_duplicates("episode").set_index("episode").group.reindex(self._index)
-        numbers, names = pd.factorize(groups.where(groups.astype(str) != "", pd.Series(self._index, self._index)))
-        return None if len(names) == len(numbers) else numbers
 
     @cached_property
     def binary(self) -> bool:
         """True if every outcome is a success or a failure."""
-        return bool(np.isin(self.rows.success.astype(float).to_numpy(), (0.0, 1.0)).all())
+        return all(bool(((arm == 0) | (arm == 1)).all()) for arm in self._scores.values())
+
+    @property
+    def episodes(self) -> int:
+        """The number of episodes."""
+        return int(next(iter(self._scores.values())).shape[1])
 
     @cached_property
     def counts(self) -> Counts:
         """Implement `Arms.counts`."""
-        grouped = self.rows.groupby("condition").success.agg(["sum", "size"])
-        return {str(name): (round(float(row["sum"])), int(row["size"])) for name, row in grouped.iterrows()}
+        return {name: (round(float(arm.sum())), int(arm.size)) for name, arm in self._scores.items()}
+
+    def scores(self, name: str) -> Floats:
+        """Return a condition's successes or scores, [S, E] or [1, E]."""
+        return self._scores[name]
+
+    def of_seed(self, seed: int) -> ScoreArms:
+        """Return the outcomes of one training seed."""
+        at = list(self.seeds).index(seed)
+        own = {name: arm[at : at + 1] if len(arm) > 1 else arm for name, arm in self._scores.items()}
+        return ScoreArms(own, [seed], self.group_E)
 
     def _compare(self, first_SE: Floats, second_SE: Floats) -> Contrast:
         if self._exact and len(first_SE) == len(second_SE) == 1:
@@ -238,6 +193,93 @@ class RowArms(Arms):
         """Implement `Arms.retention`: a bootstrap over episodes or groups, and over training seeds."""
         normal, p0, p1 = (self.scores(name) for name in ("normal", "P0", "P1"))
         return stats.retention(normal, p0, p1, alpha, group_E=self.group_E)
+
+
+class RowArms(ScoreArms):
+    """Rows of one configuration, of one or several training seeds, with the rows that its seeds share.
+
+    Args:
+        rows: Columns condition, seed, episode and success at least; success is boolean or in 0..1. Rows of seed -1
+            are shared by all seeds. `group`, where it is given, names clusters of episodes.
+    """
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        self.rows = rows
+        seeds = sorted({int(seed) for seed in rows.seed if seed != NO_SEED}) or [NO_SEED]
+        normal = rows[rows.condition == "normal"]
+        first = normal if len(normal) else rows[rows.condition == rows.condition.iloc[0]]
+        self._index = pd.Index(sorted(first.episode.unique()))
+        self._by_condition = dict(list(rows.groupby("condition", sort=False)))
+        super().__init__({}, seeds, self._groups())
+
+    def _groups(self) -> NDArray[np.int64] | None:
+        """Return the numbers of the episodes' groups; None where each episode is a group of one."""
+        if "group" not in self.rows:
+            return None
+        groups = self.rows.drop_duplicates("episode").set_index("episode").group.reindex(self._index)
+        numbers, names = pd.factorize(groups.where(groups.astype(str) != "", pd.Series(self._index, self._index)))
+        return None if len(names) == len(numbers) else numbers
+
+    @property
+    def episodes(self) -> int:
+        """The number of episodes."""
+        return len(self._index)
+
+    @cached_property
+    def binary(self) -> bool:
+        """True if every outcome is a success or a failure."""
+        return bool(np.isin(self.rows.success.astype(float).to_numpy(), (0.0, 1.0)).all())
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Implement `Arms.counts`."""
+        grouped = self.rows.groupby("condition").success.agg(["sum", "size"])
+        return {str(name): (round(float(row["sum"])), int(row["size"])) for name, row in grouped.iterrows()}
+
+    def of_seed(self, seed: int) -> RowArms:
+        """Return the outcomes of one training seed, with those that all seeds share."""
+        return RowArms(self.rows[(self.rows.seed == seed) | (self.rows.seed == NO_SEED)])
+
+    def scores(self, name: str) -> Floats:
+        """Return a condition's successes or scores, [S, E] or [1, E].
+
+        Raises:
+            UserError: see `column`.
+        """
+        if name not in self._scores:
+            self._scores[name] = self.column(name).astype(float)
+        return self._scores[name]
+
+    def column(self, name: str, column: str = "success") -> NDArray[np.object_]:
+        """Return a column of a condition, [S, E], or [1, E] where all seeds share its rows.
+
+        Raises:
+            UserError: the condition is missing, is on other episodes than `normal`, or a seed lacks it.
+        """
+        part = self._by_condition.get(name)
+        if part is None:
+            raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
+        rows_SE = []
+        for seed in sorted(part.seed.unique()):
+            own = part[part.seed == seed].set_index("episode")[column].sort_index()
+            if own.index.has_duplicates:
+                double = own.index[own.index.duplicated()][0]
+                raise UserError(
+                    f"rows: condition {name}, episode {double}: given twice; keep the rows of one checkpoint, "
+                    "task and decoding"
+                )
+            if not own.index.equals(self._index):
+                lacking, extra = self._index.difference(own.index), own.index.difference(self._index)
+                where = f"lacks {lacking[0]}" if len(lacking) else f"has {extra[0]} besides"
+                raise UserError(
+                    f"rows: condition {name}: not on the episodes of normal ({len(own)} and {len(self._index)}; "
+                    f"it {where}); evaluate both on the same ones"
+                )
+            rows_SE.append(own.to_numpy())
+        if len(rows_SE) not in (1, len(self.seeds)):
+            lacking = sorted({*self.seeds} - {*part.seed})[0]
+            raise UserError(f"rows: condition {name}, seed {lacking}: missing; evaluate every seed under it")
+        return np.stack(rows_SE)
 
 
 def success_rate(count: tuple[int, int]) -> float:

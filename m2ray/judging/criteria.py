@@ -14,7 +14,7 @@ import scipy
 
 from m2ray.config.gate_file import Criterion
 from m2ray.judging import statistics as stats
-from m2ray.judging.arms import Arms, RowArms
+from m2ray.judging.arms import Arms, RowArms, ScoreArms
 from m2ray.judging.verdict import FAIL, PASS, UNTESTABLE, CriterionResult
 from m2ray.util.errors import UserError
 from m2ray.util.text import percent
@@ -37,6 +37,13 @@ def judge_criterion(criterion: Criterion, arms: Arms, alpha: float, level: float
     corrected = level if criterion.gate != "validity" else alpha
     found = _KINDS[criterion.kind](criterion, arms, corrected if criterion.kind in CORRECTED else alpha)
     return CriterionResult(criterion.gate, criterion.name, *found, decides=criterion.decides)
+
+
+def p_value(criterion: Criterion, arms: Arms) -> float | None:
+    """Return the p-value of a criterion that is a test with a p-value in Holm's family, None for another kind."""
+    if criterion.kind == "exceeds":
+        return arms.contrast(*_pair(criterion)).p_above(criterion.margin)
+    return arms.p_better(*_pair(criterion)) if criterion.kind == "better" else None
 
 
 class _Measurement(NamedTuple):
@@ -84,12 +91,12 @@ def _rows(arms: Arms) -> RowArms:
 def _exceeds(criterion: Criterion, arms: Arms, level: float) -> _Measurement:
     first, second = _pair(criterion)
     contrast = arms.contrast(first, second)
-    low, p_value = contrast.low(level), contrast.p_above(criterion.margin)
+    low, p = contrast.low(level), contrast.p_above(criterion.margin)
     sentence = (
         f"{first} - {second} = {100 * contrast.value:+.1f} points, lower bound {100 * low:+.1f} "
         f"({_confidence(level)}, one-sided), needs {100 * criterion.margin:+.1f}"
     )
-    return _Measurement(low, criterion.margin, _status(p_value <= level), sentence, p_value)
+    return _Measurement(low, criterion.margin, _status(p <= level), sentence, p)
 
 
 def _equivalent(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
@@ -133,7 +140,7 @@ def episodes_needed(variance: float, excess: float, alpha: float) -> int:
 
 
 def _variance(arms: Arms, first: str, second: str) -> float:
-    if isinstance(arms, RowArms):
+    if isinstance(arms, ScoreArms):
         return float((arms.scores(first).mean(axis=0) - arms.scores(second).mean(axis=0)).var(ddof=1))
     rates = [arms.rate(name) for name in (first, second)]
     return sum(rate * (1 - rate) for rate in rates)
@@ -149,14 +156,14 @@ def _confidence(level: float) -> str:
 
 def _better(criterion: Criterion, arms: Arms, level: float) -> _Measurement:
     first, second = _pair(criterion)
-    p_value = arms.p_better(first, second)
+    p = arms.p_better(first, second)
     difference = 100 * (arms.rate(first) - arms.rate(second))
     seeds = f"in each of {len(arms.seeds)} seeds, largest " if len(arms.seeds) > 1 else ""
-    sentence = f"{first} - {second} = {difference:+.1f} points ({seeds}{arms.test} p = {p_value:.2g})"
+    sentence = f"{first} - {second} = {difference:+.1f} points ({seeds}{arms.test} p = {p:.2g})"
     if arms.interval(first, 2 * level).high <= criterion.floor:
         floor = f"{first} is at the floor, {percent(arms.rate(first))}, and cannot fall; {sentence}"
-        return _Measurement(p_value, level, UNTESTABLE, floor, p_value)
-    return _Measurement(p_value, level, _status(p_value <= level), sentence, p_value)
+        return _Measurement(p, level, UNTESTABLE, floor, p)
+    return _Measurement(p, level, _status(p <= level), sentence, p)
 
 
 def _mcnemar(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
@@ -178,7 +185,8 @@ def _difference(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
 
 def _one_seed(arms: Arms, *names: str) -> list[np.ndarray]:
     """Return the successes of conditions in a training seed; gates without grades judge one at a time."""
-    return [_rows(arms).scores(name)[0] for name in names]
+    assert isinstance(arms, ScoreArms), "criteria that pair episodes are left out where there are only counts"
+    return [arms.scores(name)[0] for name in names]
 
 
 # --- rates ---------------------------------------------------------------------------------------------------
@@ -213,12 +221,12 @@ def _below(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
         sentence = f"{second} {percent(against)} is at the floor of {percent(floor)} and cannot fall; {first} is "
         sentence += percent(rate)
     if arms.paired or not criterion.decides:
-        p_value = arms.p_better(second, first)
+        p = arms.p_better(second, first)
         helps = arms.p_better(first, second)
         if helps <= alpha:
             sentence += f", above it: even a wrong message helps (p = {helps:.2g})"
         else:
-            sentence += f" ({arms.test} p = {p_value:.2g}, for information)"
+            sentence += f" ({arms.test} p = {p:.2g}, for information)"
     return _Measurement(rate, against, status, sentence)
 
 

@@ -1,309 +1,260 @@
-"""Estimate how often the whole pipeline passes codecs that carry nothing, by simulating sweeps on real rows.
+"""Estimate how often the gate passes codecs that it must not pass, and how often it finds those that it must.
 
-The rows of a real sweep hold B's answers when its slots carry no content: no slots, zeros, noise, a trained
-constant, the mean prefix, Gaussians. A simulated configuration answers each episode as one of these conditions did
-in that same episode, and each configuration mixes them in other proportions. So some configurations prime B well
-and some badly, and some episodes are easy, but it makes no difference whether the message is the right one.
+A simulated world states the success rate of every condition, such as "an untrained codec": right 60 %, untrained
+60 %, wrong 16 %, no message 37 %. Every configuration of a simulated sweep is of that world. Outcomes of the same
+episode are alike under all conditions, as some episodes are easy: each is a threshold on a normal variable of
+which the share `ALIKE` belongs to the episode (a Gaussian copula). Training seeds of a configuration differ by
+`SPREAD`.
 
-Each simulated sweep resamples the episodes of every split with replacement and then runs the pipeline's own
-functions: rank on search, choose on select, judge once on confirm, by every gate in the package, Holm-corrected.
-For comparison, naive readings of the same outcomes: the best of all trainings on one split, judged on that split.
+A sweep ranks its configurations on search, chooses on select, and judges the winners once on confirm with the
+engine's own functions, Holm-corrected. The naive reading of the same trainings: the best of all of them on one
+split passes if it beats no message there (McNemar, 5 %).
 
-Shapes: C configurations, S training seeds, Q content-free conditions, P real columns of them, E episodes of a real
-split, N resampled episodes, T trainings.
+Shapes: C configurations, S training seeds, E episodes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
+import scipy
 
-from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
+from m2ray.config.gate_file import GateConfig
 from m2ray.config.space import Judge
 from m2ray.judging import statistics as stats
-from m2ray.judging.gate import judge, judge_counts
-from m2ray.judging.holm import holm_corrected
-from m2ray.judging.selection import best_configs, gain
-from m2ray.util.errors import UserError
+from m2ray.judging.arms import ScoreArms
+from m2ray.judging.contrasts import Floats
+from m2ray.judging.gate import holm_levels, joint_p_value, judge_arms
+from m2ray.judging.selection import best_configs
+from m2ray.judging.verdict import FAIL, PART, PASSES
 from m2ray.util.tables import Table
 
-Bools: TypeAlias = NDArray[np.bool_]
-Floats: TypeAlias = NDArray[np.float64]
+ALIKE = 0.5  # share of an outcome's variable that belongs to the episode
+SPREAD = 0.02  # standard deviation of a training seed's rates
+OWN = ("normal", "shuffle", "near", "init", "mean")  # conditions that each training has outcomes of its own under
+SEARCH_EPISODES = 200
+P1 = 0.95
 
-CONTENT_FREE = ("P0", "null", "constant", "random", "mean", "matched")
-NEEDED = ("P0", "P1", "identity", "null", "random")
-SPLITS = ("search", "select", "confirm")
-CONFIGURATIONS = (1, 8, 64)
-SMALL = 50  # episodes a split, as in the reference attempt; simulated beside the real number
-CONCENTRATION = (
-    0.3  # of the Dirichlet that proportions are drawn from: most configurations are mostly one condition
+Rates = dict[str, float]  # success rates by condition
+
+
+class World(NamedTuple):
+    """A kind of codec: its rates, given P0; and whether it may get the verdict PART."""
+
+    name: str
+    rates: Callable[[float], Rates]
+    may_be_part: bool = False
+
+
+def _rates(p0: float, **other: float) -> Rates:
+    """Return rates where all content-free conditions are as no message, and a wrong message costs 15 points."""
+    wrong = max(0.02, p0 - 0.15)
+    free = dict.fromkeys(("P0", "null", "constant", "mean", "init", "normal"), p0)
+    return {**free, "P1": P1, "shuffle": wrong, "near": wrong, **other}
+
+
+# What must not pass. The first three are what other gates have let through.
+NULLS = (
+    World("primes as well as a trained constant", lambda p0: _rates(p0, normal=p0 + 0.3, constant=p0 + 0.3)),
+    World("no better than untrained", lambda p0: _rates(p0, normal=p0 + 0.28, init=p0 + 0.28)),
+    World("one fact of four", lambda p0: _rates(p0, normal=p0 + (P1 - p0) / 3), may_be_part=True),
+    World(
+        "right and wrong message alike",
+        lambda p0: _rates(p0, normal=p0 + 0.25, shuffle=p0 + 0.25, near=p0 + 0.25),
+    ),
+    World("wrong hurts, right does not help", lambda p0: _rates(p0)),
+    World("all at the margin", lambda p0: _rates(p0, normal=p0 + 0.10)),
+    World(
+        "at the margin of no message alone",
+        lambda p0: _rates(p0, normal=p0 + 0.10, constant=p0 - 0.1, mean=p0 - 0.1, init=p0 - 0.1, null=p0 - 0.03),
+    ),
 )
 
-# Readings that trust one number of the best training, by its outcomes with a message and without one.
-NAIVE: dict[str, Callable[[Bools, Bools], bool]] = {
-    "CI_low(normal) >= 30 %": lambda normal_N, p0_N: stats.wilson(int(normal_N.sum()), len(normal_N)).low >= 0.3,
-    "normal >= 30 %": lambda normal_N, p0_N: bool(normal_N.mean() >= 0.3),
-    "normal > P0, McNemar p <= 0.05": lambda normal_N, p0_N: stats.mcnemar(normal_N, p0_N).p_greater <= 0.05,
-}
+
+# --- outcomes ------------------------------------------------------------------------------------------------
 
 
-# --- real outcomes -------------------------------------------------------------------------------------------
+def draw_outcomes(
+    rates: Mapping[str, float], configurations: int, seeds: int, n: int, rng: np.random.Generator
+) -> list[dict[str, Floats]]:
+    """Return each configuration's outcomes on a split, by condition [S, E], or [1, E] where it shares them."""
+    episode_E = rng.standard_normal(n)
 
+    def draw(rate: float, rows: int, spread: float) -> Floats:
+        rates_S1 = np.clip(rate + spread * rng.standard_normal((rows, 1)), 1e-4, 1 - 1e-4)
+        noise_SE = rng.standard_normal((rows, n))
+        variable_SE = np.sqrt(ALIKE) * episode_E + np.sqrt(1 - ALIKE) * noise_SE
+        return (variable_SE < scipy.stats.norm.ppf(rates_S1)).astype(float)
 
-class Column(NamedTuple):
-    """Outcomes under one condition; k is 0 where they do not depend on it."""
-
-    condition: str
-    k: int
-    success_E: Bools
-    nll_E: Floats
-    answer_E: NDArray[np.object_]
-
-
-def read_columns(rows: pd.DataFrame, split: str) -> list[Column]:
-    """Return the outcomes on a split, of each training those of its last checkpoint.
-
-    Raises:
-        UserError: a condition or episodes are missing, or rows are of several receivers, tasks or decodings.
-    """
-    part = rows[rows.split == split]
-    part = part[part.step == part.groupby(["config", "seed"]).step.transform("max")]
-    if missing := [name for name in NEEDED if not (part.condition == name).any()]:
-        raise UserError(f"rows: split {split}, condition {missing[0]}: missing; give the rows of a finished sweep")
-    if len(part[["receiver", "task", "decoding"]].drop_duplicates()) > 1:
-        raise UserError(f"rows: split {split}: of several receivers, tasks or decodings; give those of one sweep")
-    columns = []
-    for (condition, k, *_), group in part.groupby(["condition", "k", "place", "config", "seed"]):
-        if group.episode.nunique() != part.episode.nunique():
-            raise UserError(
-                f"rows: split {split}, condition {condition}: lacks episodes; evaluate all conditions on the same"
-            )
-        outcomes = (group.sort_values("episode")[name].to_numpy() for name in ("success", "nll", "answer"))
-        columns.append(Column(str(condition), int(k), *outcomes))
-    return columns
-
-
-def judgeable_slots(columns: Sequence[Column]) -> list[int]:
-    """Return the numbers of slots that can be judged: those with outcomes of both zeros and noise."""
-    null, noise = ({c.k for c in columns if c.condition == name} for name in ("null", "random"))
-    return sorted(null & noise)
-
-
-# --- simulated outcomes --------------------------------------------------------------------------------------
-
-
-class SimulatedSplit(NamedTuple):
-    """A resampled split: its episodes, and the outcomes of all trainings on them."""
-
-    picks_N: NDArray[np.int64]  # indices into the real episodes
-    normal_CSN: Bools
-    shuffle_CSN: Bools
-    gains: dict[str, list[float]]  # by configuration, one for each training seed
-
-
-def simulate_split(
-    columns: Sequence[Column], shares_CQ: Floats, seeds: int, n: int, generator: np.random.Generator
-) -> SimulatedSplit:
-    """Resample a split's episodes, and draw every training's outcomes with its own and with a wrong message.
-
-    Both are drawn from the same content-free columns of the same episode, in the configuration's proportions: the
-    message makes no difference, and easy episodes are easy for all trainings.
-    """
-    free = [column for column in columns if column.condition in CONTENT_FREE]
-    kinds = [column.condition for column in free]
-    weights_CP = np.stack([shares_CQ[:, CONTENT_FREE.index(kind)] / kinds.count(kind) for kind in kinds], axis=1)
-    bounds_CP = (weights_CP / weights_CP.sum(axis=1, keepdims=True)).cumsum(axis=1)
-    picks_N = generator.integers(len(free[0].success_E), size=n)
-    success_PE, nll_PE = np.stack([c.success_E for c in free]), np.stack([c.nll_E for c in free])
-
-    def draw_outcomes() -> tuple[Bools, Floats]:
-        uniform_CSN1 = generator.random((len(shares_CQ), seeds, n, 1))
-        column_CSN = (uniform_CSN1 > bounds_CP[:, None, None, :-1]).sum(axis=-1)
-        return success_PE[column_CSN, picks_N], nll_PE[column_CSN, picks_N]
-
-    normal_CSN, normal_nll_CSN = draw_outcomes()
-    shuffle_CSN, shuffle_nll_CSN = draw_outcomes()
-    p0_nll_N = next(column for column in columns if column.condition == "P0").nll_E[picks_N]
-    gains = {
-        config_name(c): [gain(normal_nll_CSN[c, s], shuffle_nll_CSN[c, s], p0_nll_N) for s in range(seeds)]
-        for c in range(len(shares_CQ))
-    }
-    return SimulatedSplit(picks_N, normal_CSN, shuffle_CSN, gains)
-
-
-def config_name(configuration: int) -> str:
-    """Return a simulated configuration's name."""
-    return f"c{configuration:04d}"
-
-
-def training_outcomes(
-    columns: Sequence[Column], simulated: SimulatedSplit, configuration: int, seed: int, k: int
-) -> dict[str, Column]:
-    """Return a training's outcomes by condition, as if it had k slots.
-
-    Normal and shuffle are simulated. All other conditions are resampled from the real columns; where there are
-    several for one condition and k, configurations take turns.
-    """
-    outcomes = {}
-    for name in sorted({c.condition for c in columns}):
-        if candidates := [c for c in columns if c.condition == name and c.k in (0, k)]:
-            column, picks_N = candidates[configuration % len(candidates)], simulated.picks_N
-            outcomes[name] = Column(
-                name, k, column.success_E[picks_N], column.nll_E[picks_N], column.answer_E[picks_N]
-            )
-    for name, success_CSN in (("normal", simulated.normal_CSN), ("shuffle", simulated.shuffle_CSN)):
-        success_N = success_CSN[configuration, seed]
-        outcomes[name] = Column(name, k, success_N, np.zeros(len(success_N)), np.full(len(success_N), ""))
-    return outcomes
-
-
-# --- judging -------------------------------------------------------------------------------------------------
-
-
-def gate_rows(outcomes: dict[str, Column], gate: GateConfig) -> pd.DataFrame:
-    """Return a training's outcomes as the rows that a gate needs."""
-    names = [name for name in gate.conditions if name in outcomes]
-    frames = [
-        pd.DataFrame({"condition": name, "success": outcomes[name].success_E, "answer": outcomes[name].answer_E})
-        for name in names
+    shared = {name: draw(rate, 1, 0.0) for name, rate in rates.items() if name not in OWN}
+    return [
+        shared | {name: draw(rate, seeds, SPREAD) for name, rate in rates.items() if name in OWN}
+        for _ in range(configurations)
     ]
-    rows = pd.concat([frame.assign(episode=range(len(frame))) for frame in frames], ignore_index=True)
-    return rows.assign(config="simulated", k=next(iter(outcomes.values())).k)
 
 
-def fails_quick_checks(outcomes: dict[str, Column], k: int, gate: GateConfig) -> bool:
-    """Return whether a training fails by what is cheap to compute: uncorrected tests, and bare counts.
+def gains(
+    rates: Mapping[str, float], configurations: int, seeds: int, rng: np.random.Generator
+) -> dict[str, list[float]]:
+    """Return each configuration's score on a search or select split, one per training seed.
 
-    Such a training fails the whole gate as well, so the gate need not be applied.
+    The score is the gain in successes of the right message over a wrong one and over none, whichever is less.
     """
-    for criterion in gate.criteria:
-        if criterion.kind == "mcnemar" and criterion.applies(k):
-            pair = (outcomes[name].success_E for name in criterion.conditions)
-            if stats.mcnemar(*pair).p_greater > gate.alpha:
-                return True
-    counts = {name: (int(c.success_E.sum()), len(c.success_E)) for name, c in outcomes.items()}
-    return not judge_counts(counts, k, gate).passed
+    drawn = draw_outcomes(
+        {name: rates[name] for name in ("normal", "shuffle", "P0")}, configurations, seeds, SEARCH_EPISODES, rng
+    )
+    return {
+        f"c{number:02d}": [
+            float(
+                min(
+                    arms["normal"][s].mean() - arms[other][s if other == "shuffle" else 0].mean()
+                    for other in ("shuffle", "P0")
+                )
+            )
+            for s in range(seeds)
+        ]
+        for number, arms in enumerate(drawn)
+    }
 
 
-def anything_passes(trainings: Sequence[dict[str, Column]], k: int, gate: GateConfig) -> bool:
-    """Return whether a gate passes any of the trainings that are judged together."""
-    if all(fails_quick_checks(outcomes, k, gate) for outcomes in trainings):
-        return False
-    verdicts = [judge(gate_rows(outcomes, gate), gate) for outcomes in trainings]
-    return any(verdict.passed for verdict in holm_corrected(verdicts, gate.alpha))
-
-
-def judges(gate: GateConfig, k: int) -> bool:
-    """Return whether a gate has a criterion for codecs of k slots."""
-    return any(criterion.applies(k) for criterion in gate.criteria)
-
-
-def tests_alone(gate: GateConfig) -> GateConfig:
-    """Return a gate without its bars, which keep content-free codecs out only where B alone is weak."""
-    semantic = [criterion for criterion in gate.criteria if criterion.gate == "semantic"]
-    return gate.model_copy(update={"name": f"{gate.name}, its tests alone", "criteria": semantic})
-
-
-# --- simulated sweeps ----------------------------------------------------------------------------------------
+# --- sweeps --------------------------------------------------------------------------------------------------
 
 
 def simulate_sweep(
-    splits: dict[str, list[Column]],
-    gates: Sequence[GateConfig],
+    rates: Mapping[str, float],
     configurations: int,
     seeds: int,
-    largest: int,
-    generator: np.random.Generator,
-) -> dict[str, bool]:
-    """Simulate one sweep, and return whether anything passes, by reading: each gate at each k, and the naive ones.
+    n: int,
+    gate: GateConfig,
+    rng: np.random.Generator,
+) -> tuple[list[str], bool]:
+    """Simulate one sweep.
 
-    Args:
-        splits: Real columns by split.
-        gates: Gates, which all judge the same winners.
-        configurations: Number of configurations that are tried.
-        seeds: Training seeds of each.
-        largest: Largest number of episodes in a split.
-        generator: Source of randomness.
+    Returns:
+        The verdicts of the winners on confirm, and whether the naive reading passes the best training. A winner
+        that fails by its tests alone is not judged further: FAIL stands for INVALID SETTING as well.
     """
-    shares_CQ = generator.dirichlet(np.full(len(CONTENT_FREE), CONCENTRATION), size=configurations)
-    simulated = {
-        name: simulate_split(columns, shares_CQ, seeds, min(largest, len(columns[0].success_E)), generator)
-        for name, columns in splits.items()
-    }
-    search, select, confirm = (simulated[name] for name in SPLITS)
-    chosen = best_configs(search.gains, Judge().select)
-    winners = best_configs({name: select.gains[name] for name in chosen}, Judge().confirm)
-    judged = [(c, s) for c in range(configurations) if config_name(c) in winners for s in range(seeds)]
-    passes: dict[str, bool] = {}
-    for k in judgeable_slots(splits["confirm"]):
-        trainings = [training_outcomes(splits["confirm"], confirm, c, s, k) for c, s in judged]
-        passes |= {
-            f"gate {gate.name}, k = {k}": anything_passes(trainings, k, gate) for gate in gates if judges(gate, k)
-        }
-    normal_TN = confirm.normal_CSN.reshape(-1, len(confirm.picks_N))
-    best_N = normal_TN[normal_TN.sum(axis=1).argmax()]
-    p0_N = next(c for c in splits["confirm"] if c.condition == "P0").success_E[confirm.picks_N]
-    return passes | {f"naive: {name}": holds(best_N, p0_N) for name, holds in NAIVE.items()}
+    chosen = best_configs(gains(rates, configurations, seeds, rng), Judge().select)
+    winners = best_configs(gains(rates, len(chosen), seeds, rng), Judge().confirm)
+    confirm = draw_outcomes(rates, len(winners), seeds, n, rng)
+    arms = [ScoreArms(own, range(seeds)) for own in confirm]
+    p_values = [joint_p_value(own, None, gate) for own in arms]
+    verdicts = [
+        judge_arms(own, None, gate, level, "simulation").verdict if p_value <= level else FAIL
+        for own, p_value, level in zip(arms, p_values, holm_levels(p_values, gate.alpha), strict=True)
+    ]
+    looked = draw_outcomes({name: rates[name] for name in ("normal", "P0")}, configurations, seeds, n, rng)
+    best_E = max((row_E for own in looked for row_E in own["normal"]), key=lambda row_E: float(row_E.sum()))
+    return verdicts, stats.mcnemar(best_E, looked[0]["P0"][0]).p_greater <= stats.ALPHA
 
 
 class PassRate(NamedTuple):
-    """The share of simulated sweeps of one size in which one reading passes something."""
+    """The share of simulated sweeps in which a reading passes something."""
 
+    world: str
+    p0: float
     n: int
     configurations: int
+    seeds: int
     reading: str
     passed: int
     sweeps: int
-    rate: float
-    ci_low: float
-    ci_high: float
 
-    def __str__(self) -> str:
-        return f"{100 * self.rate:.1f} % [{100 * self.ci_low:.1f}, {100 * self.ci_high:.1f}]"
+    @property
+    def text(self) -> str:
+        """The share in percent, with its 95 % Wilson interval."""
+        interval = stats.wilson(self.passed, self.sweeps)
+        return f"{100 * self.passed / self.sweeps:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def pass_rates(splits: dict[str, list[Column]], sweeps: int, seeds: int, draws: int) -> list[PassRate]:
-    """Simulate sweeps of every size and number of configurations, and return the pass rate of every reading.
+def false_pass_rates(
+    gate: GateConfig,
+    sweeps: int,
+    seed: int,
+    configurations: Sequence[int] = (1, 8, 64),
+    seeds: int = 3,
+    n: int = 500,
+    p0s: Sequence[float] = (0.2, 0.37),
+) -> list[PassRate]:
+    """Simulate sweeps of every world that must not pass, and return the rates of false passes.
 
-    Args:
-        splits: Real columns by split.
-        sweeps: Simulated sweeps of each size.
-        seeds: Training seeds of each configuration.
-        draws: Seed of the simulation.
+    A pass is PASS or WHOLE; PART counts as well where the world carries nothing at all.
     """
-    gates = [load_gate(file) for file in sorted(REFERENCE.parent.glob("*.yaml"))]
-    gates += [tests_alone(gate) for gate in gates]
-    whole = len(splits["confirm"][0].success_E)
     rates = []
-    for largest in dict.fromkeys((min(SMALL, whole), whole)):
-        for configurations in CONFIGURATIONS:
-            generator = np.random.default_rng([draws, largest, configurations])
+    for number, world in enumerate(NULLS):
+        for p0 in p0s:
             started = time.monotonic()
-            passes = [
-                simulate_sweep(splits, gates, configurations, seeds, largest, generator) for _ in range(sweeps)
-            ]
-            for reading in passes[0]:
-                passed = sum(sweep[reading] for sweep in passes)
-                interval = stats.wilson(passed, sweeps)
-                rates.append(
-                    PassRate(largest, configurations, reading, passed, sweeps, passed / sweeps, *interval)
-                )
-            seconds = time.monotonic() - started
-            print(
-                f"n = {largest}, {configurations} configurations: {sweeps} sweeps in {seconds:.0f} s", flush=True
-            )
+            for count in configurations:
+                rng = np.random.default_rng([seed, number, round(100 * p0), count])
+                drawn = [simulate_sweep(world.rates(p0), count, seeds, n, gate, rng) for _ in range(sweeps)]
+                allowed = PASSES if world.may_be_part else (*PASSES, PART)
+                passed = sum(any(verdict in allowed for verdict in verdicts) for verdicts, _ in drawn)
+                naive = sum(naive for _, naive in drawn)
+                about = (world.name, p0, n, count, seeds)
+                rates += [
+                    PassRate(*about, f"gate {gate.name}", passed, sweeps),
+                    PassRate(*about, "naive", naive, sweeps),
+                ]
+            print(f"{world.name}, P0 = {p0}: {time.monotonic() - started:.0f} s", flush=True)
     return rates
 
 
-def pass_rate_table(rates: Sequence[PassRate]) -> Table:
-    """Return a table with a row for each reading and n, and a column for each number of configurations."""
-    rows: dict[tuple[str, int], list[str]] = {}
+def power_rates(
+    gate: GateConfig,
+    sweeps: int,
+    seed: int,
+    excess: Sequence[float] = (0.10, 0.20, 0.40),
+    ns: Sequence[int] = (300, 500, 1000),
+    p0s: Sequence[float] = (0.2, 0.37),
+) -> list[PassRate]:
+    """Return how often a codec above the margin is found: PART or better, for one and for three training seeds.
+
+    Args:
+        gate: The gate.
+        sweeps: Simulated codecs of each kind.
+        seed: Seed of the simulation.
+        excess: Gains over no message beyond the margin of 10 points, as shares.
+        ns: Numbers of episodes.
+        p0s: Success rates without a message.
+    """
+    rates = []
+    for over in excess:
+        for p0 in p0s:
+            for n in ns:
+                for seeds in (1, 3):
+                    rng = np.random.default_rng([seed, round(100 * over), round(100 * p0), n, seeds])
+                    world = _rates(p0, normal=p0 + 0.10 + over)
+                    found = [simulate_sweep(world, 1, seeds, n, gate, rng)[0][0] for _ in range(sweeps)]
+                    about = (f"P0 + {100 * (0.1 + over):.0f} points", p0, n, 1, seeds)
+                    rates.append(
+                        PassRate(
+                            *about, "PART or better", sum(verdict in (*PASSES, PART) for verdict in found), sweeps
+                        )
+                    )
+                    rates.append(
+                        PassRate(*about, "PASS or WHOLE", sum(verdict in PASSES for verdict in found), sweeps)
+                    )
+    return rates
+
+
+def false_pass_table(rates: Sequence[PassRate]) -> Table:
+    """Return a table: a line per world, P0 and reading, a column per number of configurations."""
+    counts = list(dict.fromkeys(rate.configurations for rate in rates))
+    lines: dict[tuple[str, str, str], list[str]] = {}
     for rate in rates:
-        rows.setdefault((rate.reading, rate.n), []).append(str(rate))
-    head = ["Reading", "n", *(f"{c} configuration{'s' * (c > 1)}" for c in CONFIGURATIONS)]
-    return [head, *([reading, str(n), *cells] for (reading, n), cells in rows.items())]
+        lines.setdefault((rate.world, f"{100 * rate.p0:.0f}%", rate.reading), []).append(rate.text)
+    head = ["Codecs", "P0", "Reading", *(f"{c} configuration{'s' * (c > 1)}" for c in counts)]
+    return [head, *([*key, *cells] for key, cells in lines.items())]
+
+
+def power_table(rates: Sequence[PassRate]) -> Table:
+    """Return a table with a line for each codec, P0, number of seeds and verdict, and a column for each n."""
+    ns = list(dict.fromkeys(rate.n for rate in rates))
+    lines: dict[tuple[str, ...], list[str]] = {}
+    for rate in rates:
+        key = (rate.world, f"{100 * rate.p0:.0f}%", str(rate.seeds), rate.reading)
+        lines.setdefault(key, []).append(rate.text)
+    return [["Codec", "P0", "Seeds", "Verdict", *(f"n = {n}" for n in ns)], *([*k, *c] for k, c in lines.items())]

@@ -14,8 +14,8 @@ import pandas as pd
 from m2ray.config.gate_file import Criterion, GateConfig
 from m2ray.judging import statistics as stats
 from m2ray.judging.amount import measure_amounts
-from m2ray.judging.arms import NO_SEED, Arms, CountArms, Counts, RowArms
-from m2ray.judging.criteria import answers_share, judge_criterion
+from m2ray.judging.arms import Arms, CountArms, Counts, RowArms, ScoreArms
+from m2ray.judging.criteria import answers_share, judge_criterion, p_value
 from m2ray.judging.holm import holm, holm_corrected
 from m2ray.judging.verdict import CriterionResult, Verdict, over_seeds
 from m2ray.util.errors import UserError
@@ -39,35 +39,32 @@ def judge_together(configurations: Sequence[pd.DataFrame], gate: GateConfig) -> 
     Raises:
         UserError: as in `judge`.
     """
-    seeds = [{seed: one_seed(rows, seed) for seed in training_seeds(rows)} for rows in configurations]
+    arms = [(RowArms(rows), slots(rows)) for rows in configurations]
     if gate.grades is None:
-        verdicts = [[judge(rows, gate) for rows in by_seed.values()] for by_seed in seeds]
-        corrected = iter(holm_corrected([verdict for row in verdicts for verdict in row], gate.alpha))
-        judged = [{seed: next(corrected) for seed in by_seed} for by_seed in seeds]
-        pooled = [RowArms(rows).counts if len(training_seeds(rows)) > 1 else {} for rows in configurations]
-        return [
-            JudgedConfiguration(over_seeds(by_seed, counts), by_seed)
-            for by_seed, counts in zip(judged, pooled, strict=True)
-        ]
-    levels = holm_levels([joint_p_value(rows, gate) for rows in configurations], gate.alpha)
+        return _judge_each_seed(arms, gate)
+    levels = family_levels(arms, gate)
     return [
         JudgedConfiguration(
-            judge(rows, gate, level),
-            {seed: judge(own, gate, level) for seed, own in by_seed.items()},
+            judge_arms(own, k, gate, level, "rows"),
+            {seed: judge_arms(own.of_seed(seed), k, gate, level, "rows") for seed in own.seeds},
         )
-        for rows, by_seed, level in zip(configurations, seeds, levels, strict=True)
+        for (own, k), level in zip(arms, levels, strict=True)
     ]
 
 
-def training_seeds(rows: pd.DataFrame) -> list[int]:
-    """Return the training seeds of a configuration's rows, or [-1] for a system without them."""
-    return sorted({int(seed) for seed in rows[rows.config != ""].seed if seed != NO_SEED}) or [NO_SEED]
+def _judge_each_seed(arms: Sequence[tuple[RowArms, int | None]], gate: GateConfig) -> list[JudgedConfiguration]:
+    """Judge by a gate without grades: each seed by itself, all tests of all of them in one Holm family."""
+    verdicts = [
+        [judge_arms(own.of_seed(seed), k, gate, gate.alpha, "rows") for seed in own.seeds] for own, k in arms
+    ]
+    corrected = iter(holm_corrected([verdict for row in verdicts for verdict in row], gate.alpha))
+    judged = [({seed: next(corrected) for seed in own.seeds}, own.counts) for own, _ in arms]
+    return [JudgedConfiguration(over_seeds(by_seed, counts), by_seed) for by_seed, counts in judged]
 
 
-def one_seed(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return the rows of one training seed, and those that all seeds share."""
-    own: pd.DataFrame = rows[(rows.seed == seed) | (rows.seed == NO_SEED)]
-    return own
+def family_levels(arms: Sequence[tuple[ScoreArms, int | None]], gate: GateConfig) -> list[float]:
+    """Return the level at which each configuration's tests are decided, after Holm's correction over all."""
+    return holm_levels([joint_p_value(own, k, gate) for own, k in arms], gate.alpha)
 
 
 def judge(rows: pd.DataFrame, gate: GateConfig, level: float | None = None) -> Verdict:
@@ -162,7 +159,7 @@ def applicable(arms: Arms, k: int | None, gate: GateConfig) -> list[Criterion]:
         criterion
         for criterion in gate.criteria
         if criterion.applies(k)
-        and not (criterion.paired and not isinstance(arms, RowArms))
+        and not (criterion.paired and not isinstance(arms, ScoreArms))
         and not (criterion.optional and _missing(arms, criterion))
     ]
 
@@ -185,17 +182,13 @@ def not_shown(arms: Arms, gate: GateConfig) -> tuple[str, ...]:
 # --- Holm's family -------------------------------------------------------------------------------------------
 
 
-def joint_p_value(rows: pd.DataFrame, gate: GateConfig) -> float:
+def joint_p_value(arms: ScoreArms, k: int | None, gate: GateConfig) -> float:
     """Return a configuration's p-value in its family: that of its criteria together.
 
     All must hold, so it is the largest of theirs (an intersection-union test, Berger 1982).
     """
-    p_values = [
-        result.p_value
-        for result in criterion_results(RowArms(rows), slots(rows), gate, gate.alpha, "rows")
-        if result.p_value is not None and result.gate != "validity" and result.decides
-    ]
-    return max(p_values, default=0.0)
+    tested = [c for c in applicable(arms, k, gate) if c.gate != "validity" and c.decides]
+    return max((p for c in tested if (p := p_value(c, arms)) is not None), default=0.0)
 
 
 def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
@@ -205,7 +198,7 @@ def holm_levels(p_values: Sequence[float], alpha: float) -> list[float]:
     """
     count = len(p_values)
     levels = []
-    for p_value, adjusted in zip(p_values, holm(p_values), strict=True):
-        factor = adjusted / p_value if p_value > 0 and adjusted < 1 else count
+    for p, adjusted in zip(p_values, holm(p_values), strict=True):
+        factor = adjusted / p if p > 0 and adjusted < 1 else count
         levels.append(alpha / min(max(factor, 1.0), count))
     return levels

@@ -154,10 +154,7 @@ def retention(
         weights_RE = _group_weights(arms[0].shape[1], group_E, draws, rng)
         shares_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
         means_RC = np.stack(
-            [
-                np.einsum("re,se,rs->r", weights_RE, arm, shares_RS if len(arm) > 1 else np.ones((draws, 1)))
-                for arm in arms
-            ],
+            [((weights_RE @ arm.T) * (shares_RS if len(arm) > 1 else 1.0)).sum(axis=1) for arm in arms],
             axis=1,
         )
     return _ratio([float(arm.mean()) for arm in arms], means_RC, alpha)

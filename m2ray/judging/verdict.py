@@ -13,6 +13,7 @@ from m2ray.judging.arms import Counts
 INVALID, FAIL, PART, PASS, WHOLE = "INVALID SETTING", "FAIL", "PART", "PASS", "WHOLE"
 PASSES = (PASS, WHOLE)
 UNTESTABLE, NOT_APPLICABLE = "untestable", "n/a"
+ALL_HOLD = "all criteria hold"  # the reason of a PASS without amounts
 FEW_SEEDS = 3  # below which a verdict says how many training seeds it rests on
 
 
@@ -129,8 +130,8 @@ class Verdict:
             seed = f"seed {self.seed}: " if self.seed is not None else ""
             return f"{seed}{backwards}'{failed[0].name}' does not hold: {failed[0].sentence}"
         if self.grades is None:
-            return "all criteria hold"
-        return "; ".join(amount.sentence for amount in self.amounts) or "all criteria hold"
+            return ALL_HOLD
+        return "; ".join(amount.sentence for amount in self.amounts) or ALL_HOLD
 
     @property
     def caveats(self) -> str:

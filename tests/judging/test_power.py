@@ -8,7 +8,7 @@ import pytest
 
 from m2ray.config.gate_file import load_gate
 from m2ray.judging import statistics as stats
-from m2ray.reporting.leaderboard import legend
+from m2ray.reporting.leaderboard_text import legend
 
 STATED = re.compile(
     r"At n = (\d+), a paired difference of ([0-9.]+) points is detected with 80 % power \(one-sided McNemar, "
