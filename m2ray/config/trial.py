@@ -5,10 +5,20 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from m2ray.config.condition_names import NAMES, scale_gate_name, text_name
 from m2ray.config.objectives import CrossEntropyTerm, Losses
+from m2ray.tasks.episodes import PARTS, check_held_out, task_name
+from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.registry import level as task_level
 from m2ray.util import plugins
 from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Share, StrictModel
@@ -79,11 +89,37 @@ class TaskConfig(StrictModel):
         "template"
     )
     file: Annotated[str | None, Field(description="JSONL file of episodes, instead of drawn ones")] = None
+    held_out: Annotated[
+        HeldOut | None, Field(description="facts, pairs or lengths that only messages of confirm contain")
+    ] = None
 
     @field_validator("level")
     @classmethod
     def _exists(cls, name: str) -> str:
         return task_level(name).name
+
+    @model_validator(mode="after")
+    def _can_be_drawn(self) -> TaskConfig:
+        if self.held_out is None:
+            return self
+        if self.file is not None:
+            raise ValueError("held_out: needs drawn episodes, not those of a file; remove held_out or file")
+        for part in PARTS:
+            check_held_out(task_level(self.level), self.held_out, part)
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `held_out` where it is not set, so that digests and records of such tasks stay the same."""
+        tree: dict[str, Any] = handler(self)
+        if tree.get("held_out", ...) is None:
+            del tree["held_out"]
+        return tree
+
+    @property
+    def name(self) -> str:
+        """Name of the task, for rows."""
+        return task_name(task_level(self.level), self.held_out)
 
 
 class CodecConfig(StrictModel):

@@ -125,7 +125,7 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
     trained = f", trained on level {receiver.card['level']}" if "level" in receiver.card else ""
     weights = _weights(receiver) / 1e6
     yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, digest {receiver.digest}{trained}"
-    yield "task", f"level {plan.example.task.level}"
+    yield "task", f"level {plan.example.task.name}"
     yield "configurations", f"{pluralize(len(plan.points), 'point')} + {space.search.trials} sampled"
     for name in plan.points:
         yield "  point", name

@@ -157,7 +157,7 @@ class Sweep:
         """Record failures as rows, so that the leaderboard can be rebuilt from rows alone."""
         for name, cause in self.proposer.failures.items():
             config = self.proposer.configs.get(name, self.plan.example)
-            self.evaluations.store.append(failure_row(name, config.codec.k, config.task.level, cause))
+            self.evaluations.store.append(failure_row(name, config.codec.k, config.task.name, cause))
 
     def _diagnose(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
         judge, seeds = self.plan.space.judge, diagnosed_seeds(self.plan)

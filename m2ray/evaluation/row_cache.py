@@ -42,7 +42,7 @@ def cached_rows(
         [str(receiver.device.type), str(receiver.dtype)],
         [split, *names],
         [config.temperature, config.max_new_tokens, config.batch_size],
-        episodes[0].level.name,
+        episodes[0].task,
         [[e.seed, e.message, e.context, e.solution] for e in episodes],
     ]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]

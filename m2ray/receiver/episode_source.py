@@ -45,7 +45,7 @@ class EpisodeSource:
             UserError: a seed is beyond the end of the file, or the sender LM cannot be used.
         """
         if self.config.file is None:
-            episodes = [draw_episode(self.level, seed, part) for seed in seeds]
+            episodes = [draw_episode(self.level, seed, part, self.config.held_out) for seed in seeds]
         else:
             episodes = self._lines(seeds, f"splits.{part}")
         if self.config.messages == "template":

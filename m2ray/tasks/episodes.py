@@ -11,9 +11,11 @@ import random
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from m2ray.tasks.level import Fact, Level, Values
+from m2ray.tasks.held_out import HeldOut
+from m2ray.tasks.level import Draw, Fact, Level, Values
 from m2ray.util.errors import UserError
 
 # Parts of all possible messages, in twentieths of the hash of their content.
@@ -24,6 +26,8 @@ PARTS: dict[str, range] = {
     "confirm": range(18, 20),
 }
 _MAX_DRAWS = 100_000
+# With held-out items, a part is refused where fewer of so many draws suit it: drawing episodes would take long.
+_TRIED_DRAWS, _LEAST_SUITED = 20_000, 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Episode:
     receiver: tuple[Any, ...]
     solution: Values
     message: str
+    held_out: HeldOut | None = None
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for rows."""
+        return task_name(self.level, self.held_out)
 
     @property
     def context(self) -> str:
@@ -46,6 +56,11 @@ class Episode:
     def content(self) -> frozenset[Any]:
         """The message's facts, whatever their wording or order: the unit that splits keep apart."""
         return frozenset(fact.fact() for fact in self.sender)
+
+
+def task_name(level: Level, held_out: HeldOut | None) -> str:
+    """Return the name of a level, with a digest of what is held out, so that different tasks are never paired."""
+    return level.name if held_out is None else f"{level.name}+held_out-{held_out.digest}"
 
 
 def write_facts(facts: Iterable[Fact]) -> str:
@@ -69,7 +84,7 @@ def part_of(content: Iterable[Fact]) -> str:
     return next(name for name, share in PARTS.items() if twentieth in share)
 
 
-def draw_episode(level: Level, seed: int, part: str = "confirm") -> Episode:
+def draw_episode(level: Level, seed: int, part: str = "confirm", held_out: HeldOut | None = None) -> Episode:
     """Draw the episode of a seed, the same on every machine and Python.
 
     It uses only `Random.random`, the one method with a sequence that Python promises to keep.
@@ -79,33 +94,69 @@ def draw_episode(level: Level, seed: int, part: str = "confirm") -> Episode:
         seed: Any integer >= 0.
         part: The part its message must belong to. Draws are repeated until it does and each half alone leaves
             at least two solutions.
+        held_out: What only messages of confirm contain; then all messages of confirm contain some of it.
 
     Raises:
-        UserError: the level has no message in that part (its message space is too small).
+        UserError: the level has no message in that part (its message space is too small), or next to none with
+            these held-out items.
     """
+    if held_out is not None:
+        check_held_out(level, held_out, part)
     rng = random.Random(seed)
+    for _ in range(_MAX_DRAWS):
+        drawn = _suited(level, part, held_out, rng)
+        if drawn is not None:
+            return Episode(level, seed, *drawn, write_facts(drawn.sender), held_out)
+    raise UserError(f"task: level {level.name} has no message in part {part!r}; use a larger level")
+
+
+def _suited(level: Level, part: str, held_out: HeldOut | None, rng: random.Random) -> Draw | None:
+    """Draw an episode at random; return None if it does not suit the part, or one half tells the answer."""
 
     def below(n: int) -> int:
         return int(rng.random() * n)
 
-    for _ in range(_MAX_DRAWS):
-        sender, receiver, solution = level.draw(below)
-        if part_of(sender) != part:
-            continue
-        if level.count_solutions(sender) >= 2 and level.count_solutions(receiver) >= 2:
-            return Episode(level, seed, sender, receiver, solution, write_facts(sender))
-    raise UserError(f"task: level {level.name} has no message in part {part!r}; use a larger level")
+    drawn = level.draw(below)
+    if held_out is not None and (lengths := held_out.drawn_lengths(level, part)):
+        drawn = level.resplit(drawn, lengths[below(len(lengths))], below)
+    if part_of(drawn.sender) != part:
+        return None
+    if held_out is not None and held_out.holds(drawn.sender) != (part == "confirm"):
+        return None
+    ambiguous = level.count_solutions(drawn.sender) >= 2 and level.count_solutions(drawn.receiver) >= 2
+    return drawn if ambiguous else None
 
 
-def episodes(level: Level, seeds: Iterable[int], part: str = "confirm") -> list[Episode]:
-    """Draw the episodes of a range of seeds, in order.
+@lru_cache
+def check_held_out(level: Level, held_out: HeldOut, part: str) -> None:
+    """Refuse held-out items with which a part has no messages, or so few that drawing them would take too long.
+
+    Raises:
+        UserError: names what to change.
+    """
+    rng, suited = random.Random(0), 0
+    for _ in range(_TRIED_DRAWS):
+        suited += _suited(level, part, held_out, rng) is not None
+        if suited == _LEAST_SUITED:
+            return
+    fix = "more" if part == "confirm" else "less"
+    raise UserError(
+        f"held_out: only {suited} of {_TRIED_DRAWS:,} drawn messages of level {level.name} suit part {part!r}; "
+        f"hold out {fix}, or use another level"
+    )
+
+
+def episodes(
+    level: Level, seeds: Iterable[int], part: str = "confirm", held_out: HeldOut | None = None
+) -> list[Episode]:
+    """Draw the episodes of a range of seeds, in order; the arguments are those of `draw_episode`.
 
     Raises:
         UserError: `level` is not a level, or has no message in that part.
     """
     if not isinstance(level, Level):
         raise UserError(f"{level!r:.60} is not a level; give m2ray.level({level!r:.60})")
-    return [draw_episode(level, seed, part) for seed in seeds]
+    return [draw_episode(level, seed, part, held_out) for seed in seeds]
 
 
 def solutions(level: Level, facts: Sequence[Any]) -> list[Values]:

@@ -18,7 +18,7 @@ def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver
             whose training messages may be those that this one is judged on.
     """
     start = load_codec(folder, receiver)
-    if (start.record.get("trial") or {}).get("task") != config.task.model_dump():
+    if (start.record.get("trial") or {}).get("task") != config.task.model_dump(mode="json"):
         raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
     given, wanted = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
     if given != wanted:
