@@ -1,5 +1,7 @@
 """Tiny randomly initialised Qwen2 with a real byte-level BPE tokenizer, loaded from a folder like any model."""
 
+import os
+import uuid
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from m2ray.evaluation.confirm_ledger import FOLDER_VARIABLE
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import draw_episode
@@ -53,6 +56,20 @@ def save_tiny(folder: Path, seed: int = 0) -> Path:
     transformers.Qwen2ForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ledgers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep the looks of tests out of the user's ledger, those of processes that they start included."""
+    folder = tmp_path_factory.mktemp("ledgers")
+    os.environ[FOLDER_VARIABLE] = str(folder / "of-fixtures")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _ledger(_ledgers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each test with an empty ledger."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(_ledgers / uuid.uuid4().hex))
 
 
 @pytest.fixture(scope="session")

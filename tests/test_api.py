@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import m2ray
+from m2ray.evaluation.confirm_ledger import ConfirmLedger
 from m2ray.util.errors import UserError
 
 BEST = Path(__file__).parent.parent / "results" / "recipe-mini" / "best-k4"
@@ -38,11 +39,43 @@ def test_a_trained_codec_passes_a_message_between_two_agents():
     rows = m2ray.evaluate(codec, receiver, episodes)
     mine = rows[(rows.condition == "normal") & (rows.episode == episode.seed)].iloc[0]
     assert mine.answer == answer
+    assert set(rows.split) == {"6000000:6000200"}, "the seeds that were evaluated, not a split of a sweep"
     verdict = m2ray.judge(rows)
     assert verdict.verdict == "PASS"
     assert verdict.counts["normal"][1] == 200
     with pytest.raises(UserError, match="shuffle"):
         m2ray.judge(rows[rows.condition != "shuffle"])
+
+
+def test_evaluating_messages_is_a_look_at_them(recwarn):
+    receiver = m2ray.load_receiver("mini")
+    codec = m2ray.Codec.from_pretrained(BEST, receiver=receiver)
+    episodes = m2ray.episodes(m2ray.level("easy"), range(6_000_000, 6_000_008))
+    ledger = ConfirmLedger("easy", receiver.digest)
+    for count in (1, 2):
+        m2ray.evaluate(codec, receiver, episodes, ["P0"])
+        assert len(ledger.looks()) == count
+    assert not recwarn.list, "a published codec has its verdict"
+    (look, _) = ledger.looks()
+    assert (look.split, look.n, look.subject) == ("6000000:6000008", 8, f"codec {codec.digest}")
+    codec.record.pop("published")
+    with pytest.warns(UserWarning, match="episodes 6000000:6000005: 5 of 5 messages were looked at before, by 20"):
+        m2ray.evaluate(codec, receiver, episodes[:5], ["P0"])
+
+
+def test_messages_that_codec_or_receiver_may_have_been_trained_on_are_refused(monkeypatch):
+    receiver = m2ray.load_receiver("mini")
+    codec = m2ray.Codec.from_pretrained(BEST, receiver=receiver)
+    judged, trained = (m2ray.episodes(m2ray.level("easy"), range(4), part) for part in ("confirm", "train"))
+    with pytest.raises(
+        UserError, match=r"episodes: seed 2: .* in the part that receiver mini was trained on; use"
+    ):
+        m2ray.evaluate(codec, receiver, [*judged, trained[2]], ["P0"])
+    monkeypatch.delitem(receiver.card, "train_seeds")
+    with pytest.raises(UserError, match=r"episodes: seed 2: .* in the part that the codec was trained on; use"):
+        m2ray.evaluate(codec, receiver, [*judged, trained[2]], ["P0"])
+    with pytest.raises(UserError, match=r"episodes: none; give some"):
+        m2ray.evaluate(codec, receiver, [], ["P0"])
 
 
 def test_a_codec_is_saved_and_loaded_as_on_the_hub(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,27 +27,23 @@ def main(argv: Sequence[str]) -> int:
         check_out(args.out)
 
     # Loads torch and pandas: --help and bad options must not wait for them.
-    from m2ray.evaluation import confirm_ledger
     from m2ray.evaluation.rows import write_rows
 
     trial = trial_of(args.checkpoint)
     names = _condition_names(args, trial)
     split = args.split or args.seeds or "search"
-    # A published codec has been judged: running it again chooses nothing.
-    published = "published" in read_record(args.checkpoint)
-    looks = _overlaps_confirm(trial, split) and not published
-    ledger = confirm_ledger.confirm_ledger(args.checkpoint)
-    if looks and not args.unlock:
-        confirm_ledger.check_first_look(ledger, split)
+    look = None if split in ("search", "select") else ConfirmLook(args.checkpoint, trial, split, argv)
+    if look is not None and not args.unlock:
+        look.check_first()
     trial = _with_receiver(args, trial)
-    rows = _run(args.checkpoint, trial, split, names, published)
-    if looks:
-        confirm_ledger.record_look(ledger, args.checkpoint, split)
+    rows = _run(args.checkpoint, trial, split, names)
     print(wilson_table(rows))
+    if look is not None:
+        print(f"{split}: {look.record()}")
     if args.out is not None:
         write_rows(args.out, rows)
         print(f"rows: {args.out}")
-        if not (lacking := [name for name in load_gate().conditions if name not in names]):
+        if not (lacking := [name for name in load_gate().required if name not in names]):
             print(f"next: python -m m2ray.gate {args.out}")
         else:
             print(f"the gate also needs {', '.join(lacking)}; leave --conditions out to run all")
@@ -58,13 +55,17 @@ def _parser() -> Parser:
     parser.add_argument("checkpoint", type=Path, help="folder with codec.safetensors and config.json")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", choices=EVALUATION_SPLITS, help="default: search")
-    which.add_argument("--seeds", help="episode seeds A:B, end excluded; messages never seen in training")
+    which.add_argument("--seeds", help="episode seeds A:B, end excluded; messages of the confirm part")
     parser.add_argument(
         "--conditions", help="comma-separated; default: those that the checkpoint's configuration names"
     )
     parser.add_argument("--receiver", help="folder or name of the receiver, if it has moved")
     parser.add_argument("--out", type=Path, help="write rows to this Parquet file")
-    parser.add_argument("--unlock", action="store_true", help="look at confirm again; the report will list it")
+    parser.add_argument(
+        "--unlock",
+        action="store_true",
+        help="look again at messages that were looked at before; the look is recorded, and reports list it",
+    )
     return parser
 
 
@@ -92,15 +93,71 @@ def _condition_names(args: Namespace, trial: TrialConfig) -> list[str]:
     return names
 
 
-def _overlaps_confirm(trial: TrialConfig, split: str) -> bool:
-    """Return whether seeds of the confirm split are among those to run."""
-    from m2ray.engine.jobs import split_seeds  # loads torch
+class ConfirmLook:
+    """The look at confirm messages that this command takes.
 
-    try:
-        seeds, confirm = split_seeds(trial, split), trial.splits.seeds("confirm")
-    except ValueError as error:
-        raise UserError(f"--seeds: {error}") from None
-    return seeds.start < confirm.stop and confirm.start < seeds.stop
+    A published codec has been judged, so that running it again chooses nothing: its looks are never refused.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        trial: Its configuration.
+        split: confirm, or seeds A:B.
+        argv: The command's arguments.
+
+    Raises:
+        UserError: `split` is not a range of seeds, or lines of a task file are in training.
+    """
+
+    def __init__(self, checkpoint: Path, trial: TrialConfig, split: str, argv: Sequence[str]) -> None:
+        # Loads torch: see above.
+        from m2ray.engine.jobs import split_seeds
+        from m2ray.evaluation.confirm_ledger import ConfirmLedger, folder_of, new_look
+        from m2ray.receiver.episode_source import EpisodeSource
+
+        try:
+            seeds, confirm = split_seeds(trial, split), trial.splits.seeds("confirm")
+        except ValueError as error:
+            raise UserError(f"--seeds: {error}") from None
+        source = EpisodeSource(trial.task)
+        if split != "confirm":
+            source.check_unseen(seeds, trial.splits)
+        record = read_record(checkpoint)
+        command = shlex.join(["python", "-m", "m2ray.evaluate", *argv])
+        episodes = source.without_sender(seeds, "confirm")
+        self._look = new_look(episodes, command, f"checkpoint {record['digest']}", split)
+        self._ledger = ConfirmLedger(trial.task.level, str(record["receiver_digest"]))
+        self._earlier = self._ledger.earlier(self._look)
+        self._checkpoint, self._split, self._published = checkpoint, split, "published" in record
+        self._folder = folder_of(checkpoint)
+        self._is_of_confirm_split = seeds.start < confirm.stop and confirm.start < seeds.stop
+
+    def check_first(self) -> None:
+        """Refuse a second look.
+
+        Raises:
+            UserError: the checkpoint's folder, or the user's ledger, has an earlier one.
+        """
+        from m2ray.evaluation.confirm_ledger import check_first_look  # loads pandas
+
+        if self._published:
+            return
+        if self._is_of_confirm_split:
+            check_first_look(self._folder, self._split)
+        if self._earlier.looked_at:
+            option = "--split confirm" if self._split == "confirm" else f"--seeds {self._split}"
+            raise UserError(
+                f"{option}: {self._earlier.summary}; judge on fresh --seeds A:B, or look again with --unlock, "
+                "which is recorded"
+            )
+
+    def record(self) -> str:
+        """Record the look where later ones will find it, and return a line about it."""
+        from m2ray.evaluation.confirm_ledger import log_look  # loads pandas
+
+        if self._is_of_confirm_split and not self._published:  # a published folder stays as it is
+            log_look(self._folder, self._checkpoint, self._split)
+        self._ledger.record(self._look)
+        return self._earlier.line
 
 
 def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
@@ -114,12 +171,18 @@ def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
     return trial
 
 
-def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str], published: bool) -> pd.DataFrame:
-    from m2ray.engine.jobs import EvaluationJob, run_evaluation  # loads torch
+def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str]) -> pd.DataFrame:
+    # Loads torch: see above.
+    from m2ray.engine.jobs import EvaluationJob, run_evaluation, split_seeds
     from m2ray.evaluation.confirm_ledger import sweep_of
+    from m2ray.receiver.episode_source import EpisodeSource
 
+    option = f"splits.{split}" if split in EVALUATION_SPLITS else "--seeds"
+    lines = {option: split_seeds(trial, split)}
+    EpisodeSource(trial.task).check_receiver_lines(load_receiver(trial.receiver), lines)
     sweep = sweep_of(checkpoint)
     # A published folder stays as it is.
+    published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
     if "constant" in names and not list(constants.glob("*/epoch-01/config.json")):
         print(f"training the constant prefix of condition constant, once, into {constants}", flush=True)
@@ -129,7 +192,7 @@ def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str],
 def wilson_table(rows: pd.DataFrame) -> str:
     """Return success per condition with its interval, for rows of one checkpoint, as Markdown."""
     # Loads statsmodels: see above.
-    from m2ray.judging.gate import count_successes
+    from m2ray.judging.arms import count_successes
     from m2ray.judging.verdict_tables import summary_table
     from m2ray.util.tables import markdown
 

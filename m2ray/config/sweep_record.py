@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,17 +41,34 @@ def write_sweep_record(folder: Path, record: Mapping[str, Any]) -> None:
 def read_sweep_record(folder: Path) -> dict[str, Any]:
     """Return the record in a results folder; empty if there is none.
 
+    Besides the settings at the start (`m2ray.engine.record.describe_sweep`) it may have:
+
+    - `changes`: settings that differed when the sweep was resumed, each a `Change` with its date.
+    - `withdrawn`: points that were taken out of the space when the sweep was resumed, each with the date.
+    - `looks`: looks at the confirm split, each with its date, its key, and the line that reports show
+      (`m2ray.evaluation.confirm_ledger`).
+
     Raises:
         UserError: unreadable, or not what a sweep writes.
     """
     file = record_file(folder)
     record = read_yaml(file) if file.is_file() else {}
-    for key, kind in (("receiver", dict), ("gate", dict), ("changes", list)):
-        value = record.get(key, kind())
-        if not isinstance(value, kind) or (key == "changes" and not all(map(_is_dated_change, value))):
-            raise UserError(f"{file}: {key}: not what a sweep writes there; restore the file, or remove it")
+    for key, kind in (("receiver", dict), ("gate", dict), ("points", dict)):
+        if not isinstance(record.get(key, kind()), kind):
+            raise _damaged(file, key)
+    for key, fields in (("changes", Change._fields), ("looks", ("key", "line"))):
+        entries = record.get(key, [])
+        if not isinstance(entries, list) or not all(_has_fields(entry, ("date", *fields)) for entry in entries):
+            raise _damaged(file, key)
+    withdrawn = record.get("withdrawn", {})
+    if not isinstance(withdrawn, dict) or not all(isinstance(date, str) for date in withdrawn.values()):
+        raise _damaged(file, "withdrawn")
     return record
 
 
-def _is_dated_change(entry: Any) -> bool:
-    return isinstance(entry, dict) and {"date", *Change._fields} <= set(entry)
+def _has_fields(entry: Any, fields: Sequence[str]) -> bool:
+    return isinstance(entry, dict) and set(fields) <= set(entry)
+
+
+def _damaged(file: Path, key: str) -> UserError:
+    return UserError(f"{file}: {key}: not what a sweep writes there; restore the file, or remove it")

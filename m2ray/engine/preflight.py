@@ -13,7 +13,7 @@ from m2ray.diagnosis.messages import check_messages
 from m2ray.engine.cost_estimate import count_work, estimate_minutes
 from m2ray.evaluation.conditions import derangement
 from m2ray.evaluation.runner import check_no_leak
-from m2ray.receiver.episode_source import EpisodeSource, check_receiver_seeds
+from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode
@@ -50,7 +50,6 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
     try:
         receiver = load_receiver(example.receiver)
         _check_codecs(plan, receiver)
-        check_receiver_seeds(example, receiver)
         _check_episodes(plan, receiver)
         if plan.space.judge.diagnose:
             check_diagnosis(plan, receiver)
@@ -77,6 +76,7 @@ def _check_episodes(plan: Plan, receiver: Receiver) -> None:
     source = EpisodeSource(example.task)
     receiver.answer_frame(source.level)  # refuses a level with words that the receiver does not know
     source.check_disjoint(example.splits)
+    source.check_receiver(receiver, example.splits)
     for split in EVALUATION_SPLITS:
         episodes = source.get(example.splits.seeds(split), split)
         derangement(episodes)

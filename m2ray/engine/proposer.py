@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,10 +69,17 @@ class OptunaProposer:
     end in another order, and the suggestions after the start-up trials can then differ. With
     `search.deterministic` they do not: where L trials run at a time, a suggestion waits until all before it except
     the last L - 1 have ended, and uses only their results.
+
+    Args:
+        plan: The points and the axes.
+        root: The folder of the checkpoints.
+        journal: What began and ended so far; what begins and ends from now on is added to it.
+        withdrawn: Points that were taken out of the space since the sweep began; the journal's entries about them
+            are skipped.
     """
 
-    def __init__(self, plan: Plan, root: Path, journal: Journal) -> None:
-        self.plan, self.root, self._journal = plan, root, journal
+    def __init__(self, plan: Plan, root: Path, journal: Journal, withdrawn: Collection[str] = ()) -> None:
+        self.plan, self.root, self._journal, self._withdrawn = plan, root, journal, withdrawn
         self.study = optuna.create_study(direction="maximize")
         self.configs: dict[str, TrialConfig] = dict(plan.points)
         self.failures: dict[str, str] = {}
@@ -92,6 +99,8 @@ class OptunaProposer:
         """Bring study and queue to where the journal ends; a trial that began and did not end goes first."""
         for entry in self._journal.entries():
             name = entry["config"]
+            if name in self._withdrawn:
+                continue
             if entry["event"] == "began":
                 if name not in self.configs:
                     self.study.enqueue_trial(entry["chosen"])

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
     )
     receiver = load_receiver(plan.example.receiver)
     return {
+        "id": uuid.uuid4().hex[:12],  # tells a look at confirm that continues from a second one
         "command": shlex.join(["python", "-m", "m2ray.sweep", *argv]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, {receiver.device.type}",
@@ -80,7 +82,7 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
         folder: The sweep's folder.
         record: What `describe_sweep` returns now.
         accept: Accept changes: `sweep.yaml` then has the new settings, and lists the old ones, with the date,
-            under `changes`.
+            under `changes`. Points that are no longer in the space are listed under `withdrawn`.
 
     Raises:
         UserError: names the first setting that differs, its old and its new value.
@@ -98,7 +100,55 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
     if changes:
         dated = [{"date": now["date"], **change._asdict()} for change in changes]
         decisive = {key: now[key] for key in DECISIVE}
-        write_sweep_record(folder, {**before, **decisive, "changes": [*before.get("changes", []), *dated]})
+        settled = {**before, **decisive, "changes": [*before.get("changes", []), *dated]}
+        settled.pop("withdrawn", None)
+        withdrawn = withdrawn_points(before, now)
+        write_sweep_record(folder, {**settled, "withdrawn": withdrawn} if withdrawn else settled)
+
+
+def withdrawn_points(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return the points that were taken out of a sweep under way, each with the date on which that was noticed.
+
+    Args:
+        before: The sweep's record so far. Points that it lists as withdrawn stay so, unless the space has them
+            again.
+        now: What `describe_sweep` returns now.
+    """
+    removed = dict.fromkeys(before.get("points", {}), now["date"])
+    return {
+        name: date
+        for name, date in {**removed, **before.get("withdrawn", {})}.items()
+        if name not in now["points"]
+    }
+
+
+def record_confirm_look(folder: Path, plan: Plan) -> str:
+    """Record a look at the confirm split in the user's ledger and in the sweep's record.
+
+    A sweep that was killed in its confirm stage and resumed continues its look: see
+    `m2ray.evaluation.confirm_ledger`.
+
+    Returns:
+        The line about the look that reports show.
+    """
+    # Load torch and pandas, which `m2ray.sweep --help` must not wait for.
+    from m2ray.evaluation.confirm_ledger import ConfirmLedger, look_key, new_look
+    from m2ray.receiver.episode_source import EpisodeSource
+
+    record, example = read_sweep_record(folder), plan.example
+    points = {name: config.model_dump() for name, config in plan.points.items()}
+    key = look_key(folder, record, [plan.space.model_dump(by_alias=True), points])
+    looks = record.get("looks", [])
+    for recorded in looks:
+        if recorded["key"] == key:
+            return str(recorded["line"])
+    episodes = EpisodeSource(example.task).without_sender(example.splits.seeds("confirm"), "confirm")
+    ledger = ConfirmLedger(example.task.level, load_receiver(example.receiver).digest)
+    look = new_look(episodes, str(record.get("command")), f"sweep {folder.name}", "confirm", key)
+    line = ledger.earlier(look).line
+    ledger.record(look)
+    write_sweep_record(folder, {**record, "looks": [*looks, {"date": look.date, "key": key, "line": line}]})
+    return line
 
 
 def differences(key: str, before: Any, now: Any) -> Iterator[Change]:

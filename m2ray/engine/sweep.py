@@ -27,6 +27,7 @@ from m2ray.engine.evaluator_pool import Pool
 from m2ray.engine.jobs import run_job
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer, Wait
+from m2ray.engine.record import record_confirm_look
 from m2ray.engine.tune_search import run_search, trials_at_once
 from m2ray.evaluation.rows import failure_row
 from m2ray.judging.selection import best_configs, paired_gain, with_baseline
@@ -95,8 +96,7 @@ class Sweep:
             self._evaluate(latest, candidates, "select")
             winners = self._best(latest, "select", judge.confirm)
             judged = [name for name in [*self.plan.points, *winners] if name not in self.proposer.failures]
-            self.progress.phase(f"confirm: {pluralize(len(judged), 'configuration')}, looked at once")
-            self._evaluate(latest, judged, "confirm")
+            self._confirm(latest, judged)
             self._record_failures()
             self._diagnose(latest, [name for name in judged if name not in self.proposer.failures])
         except KeyboardInterrupt:
@@ -116,7 +116,8 @@ class Sweep:
         )
         self.progress.phase(f"search: {configs} x {seeds}")
         for folder in checkpoints(self._trained):
-            self.evaluations.queue(trial_of(folder), "search", folder)
+            if folder.parts[-3] in self.proposer.configs:  # not a point that was withdrawn
+                self.evaluations.queue(trial_of(folder), "search", folder)
         proposer = _SearchProposer(self.proposer, self.progress)
         run_search(
             proposer,
@@ -138,6 +139,16 @@ class Sweep:
                 self.evaluations.queue(self.proposer.configs[name], split, folder)
         self.evaluations.finish()
 
+    def _confirm(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
+        """Evaluate what is judged on the confirm split, and record that its messages were looked at."""
+        rows = self.evaluations.store.read()
+        evaluated = set(rows[rows.split == "confirm"].checkpoint)
+        folders = [folder for (name, _), folder in latest.items() if name in judged]
+        pending = any(read_record(folder)["digest"] not in evaluated for folder in folders)
+        look = record_confirm_look(self.root, self.plan) if pending else "judged before"
+        self.progress.phase(f"confirm: {pluralize(len(judged), 'configuration')}; {look}")
+        self._evaluate(latest, judged, "confirm")
+
     def _best(self, latest: Mapping[tuple[str, int], Path], split: str, count: int) -> list[str]:
         """Return the sampled configurations with the highest mean paired gain over their seeds on a split."""
         rows = self.evaluations.store.read()
@@ -146,8 +157,8 @@ class Sweep:
         if not (rows.condition == "P0").any():
             return []  # its evaluation failed: nothing can be compared
         for (name, _), folder in latest.items():
-            if name in self.plan.points or name in self.proposer.failures:
-                continue
+            if name not in self.proposer.configs or name in self.plan.points or name in self.proposer.failures:
+                continue  # withdrawn, judged anyway, or failed
             own = rows[rows.checkpoint == read_record(folder)["digest"]]
             if len(own):
                 gains.setdefault(name, []).append(paired_gain(with_baseline(own, rows)))

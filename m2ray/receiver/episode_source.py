@@ -7,15 +7,16 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from m2ray.config.trial import EVALUATION_SPLITS, Splits, TaskConfig, TrialConfig
+from m2ray.config.trial import EVALUATION_SPLITS, Splits, TaskConfig, parse_seeds
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.sender import Sender
 from m2ray.tasks.episode_files import read_episodes
-from m2ray.tasks.episodes import Episode, draw_episode
+from m2ray.tasks.episodes import Episode, draw_episode, part_of
 from m2ray.tasks.level import Fact
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
+from m2ray.util.text import pluralize
 
 
 class EpisodeSource:
@@ -44,13 +45,16 @@ class EpisodeSource:
         Raises:
             UserError: a seed is beyond the end of the file, or the sender LM cannot be used.
         """
-        if self.config.file is None:
-            episodes = [draw_episode(self.level, seed, part, self.config.held_out) for seed in seeds]
-        else:
-            episodes = self._lines(seeds, f"splits.{part}")
+        episodes = self.without_sender(seeds, part)
         if self.config.messages == "template":
             return episodes
         return with_messages(episodes, self._sender.write(episodes))
+
+    def without_sender(self, seeds: Sequence[int], part: str) -> list[Episode]:
+        """Return the episodes of `get` in the template's wording: their content, without loading a sender LM."""
+        if self.config.file is None:
+            return [draw_episode(self.level, seed, part, self.config.held_out) for seed in seeds]
+        return self._lines(seeds, f"splits.{part}")
 
     def _lines(self, seeds: Sequence[int], option: str) -> list[Episode]:
         if seeds and max(seeds) >= len(self._file):
@@ -78,6 +82,78 @@ class EpisodeSource:
         """
         self._check_contents({"splits.train": splits.seeds("train"), "--seeds": seeds})
 
+    def check_not_trained_on(self, episodes: Sequence[Episode], splits: Splits) -> None:
+        """Refuse episodes with messages that a codec of this task was trained on.
+
+        Drawn training messages all belong to the part `train`, so a message of that part may have been one of
+        them. For a file, the messages of its training lines count; a file that is gone cannot be checked.
+
+        Args:
+            episodes: The episodes to evaluate.
+            splits: The splits that the codec was trained with.
+
+        Raises:
+            UserError: the codec may have been trained on one of the messages.
+        """
+        if not episodes or episodes[0].level.name != self.level.name:
+            return
+        if self.config.file is None:
+            trained = _of_training_part(episodes)
+        elif Path(self.config.file).is_file():
+            contents = {episode.content for episode in self._lines(splits.seeds("train"), "splits.train")}
+            trained = [episode for episode in episodes if episode.content in contents]
+        else:
+            return
+        _refuse(trained, "the codec")
+
+    def check_receiver(self, receiver: Receiver, splits: Splits) -> None:
+        """Refuse evaluation splits that the receiver itself was trained on.
+
+        `m2ray.train_receiver` draws messages of the part `train` only, and its card names their seeds. Drawn
+        evaluation messages belong to other parts, so that only their seeds are compared.
+
+        Raises:
+            UserError: a split overlaps the seeds on the receiver's card, or a line of a file has a message that
+                the receiver may have been trained on.
+        """
+        if self.config.file is not None:
+            self.check_receiver_lines(
+                receiver, {f"splits.{name}": splits.seeds(name) for name in EVALUATION_SPLITS}
+            )
+            return
+        if not _is_trained_on(receiver, self.level.name):
+            return
+        card = receiver.card["train_seeds"]
+        trained = parse_seeds(card)
+        for name in EVALUATION_SPLITS:
+            seeds = splits.seeds(name)
+            if seeds.start < trained.stop and trained.start < seeds.stop:
+                raise UserError(f"splits.{name}: overlaps the receiver's own training seeds {card}; move it")
+
+    def check_receiver_lines(self, receiver: Receiver, ranges: Mapping[str, range]) -> None:
+        """Refuse lines of a file with messages that the receiver itself may have been trained on.
+
+        These are all messages of the part `train`: which of them a training drew would take minutes to find out,
+        and a long training draws nearly all.
+
+        Args:
+            receiver: The receiver.
+            ranges: The lines to evaluate, by the option that names them.
+
+        Raises:
+            UserError: names the first such line.
+        """
+        if self.config.file is None or not _is_trained_on(receiver, self.level.name):
+            return
+        for option, seeds in ranges.items():
+            trained = _of_training_part(self._lines(seeds, option))
+            if trained:
+                raise UserError(
+                    f"{self.config.file}: line {trained[0].seed + 1}: {_and_others(trained)} in the part of level "
+                    f"{self.level.name} that receiver {receiver.name} was trained on; remove such lines from "
+                    f"{option}, or use another receiver"
+                )
+
     def _check_contents(self, ranges: Mapping[str, range]) -> None:
         """Refuse a message that occurs in two of the named ranges of lines."""
         if self.config.file is None:
@@ -98,17 +174,34 @@ def with_messages(episodes: Sequence[Episode], messages: Sequence[str]) -> list[
     return [replace(episode, message=text) for episode, text in zip(episodes, messages, strict=True)]
 
 
-def check_receiver_seeds(config: TrialConfig, receiver: Receiver) -> None:
-    """Refuse evaluation seeds that the receiver itself was trained on.
+def check_not_of_receiver(receiver: Receiver, episodes: Sequence[Episode]) -> None:
+    """Refuse episodes with messages that the receiver itself may have been trained on.
 
     Raises:
-        UserError: a split overlaps the seeds on the receiver's card.
+        UserError: there is one.
     """
-    card = receiver.card.get("train_seeds")
-    if card is None or receiver.card.get("level") != config.task.level:
-        return
-    start, stop = (int(part) for part in card.split(":"))
-    for name in EVALUATION_SPLITS:
-        seeds = config.splits.seeds(name)
-        if seeds.start < stop and start < seeds.stop:
-            raise UserError(f"splits.{name}: overlaps the receiver's own training seeds {card}; move it")
+    if episodes and _is_trained_on(receiver, episodes[0].level.name):
+        _refuse(_of_training_part(episodes), f"receiver {receiver.name}")
+
+
+def _refuse(trained: Sequence[Episode], what: str) -> None:
+    if trained:
+        raise UserError(
+            f"episodes: seed {trained[0].seed}: {_and_others(trained)} in the part that {what} was trained on; "
+            "use episodes of another part, such as those that m2ray.episodes draws"
+        )
+
+
+def _of_training_part(episodes: Sequence[Episode]) -> list[Episode]:
+    return [episode for episode in episodes if part_of(episode.content) == "train"]
+
+
+def _is_trained_on(receiver: Receiver, level_name: str) -> bool:
+    """Return whether `m2ray.train_receiver` made a receiver on a level, by its card."""
+    return "train_seeds" in receiver.card and receiver.card.get("level") == level_name
+
+
+def _and_others(episodes: Sequence[Episode]) -> str:
+    """Return the subject of an error about the first of these episodes."""
+    others = len(episodes) - 1
+    return f"its message and those of {pluralize(others, 'other')} are" if others else "its message is"

@@ -16,7 +16,11 @@ import yaml
 from m2ray.cli import evaluate, train
 from m2ray.cli.runner import BAD_INPUT, DONE, NOT_PASSED, run_command
 from m2ray.evaluation.conditions import CONDITIONS
+from m2ray.evaluation.confirm_ledger import ledger_folder
 from m2ray.evaluation.rows import read_rows
+from m2ray.tasks.answers import write_answer
+from m2ray.tasks.episodes import episodes
+from m2ray.tasks.registry import level
 
 SMALL = {
     "splits": {"train": "100:400", "search": "1000:1012", "select": "4000:4004", "confirm": "2000:2012"},
@@ -342,6 +346,64 @@ class TestEvaluateRefuses:
         go(evaluate, first, *look, "--unlock")
         looks = (checkpoint.parent / "confirm-looks.log").read_text().splitlines()
         assert [line.split("evaluate ")[1] for line in looks] == ["epoch-02 on confirm", "epoch-01 on confirm"]
+
+    @pytest.mark.parametrize("words", [["--split", "confirm"], ["--seeds", "2000:2012"], ["--seeds", "7000:7012"]])
+    def test_a_second_look_from_a_copied_folder(self, refused, trained, checkpoint, tmp_path, words, capfd):
+        """The ledger in the user's cache knows the messages, whatever the folder that the checkpoint lies in."""
+        look = [*words, "--conditions", "P0,normal"]
+        go(evaluate, checkpoint, *look)
+        assert f"{words[1]}: first look at these messages" in capfd.readouterr().out
+        copied = Path(shutil.copytree(trained, tmp_path / "elsewhere" / "seed-0")) / "epoch-01"
+        line = refused(evaluate, copied, *look)
+        assert_says(
+            line, f"{' '.join(words)}: 1[0-2] of 1[0-2] messages were looked at before, by 20.* m2ray.evaluate"
+        )
+        assert_says(line, r"; judge on fresh --seeds A:B, or look again with --unlock, which is recorded$")
+        go(evaluate, copied, "--seeds", "9000:9012", "--conditions", "P0,normal")
+        capfd.readouterr()
+        go(evaluate, copied, *look, "--unlock")
+        assert f"{words[1]}: look 2 at these messages; earlier: 20" in capfd.readouterr().out
+
+    def test_a_published_codec_is_not_refused_but_its_looks_count(self, refused, checkpoint, tmp_path):
+        published = Path(shutil.copytree(checkpoint, tmp_path / "best"))
+        change(published, published={"verdict": "PASS"})
+        look = ["--seeds", "7000:7012", "--conditions", "P0"]
+        for _ in range(2):
+            go(evaluate, published, *look)
+        assert not (published / "confirm-looks.log").exists()
+        line = refused(evaluate, checkpoint, *look)
+        assert_says(
+            line, f"looked at before, by .*evaluate {published} --seeds .*; .*evaluate {published} --seeds"
+        )
+
+    def test_a_failed_look_and_looks_at_search_are_not_recorded(self, refused, checkpoint):
+        for words in (["--seeds", "5:6"], ["--seeds", "5:20", "--receiver", "./gone"]):
+            refused(evaluate, checkpoint, *words)
+        for _ in range(2):
+            go(evaluate, checkpoint, "--split", "search", "--conditions", "P0")
+        assert not ledger_folder().exists()
+
+    def test_lines_of_a_file_that_the_receiver_was_trained_on(
+        self, refused, tiny, tiny_folder, trained, tmp_path, monkeypatch
+    ):
+        drawn = [*episodes(level("easy"), range(20), "train"), *episodes(level("easy"), range(20), "confirm")]
+        fields = ("receiver_context", "sender_message", "receiver_output")
+        texts = [(e.context, e.message, write_answer(e.level, e.solution, "json")) for e in drawn]
+        (tmp_path / "e.jsonl").write_text(
+            "\n".join(json.dumps(dict(zip(fields, each, strict=True))) for each in texts)
+        )
+        checkpoint = Path(shutil.copytree(trained, tmp_path / "seed-0")) / "epoch-02"
+        change(checkpoint, trial__task={"file": str(tmp_path / "e.jsonl")})
+        splits = {"train": "0:10", "search": "20:25", "select": "25:30", "confirm": "30:35"}
+        change(checkpoint, trial__splits=splits)
+        look = ["--seeds", "12:22", "--conditions", "P0"]
+        assert_says(
+            refused(evaluate, checkpoint, "--seeds", "5:15"), "line 6: its message is in --seeds and, from"
+        )
+        monkeypatch.setattr(tiny, "card", {"train_seeds": "0:100", "level": "easy"})
+        line = refused(evaluate, checkpoint, *look)
+        assert_says(line, "e.jsonl: line 13: its message and those of 7 others are in the part of level easy that")
+        go(evaluate, checkpoint, "--seeds", "20:30", "--conditions", "P0")
 
 
 def test_from_the_shell_bad_input_is_one_line_and_exit_code_2(tmp_path):

@@ -166,6 +166,19 @@ def test_a_repeated_suggestion_gets_a_name_of_its_own(tmp_path):
     assert OptunaProposer(load_plan(file), tmp_path, journal).configs.keys() == set(names)
 
 
+def test_a_withdrawn_point_is_not_resumed_nor_taken_for_a_sampled_configuration(plan, tmp_path):
+    """Whether it had ended, had failed, or was running when the sweep was stopped."""
+    journal = Journal(tmp_path / "trials.jsonl")
+    for name, ending in (("ended", {"score": 1.0, "cause": ""}), ("broken", {"score": None, "cause": "loss nan"})):
+        journal.append({"event": "began", "config": name, "chosen": {}})
+        journal.append({"event": "ended", "config": name, **ending})
+    journal.append({"event": "began", "config": "running", "chosen": {}})
+    proposer = OptunaProposer(plan, tmp_path / "checkpoints", journal, ("ended", "broken", "running"))
+    untouched = OptunaProposer(plan, tmp_path / "checkpoints", Journal(tmp_path / "other.jsonl"))
+    assert (proposer.failures, proposer.ended) == ({}, set())
+    assert run(proposer) == run(untouched)
+
+
 # --- the journal ---------------------------------------------------------------------------------------------
 
 

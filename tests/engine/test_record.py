@@ -84,8 +84,42 @@ def test_several_changes_are_counted_and_later_ones_come_behind_earlier_ones(tmp
     assert noted == [("space.search.trials", 2, 3), ("code", "c0", "c1"), ("space.search.trials", 3, 4)]
 
 
+def test_points_that_are_taken_out_stay_in_the_record_as_withdrawn(tmp_path):
+    points = {"a": {"k": 4}, "b": {"k": 8}, "c": {"k": 16}}
+    write_sweep_record(tmp_path, {**ABOUT, "points": points})
+
+    def resume(date, *names):
+        settle_changes(tmp_path, changed(date=date, points={name: points[name] for name in names}), accept=True)
+        return read_sweep_record(tmp_path)
+
+    with pytest.raises(
+        UserError, match=r"points.a: differs from what this sweep began with \(was {'k': 4}, is None"
+    ):
+        settle_changes(tmp_path, ABOUT, accept=False)
+    record = resume("2026-11-02", "b", "c")
+    assert record["withdrawn"] == {"a": "2026-11-02"}
+    assert record["changes"] == [{"date": "2026-11-02", "key": "points.a", "before": {"k": 4}, "now": None}]
+    assert record["points"].keys() == {"b", "c"}
+    assert resume("2026-11-03", "c")["withdrawn"] == {"a": "2026-11-02", "b": "2026-11-03"}
+    assert resume("2026-11-04", "a", "c")["withdrawn"] == {"b": "2026-11-03"}, "a is a point again"
+    assert "withdrawn" not in resume("2026-11-05", "a", "b", "c")
+
+
+def test_a_point_that_is_changed_or_added_is_not_withdrawn(tmp_path):
+    write_sweep_record(tmp_path, {**ABOUT, "points": {"a": {"k": 4}}})
+    settle_changes(tmp_path, changed(points={"a": {"k": 8}, "new": {"k": 4}}), accept=True)
+    record = read_sweep_record(tmp_path)
+    assert "withdrawn" not in record
+    assert [change["key"] for change in record["changes"]] == ["points.a.k", "points.new"]
+
+
 @pytest.mark.parametrize(
-    "text", ["receiver: 5", "gate: []", "changes: {}", "changes: [1]", "changes: [{key: a, before: 1, now: 2}]"]
+    "text",
+    [
+        *("receiver: 5", "gate: []", "points: [a]"),
+        *("changes: {}", "changes: [1]", "changes: [{key: a, before: 1, now: 2}]"),
+        *("looks: {}", "looks: [first]", "looks: [{date: a, key: b}]", "withdrawn: [a]", "withdrawn: {a: [1]}"),
+    ],
 )
 def test_a_file_that_no_sweep_wrote_is_refused(tmp_path, text):
     record_file(tmp_path).write_text(text)

@@ -1,6 +1,7 @@
 """One real sweep through the command line on a local Ray, and its board rebuilt from rows alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from sweeps import CONDITIONS, CONFIRM, SEARCH, sweep, write_space
 
+from m2ray.config.sweep_record import read_sweep_record
 from m2ray.evaluation.rows import KEY, RowStore
 from m2ray.receiver.loading import EMBEDDED
 from m2ray.util.journal import Journal
@@ -30,7 +32,10 @@ def test_the_sweep_says_what_it_does_and_where_everything_is(swept):
     lines = done.stdout.splitlines()
     assert done.stderr == ""
     assert any("search: 3 configurations x 1 seed" in line for line in lines)
-    assert any("confirm: 2 configurations, looked at once" in line for line in lines)
+    (look,) = read_sweep_record(folder)["looks"]
+    assert re.match(r"(first look|look \d+) at these messages", look["line"])
+    assert any(f"confirm: 2 configurations; {look['line']}" in line for line in lines)
+    assert f"confirm: {look['line']}" in (folder / "leaderboard.md").read_text().splitlines()
     assert sum("control: epoch 1/1" in line for line in lines) == 1
     assert sum(": epoch 2/2  k " in line for line in lines) == 2
     assert any("% " in line or "%, about" in line for line in lines)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from m2ray.config.trial import Splits, TaskConfig
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.config.trial import Splits, TaskConfig, parse_seeds
+from m2ray.receiver.episode_source import EpisodeSource, check_not_of_receiver
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.sender import Sender
 from m2ray.tasks.answers import write_answer
-from m2ray.tasks.episodes import Episode, draw_episode, episodes
+from m2ray.tasks.episodes import Episode, draw_episode, episodes, part_of
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
 from m2ray.util.files import cache_root
@@ -138,6 +138,87 @@ class TestFile:
         file.write_text(line(EPISODES[0]) + "\n" + line(EPISODES[1], receiver_output='{"x1": 9}'))
         with pytest.raises(UserError, match=r"e.jsonl: line 2: receiver_output"):
             EpisodeSource(TaskConfig(file=str(file))).get([0], "train")
+
+
+class TestTrainedOn:
+    """Messages that codec or receiver may have been trained on are refused, in files by their content."""
+
+    TRAIN, CONFIRM = episodes(EASY, range(30), "train"), episodes(EASY, range(30), "confirm")
+
+    def source(self, folder: Path, drawn: list[Episode]) -> EpisodeSource:
+        return EpisodeSource(TaskConfig(file=str(write_file(folder, drawn))))
+
+    @pytest.mark.parametrize("name", ["search", "select", "confirm"])
+    def test_a_line_that_the_embedded_receiver_may_have_seen_is_refused(self, tmp_path, name):
+        """Training lines may be of any part: it is the receiver that must not have seen the evaluation lines."""
+        mini, drawn = load_receiver("mini"), [*self.TRAIN[:4], *self.CONFIRM[:6]]
+        self.source(tmp_path, drawn).check_receiver(mini, splits())
+        at = splits().seeds(name).start
+        drawn[at : at + 2] = self.TRAIN[4:6]
+        match = (
+            rf"episodes.jsonl: line {at + 1}: its message and those of 1 other are in the part of level easy that "
+            rf"receiver mini was trained on; remove such lines from splits.{name}, or use another receiver"
+        )
+        with pytest.raises(UserError, match=match):
+            self.source(tmp_path, drawn).check_receiver(mini, splits())
+
+    def test_the_receivers_training_drew_such_messages_only(self):
+        """The receiver's card names these seeds, and its training the part."""
+        seeds = parse_seeds(load_receiver("mini").card["train_seeds"])
+        drawn = {e.content for e in episodes(EASY, range(seeds.start, seeds.start + 2000), "train")}
+        assert {part_of(content) for content in drawn} == {"train"}
+        assert not drawn & {e.content for e in episodes(EASY, range(seeds.start, seeds.start + 300), "confirm")}
+
+    def test_the_order_of_words_hides_no_message(self, tmp_path):
+        drawn = [*self.TRAIN[:4], *self.CONFIRM[:6]]
+        turned = "; ".join(self.TRAIN[9].message.split("; ")[::-1])
+        lines = [line(e) for e in drawn]
+        lines[8] = line(self.TRAIN[9], sender_context=turned, sender_message="Listen to this")
+        (tmp_path / "e.jsonl").write_text("\n".join(lines))
+        with pytest.raises(UserError, match=r"e.jsonl: line 9: its message is in the part of level easy"):
+            EpisodeSource(TaskConfig(file=str(tmp_path / "e.jsonl"))).check_receiver(
+                load_receiver("mini"), splits()
+            )
+
+    def test_receivers_that_were_trained_on_another_level_or_elsewhere_have_seen_no_line(self, tmp_path, tiny):
+        source = self.source(tmp_path, self.TRAIN[:10])
+        for receiver in (tiny, load_receiver("mini-arithmetic")):
+            source.check_receiver(receiver, splits())
+            check_not_of_receiver(receiver, self.TRAIN)
+
+    def test_seeds_of_a_file_are_lines_and_not_compared_with_the_receivers_seeds(
+        self, tmp_path, tiny, monkeypatch
+    ):
+        monkeypatch.setattr(tiny, "card", {"train_seeds": "0:100", "level": "easy"})
+        self.source(tmp_path, self.CONFIRM[:10]).check_receiver(tiny, splits())
+        with pytest.raises(UserError, match=r"line 3: .* remove such lines from --seeds"):
+            self.source(tmp_path, [*self.CONFIRM[:2], *self.TRAIN]).check_receiver_lines(
+                tiny, {"--seeds": range(1, 3)}
+            )
+
+    def test_drawn_messages_of_training_seeds_are_not_training_messages(self):
+        """`m2ray.evaluate --seeds` draws from the part confirm, whatever the seeds."""
+        source = EpisodeSource(TaskConfig())
+        drawn = source.get(range(100_000, 100_300), "confirm")
+        assert {part_of(e.content) for e in drawn} == {"confirm"}
+        source.check_not_trained_on(drawn, Splits())
+        assert not {e.content for e in drawn} & {e.content for e in source.get(range(100_000, 100_300), "train")}
+
+    def test_a_codec_may_have_been_trained_on_any_message_of_the_part_train(self):
+        source = EpisodeSource(TaskConfig())
+        match = (
+            "episodes: seed 3: its message is in the part that the codec was trained on; use episodes of another"
+        )
+        with pytest.raises(UserError, match=match):
+            source.check_not_trained_on([*self.CONFIRM, self.TRAIN[3]], Splits())
+        EpisodeSource(TaskConfig(level="hard")).check_not_trained_on(self.TRAIN, Splits())
+
+    def test_a_codec_of_a_file_was_trained_on_its_training_lines(self, tmp_path):
+        source = self.source(tmp_path, self.TRAIN[:10])
+        source.check_not_trained_on(self.TRAIN[4:10], splits())
+        with pytest.raises(UserError, match="seed 3: its message is in the part that the codec was trained on"):
+            source.check_not_trained_on(self.TRAIN[3:10], splits())
+        EpisodeSource(TaskConfig(file=str(tmp_path / "gone"))).check_not_trained_on(self.TRAIN, splits())
 
 
 @pytest.fixture

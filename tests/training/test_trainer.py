@@ -15,7 +15,7 @@ from tiny_trainings import config, loss_curve
 from m2ray.codec.codec import Codec, load_codec
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.config.trial import TrialConfig, parse_seeds
-from m2ray.receiver.episode_source import EpisodeSource, check_receiver_seeds
+from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.objectives import LOSSES
 from m2ray.training.schedule import SlotAnnealer, is_collapsed, learning_rate, training_batch
@@ -201,7 +201,7 @@ def test_evaluation_content_never_enters_training(tiny):
 def test_a_receiver_that_was_trained_on_evaluation_seeds_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(tiny, "card", {"train_seeds": "900:1005", "level": "easy"})
     with pytest.raises(UserError, match=r"splits\.search: overlaps the receiver's own training seeds"):
-        check_receiver_seeds(config(tiny), tiny)
+        EpisodeSource(config(tiny).task).check_receiver(tiny, config(tiny).splits)
 
 
 def test_annealing_steps_down_when_ready_and_at_the_latest_on_the_line(tiny):
