@@ -46,8 +46,8 @@ from m2ray.config.sweep_record import record_file
 from m2ray.config.trial import parse_seeds
 from m2ray.engine.record import PACKAGES
 from m2ray.engine.sweep import STOP_GRACE_S
-from m2ray.judging.verdict import FAIL, PASS
 from m2ray.judging.statistics import wilson
+from m2ray.judging.verdict import PASSES
 from m2ray.receiver.loading import load_receiver
 from m2ray.reporting.publish import publish
 from m2ray.tasks.registry import level
@@ -245,11 +245,13 @@ class Job:
         if "codec" not in self.result:
             self.step("publish")
             leaderboard = pd.read_csv(self.out / "leaderboard.csv")
-            # The leaderboard lists codecs that pass first, then by score.
+            # The leaderboard lists configurations that pass first, then by score; the line of one with several
+            # training seeds comes before theirs.
             line = json.loads(leaderboard[leaderboard.split == "confirm"].iloc[0].to_json())
-            folder = publish(self.out, line["config"], line["seed"], f"best-k{line['k']}", replace=True)
-            verdict = PASS if line["verdict"] == PASS else FAIL
-            self.record("", verdict, codec={**line, "folder": folder.name})
+            seeds = leaderboard[(leaderboard.config == line["config"]) & leaderboard.seed.notna()]
+            seed = int(seeds.sort_values("score", ascending=False, kind="stable").seed.iloc[0])
+            folder = publish(self.out, line["config"], seed, f"best-k{line['k']}", replace=True)
+            self.record("", line["verdict"], codec={**line, "seed": seed, "folder": folder.name})
         line = self.result["codec"]
         retention = "none: P1 is not above P0"
         if line["retention"] is not None:
@@ -259,7 +261,7 @@ class Job:
         )
         evaluate = ["python", "-m", "m2ray.evaluate", self.out / line["folder"], "--receiver", self.receiver]
         print(f"next: {shlex.join(map(str, [*evaluate, '--seeds', EXAMPLE_SEEDS]))}")
-        return DONE if self.result["verdict"] == PASS else NOT_PASSED
+        return DONE if self.result["verdict"] in PASSES else NOT_PASSED
 
 
 def check_seeds(plan: Plan, settings: dict[str, Any]) -> None:

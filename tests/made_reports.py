@@ -8,11 +8,11 @@ from made_rows import GOOD, make_rows
 from m2ray.config.axis import Axis
 from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import RowStore, failure_row, write_rows
+from m2ray.reporting.build import config_sections
 from m2ray.reporting.document import Figure
 from m2ray.reporting.html import Page, write_page
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.reporting.search_figures import EndedTrial
-from m2ray.reporting.sections import config_section
 
 BAD = {**GOOD, "normal": 0.32, "shuffle": 0.34}
 GATES = {"scale_gate=0": 0.3, "scale_gate=0.5": 0.6, "scale_gate=1": 0.75}
@@ -55,18 +55,15 @@ def searched(scores, chosen=None):
     return [EndedTrial(f"c{i}", (chosen or {}).get(i, {"codec.k": 4}), score) for i, score in enumerate(scores)]
 
 
-def write_made_page(folder, about=None, figures=(), left_out=()):
-    """Write the report page of a folder's rows, without drawing figures.
+def write_made_page(folder, about=None, figures=(), left_out=(), gate=None):
+    """Write the report page of a folder's rows, judged by the reference gate or another, without drawing figures.
 
     Returns its text, the leaderboard and the sections of its configurations.
     """
-    rows, gate = RowStore(folder).read(), load_gate()
+    rows, gate = RowStore(folder).read(), gate or load_gate("reference")
     runs = judge_runs(rows, gate)
     leaderboard = make_leaderboard(rows, runs, gate)
-    sections = []
-    for config in dict.fromkeys(leaderboard.config[leaderboard.seed.notna()]):
-        seeds = [run for run in runs if run.config == config]
-        sections.append(config_section(folder, seeds, ["status"] * len(seeds), gate, about or {}))
+    sections = config_sections(folder, runs, leaderboard, gate, about or {})
     write_page(folder, Page(about or {}, leaderboard, gate, sections, figures, left_out))
     return (folder / "report.html").read_text(), leaderboard, sections
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m2ray.cli.runner import DONE, Parser
 from m2ray.reporting.build import build
-from m2ray.reporting.leaderboard import print_leaderboard
+from m2ray.reporting.leaderboard_text import print_leaderboard
 
 
 def main(argv: Sequence[str]) -> int:
@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="python -m m2ray.report", description="Rebuild every table and figure from rows.")
     parser.add_argument("folder", type=Path, help="results/NAME")
     parser.add_argument(
-        "--gate", type=Path, help="gate YAML; default: the gate that the sweep was registered with"
+        "--gate", help="content, reference, or a gate file; default: the gate that the sweep was registered with"
     )
     args = parser.parse_args(argv)
     print_leaderboard(build(args.folder, args.gate))

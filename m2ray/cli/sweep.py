@@ -192,7 +192,8 @@ def report_results(root: Path, failures: Mapping[str, str], started: float, args
     """Build the reports, print the leaderboard and what failed; return the exit code."""
     # Loads pandas, statsmodels and matplotlib: see above.
     from m2ray.reporting.build import build
-    from m2ray.reporting.leaderboard import anything_passes, print_leaderboard
+    from m2ray.reporting.leaderboard import anything_passes
+    from m2ray.reporting.leaderboard_text import print_leaderboard
 
     leaderboard = build(root)
     if args.json:

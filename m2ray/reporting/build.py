@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from m2ray.config.condition_names import scale_gate_of
-from m2ray.config.gate_file import GateConfig, load_gate
+from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
 from m2ray.config.sweep_record import read_sweep_record, record_file
 from m2ray.evaluation.confirm_ledger import looks_of
 from m2ray.evaluation.rows import RowStore
@@ -30,7 +30,9 @@ from m2ray.reporting.figures import (
     runs_to_draw,
 )
 from m2ray.reporting.html import Page, write_page
-from m2ray.reporting.leaderboard import JudgedRun, judge_runs, leaderboard_text, legend, make_leaderboard, reasons
+from m2ray.reporting.knockout import draw_knockouts
+from m2ray.reporting.leaderboard import JudgedRun, judge_runs, make_leaderboard
+from m2ray.reporting.leaderboard_text import leaderboard_text, legend, reasons
 from m2ray.reporting.provenance import provenance
 from m2ray.reporting.search_figures import draw_scores, draw_search
 from m2ray.reporting.sections import config_section
@@ -43,19 +45,19 @@ from m2ray.util.strict_yaml import validate
 REPORTS = "attempts"  # folder of the configurations' reports
 
 
-def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
+def build(folder: Path, gate_name: Path | str | None = None) -> pd.DataFrame:
     """Judge the rows of a results folder, write all of its reports, and return the leaderboard.
 
     Args:
         folder: A results folder.
-        gate_file: The gate; by default the one that the sweep was registered with.
+        gate_name: Name or file of the gate; by default the gate that the sweep was registered with.
 
     Raises:
         UserError: The folder has no rows, none of them can be judged, or another of its files is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
-    gate = registered_gate(folder, gate_file)
+    gate = gate_of(folder, gate_name)
     rows, record = read_named_rows(folder), read_sweep_record(folder)
     try:
         runs = judge_runs(rows, gate)
@@ -63,6 +65,7 @@ def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     figures, left_out = draw_all(folder, runs, leaderboard, record)
+    draw_knockouts(folder, runs)
     source = [*provenance(record), *looks_of(folder)]
     write_leaderboard(folder, leaderboard, gate, source)
     sections = config_sections(folder, runs, leaderboard, gate, record)
@@ -74,12 +77,16 @@ def build(folder: Path, gate_file: Path | None = None) -> pd.DataFrame:
     return leaderboard
 
 
-def registered_gate(folder: Path, gate_file: Path | None) -> GateConfig:
-    """Return the gate in a file, else the gate that the sweep was registered with, else the reference gate."""
-    registered = None if gate_file else read_sweep_record(folder).get("gate")
+def gate_of(folder: Path, name: Path | str | None) -> GateConfig:
+    """Return the named gate, else the one that the sweep was registered with, else the gate `content`."""
+    registered = None if name else read_sweep_record(folder).get("gate")
     if registered is None:
-        return load_gate(gate_file)
-    return validate(GateConfig, registered, f"{record_file(folder)}: gate")
+        return load_gate(name)
+    gate = validate(GateConfig, registered, f"{record_file(folder)}: gate")
+    reference = load_gate(REFERENCE)
+    if gate.criteria == reference.criteria:  # records of earlier versions lack what it is known to pass
+        gate = gate.model_copy(update={"lets_through": reference.lets_through})
+    return gate
 
 
 def read_named_rows(folder: Path) -> pd.DataFrame:

@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import ListedColormap
 
-from m2ray.config.condition_names import scale_gate_of
+from m2ray.config.condition_names import dropped_slot, scale_gate_of
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import count_successes, success_rate
 from m2ray.judging.verdict_tables import scale_gate_curve
-from m2ray.reporting.leaderboard import JudgedRun
+from m2ray.reporting.leaderboard import WITHDRAWN, JudgedRun
 from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
 
 FOLDER = "figures"
@@ -47,19 +47,20 @@ class LineStyle(NamedTuple):
 
 
 def runs_to_draw(runs: Sequence[JudgedRun], leaderboard: pd.DataFrame) -> list[JudgedRun]:
-    """Return the runs of one split that have a verdict, in the leaderboard's order.
+    """Return the runs of one split that have a verdict and were not withdrawn, in the leaderboard's order.
 
     The split is confirm, or that of the first run if none was judged on confirm.
     """
-    ranked = list(zip(leaderboard.config, leaderboard.seed, strict=True))
-    judged = [run for run in runs if run.verdict is not None]
+    lines = leaderboard[leaderboard.seed.notna() & (leaderboard.verdict != WITHDRAWN)]
+    ranked = list(zip(lines.config, lines.seed, strict=True))
+    judged = [run for run in runs if run.verdict is not None and (run.config, run.seed) in ranked]
     chosen = [run for run in judged if run.split == "confirm"]
     chosen = chosen or [run for run in judged if run.split == judged[0].split]
     return sorted(chosen, key=lambda run: ranked.index((run.config, run.seed)))
 
 
 def by_config(runs: Sequence[JudgedRun]) -> dict[str, list[JudgedRun]]:
-    """Return the runs of each of the first `MAX_CONFIGS` configurations, one run a training seed."""
+    """Return the runs of each of the first `MAX_CONFIGS` configurations, one run per training seed."""
     groups: dict[str, list[JudgedRun]] = {}
     for run in runs:
         groups.setdefault(run.config, []).append(run)
@@ -96,10 +97,13 @@ def percent_with_bounds(counts: Sequence[tuple[int, int]]) -> tuple[np.ndarray, 
 
 
 def drawn_conditions(runs: Sequence[JudgedRun]) -> list[str]:
-    """Return all conditions except scale gates: those with a colour first, then the others, texts by length."""
+    """Return the conditions without figures of their own: those with a colour first, then others, by length.
+
+    Scale gates and blanked slots have figures of their own.
+    """
     present = {name for run in runs for name in run.rows.condition.unique()} - {FAILED}
     others = sorted(
-        (name for name in present if name not in COLOURS and scale_gate_of(name) is None),
+        (n for n in present if n not in COLOURS and scale_gate_of(n) is None and dropped_slot(n) is None),
         key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name),
     )
     return [name for name in COLOURS if name in present] + others
@@ -109,7 +113,7 @@ def drawn_conditions(runs: Sequence[JudgedRun]) -> list[str]:
 
 
 def draw_conditions(runs: Sequence[JudgedRun]) -> Any:
-    """Draw a panel for each configuration: each condition's success with its interval, a dot a training seed."""
+    """Draw a panel per configuration: success under each condition with its interval, a dot per training seed."""
     groups, names = by_config(runs), drawn_conditions(runs)
     columns = 2 if len(groups) == 4 else min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
@@ -129,7 +133,7 @@ def draw_conditions(runs: Sequence[JudgedRun]) -> Any:
     for axes in list(grid.flat)[len(groups) :]:
         axes.set_visible(False)
     figure.supxlabel(
-        "episodes solved (%), 95 % Wilson intervals; a dot a training seed; dotted: P0 and P1", fontsize=10
+        "episodes solved (%), 95 % Wilson intervals; one dot per training seed; dotted: P0 and P1", fontsize=10
     )
     total = len({run.config for run in runs})
     cut = f", the first {MAX_CONFIGS} of {total} configurations" if total > MAX_CONFIGS else ""
@@ -151,14 +155,22 @@ def _draw_condition_panel(axes: Any, seeds: Sequence[JudgedRun], names: Sequence
             rates, bounds = percent_with_bounds(counts)
             heights = row + 0.6 * ((np.arange(len(counts)) + 0.5) / len(counts) - 0.5)
             axes.errorbar(rates, heights, xerr=bounds, fmt="o", ms=4, lw=1.4, color=COLOURS.get(name, "#555555"))
-    passed = sum(run.verdict is not None and run.verdict.passed for run in seeds)
-    verdict = f", {passed} of {len(seeds)} passed" if seeds[0].split == "confirm" else ""
-    axes.set_title(f"{seeds[0].config}\nk = {seeds[0].k}{verdict}", fontsize=9)
+    axes.set_title(f"{seeds[0].config}\nk = {seeds[0].k}{_verdict_text(seeds)}", fontsize=9)
     axes.set_xlim(0, 100)
     axes.tick_params(labelbottom=True)
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
     hide_spines(axes)
+
+
+def _verdict_text(seeds: Sequence[JudgedRun]) -> str:
+    """Return `, PASS, 2 of 3 seeds pass`: the configuration's verdict, if it was judged on confirm."""
+    judged = seeds[0].configuration
+    if judged is None or seeds[0].split != "confirm":
+        return ""
+    passed = sum(verdict.passed for verdict in judged.seeds.values())
+    counts = f", {passed} of {len(judged.seeds)} seeds pass" if len(judged.seeds) > 1 else ""
+    return f", {judged.verdict.verdict}{counts}"
 
 
 # --- success by k --------------------------------------------------------------------------------------------
@@ -185,7 +197,7 @@ def draw_by_k(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> Any:
     axes.set(xlim=(-0.6, len(ks) - 0.4), ylim=(0, 100))
     axes.set_xlabel("k, prefix vectors")
     axes.set_ylabel("episodes solved (%), 95 % Wilson interval")
-    axes.set_title(f"Success against k, {sample_sizes(shown)}, a dot a training seed", fontsize=11)
+    axes.set_title(f"Success against k, {sample_sizes(shown)}, one dot per training seed", fontsize=11)
     handles, labels = axes.get_legend_handles_labels()
     first = {label: handles[labels.index(label)] for label in labels}  # each label once
     legend_beside(axes, handles=first.values(), labels=first.keys())
@@ -226,7 +238,7 @@ def draw_scale_gates(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) ->
     axes.set_xlabel("scale_gate: prefix norm over mean token-embedding norm")
     axes.set_ylabel("episodes solved (%), 95 % Wilson bands")
     axes.set_title(
-        f"Success against the prefix's scale, {sample_sizes(runs)}, a line a training seed", fontsize=11
+        f"Success against the prefix's scale, {sample_sizes(runs)}, one line per training seed", fontsize=11
     )
     axes.set_ylim(0, 100)
     legend_beside(axes)

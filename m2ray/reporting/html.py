@@ -23,9 +23,10 @@ from PIL import Image
 from m2ray.config.gate_file import GateConfig
 from m2ray.diagnosis.store import FOLDER
 from m2ray.evaluation.confirm_ledger import looks_of
-from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, PASSES, WHOLE
+from m2ray.judging.verdict import ALL_HOLD, FAIL, INVALID, PART, PASS, PASSES, WHOLE
 from m2ray.reporting.document import Figure, Section
-from m2ray.reporting.leaderboard import FAILED_RUN, VERDICTS, configuration_lines, display_cells, legend
+from m2ray.reporting.leaderboard import FAILED_RUN, VERDICTS, configuration_lines, seed_lines
+from m2ray.reporting.leaderboard_text import display_cells, legend
 from m2ray.reporting.provenance import recorded_changes
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
@@ -36,6 +37,7 @@ from m2ray.util.trees import get_key
 FILE = "report.html"
 TEMPLATES = Path(__file__).parent / "page"
 NUMBER = re.compile(r"\[?([-+]?\d+(?:\.\d+)?)(?:, .*\])?")  # an interval is sorted by its lower bound
+GRADED = (PART, PASS, WHOLE)  # verdicts with the amount as their reason, by a gate with grades
 VERDICT_CLASSES = {
     WHOLE: "pass",
     PASS: "pass",
@@ -55,7 +57,7 @@ class Page(NamedTuple):
     record: dict[str, Any]  # the sweep's
     leaderboard: pd.DataFrame
     gate: GateConfig
-    sections: Sequence[Section]  # one a configuration
+    sections: Sequence[Section]  # one per configuration
     figures: Sequence[Figure]
     left_out: Sequence[str]  # figures that are missing, and why
 
@@ -119,20 +121,24 @@ def csp_hash(text: str) -> str:
 
 
 def headline(leaderboard: pd.DataFrame) -> list[str]:
-    """Return a sentence with how many passed, and one about the best of them or the closest to passing."""
+    """Return how many configurations passed, the success of the best or of the closest to it, and its amount."""
     judged = configuration_lines(leaderboard[leaderboard.verdict.isin(VERDICTS)])
     if judged.empty:
         return ["Nothing has been judged on confirm."]
     passed = judged[judged.verdict.isin(PASSES)]
-    count = f"{len(passed)} of {pluralize(len(judged), 'configuration')} passed on confirm."
+    counts = ", ".join(f"{(judged.verdict == name).sum()} {name}" for name in dict.fromkeys(judged.verdict))
+    count = f"{len(passed)} of {pluralize(len(judged), 'configuration')} passed on confirm: {counts}."
     title, line = "Highest success, not passed", judged.sort_values("normal").iloc[-1]
     if len(passed):
-        title, line = "Best that passed, by search score", passed.iloc[0]
+        title, line = "Best that passed, by verdict and search score", passed.iloc[0]
     rate = f"{100 * line.normal:.1f} % [{100 * line.normal_ci_low:.1f}, {100 * line.normal_ci_high:.1f}]"
     baselines = (("P0", "without a message"), ("P1", "with the full text"))
     others = [f", {100 * line[name]:.1f} % {words}" for name, words in baselines if not pd.isna(line[name])]
-    run = f"{line.config}, training seeds {line.seeds}, k = {line.k}"
-    return [count, f"{title}: {run} solves {rate} of {line.n} episodes with its prefix{''.join(others)}."]
+    seeds = "seeds" if " " in line.seeds else "seed"
+    run = f"{line.config}, training {seeds} {line.seeds}, k = {line.k}"
+    lines = [count, f"{title}: {run} solves {rate} of {line.n} episodes with its prefix{''.join(others)}."]
+    has_amount = line.verdict in GRADED and line.reason != ALL_HOLD
+    return [*lines, f"Amount: {line.reason}."] if has_amount else lines
 
 
 # --- leaderboard ---------------------------------------------------------------------------------------------
@@ -153,12 +159,21 @@ class Cell(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A line of the leaderboard: its cells, verdict, the verdict's CSS class, and its configuration's anchor."""
+    """A line of the leaderboard.
+
+    Attributes:
+        cells: One per column.
+        verdict: Its verdict.
+        css_class: The verdict's CSS class.
+        anchor: Its configuration's place on the page.
+        is_seed: True for a training seed below its configuration's own line.
+    """
 
     cells: list[Cell]
     verdict: str
     css_class: str
     anchor: str | None
+    is_seed: bool
 
 
 def leaderboard_table(leaderboard: pd.DataFrame, anchors: dict[str, str]) -> tuple[list[Column], list[Line]]:
@@ -174,8 +189,9 @@ def leaderboard_table(leaderboard: pd.DataFrame, anchors: dict[str, str]) -> tup
             line["verdict"],
             VERDICT_CLASSES.get(line["verdict"], ""),
             anchors.get(line["config"]),
+            is_seed,
         )
-        for line in shown
+        for line, is_seed in zip(shown, seed_lines(leaderboard), strict=True)
     ]
     columns = []
     for i, name in enumerate(shown[0]):
@@ -194,17 +210,17 @@ def number_of(text: str) -> float | None:
 
 
 def config_entry(section: Section, leaderboard: pd.DataFrame, anchor: str) -> dict[str, Any]:
-    """Return a configuration's entry on the page; its heading counts the verdicts of its seeds."""
-    verdicts = [str(verdict) for verdict in leaderboard.verdict[leaderboard.config == section.title]]
-    single = len(verdicts) == 1
-    labels = [
-        {
-            "text": verdict if single else f"{verdicts.count(verdict)} {verdict}",
-            "css_class": VERDICT_CLASSES.get(verdict, ""),
-        }
-        for verdict in dict.fromkeys(verdicts)
-    ]
-    return {"section": section, "verdicts": labels, "anchor": anchor, "single": single}
+    """Return a configuration's entry on the page; its heading has its verdict, and counts those of its seeds."""
+    own = leaderboard.verdict[leaderboard.config == section.title]
+    verdict, of_seeds = str(own.iloc[0]), [str(verdict) for verdict in own.iloc[1:]]
+    counts = ", ".join(f"{of_seeds.count(name)} {name}" for name in dict.fromkeys(of_seeds))
+    return {
+        "section": section,
+        "verdict": verdict,
+        "css_class": VERDICT_CLASSES.get(verdict, ""),
+        "seeds": f"{len(of_seeds)} training seeds: {counts}" if of_seeds else "",
+        "anchor": anchor,
+    }
 
 
 def other_figures(folder: Path) -> list[Figure]:

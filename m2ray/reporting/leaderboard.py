@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from m2ray.config.condition_names import tokens_name
-from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
+from m2ray.config.gate_file import REFERENCE, GateConfig, GateName, load_gate
 from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Arms, RowArms
@@ -26,7 +26,8 @@ VERDICTS = (WHOLE, PASS, PART, FAIL, INVALID)  # given on confirm only
 SHOWN = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "matched", "mean", "init", "near")
 RETENTION = ("retention", "retention_ci_low", "retention_ci_high")
 AMOUNTS = ("facts", "learned", "over_tokens", "follows_wrong")
-RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, "tokens", *RETENTION, *AMOUNTS, "gate1", "gate2")
+GATES: tuple[GateName, ...] = ("gate1", "gate2")  # of the reference attempt
+RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, "tokens", *RETENTION, *AMOUNTS, *GATES)
 
 
 class JudgedRun:
@@ -73,7 +74,10 @@ class JudgedRun:
         if verdict is None:
             return self.error
         if self.split == "confirm":
-            return f"{verdict.reason} ({verdict.caveats})" if verdict.caveats else verdict.reason
+            # The line of a configuration with several seeds gives the caveats once for all of them.
+            several = self.configuration is not None and len(self.configuration.seeds) > 1
+            caveats = "" if several and verdict is self.verdict else verdict.caveats
+            return f"{verdict.reason} ({caveats})" if caveats else verdict.reason
         cause = {"search": "not selected", "select": "others did better on select"}.get(
             self.split, f"evaluated on {self.split} only"
         )
@@ -181,28 +185,41 @@ def _with_withdrawn(lines: Sequence[dict[str, Any]], withdrawn: Mapping[str, str
     ]
 
 
+def deciding_runs(runs: Sequence[JudgedRun]) -> list[JudgedRun]:
+    """Return a configuration's runs on the most conclusive split that any of its training seeds has."""
+    best = min(runs, key=lambda run: SPLITS.index(run.split) if run.split in SPLITS else len(SPLITS))
+    return [run for run in runs if run.split == best.split]
+
+
 def _configuration_lines(
     rows: pd.DataFrame, runs: Sequence[JudgedRun], ranking: Sequence[float], gate: GateConfig
 ) -> list[dict[str, Any]]:
-    """Return a configuration's lines: its own, if it has several seeds on its split, and one per seed."""
-    seeds = [_line(run, run.verdict, RowArms(run.rows), ranking, gate) | {"seed": run.seed} for run in runs]
-    best = min(runs, key=lambda run: SPLITS.index(run.split) if run.split in SPLITS else len(SPLITS))
-    together = [run for run in runs if run.split == best.split]
-    if len(together) == 1:
-        return [line | {"seeds": str(line["seed"])} for line in seeds]
-    verdict = best.configuration.verdict if best.configuration else None
-    arms = RowArms(configuration_rows(rows, best.config, best.split))
-    scores = [run.score for run in together]
-    own = _line(best, verdict, arms, [], gate)
+    """Return a configuration's lines: its own, if it has several training seeds, and one per seed."""
+    lines = [
+        _line(run, run.verdict, RowArms(run.rows), ranking, gate) | {"seed": run.seed, "seeds": str(run.seed)}
+        for run in runs
+    ]
+    if len(runs) == 1:
+        return lines
+    deciding = deciding_runs(runs)
+    first = deciding[0]
+    verdict = first.configuration.verdict if first.configuration else None
+    own = _line(first, verdict, RowArms(configuration_rows(rows, first.config, first.split)), [], gate)
     own |= {
-        "seeds": " ".join(str(run.seed) for run in together),
-        "score": round(sum(scores) / len(scores), 4),
+        "seeds": " ".join(str(run.seed) for run in deciding),
+        "score": round(sum(run.score for run in deciding) / len(deciding), 4),
         "checkpoint": "",
     }
-    for name in ("gate1", "gate2"):
-        results = {line.get(name, NOT_APPLICABLE) for line in seeds}
-        own[name] = FAIL if FAIL in results else PASS if results == {PASS} else NOT_APPLICABLE
-    return [own, *seeds]
+    for name in GATES if verdict is not None else ():
+        own[name] = _over_seeds([line[name] for line in lines if line["seed"] in {run.seed for run in deciding}])
+    return [own, *lines]
+
+
+def _over_seeds(results: Sequence[str]) -> str:
+    """Return the outcome of one of the reference gates over training seeds: all must pass."""
+    if FAIL in results:
+        return FAIL
+    return PASS if {*results} == {PASS} else NOT_APPLICABLE
 
 
 def _line(
@@ -229,20 +246,23 @@ def _line(
 
 
 def _reference_gates(run: JudgedRun, verdict: Verdict) -> dict[str, str]:
-    """Return the outcome of the reference attempt's two gates, which other gates do not have."""
-    names = ("gate1", "gate2")
-    if verdict.grades is None:
-        return {name: verdict.gate(name) for name in names}  # type: ignore[arg-type]
-    try:
-        reference = judge(run.rows, load_gate(REFERENCE))
-    except UserError:  # a condition of that gate was not run
-        return dict.fromkeys(names, NOT_APPLICABLE)
-    return {name: reference.gate(name) for name in names}  # type: ignore[arg-type]
+    """Return the outcome of a run at the two gates of the reference attempt, whatever gate gave the verdict."""
+    if verdict.grades is not None:
+        try:
+            verdict = judge(run.rows, load_gate(REFERENCE))
+        except UserError:  # a condition of that gate was not run
+            return dict.fromkeys(GATES, NOT_APPLICABLE)
+    return {name: verdict.gate(name) for name in GATES}
 
 
 def configuration_lines(leaderboard: pd.DataFrame) -> pd.DataFrame:
     """Return one line per configuration: that over its training seeds where there are several."""
     return leaderboard.drop_duplicates("config")
+
+
+def seed_lines(leaderboard: pd.DataFrame) -> list[bool]:
+    """Return for each line whether it is that of a training seed below its configuration's own line."""
+    return list(leaderboard.duplicated("config"))
 
 
 def anything_passes(leaderboard: pd.DataFrame) -> bool:

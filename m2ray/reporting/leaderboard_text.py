@@ -9,12 +9,23 @@ from tabulate import tabulate
 
 from m2ray.config.gate_file import GateConfig
 from m2ray.judging import statistics as stats
+from m2ray.reporting.leaderboard import seed_lines
 
 DISPLAYED = ("null", "shuffle", "near", "P0", "constant", "init", "tokens", "P1")
+MEANINGS = {  # of columns that are left out if no line has a value
+    "constant": "`constant` is the best prefix without content: what priming alone can reach.",
+    "near": "`near` is the right message with one fact changed.",
+    "init": "`init` is the same codec untrained.",
+    "tokens": "`tokens` is the text of the message's first k tokens, as their embeddings.",
+}
 
 
 def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
-    """Return the leaderboard's lines for display, by column; rates in percent, missing values as empty text."""
+    """Return the leaderboard's lines for display, by column; rates in percent, missing values as empty text.
+
+    `seed` is a training seed, or on a configuration's own line all of its seeds.
+    """
+    conditions = [name for name in DISPLAYED if name not in MEANINGS or _has_values(leaderboard, name)]
 
     def text(value: Any, form: str = "{}") -> str:
         return "" if pd.isna(value) else form.format(value)
@@ -34,7 +45,7 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
                 "n": text(line["n"]),
                 "normal %": rate(line["normal"]),
                 "95 % CI": f"[{low}, {high}]" if low else "",
-                **{name: rate(line[name]) for name in DISPLAYED},
+                **{name: rate(line[name]) for name in conditions},
                 "retention": text(line["retention"], "{:.2f}"),
                 "score": text(line["score"], "{:+.3f}"),
                 "verdict": str(line["verdict"]),
@@ -43,12 +54,15 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
     return lines
 
 
+def _has_values(leaderboard: pd.DataFrame, name: str) -> bool:
+    return name in leaderboard and bool(leaderboard[name].notna().any())
+
+
 def reasons(leaderboard: pd.DataFrame) -> list[str]:
     """Return `config: verdict: reason` for each line; those of single training seeds name the seed."""
-    has_several = leaderboard.duplicated("config", keep=False) & leaderboard.seed.notna()
     return [
-        f"{line.config}{f', seed {line.seed}' if several else ''}: {line.verdict}: {line.reason}"
-        for line, several in zip(leaderboard.itertuples(), has_several, strict=True)
+        f"{line.config}{f', seed {line.seed}' if is_seed else ''}: {line.verdict}: {line.reason}"
+        for line, is_seed in zip(leaderboard.itertuples(), seed_lines(leaderboard), strict=True)
     ]
 
 
@@ -65,27 +79,7 @@ def print_leaderboard(leaderboard: pd.DataFrame) -> None:
 
 def legend(leaderboard: pd.DataFrame, gate: GateConfig) -> list[str]:
     """Return paragraphs that explain the columns, the verdicts, and what differences n can detect."""
-    lines = [
-        "Success rates are in percent of n episodes, with a 95 % interval: Wilson's for one training seed, of the "
-        "clustered mean for several. A line with several seeds is the configuration's, over all of them. `score` "
-        "is the search objective on the search split: how many nats per answer value the right message gains over "
-        "no message or over a wrong one, whichever is less. `retention` is (normal - P0) / (P1 - P0). `constant` "
-        "is the best prefix without content: what priming alone can reach. `init` is the same codec untrained, "
-        "`near` the right message with one fact changed, `tokens` its first k token embeddings.",
-        f"Verdicts are given on the confirm split only, by gate `{gate.name}`; all configurations judged there "
-        "are Holm-corrected together. PASS means that B solves more episodes with the right message than without "
-        "one or with a wrong one, by the gate's margins, on messages never seen in training. It does not mean that "
-        "the codec beats text, or that it works with another receiver or task.",
-    ]
-    if gate.grades:
-        lines.append(
-            f"PART: it does, and keeps less than {100 * gate.grades.part_below:.0f} % of the text's gain, or may. "
-            f"WHOLE: it does, and is not worse than the full text by more than "
-            f"{100 * gate.grades.whole_within:.0f} points. INVALID SETTING: receiver, task or n cannot show "
-            "anything, for the reason given."
-        )
-    if gate.lets_through:
-        lines.append(f"Gate `{gate.name}` is known to pass {'; '.join(gate.lets_through)}.")
+    lines = [_explain_columns(leaderboard), *_explain_verdicts(gate)]
     if leaderboard.n.notna().any():
         n, discordant = int(leaderboard.n.max()), 0.3
         difference = 100 * stats.minimum_detectable_difference(n, discordant)
@@ -94,4 +88,36 @@ def legend(leaderboard: pd.DataFrame, gate: GateConfig) -> list[str]:
             f"McNemar, 5 % before Holm, {100 * discordant:.0f} % of episodes discordant); a lower bound of 30 % "
             f"needs {stats.successes_needed(n, 0.3)} successes."
         )
+    return lines
+
+
+def _explain_columns(leaderboard: pd.DataFrame) -> str:
+    sentences = [
+        "Success rates are in percent of n episodes, with a 95 % interval: Wilson's for one training seed, that "
+        "of the mean over episodes and seeds for several. A line with several seeds is the configuration's, and "
+        "its seeds are below it. `score` is the search objective on the search split: how many nats per answer "
+        "value the right message gains over no message or over a wrong one, whichever is less. `retention` is "
+        "(normal - P0) / (P1 - P0)."
+    ]
+    sentences += [meaning for name, meaning in MEANINGS.items() if _has_values(leaderboard, name)]
+    return " ".join(sentences)
+
+
+def _explain_verdicts(gate: GateConfig) -> list[str]:
+    over_seeds = "" if gate.grades else " A configuration passes if each of its training seeds does."
+    lines = [
+        f"Verdicts are given on the confirm split only, by gate `{gate.name}`; all configurations judged there "
+        "are Holm-corrected together. PASS means that B solves more episodes with the right message than without "
+        "one or with a wrong one, by the gate's margins, on messages never seen in training. It does not mean "
+        f"that the codec beats text, or that it works with another receiver or task.{over_seeds}"
+    ]
+    if gate.grades:
+        lines.append(
+            "PART: all criteria hold, but the lower bound of retention is below "
+            f"{gate.grades.part_below:g}. WHOLE: all hold, and `normal` is shown to be at most "
+            f"{100 * gate.grades.whole_within:g} points below P1. INVALID SETTING: receiver, task or n cannot "
+            "show anything, for the reason given; it is not a finding about the codec."
+        )
+    if gate.lets_through:
+        lines.append(f"Gate `{gate.name}` is known to pass {'; '.join(gate.lets_through)}.")
     return lines

@@ -15,7 +15,7 @@ import pandas as pd
 from m2ray.config.axis import Axis, Scalar
 from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, WHOLE
 from m2ray.reporting.figures import DrawnFigure
-from m2ray.reporting.leaderboard import NOT_CONFIRMED
+from m2ray.reporting.leaderboard import NOT_CONFIRMED, WITHDRAWN
 from m2ray.util.errors import UserError
 from m2ray.util.journal import Journal
 from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
@@ -115,6 +115,7 @@ def draw_scores(leaderboard: pd.DataFrame) -> Any:
         INVALID: ("P", COLOURS["random"]),
         FAIL: ("X", COLOURS["shuffle"]),
         NOT_CONFIRMED: ("D", "#999999"),
+        WITHDRAWN: ("x", "#999999"),
     }
     shown = leaderboard[
         leaderboard.score.notna() & leaderboard.seed.notna() & leaderboard.verdict.isin(verdicts)

@@ -17,9 +17,9 @@ import pandas as pd
 from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
 from m2ray.diagnosis.store import FOLDER, diagnosis_folder, read_diagnosis
-from m2ray.evaluation.rows import outcomes
+from m2ray.evaluation.rows import KEY, outcomes
 from m2ray.judging.arms import RowArms
-from m2ray.judging.verdict import Verdict
+from m2ray.judging.verdict import INVALID, Verdict
 from m2ray.judging.verdict_tables import (
     bar_lines,
     communication_matters,
@@ -32,9 +32,10 @@ from m2ray.judging.verdict_tables import (
     summary_table,
 )
 from m2ray.reporting.document import Block, Bullets, Commands, Figure, Grid, Link, Section, Text
-from m2ray.reporting.leaderboard import JudgedRun
+from m2ray.reporting.knockout import knockout_sections
+from m2ray.reporting.leaderboard import JudgedRun, deciding_runs
 from m2ray.util.tables import Table
-from m2ray.util.text import percent
+from m2ray.util.text import percent, pluralize
 from m2ray.util.trees import get_key
 
 
@@ -45,7 +46,7 @@ def config_section(
 
     Args:
         root: The results folder.
-        runs: The configuration's runs, one a training seed.
+        runs: The configuration's runs, one per training seed.
         statuses: Verdict and reason of the configuration, if it has several seeds, and of each run, as on the
             leaderboard: `PASS: all criteria hold`.
         gate: The gate that judged them.
@@ -54,13 +55,14 @@ def config_section(
     own = statuses[-len(runs) :]
     summary = [f"Training seed {run.seed}: {status}" for run, status in zip(runs, own, strict=True)]
     seeds = [run_section(root, run, status, gate) for run, status in zip(runs, own, strict=True)]
-    together = runs[0].configuration
-    if together is not None and len(runs) > 1:
-        summary.insert(0, f"Over {len(together.seeds)} training seeds: {statuses[0]}")
+    deciding = deciding_runs(runs)
+    if len(runs) > 1:
+        summary.insert(0, f"Over {pluralize(len(deciding), 'training seed')}: {statuses[0]}")
     parts = [
         Section("Summary", [Bullets(summary)]),
-        *over_seeds_sections(runs, gate),
+        *over_seeds_sections(deciding, gate),
         Section("Configuration", [Grid(configuration_table(runs[0], record))]),
+        *knockout_sections(deciding),
         *seeds,
         Section("Commands", [Commands(commands(root, runs))]),
     ]
@@ -68,18 +70,24 @@ def config_section(
 
 
 def over_seeds_sections(runs: Sequence[JudgedRun], gate: GateConfig) -> list[Section]:
-    """Return the section with the verdict over all training seeds of a split; none for a single seed."""
+    """Return the sections with the verdict over a configuration's training seeds; none for a single one."""
     together = runs[0].configuration
-    if together is None or len(together.seeds) < 2:
+    if together is None or len(runs) < 2:
         return []
-    rows = pd.concat([run.rows for run in runs if run.split == runs[0].split])
-    arms = RowArms(rows.drop_duplicates(["config", "seed", "condition", "episode"]))
-    blocks: list[Block] = [
-        Grid(rates_table(arms, gate.alpha)),
-        Grid(criteria_table(together.verdict)),
-        Bullets([amount.sentence for amount in together.verdict.amounts]),
-    ]
-    return [Section(f"Over {len(together.seeds)} training seeds", blocks)]
+    rows = pd.concat([run.rows for run in runs]).drop_duplicates(KEY)
+    grids: list[Block] = [Grid(rates_table(RowArms(rows), gate.alpha))]
+    if gate.grades:  # else each seed is judged by itself
+        grids.append(Grid(criteria_table(together.verdict)))
+    title = f"Over {pluralize(len(runs), 'training seed')}"
+    return [Section(title, grids), *amount_sections(together.verdict, title.lower())]
+
+
+def amount_sections(verdict: Verdict, of: str = "") -> list[Section]:
+    """Return the section with how much of the message is carried; none for a gate that does not measure it."""
+    if not verdict.amounts:
+        return []
+    title = f"Amount {of}".strip()
+    return [Section(title, [Bullets([amount.sentence for amount in verdict.amounts])])]
 
 
 def configuration_table(run: JudgedRun, record: Mapping[str, Any]) -> Table:
@@ -95,7 +103,7 @@ def configuration_table(run: JudgedRun, record: Mapping[str, Any]) -> Table:
     if objective := objective_text(run, record):
         table.append(["training objective", objective])
     episodes = run.rows.episode
-    table.append(["evaluation", f"{row.decoding}, n = {episodes.nunique()} a condition"])
+    table.append(["evaluation", f"{row.decoding}, n = {episodes.nunique()} per condition"])
     table.append(["episodes", f"{episodes.min()} to {episodes.max()}, split {run.split}"])
     return table
 
@@ -126,7 +134,7 @@ def run_section(root: Path, run: JudgedRun, status: str, gate: GateConfig) -> Se
         return Section(title, blocks)
     parts = [
         *metric_sections(run, run.verdict, gate),
-        *critical_sections(run.verdict),
+        *critical_sections(run.verdict, gate),
         *diagnosis_sections(root, run),
         Section("Decision log", [Grid(criteria_table(run.verdict))]),
         Section("Artifacts", [Bullets(artifacts(root, run))]),
@@ -152,20 +160,24 @@ def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[
     if verdict.retention is not None:
         retention = retention_line(verdict.retention) + " (paired bootstrap, 95 %)"
         sections.append(Section("Retention", [Text(retention)]))
-    if verdict.amounts:
-        sections.append(Section("Amount", [Bullets([amount.sentence for amount in verdict.amounts])]))
+    sections += amount_sections(verdict)
     normal_nll, p0_nll = outcomes(run.rows, ["normal", "P0"], "nll")
     nats = f"normal {normal_nll.mean():.3f}, P0 {p0_nll.mean():.3f}; score on search {run.score:+.3f}"
     return [*sections, Section("Nats per answer value", [Text(nats)])]
 
 
-def critical_sections(verdict: Verdict) -> list[Section]:
-    """Return the section that explains a verdict of FAIL in words; none if all criteria hold."""
+def critical_sections(verdict: Verdict, gate: GateConfig) -> list[Section]:
+    """Return the section that explains a verdict of FAIL or INVALID SETTING; none if all criteria hold."""
     failed = verdict.failed
     if not failed:
         return []
+    against = {criterion.name: criterion.against for criterion in gate.criteria}
+    content = {against[r.name] for r in failed if r.gate in ("semantic", "content")}
     title, lines = f"'{failed[0].name}' does not hold", []
-    if verdict.backwards:
+    if verdict.verdict == INVALID:
+        title = "the setting is not valid"
+        lines.append("This is not a finding about the codec: receiver, task or n cannot show what it carries.")
+    elif verdict.backwards:
         title = "shuffle > normal"
         wrong, right = (format_count(verdict.counts[name]) for name in ("shuffle", "normal"))
         lines += [
@@ -173,11 +185,17 @@ def critical_sections(verdict: Verdict) -> list[Section]:
             "message's content.",
             "If it did, success with a wrong message would fall below P0; this prefix primes B for any answer.",
         ]
-    elif any(result.gate in ("semantic", "content") for result in failed):
+    elif content == {"near"}:
+        title = "a message with one fact changed does as well"
+        lines.append(
+            "B is not shown to do better with the right message than with one in which a fact is changed: the "
+            "prefix may carry only a part of the message."
+        )
+    elif content:
         title = "the message's content makes no difference"
         lines.append(
-            "B does not do better with the right message than with a wrong one or with none: its gain from the "
-            "prefix, if any, does not depend on the message's content."
+            "B is not shown to do better with the right message than with a wrong one or with none: its gain from "
+            "the prefix, if any, does not depend on the message's content."
         )
     lines += [f"{result.gate}, {result.name}: {result.sentence}" for result in failed]
     return [Section(f"Critical finding: {title}", [Bullets(lines)])]

@@ -40,8 +40,8 @@ def runs():
     """Two seeds of a codec that passes, and one that fails at another k, in the leaderboard's order."""
     parts = [run_rows("good", seed=0, k=8), run_rows("good", seed=1, k=8), run_rows("bad", BAD)]
     rows = pd.concat(parts, ignore_index=True).drop_duplicates()
-    judged = judge_runs(rows, load_gate())
-    return runs_to_draw(judged, make_leaderboard(rows, judged, load_gate()))
+    judged = judge_runs(rows, load_gate("reference"))
+    return runs_to_draw(judged, make_leaderboard(rows, judged, load_gate("reference")))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def success_percent(rows, condition):
 
 
 def test_every_figure_has_a_title_with_n_and_axis_labels_with_units(runs, styles):
-    leaderboard = pd.DataFrame({"k": [4, 8], "score": [0.1, 0.2], "verdict": ["PASS", "FAIL"]})
+    leaderboard = pd.DataFrame({"k": [4, 8], "seed": 0, "score": [0.1, 0.2], "verdict": ["PASS", "FAIL"]})
     drawn = [
         draw_conditions(runs),
         draw_by_k(runs, styles),
@@ -79,8 +79,8 @@ def test_every_figure_has_a_title_with_n_and_axis_labels_with_units(runs, styles
 def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_say(runs):
     figure = draw_conditions(runs)
     good, bad = [axes for axes in figure.axes if axes.get_visible()]
-    assert good.get_title() == "good\nk = 8, 2 of 2 passed"
-    assert bad.get_title() == "bad\nk = 4, 0 of 1 passed"
+    assert good.get_title() == "good\nk = 8, PASS, 2 of 2 seeds pass"
+    assert bad.get_title() == "bad\nk = 4, FAIL"
     names = [label.get_text() for label in good.get_yticklabels()]
     assert names == ["normal", "null", "random", "shuffle", "P0", "P1", "identity"]
     dots = {}
@@ -99,14 +99,14 @@ def test_the_forest_has_a_panel_a_configuration_and_a_dot_a_seed_where_the_rows_
 def test_conditions_are_those_of_the_rows_texts_by_length():
     rows = run_rows("a", splits=("confirm",))
     texts = [rows[rows.condition == "P1"].assign(condition=f"text-{size}") for size in (256, 16, 64)]
-    runs = judge_runs(pd.concat([rows, *texts], ignore_index=True), load_gate())
+    runs = judge_runs(pd.concat([rows, *texts], ignore_index=True), load_gate("reference"))
     assert drawn_conditions(runs)[-4:] == ["identity", "text-16", "text-64", "text-256"]
 
 
 def test_k_is_drawn_beside_the_bands_of_no_message_text_and_priming(runs, styles):
     rows = run_rows("a", splits=("confirm",))
     primed = rows[rows.condition == "null"].assign(condition="constant")
-    judged = judge_runs(pd.concat([rows, primed], ignore_index=True), load_gate())
+    judged = judge_runs(pd.concat([rows, primed], ignore_index=True), load_gate("reference"))
     axes = draw_by_k(judged, line_styles(["a"])).axes[0]
     bands = {patch.get_label(): patch for patch in axes.patches}
     low, high = wilson(60, 200)
@@ -160,8 +160,8 @@ def test_the_same_figure_is_the_same_file(tmp_path, runs):
 def test_a_folder_of_rows_alone_gives_the_figures_that_rows_allow(tmp_path):
     folder = results_folder(tmp_path, run_rows("a"), run_rows("b", BAD))
     rows = pd.read_parquet(folder / "rows.parquet")
-    judged = judge_runs(rows, load_gate())
-    figures, left_out = draw_all(folder, judged, make_leaderboard(rows, judged, load_gate()), {})
+    judged = judge_runs(rows, load_gate("reference"))
+    figures, left_out = draw_all(folder, judged, make_leaderboard(rows, judged, load_gate("reference")), {})
     names = ["conditions", "slots", "scale_gate", "outcomes", "scores"]
     assert [figure.path for figure in figures] == [f"figures/{name}.svg" for name in names]
     assert len(left_out) == 2

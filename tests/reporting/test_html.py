@@ -16,7 +16,7 @@ from m2ray.evaluation.rows import failure_row
 from m2ray.reporting.build import build
 from m2ray.reporting.document import section_markdown
 from m2ray.reporting.html import LARGEST_SVG, data_url, headline, inline_code, number_of
-from m2ray.reporting.leaderboard import display_cells
+from m2ray.reporting.leaderboard_text import display_cells
 from m2ray.util.errors import UserError
 
 
@@ -98,7 +98,7 @@ def test_tables_have_captions_and_headers_and_figures_have_alternative_texts(pag
     leaderboard = re.search(r'<table id="leaderboard-table">.*?</table>', page[0], re.S)[0]
     inside = Reader(leaderboard)
     headers = [attrs for attrs in inside.all("th") if attrs["scope"] == "col"]
-    assert len(inside.all("button")) == len(headers) == 17
+    assert len(inside.all("button")) == len(headers) == 15
     assert all(attrs["type"] == "button" for attrs in inside.all("button"))
     assert reader.all("html") == [{"lang": "en"}]
     assert [attrs["alt"] for attrs in reader.all("img")] == [f"One {EVIL}"]
@@ -109,7 +109,7 @@ def test_tables_have_captions_and_headers_and_figures_have_alternative_texts(pag
 
 def test_the_table_is_the_leaderboard(page):
     text, leaderboard, _ = page
-    lines = re.findall(r'<tr data-verdict="([^"]*)">(.*?)</tr>', text, re.S)
+    lines = re.findall(r'<tr data-verdict="([^"]*)"(?: class="seed")?>(.*?)</tr>', text, re.S)
     assert [entities.unescape(verdict) for verdict, _ in lines] == list(leaderboard.verdict)
     for (_, line), shown in zip(lines, display_cells(leaderboard), strict=True):
         cells = [Reader(cell).text for cell in re.findall(r"<t[dh].*?</t[dh]>", line, re.S)]
@@ -133,13 +133,13 @@ def test_each_configuration_holds_every_section_of_its_markdown(page):
 
 def test_the_headline_counts_what_passed_and_names_the_best(page):
     assert headline(page[1]) == [
-        "2 of 3 trainings passed on confirm, 1 of 2 configurations with every training seed.",
-        "Best that passed, by search score: winner, training seed 0, k = 4 solves 75.0 % [68.6, 80.5] of 200 "
-        "episodes with its prefix, 30.0 % without a message, 90.0 % with the full text.",
+        "1 of 2 configurations passed on confirm: 1 PASS, 1 FAIL.",
+        "Best that passed, by verdict and search score: winner, training seeds 0 1, k = 4 solves 75.0 % "
+        "[69.0, 81.0] of 200 episodes with its prefix, 30.0 % without a message, 90.0 % with the full text.",
     ]
     leaderboard = page[1]
     none = headline(leaderboard[leaderboard.verdict != "PASS"])
-    assert none[0] == "0 of 1 training passed on confirm, 0 of 1 configuration with every training seed."
+    assert none[0] == "0 of 1 configuration passed on confirm: 1 FAIL."
     assert none[1].startswith("Highest success, not passed: loser, training seed 0, k = 4 solves 32.0 %")
     assert headline(leaderboard[leaderboard.verdict == "failed"]) == ["Nothing has been judged on confirm."]
 

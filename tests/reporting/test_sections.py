@@ -12,13 +12,14 @@ from m2ray.config.gate_file import load_gate
 from m2ray.diagnosis.report import root_cause
 from m2ray.diagnosis.store import diagnosis_folder
 from m2ray.evaluation.rows import RowStore
-from m2ray.judging.gate import FAIL, PASS
+from m2ray.judging.verdict import FAIL, PASS
+from m2ray.reporting.build import config_sections
 from m2ray.reporting.document import Bullets, Commands, Grid, section_markdown
-from m2ray.reporting.leaderboard import judge_runs
-from m2ray.reporting.sections import config_section
+from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.util.files import write_json
 from m2ray.util.tables import markdown
 
+REFERENCE, CONTENT = load_gate("reference"), load_gate("content")
 RECORD = {
     "receiver": {"name": "mini", "digest": "r"},
     "space": {"trial": {"losses": {"ce": {"weight": 1.0}, "contrast": None, "states": {"weight": 50.0}}}},
@@ -33,10 +34,11 @@ def folder(tmp_path):
     return results_folder(tmp_path, *parts)
 
 
-def section_of(folder, config, record=RECORD):
-    runs = [run for run in judge_runs(RowStore(folder).read(), load_gate()) if run.config == config]
-    statuses = [f"{run.verdict.verdict}: {run.reason([])}" for run in runs]
-    return config_section(folder, runs, statuses, load_gate(), record)
+def section_of(folder, config, record=RECORD, gate=REFERENCE):
+    rows = RowStore(folder).read()
+    runs = judge_runs(rows, gate)
+    sections = config_sections(folder, runs, make_leaderboard(rows, runs, gate), gate, record)
+    return next(section for section in sections if section.title == config)
 
 
 def find(section, title):
@@ -91,7 +93,7 @@ def test_the_critical_finding_gives_the_results_that_contradict_the_codec(folder
     assert found.lines[0].startswith(
         "A wrong message does better, 34.0% (68/200), than the right one, 32.0% (64/200)"
     )
-    runs = judge_runs(RowStore(folder).read(), load_gate())
+    runs = judge_runs(RowStore(folder).read(), REFERENCE)
     verdict = next(run.verdict for run in runs if run.config == "loser")
     failed = [result.sentence for result in verdict.results if not result.passed]
     assert [line.partition(": ")[2] for line in found.lines[2:]] == failed
@@ -108,7 +110,7 @@ def test_a_codec_that_is_ignored_has_another_finding_than_one_that_is_backwards(
 
 def test_the_decision_log_has_a_line_for_each_criterion_that_applies(folder):
     grid = blocks(find(section_of(folder, "loser"), "Decision log"), Grid)[0].table
-    applies = [c for c in load_gate().criteria if c.applies(4)]
+    applies = [c for c in REFERENCE.criteria if c.applies(4)]
     assert [(row[0], row[1]) for row in grid[1:]] == [(c.gate, c.name) for c in applies]
     assert {row[3] for row in grid[1:]} == {PASS, FAIL}
 
@@ -117,7 +119,7 @@ def test_the_configuration_names_receiver_task_objective_and_episodes(folder):
     table = dict(blocks(find(section_of(folder, "winner"), "Configuration"), Grid)[0].table[1:])
     assert table["receiver (frozen)"] == "mini (digest r)"
     assert table["training objective"] == "1 ce + 0.5 help"
-    assert (table["task"], table["evaluation"]) == ("easy", "greedy, n = 200 a condition")
+    assert (table["task"], table["evaluation"]) == ("easy", "greedy, n = 200 per condition")
     assert table["episodes"] == "2000 to 2199, split confirm"
     sampled = dict(blocks(find(section_of(folder, "loser"), "Configuration"), Grid)[0].table[1:])
     assert sampled["training objective"] == "1 ce + 50 states"

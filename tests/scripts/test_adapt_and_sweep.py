@@ -17,7 +17,7 @@ from m2ray.cli.runner import DONE, NOT_PASSED
 from m2ray.config.plan import load_plan
 from m2ray.engine.evaluations import Evaluations
 from m2ray.evaluation.rows import KEY, RowStore
-from m2ray.judging.gate import FAIL
+from m2ray.judging.verdict import INVALID
 from m2ray.receiver import layout as layout_module
 from m2ray.receiver.loading import load_receiver, resolve_receiver
 from m2ray.receiver.scoring import answer_nll
@@ -210,7 +210,7 @@ def test_seeds_of_the_adaptation_overlap_no_split(go, tmp_path):
 
 @pytest.mark.slow
 def test_from_base_to_verdict_in_several_calls(go, tmp_path, monkeypatch, capsys):
-    """A tiny random model solves nothing, so G0 is waived here; the verdict FAIL is written at the end only."""
+    """A tiny random model solves nothing, so G0 is waived here; the verdict is written at the end only."""
     monkeypatch.setattr(adapt, "MIN_P1", 0.0)
     monkeypatch.setattr(adapt, "MIN_GAIN", -1.0)
     out = tmp_path / "run"
@@ -238,7 +238,11 @@ def test_from_base_to_verdict_in_several_calls(go, tmp_path, monkeypatch, capsys
 
     assert go() == NOT_PASSED
     result = result_of(out)
-    assert (result["verdict"], result["codec"]["verdict"], result["codec"]["split"]) == (FAIL, FAIL, "confirm")
+    assert (result["verdict"], result["codec"]["verdict"], result["codec"]["split"]) == (
+        INVALID,
+        INVALID,
+        "confirm",
+    )
     assert {"device", "packages", "command", "settings", "adapt", "g0", "sweep"} <= set(result)
     for name in (
         "rows.parquet",
@@ -272,7 +276,7 @@ def test_smollm2_learns_the_text_task_and_its_codec_is_judged(tmp_path):
     code = adapt.main(["--base", "smollm2-135m", "--out", str(out), "--samples", "64000"])
     result = result_of(out)
     assert code in (DONE, NOT_PASSED)
-    assert result["verdict"] in ("PASS", "FAIL", "G0 not reached")
+    assert result["verdict"] in ("WHOLE", "PASS", "PART", "FAIL", "INVALID SETTING", "G0 not reached")
     assert result["adapter"]["bytes"] <= 16_000_000
     assert result["adapt"]["P1"]["successes"] > result["adapt"]["P0"]["successes"]
     assert (out / "best-k8" / "codec.safetensors").is_file() == result["g0"]["reached"]
