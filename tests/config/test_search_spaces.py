@@ -33,8 +33,8 @@ def configs(plan):
 
 def test_the_spaces_are_those_of_the_documentation():
     recipes = ["recipe-mini", "recipe-qwen-k4", "recipe-qwen"]
-    searches = ["attempt-02-qwen", "attempt-02", "attempt-03", "constants", "gate1", "gate2", "quickstart"]
-    assert ["adapted-easy", "arithmetic", *searches, *recipes, "scale"] == NAMES
+    searches = ["attempt-02-qwen", "attempt-02", "attempt-03", "constants", "gate1", "gate2"]
+    assert ["adapted-easy", "arithmetic", *searches, "held-out", "quickstart", *recipes, "scale"] == NAMES
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)

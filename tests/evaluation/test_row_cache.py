@@ -1,6 +1,7 @@
 """Rows that need no codec: evaluated once per receiver, split and decoding, then read from a checked cache."""
 
 import os
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from m2ray.evaluation.row_cache import cached_rows
 from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import episodes
+from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.registry import level
 
 EPISODES = episodes(level("easy"), range(20), "search")
@@ -47,6 +49,13 @@ def test_cached_rows_are_not_evaluated_again_and_are_the_same(tiny, cache, evalu
         again.sort_values(columns, ignore_index=True)[first.columns],
         check_dtype=False,
     )
+
+
+def test_rows_name_the_task_with_what_is_held_out_and_are_cached_apart(tiny, cache, evaluated):
+    held_out = [replace(episode, held_out=HeldOut(facts=0.1)) for episode in EPISODES]
+    tasks = [set(cached_rows(tiny, part, "search", NAMES, DECODING).task) for part in (EPISODES, held_out)]
+    assert tasks == [{"easy"}, {f"easy+held_out-{HeldOut(facts=0.1).digest}"}]
+    assert len(evaluated) == 2
 
 
 @pytest.mark.parametrize("other", ["episodes", "split", "names", "decoding", "receiver"])

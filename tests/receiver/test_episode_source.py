@@ -13,6 +13,7 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.sender import Sender
 from m2ray.tasks.answers import write_answer
 from m2ray.tasks.episodes import Episode, draw_episode, episodes, part_of
+from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
 from m2ray.util.files import cache_root
@@ -55,6 +56,13 @@ class TestDrawn:
         assert sum(map(len, contents)) == len(set.union(*contents))
         source.check_disjoint(Splits())
         source.check_unseen(range(100_000, 100_100), Splits())
+
+    def test_only_confirm_messages_hold_what_is_held_out(self):
+        config = TaskConfig(held_out=HeldOut(facts=0.15))
+        for part in ("train", "search", "select", "confirm"):
+            drawn = EpisodeSource(config).get(range(30), part)
+            assert {config.held_out.holds(episode.sender) for episode in drawn} == {part == "confirm"}
+            assert {episode.task for episode in drawn} == {config.name}
 
 
 class TestFile:
