@@ -146,7 +146,7 @@ class ConfirmLook:
         if self._earlier.looked_at:
             option = "--split confirm" if self._split == "confirm" else f"--seeds {self._split}"
             raise UserError(
-                f"{option}: {self._earlier.summary}; judge on fresh --seeds A:B, or look again with --unlock, "
+                f"{option}: {self._earlier.summary}; use fresh --seeds A:B, or look again with --unlock, "
                 "which is recorded"
             )
 

@@ -271,7 +271,7 @@ def check_first_look(folder: Path, split: str) -> None:
     if (folder / LOG_FILE).is_file() or _sweep_looked(folder):
         place = "confirm" if split == "confirm" else f"--seeds {split} overlaps confirm, which"
         raise UserError(
-            f"{folder}: {place} has been looked at; judge on fresh --seeds A:B, or look again with --unlock, "
+            f"{folder}: {place} has been looked at; use fresh --seeds A:B, or look again with --unlock, "
             "which the report will list"
         )
 

@@ -338,7 +338,7 @@ class TestEvaluateRefuses:
         assert_says(line, "no such folder")  # a failed look is no look
         look = ["--split", "confirm", "--conditions", "P0,normal"]
         go(evaluate, checkpoint, *look)
-        said = "seed-0: .*confirm.* has been looked at; judge on fresh --seeds A:B, or look again with --unlock"
+        said = "seed-0: .*confirm.* has been looked at; use fresh --seeds A:B, or look again with --unlock"
         for at in (checkpoint, first):
             assert_says(refused(evaluate, at, *look), said)
             assert_says(refused(evaluate, at, "--seeds", "1990:2001"), said)
@@ -358,7 +358,7 @@ class TestEvaluateRefuses:
         assert_says(
             line, f"{' '.join(words)}: 1[0-2] of 1[0-2] messages were looked at before, by 20.* m2ray.evaluate"
         )
-        assert_says(line, r"; judge on fresh --seeds A:B, or look again with --unlock, which is recorded$")
+        assert_says(line, r"; use fresh --seeds A:B, or look again with --unlock, which is recorded$")
         go(evaluate, copied, "--seeds", "9000:9012", "--conditions", "P0,normal")
         capfd.readouterr()
         go(evaluate, copied, *look, "--unlock")
