@@ -25,8 +25,8 @@ def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = Fals
     """Copy a configuration's last checkpoint to `sweep / name`, with settings and a command to train it again.
 
     The folder is self-contained: `codec.safetensors`, `config.json`, `trial.yaml` for m2ray.train, and a README
-    with the verdict. Its record is marked as published: evaluating the codec again does not count as a look at a
-    confirm split.
+    with the verdict. Its record is marked as published: `m2ray.evaluate` records looks at confirm messages by
+    it, but never refuses them.
 
     Args:
         sweep: Results folder of a finished sweep.
