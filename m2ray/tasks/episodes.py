@@ -139,10 +139,10 @@ def check_held_out(level: Level, held_out: HeldOut, part: str) -> None:
         suited += _suited(level, part, held_out, rng) is not None
         if suited == _LEAST_SUITED:
             return
-    fix = "more" if part == "confirm" else "less"
+    fix = "raise" if part == "confirm" else "lower"
     raise UserError(
         f"held_out: only {suited} of {_TRIED_DRAWS:,} drawn messages of level {level.name} suit part {part!r}; "
-        f"hold out {fix}, or use another level"
+        f"{fix} the shares, or use other lengths or another level"
     )
 
 

@@ -128,13 +128,13 @@ def test_records_of_tasks_without_held_out_items_are_as_before():
         ),
         (
             {"held_out": {"facts": 0.95}},
-            "task: held_out: only 0 of 20,000 drawn messages of level easy suit part 'train'; hold out less, or "
-            "use another level",
+            "task: held_out: only 0 of 20,000 drawn messages of level easy suit part 'train'; lower the "
+            "shares, or use other lengths or another level",
         ),
         (
             {"held_out": {"facts": 1e-9}},
-            "task: held_out: only 0 of 20,000 drawn messages of level easy suit part 'confirm'; hold out more, or "
-            "use another level",
+            "task: held_out: only 0 of 20,000 drawn messages of level easy suit part 'confirm'; raise the "
+            "shares, or use other lengths or another level",
         ),
         (
             {"held_out": {"lengths": [4]}},
