@@ -20,7 +20,7 @@ SPACE = {
         "codec": {"encoder": "segments", "k": 8, "width": 32, "layers": 1},
         "training": {"epochs": 2, "epoch_samples": 32, "batch_size": 16, "warmup": 0},
         "evaluation": {
-            "conditions": ["normal", "null", "random", "shuffle", "P0", "P1", "identity", "constant"],
+            "confirm_conditions": ["identity", "constant", "near", "facts", "tokens"],
             "text_bytes": [16],
             "scale_gates": [1.0],
             "constant_samples": 64,
@@ -32,7 +32,8 @@ SPACE = {
     "judge": {"select": 2, "confirm": 1},
 }
 CONFIRM, SEARCH = range(2000, 2030), range(1000, 1020)
-CONDITIONS = {*SPACE["trial"]["evaluation"]["conditions"], "text-16", "scale_gate=1"}
+CONDITIONS = {"normal", "null", "random", "shuffle", "P0", "P1", "text-16", "scale_gate=1"}
+ON_CONFIRM = {"identity", "constant", "near", "facts-1", "facts-2", "facts-3"}  # besides; and tokens-k
 
 
 def write_space(folder: Path, **changes) -> Path:

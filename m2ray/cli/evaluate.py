@@ -86,7 +86,7 @@ def _condition_names(args: Namespace, trial: TrialConfig) -> list[str]:
     from m2ray.evaluation.conditions import get_condition  # loads torch
 
     names: list[str] = (
-        args.conditions.split(",") if args.conditions is not None else trial.evaluation.condition_names
+        args.conditions.split(",") if args.conditions is not None else trial.conditions_on("confirm")
     )
     for name in names:
         get_condition(name)

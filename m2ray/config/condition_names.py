@@ -30,6 +30,8 @@ BUILT_IN: dict[str, DependsOn] = {
 }
 NAMES = tuple(BUILT_IN)
 TABLE_ORDER = tuple(sorted(NAMES, key="identity".__eq__))  # identity last: it checks the setting, not a codec
+# Words in a configuration for conditions whose parameter follows from it: see `TrialConfig.conditions_on`.
+WORDS = ("facts", "tokens", "drop")
 EXAMPLES = ("facts-1", "tokens-8", "text-16", "noise-1", "drop-1", "scale_gate=0.5")  # names with a parameter
 
 _COUNT = r"([1-9][0-9]{0,17})"
@@ -117,3 +119,9 @@ def is_condition_name(name: str) -> bool:
     """Return whether a built-in condition has this name."""
     parsed = (text_limit, facts_count, tokens_count, scale_gate_of)
     return name in BUILT_IN or any(parse(name) is not None for parse in parsed)
+
+
+def has_parameter(name: str) -> bool:
+    """Return True for a name that carries a parameter, such as `drop-3`."""
+    read = (text_limit, facts_count, tokens_count, dropped_slot, noise_scale, scale_gate_of)
+    return any(parameter(name) is not None for parameter in read)

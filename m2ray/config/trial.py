@@ -15,10 +15,20 @@ from pydantic import (
     model_validator,
 )
 
-from m2ray.config.condition_names import NAMES, scale_gate_name, text_name
+from m2ray.config.condition_names import (
+    NAMES,
+    WORDS,
+    drop_name,
+    facts_name,
+    has_parameter,
+    scale_gate_name,
+    text_name,
+    tokens_name,
+)
 from m2ray.config.objectives import CrossEntropyTerm, Losses
 from m2ray.tasks.episodes import PARTS, check_held_out, task_name
 from m2ray.tasks.held_out import HeldOut
+from m2ray.tasks.level import defines_change_fact
 from m2ray.tasks.registry import level as task_level
 from m2ray.util import plugins
 from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Share, StrictModel
@@ -121,6 +131,22 @@ class TaskConfig(StrictModel):
         """Name of the task, for rows."""
         return task_name(task_level(self.level), self.held_out)
 
+    def shortest_message(self, part: str) -> int | None:
+        """Return the smallest number of facts in a drawn message of a part, in the template's wording.
+
+        None for messages in a sender's words, for those of a file, and where a level does not state the number.
+        """
+        if self.file is not None or self.messages != "template":
+            return None
+        level = task_level(self.level)
+        drawn = self.held_out.drawn_lengths(level, part) if self.held_out else ()
+        return min(drawn, default=level.sent_facts)
+
+    @property
+    def has_near_messages(self) -> bool:
+        """False if the condition `near` can never run: the level cannot change a fact, or a sender LM writes."""
+        return self.messages == "template" and defines_change_fact(task_level(self.level))
+
 
 class CodecConfig(StrictModel):
     """The codec: the encoder, the bottleneck of the latent, and the scale of the prefix."""
@@ -214,6 +240,12 @@ class TrainingConfig(StrictModel):
         return self.epoch_steps * self.epochs
 
 
+# The conditions that show, while a search runs, whether a codec carries anything; and those that a verdict needs
+# besides.
+EVERYWHERE = ("normal", "null", "random", "shuffle", "P0", "P1")
+ON_CONFIRM = ("constant", "mean", "matched", "init", "near", "identity", "facts", "tokens")
+
+
 class EvaluationConfig(StrictModel):
     """Settings of decoding: the same for all conditions, so that every comparison is paired."""
 
@@ -221,41 +253,50 @@ class EvaluationConfig(StrictModel):
     max_new_tokens: Count = 128
     batch_size: Count = 250
     constant_samples: Annotated[
-        int, Field(ge=64, description="episodes that train the condition constant's prefix")
-    ] = 6400
+        int | None,
+        Field(
+            ge=64,
+            description="episodes that train condition constant's prefix; left out: as many as train the codec",
+        ),
+    ] = None
     score: Annotated[
         Literal["gain", "success"],
         Field(
-            description="what a searcher sees of a checkpoint: the gain in nats a value, or in the exact "
+            description="what a searcher sees of a checkpoint: the gain in nats per value, or in the exact "
             "probability that B, sampling at temperature 1, writes a right answer"
         ),
     ] = "gain"
-    conditions: list[str] = list(NAMES)
-    text_bytes: list[Count] = [16, 64]
-    scale_gates: list[NonNegative] = [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
+    conditions: Annotated[list[str], Field(description="run on every split")] = [*EVERYWHERE]
+    confirm_conditions: Annotated[
+        list[str],
+        Field(
+            description="run on confirm besides; facts stands for facts-M with every M below the number of facts "
+            "in a message, tokens for tokens-k, drop for drop-1 to drop-k"
+        ),
+    ] = [*ON_CONFIRM]
+    text_bytes: Annotated[list[Count], Field(description="conditions text-B, on every split")] = [16, 64]
+    scale_gates: Annotated[list[NonNegative], Field(description="conditions scale_gate=S, on every split")] = [
+        *(0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+    ]
 
-    @field_validator("conditions", mode="before")
+    @field_validator("conditions", "confirm_conditions", mode="before")
     @classmethod
     def _null_is_a_name(cls, names: Any) -> Any:
         # YAML reads an unquoted null as nothing; in a list of conditions it is the one of that name.
         return ["null" if name is None else name for name in names] if isinstance(names, list) else names
 
-    @field_validator("conditions")
+    @field_validator("conditions", "confirm_conditions")
     @classmethod
     def _exist(cls, names: list[str]) -> list[str]:
-        known = [*NAMES, *plugins.installed(plugins.CONDITIONS)]
+        own = (*NAMES, *WORDS)
+        known = [*own, *plugins.installed(plugins.CONDITIONS)]
         for name in names:
+            if has_parameter(name):
+                continue
             if name not in known:
                 raise ValueError(f"condition {name!r} does not exist; use some of {', '.join(known)}")
-            plugins.resolve(plugins.CONDITIONS, NAMES, name)
+            plugins.resolve(plugins.CONDITIONS, own, name)
         return names
-
-    @property
-    def condition_names(self) -> list[str]:
-        """All conditions to run, those that carry a parameter in their name included."""
-        texts = [text_name(limit) for limit in self.text_bytes]
-        gates = [scale_gate_name(gate) for gate in self.scale_gates]
-        return [*self.conditions, *texts, *gates]
 
     @property
     def decoding(self) -> str:
@@ -303,3 +344,33 @@ class TrialConfig(StrictModel):
         if training.epoch_samples < training.batch_size:
             raise ValueError("training.epoch_samples: smaller than a batch; raise it")
         return self
+
+    @property
+    def training_settings(self) -> dict[str, Any]:
+        """All that decides a training: a training is resumed, and a trained codec kept, where it is the same."""
+        return {**self.model_dump(exclude={"trackers", "evaluation"}), "score": self.evaluation.score}
+
+    def conditions_on(self, split: str) -> list[str]:
+        """Return the names of the conditions to run on a split: search, select, or confirm and any other.
+
+        `facts`, `tokens` and `drop` are resolved. `near` and `facts` are left out where the task cannot have them:
+        see `TaskConfig.has_near_messages` and `TaskConfig.shortest_message`.
+        """
+        evaluation, searching = self.evaluation, split in ("search", "select")
+        names = [*evaluation.conditions, *([] if searching else evaluation.confirm_conditions)]
+        facts = self.task.shortest_message(split if searching else "confirm") or 0
+        stands_for = {
+            "facts": [facts_name(count) for count in range(1, facts)],
+            "tokens": [tokens_name(self.codec.k)],
+            "drop": [drop_name(slot) for slot in range(1, self.codec.k + 1)],
+            "near": ["near"] if self.task.has_near_messages else [],
+        }
+        names = [resolved for name in names for resolved in stands_for.get(name, [name])]
+        texts = [text_name(limit) for limit in evaluation.text_bytes]
+        gates = [scale_gate_name(gate) for gate in evaluation.scale_gates]
+        return list(dict.fromkeys([*names, *texts, *gates]))
+
+    @property
+    def constant_samples(self) -> int:
+        """Number of episodes that train the prefix of the condition `constant`."""
+        return self.evaluation.constant_samples or self.training.steps * self.training.batch_size

@@ -17,6 +17,7 @@ from m2ray.evaluation.row_scope import distinct_scopes
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.receiver import Receiver
+from m2ray.training.constant_prefix import constant_config
 from m2ray.training.objectives import Heads
 from m2ray.training.schedule import training_batch
 from m2ray.training.step import CodecLoss
@@ -32,6 +33,7 @@ class Work(NamedTuple):
     """Totals over all configurations and training seeds; where an axis decides, for its costliest value."""
 
     samples: int  # training samples
+    constant_samples: int  # training samples of the content-free prefixes for condition constant
     reports: int  # epochs, each with a checkpoint
     jobs: int  # jobs of evaluators
     answers: int  # answers to decode
@@ -55,17 +57,30 @@ def count_work(plan: Plan) -> Work:
         "select": seeds * min(space.judge.select, trials),
         "confirm": seeds * (len(plan.points) + min(space.judge.confirm, trials)),
     }
-    depends_on = [get_condition(name).depends_on for name in example.evaluation.condition_names]
     slots = len({(c.codec.k, c.codec.place) for c in plan.all})
-    jobs = answers = 0
+    jobs = answers = constant_samples = 0
     for split in EVALUATION_SPLITS:
         times = distinct_scopes(evaluations[split], slots)
-        jobs += sum(times.values())
+        names = max((config.conditions_on(split) for config in plan.all), key=len)
+        depends_on = [get_condition(name).depends_on for name in names]
+        jobs += sum(times[kind] for kind in set(depends_on))
         answers += len(example.splits.seeds(split)) * sum(times[kind] for kind in depends_on)
+        if "constant" in names:
+            jobs += times["checkpoint"]  # a job of its own
+            constant_samples = max(constant_samples, _constant_samples(plan, evaluations[split] // seeds))
     diagnoses = 0
     if space.judge.diagnose:
         diagnoses = evaluations["confirm"] // (1 if space.judge.diagnose_seeds == "all" else seeds)
-    return Work(samples, reports, jobs + diagnoses, answers, diagnoses)
+    return Work(samples, constant_samples, reports, jobs + diagnoses, answers, diagnoses)
+
+
+def _constant_samples(plan: Plan, configurations: int) -> int:
+    """Return the most samples that train the content-free prefixes of so many configurations."""
+    distinct = {
+        (config.codec.k, config.codec.place, config.constant_samples, config.training.batch_size)
+        for config in plan.all
+    }
+    return sum(sorted((samples for _, _, samples, _ in distinct), reverse=True)[:configurations])
 
 
 def estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
@@ -84,6 +99,8 @@ def estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
     for config, number in counted:
         samples = len(space.search.seeds) * number * config.training.epochs * config.training.epoch_samples
         training_s += samples * seconds_per_sample(config, receiver)
+    if work.constant_samples:
+        training_s += work.constant_samples * seconds_per_sample(constant_config(example, example.codec), receiver)
     answers = work.answers + work.diagnoses * ANSWERS_PER_DIAGNOSIS * space.judge.diagnose
     return training_s / 60, answers * answer_s / 60
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from m2ray.codec.checkpoints import CheckpointId, checkpoint_id, read_record
@@ -17,8 +18,8 @@ from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.row_scope import row_scope
 from m2ray.evaluation.rows import FAILED, RowStore, write_rows
 
-# Columns of rows that tell evaluations apart.
-KEY = ["config", "seed", "checkpoint", "split", "decoding", "k", "place"]
+# Columns of rows that tell evaluations apart, each of one condition.
+KEY = ["config", "seed", "checkpoint", "split", "decoding", "k", "place", "condition"]
 
 
 class Evaluations:
@@ -36,7 +37,7 @@ class Evaluations:
         self.diagnosis_failures: dict[str, str] = {}
         self._root, self._pool, self._progress, self._failures = root, pool, progress, failures
         self._constants = root / "checkpoints" / "constants"
-        self._known: set[tuple[object, ...]] = set()  # evaluations that are recorded or queued, by KEY
+        self._known: set[tuple[object, ...]] = set()  # conditions that are recorded or queued, by KEY
 
     def restore(self) -> int:
         """Learn from the rows on disk what need not be evaluated again, and forget what failed.
@@ -52,23 +53,25 @@ class Evaluations:
             rows = rows[rows.condition != FAILED]
             write_rows(self.store.whole, rows)
             self._known |= set(rows[KEY].itertuples(index=False, name=None))
-        return len(self._known)
+        # The conditions of a job are recorded together.
+        return len({(*key[:-1], key[-1] == "constant") for key in self._known})
 
     def queue(self, trial: TrialConfig, split: str, folder: Path) -> None:
         """Queue the evaluation of a checkpoint on a split, less what is recorded or queued already."""
         checkpoint = checkpoint_id(folder)
         for job in evaluation_jobs(trial, split, folder, self._constants):
-            key = self._key(job, checkpoint)
-            if key not in self._known:
-                self._known.add(key)
-                self._pool.submit(job)
+            keys = {name: self._key(job, name, checkpoint) for name in job.names}
+            missing = {name: key for name, key in keys.items() if key not in self._known}
+            if missing:
+                self._known |= set(missing.values())
+                self._pool.submit(replace(job, names=tuple(missing)))
 
     @staticmethod
-    def _key(job: EvaluationJob, checkpoint: CheckpointId) -> tuple[object, ...]:
+    def _key(job: EvaluationJob, name: str, checkpoint: CheckpointId) -> tuple[object, ...]:
         codec = job.trial.codec
-        scope = row_scope(get_condition(job.names[0]).depends_on, checkpoint, codec.k, codec.place)
+        scope = row_scope(get_condition(name).depends_on, checkpoint, codec.k, codec.place)
         columns = {**scope._asdict(), "split": job.split, "decoding": job.trial.evaluation.decoding}
-        return tuple(columns[name] for name in KEY)
+        return tuple({**columns, "condition": name}[column] for column in KEY)
 
     def queue_diagnosis(self, trial: TrialConfig, folder: Path, episodes: int, name: str, seed: int) -> None:
         """Queue the diagnosis of a checkpoint, unless it has one."""

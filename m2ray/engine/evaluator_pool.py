@@ -64,14 +64,23 @@ class Pool:
         gpus: GPUs of each actor; may be a fraction.
         tries: Times a job is started before it counts as failed.
         limit_s: Time limit of a job in seconds.
+        unlimited: Returns True for a job without a time limit.
     """
 
-    def __init__(self, work: Work, size: int, gpus: float, tries: int = 3, limit_s: float = 3600.0) -> None:
+    def __init__(
+        self,
+        work: Work,
+        size: int,
+        gpus: float,
+        tries: int = 3,
+        limit_s: float = 3600.0,
+        unlimited: Callable[[Job], bool] = lambda job: False,
+    ) -> None:
         # No CPU is reserved: on a small machine the trials hold them all, and evaluation must not wait for them.
         self._actor_class = ray.remote(num_cpus=0, num_gpus=gpus, scheduling_strategy="SPREAD")(Evaluator)
         self._gpus, self._started_actors = gpus, 0
         self._work = work
-        self._size, self._tries, self._limit_s = size, tries, limit_s
+        self._size, self._tries, self._limit_s, self._unlimited = size, tries, limit_s, unlimited
         self._queue: deque[tuple[Job, int]] = deque()
         self._idle: list[Any] = [self._start_actor() for _ in range(size if gpus else 0)]
         self._running: dict[Any, _Running] = {}  # by the reference to the result
@@ -140,7 +149,7 @@ class Pool:
 
     def _end_if_late(self, reference: Any) -> list[FinishedJob]:
         running = self._running[reference]
-        if time.monotonic() - running.started <= self._limit_s:
+        if self._unlimited(running.job) or time.monotonic() - running.started <= self._limit_s:
             return []
         del self._running[reference]
         ray.kill(running.actor)

@@ -26,8 +26,8 @@ from m2ray.training.constant_prefix import trained_constant
 class EvaluationJob:
     """Episodes of one split under conditions that depend on the same things.
 
-    `folder` is the checkpoint; None where no condition depends on one. `constants` holds the trained content-free
-    codecs, shared by all checkpoints with the same k and place.
+    `folder` is the checkpoint; None where no condition depends on one. `constants` is the folder of the trained
+    content-free prefixes, each shared by all checkpoints with the same k, place and training budget.
     """
 
     trial: TrialConfig
@@ -47,16 +47,27 @@ Job = EvaluationJob | DiagnosisJob
 
 
 def evaluation_jobs(trial: TrialConfig, split: str, folder: Path, constants: Path) -> Iterator[EvaluationJob]:
-    """Yield a checkpoint's evaluation, one job for each kind of thing that conditions depend on."""
+    """Yield a checkpoint's evaluation, one job for each kind of thing that conditions depend on.
+
+    `constant` is a job of its own: it may have to wait for a training.
+    """
+    names = trial.conditions_on(split)
     for depends_on in get_args(DependsOn):
-        names = tuple(n for n in trial.evaluation.condition_names if get_condition(n).depends_on == depends_on)
-        if names:
-            yield EvaluationJob(trial, split, names, None if depends_on == "receiver" else folder, constants)
+        group = tuple(n for n in names if n != "constant" and get_condition(n).depends_on == depends_on)
+        if group:
+            yield EvaluationJob(trial, split, group, None if depends_on == "receiver" else folder, constants)
+    if "constant" in names:
+        yield EvaluationJob(trial, split, ("constant",), folder, constants)
 
 
 def split_seeds(trial: TrialConfig, split: str) -> range:
     """Return the episode seeds of a split, given by its name or as A:B."""
     return trial.splits.seeds(split) if split in EVALUATION_SPLITS else parse_seeds(split)
+
+
+def may_train(job: Job) -> bool:
+    """Return True if a job may train a content-free prefix first, which can take as long as training a codec."""
+    return isinstance(job, EvaluationJob) and "constant" in job.names
 
 
 def run_job(job: Job) -> pd.DataFrame | None:

@@ -11,7 +11,7 @@ from m2ray.config.plan import Plan
 from m2ray.config.trial import EVALUATION_SPLITS
 from m2ray.diagnosis.messages import check_messages
 from m2ray.engine.cost_estimate import count_work, estimate_minutes
-from m2ray.evaluation.conditions import derangement
+from m2ray.evaluation.conditions import check_runnable, derangement
 from m2ray.evaluation.runner import check_no_leak
 from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.loading import load_receiver
@@ -41,10 +41,11 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
     """
     example, file = plan.example, plan.file
     check_installed(example.trackers)
-    for name in dict.fromkeys([*REPORTED, *gate.conditions]):
-        if name not in example.evaluation.condition_names:
+    needed = {("conditions", "search"): REPORTED, ("confirm_conditions", "confirm"): gate.required}
+    for (key, split), names in needed.items():
+        if lacking := [name for name in names if name not in example.conditions_on(split)]:
             raise UserError(
-                f"{file}: trial.evaluation.conditions: lacks {name}, which gate {gate.name} and the score "
+                f"{file}: trial.evaluation.{key}: lacks {lacking[0]}, which gate {gate.name} and the score "
                 "compare; add it"
             )
     try:
@@ -81,6 +82,9 @@ def _check_episodes(plan: Plan, receiver: Receiver) -> None:
         episodes = source.get(example.splits.seeds(split), split)
         derangement(episodes)
         check_no_leak(receiver, episodes)
+        runs = {(name, config.codec.k): None for config in plan.all for name in config.conditions_on(split)}
+        for name, k in runs:
+            check_runnable(name, episodes, k)
 
 
 def check_diagnosis(plan: Plan, receiver: Receiver) -> None:
@@ -144,7 +148,9 @@ def _judging_lines(plan: Plan, gate: GateConfig) -> Iterator[tuple[str, str]]:
     sizes = {split: len(example.splits.seeds(split)) for split in EVALUATION_SPLITS}
     yield "episodes", ", ".join(f"{split} {size}" for split, size in sizes.items())
     yield "judged by", f"gate {gate.name}, {len(gate.criteria)} criteria"
-    yield "conditions", ", ".join(example.evaluation.condition_names)
+    everywhere, confirm = (example.conditions_on(split) for split in ("search", "confirm"))
+    yield "conditions", ", ".join(everywhere)
+    yield "  confirm", "besides, " + ", ".join(name for name in confirm if name not in everywhere)
     yield "evaluation", f"at most {work.answers:,} answers to decode, in {work.jobs} jobs"
     if work.diagnoses:
         yield "diagnosis", f"{pluralize(work.diagnoses, 'codec')} on {plan.space.judge.diagnose} messages each"
@@ -154,7 +160,7 @@ def _cost_lines(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> 
     work, tokens = count_work(plan), receiver.layout(episodes, plan.example.codec.k).ids_BT.shape[1]
     # Per weight and token 2 operations forward and 2 backward (to activations only), for the right message and a
     # wrong one.
-    operations = (work.samples * 8 + work.answers * 4) * tokens * _weights(receiver)
+    operations = (work.samples * 8 + work.constant_samples * 4 + work.answers * 4) * tokens * _weights(receiver)
     training, evaluation = estimate_minutes(plan, receiver)
     unit = "core-minutes" if receiver.device.type == "cpu" else "minutes of one GPU"
     yield "cost", f"about {operations:.1e} operations of the receiver, {tokens} tokens per row"

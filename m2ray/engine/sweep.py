@@ -20,11 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2ray.codec.checkpoints import checkpoints, last_checkpoints, read_record, trial_of
+from m2ray.codec.checkpoints import checkpoints, last_checkpoints, read_record
 from m2ray.config.plan import Plan
 from m2ray.engine.evaluations import Evaluations
 from m2ray.engine.evaluator_pool import Pool
-from m2ray.engine.jobs import run_job
+from m2ray.engine.jobs import may_train, run_job
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer, Wait
 from m2ray.engine.record import record_confirm_look
@@ -80,7 +80,7 @@ class Sweep:
         self.plan, self.root, self.proposer, self.progress = plan, root, proposer, progress
         self._trained = root / "checkpoints"
         resources = plan.space.resources
-        self._pool = Pool(run_job, resources.evaluators, resources.gpus_per_evaluator)
+        self._pool = Pool(run_job, resources.evaluators, resources.gpus_per_evaluator, unlimited=may_train)
         self.evaluations = Evaluations(root, self._pool, progress, proposer.failures)
 
     def run(self) -> None:
@@ -116,8 +116,9 @@ class Sweep:
         )
         self.progress.phase(f"search: {configs} x {seeds}")
         for folder in checkpoints(self._trained):
-            if folder.parts[-3] in self.proposer.configs:  # not a point that was withdrawn
-                self.evaluations.queue(trial_of(folder), "search", folder)
+            config = self.proposer.configs.get(folder.parts[-3])
+            if config is not None:  # not a point that was withdrawn
+                self.evaluations.queue(config, "search", folder)
         proposer = _SearchProposer(self.proposer, self.progress)
         run_search(
             proposer,

@@ -133,6 +133,11 @@ def _cause(error: Exception) -> str:
     return f"{type(error).__name__}: {last_line(str(error))}"
 
 
+def _trained_as(checkpoint: Path, config: TrialConfig) -> bool:
+    """Return True if a checkpoint was trained with these settings; conditions of evaluation may differ."""
+    return trial_of(checkpoint).training_settings == config.training_settings
+
+
 class PackMember:
     """One configuration of a trial: its training seeds run one after the other and report their mean so far."""
 
@@ -160,7 +165,7 @@ class PackMember:
             self.seed = seed
             folder = run_folder(Path(self.settings["root"]), self.name, seed)
             last = folder / f"epoch-{config.training.epochs:02d}"
-            if (last / "config.json").is_file() and trial_of(last) == config:
+            if (last / "config.json").is_file() and _trained_as(last, config):
                 # Complete before this process started: nothing to train, but the searcher needs its report.
                 self.report(read_record(last)["metrics"], last)
             elif config.workers > 1:

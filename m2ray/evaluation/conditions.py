@@ -136,12 +136,15 @@ def drop(inputs: ConditionInputs, slot: int) -> Injection:
     Raises:
         UserError: the codec has fewer slots.
     """
-    k = inputs.tested_codec.config.k
-    if slot > k:
-        raise UserError(f"condition drop-{slot}: the codec has {k} slots; use drop-1 to drop-{k}")
+    _check_slot(slot, inputs.tested_codec.config.k)
     prefixes_EKD = inputs.prefixes_EKD.clone()
     prefixes_EKD[:, slot - 1] = 0
     return inputs.inject(prefixes_EKD)
+
+
+def _check_slot(slot: int, k: int) -> None:
+    if slot > k:
+        raise UserError(f"condition drop-{slot}: the codec has {k} slots; use drop-1 to drop-{k}")
 
 
 def scale_gate(inputs: ConditionInputs, gate: float) -> Injection:
@@ -213,6 +216,22 @@ def get_condition(name: str) -> Condition:
             return Condition(partial(_with_parameter, inject, parameter), depends_on)
     known = ", ".join([*CONDITIONS, *added, *EXAMPLES])
     raise UserError(f"--conditions: {name!r} does not exist; use some of {known}")
+
+
+def check_runnable(name: str, episodes: Sequence[Episode], k: int) -> None:
+    """Refuse, before anything is trained, a condition that cannot run on these episodes or with k slots.
+
+    Raises:
+        UserError: as the condition itself would.
+    """
+    if (slot := dropped_slot(name)) is not None:
+        _check_slot(slot, k)
+    count = facts_count(name)
+    for episode in episodes:
+        if count is not None:
+            rivals.first_facts(episode, count)
+        elif name == "near":
+            change_message(episode)
 
 
 def build_injection(name: str, inputs: ConditionInputs) -> Injection:

@@ -179,6 +179,11 @@ def shuffled(items: Iterable[T], below: Callable[[int], int]) -> list[T]:
     return order
 
 
+def defines_change_fact(level: Level) -> bool:
+    """Return True if the level's family defines `Level.change_fact`."""
+    return type(level).change_fact is not Level.change_fact
+
+
 def change_one_fact(
     level: Level,
     sender: Sequence[Any],

@@ -110,19 +110,16 @@ class Trainer:
             self.history += meta["history"]
             self.annealer.k, self.annealer.held, self.annealer.nll = meta["anneal"]
 
-    def _settings(self) -> list[Any]:
-        """Return all that must be the same for a training to be resumed."""
-        return [self.config.model_dump(exclude={"trackers"}), self.seed, self.receiver.digest]
-
     def _read_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         file = self.folder / STATE_FILE
         if not file.is_file():
             return {}, {}
         tensors, meta = load_tensors(file)
-        trial, *rest = json.loads(meta["settings"])
+        tree, *rest = json.loads(meta["settings"])
         # Validated, because an earlier version may not have had all settings.
-        trial = validate(TrialConfig, trial, f"{file}: settings").model_dump(exclude={"trackers"})
-        if [trial, *rest] != json.loads(json.dumps(self._settings())):
+        trial = validate(TrialConfig, tree, f"{file}: settings")
+        now = [self.config.training_settings, self.seed, self.receiver.digest]
+        if [trial.training_settings, *rest] != now:
             raise UserError(f"{file}: made with other settings; choose another name or remove the folder")
         return tensors, meta
 
@@ -269,8 +266,9 @@ class Trainer:
         return self.spent + time.monotonic() - self._started
 
     def _save_state(self, gives_up: bool) -> None:
+        settings = [self.config.model_dump(exclude={"trackers"}), self.seed, self.receiver.digest]
         meta = {
-            "settings": json.dumps(self._settings(), sort_keys=True),
+            "settings": json.dumps(settings, sort_keys=True),
             "step": 0 if gives_up else self.step,
             "history": self.history,
             "restart": self.restart + gives_up,

@@ -15,12 +15,13 @@ import yaml
 
 from m2ray.cli import evaluate, train
 from m2ray.cli.runner import BAD_INPUT, DONE, NOT_PASSED, run_command
-from m2ray.evaluation.conditions import CONDITIONS
+from m2ray.config.trial import TrialConfig
 from m2ray.evaluation.confirm_ledger import ledger_folder
 from m2ray.evaluation.rows import read_rows
 from m2ray.tasks.answers import write_answer
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
+from m2ray.util.strict_yaml import load_yaml
 
 SMALL = {
     "splits": {"train": "100:400", "search": "1000:1012", "select": "4000:4004", "confirm": "2000:2012"},
@@ -28,7 +29,7 @@ SMALL = {
     "training": {"epochs": 2, "epoch_samples": 32, "batch_size": 16},
     "evaluation": {"max_new_tokens": 4, "constant_samples": 64, "scale_gates": [0.0, 1.0], "text_bytes": [16]},
 }
-NO_CONDITIONS = {"conditions": [], "text_bytes": [], "scale_gates": []}
+NO_CONDITIONS = {"conditions": [], "confirm_conditions": [], "text_bytes": [], "scale_gates": []}
 
 
 def write_yaml(folder: Path, tree: dict, **changes) -> Path:
@@ -132,7 +133,8 @@ def test_train_then_evaluate_then_gate(tmp_path):
     assert second.returncode == DONE, second.stderr
     assert "next: python -m m2ray.gate rows.parquet" in second.stdout
     rows = read_rows(tmp_path / "rows.parquet")
-    assert set(rows.condition) == {*CONDITIONS, "text-16", "scale_gate=0", "scale_gate=1"}
+    wanted = set(load_yaml(TrialConfig, config).conditions_on("confirm"))
+    assert set(rows.condition) == wanted > {"near", "init", "facts-3", "tokens-3"}
     assert all(sorted(part.episode) == list(range(5000, 5030)) for _, part in rows.groupby("condition"))
     assert set(rows.config) == {"mine", ""}
     assert set(rows.split) == {"5000:5030"}

@@ -87,6 +87,10 @@ def test_an_empty_mapping_is_the_documented_default():
             "evaluation: {conditions: [normal, nul]}",
             "evaluation.conditions: condition 'nul' does not exist; use some",
         ),
+        (
+            "evaluation: {confirm_conditions: [fact]}",
+            "evaluation.confirm_conditions: condition 'fact' does not exist; use some",
+        ),
         ("evaluation: {conditions: normal}", "evaluation.conditions: 'normal' is not a list; write one such as"),
         ("evaluation: {temperature: -1}", "evaluation.temperature: -1 is below 0"),
         ("evaluation: {text_bytes: [0]}", "evaluation.text_bytes.0: 0 is below 1; write 1 or more"),
@@ -146,6 +150,46 @@ def test_whole_numbers_are_accepted_as_numbers(tmp_path):
 def test_an_unquoted_null_among_conditions_is_the_condition_of_that_name(tmp_path):
     config = load_yaml(TrialConfig, write(tmp_path, "evaluation: {conditions: [normal, null, P0]}"))
     assert config.evaluation.conditions == ["normal", "null", "P0"]
+
+
+def test_the_search_sees_few_conditions_and_confirm_all_that_the_verdict_needs():
+    config = TrialConfig(codec={"k": 4}, evaluation={"text_bytes": [8], "scale_gates": [0.0, 1.5]})
+    few = ["normal", "null", "random", "shuffle", "P0", "P1"]
+    last = ["text-8", "scale_gate=0", "scale_gate=1.5"]
+    assert config.conditions_on("search") == config.conditions_on("select") == [*few, *last]
+    more = ["constant", "mean", "matched", "init", "near", "identity", "facts-1", "facts-2", "facts-3", "tokens-4"]
+    for split in ("confirm", "5000:6000"):
+        assert config.conditions_on(split) == [*few, *more, *last]
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "names"),
+    [
+        ({}, ["facts", "facts-1", "P0"], ["P0", "facts-1", "facts-2", "facts-3"]),
+        ({"level": "lookup-6x10"}, ["facts"], ["P0", "facts-1", "facts-2"]),
+        ({"level": "lookup-2x10"}, ["facts", "near"], ["P0", "near"]),
+        ({"level": "arithmetic"}, ["facts", "drop"], ["P0", "facts-1", "facts-2", "facts-3", "drop-1", "drop-2"]),
+        ({"messages": "mini"}, ["near", "facts", "tokens"], ["P0", "tokens-2"]),
+        ({"file": "episodes.jsonl"}, ["near", "facts", "facts-2"], ["P0", "near", "facts-2"]),
+        ({}, ["noise-1", "drop-2", "rotate", "text-16"], ["P0", "noise-1", "drop-2", "rotate", "text-16"]),
+        (
+            {"level": "easy", "held_out": {"lengths": [2], "trained_lengths": [4]}},
+            ["facts"],
+            ["P0", "facts-1"],
+        ),
+    ],
+)
+def test_words_stand_for_what_the_task_and_the_codec_allow(task, words, names):
+    evaluation = {"conditions": ["P0"], "confirm_conditions": words, "text_bytes": [], "scale_gates": []}
+    config = TrialConfig(task=task, codec={"k": 2}, evaluation=evaluation)
+    assert config.conditions_on("confirm") == names
+
+
+def test_a_training_is_the_same_whatever_is_evaluated_and_tracked():
+    one, other = TrialConfig(), TrialConfig(evaluation={"conditions": ["P0"]}, trackers=["tensorboard"])
+    assert one.training_settings == other.training_settings
+    assert one.training_settings != TrialConfig(evaluation={"score": "success"}).training_settings
+    assert one.training_settings != TrialConfig(training={"lr": 0.5}).training_settings
 
 
 def test_configurations_cannot_be_changed_behind_a_sweep():

@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 import yaml
-from sweeps import CONDITIONS, CONFIRM, SEARCH, sweep, write_space
+from sweeps import CONDITIONS, CONFIRM, ON_CONFIRM, SEARCH, sweep, write_space
 
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.evaluation.rows import KEY, RowStore
@@ -91,14 +91,14 @@ def test_rows_are_complete_and_none_is_double(swept):
         one = own.iloc[0]
         free = free[(free.k == 0) | ((free.k == one.k) & (free.place == one.place))]
         played = pd.concat([own, free]).groupby("condition").episode.apply(sorted)
-        assert set(played.index) == CONDITIONS
+        assert set(played.index) == {*CONDITIONS, *ON_CONFIRM, f"tokens-{one.k}"}
         assert all(episodes == list(CONFIRM) for episodes in played)
         assert seed == 0
 
 
 def test_every_reported_checkpoint_was_played_on_search(swept):
     folder, rows, _ = swept
-    depends = CONDITIONS - {"null", "P0", "P1", "identity", "constant", "text-16"}
+    depends = CONDITIONS - {"null", "P0", "P1", "text-16"}
     records = [
         json.loads(file.read_text()) for file in (folder / "checkpoints").glob("*/seed-0/epoch-*/config.json")
     ]

@@ -17,7 +17,6 @@ from scipy import stats
 
 from m2ray.codec.codec import Codec
 from m2ray.codec.untrained import untrained_version
-from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import CONDITIONS, SHIFT, derangement, get_condition
 from m2ray.evaluation.controls import rotation
 from m2ray.evaluation.inputs import ConditionInputs, Injection
@@ -397,12 +396,6 @@ BAD_GATES = [
 
 
 class TestNames:
-    def test_every_name_that_a_configuration_spells_out_exists(self):
-        config = EvaluationConfig(text_bytes=[1, 64, 10**12], scale_gates=[0.0, 1e-7, 0.25, 2e9])
-        names = config.condition_names
-        assert names[-7:-4] == ["text-1", "text-64", "text-1000000000000"]
-        assert [get_condition(name).depends_on for name in names[-7:]] == ["receiver"] * 3 + ["checkpoint"] * 4
-
     @pytest.mark.parametrize("name", ["", "Normal", "p0", "decode", "normal\n", *BAD_TEXTS, *BAD_GATES])
     def test_unknown_names_are_refused_in_one_line(self, name):
         with pytest.raises(

@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 
 from m2ray.codec.checkpoints import CheckpointId
 from m2ray.config.trial import CodecConfig, EvaluationConfig, Splits, TrialConfig
-from m2ray.engine.jobs import evaluation_jobs, run_evaluation
+from m2ray.engine.jobs import evaluation_jobs, may_train, run_evaluation
 from m2ray.evaluation.conditions import CONDITIONS, get_condition
 from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.rows import SCHEMA
@@ -129,10 +129,6 @@ class TestRows:
         for limit, truncated in ((2, True), (12, False)):
             rows = rows_of(mini, ["P1", "null"], EvaluationConfig(max_new_tokens=limit), batch=EPISODES[:6])
             assert (rows.truncated == truncated).all()
-
-    def test_the_names_of_a_configuration_are_spelled_out(self):
-        config = EvaluationConfig(conditions=["P0", "normal"], text_bytes=[8], scale_gates=[0.0, 1.5])
-        assert config.condition_names == ["P0", "normal", "text-8", "scale_gate=0", "scale_gate=1.5"]
 
     def test_no_conditions_are_refused(self, tiny):
         with pytest.raises(UserError, match=r"evaluation.conditions: empty; name at least one"):
@@ -291,13 +287,14 @@ class TestJobs:
 
     TRIAL = TrialConfig(
         codec=CodecConfig(k=4, width=32, layers=1),
-        splits=Splits(train="100:400", search="1000:1008"),
+        splits=Splits(train="100:400", search="1000:1008", confirm="2000:2008"),
         evaluation=EvaluationConfig(max_new_tokens=4, constant_samples=64, text_bytes=[8], scale_gates=[1.0]),
     )
 
     def test_every_condition_is_in_one_job_and_only_those_that_need_it_name_the_checkpoint(self, tmp_path):
-        jobs = list(evaluation_jobs(self.TRIAL, "search", tmp_path / "epoch-01", tmp_path))
-        assert sorted(sum((job.names for job in jobs), ())) == sorted(self.TRIAL.evaluation.condition_names)
+        jobs = list(evaluation_jobs(self.TRIAL, "confirm", tmp_path / "epoch-01", tmp_path))
+        assert [job.names for job in jobs if may_train(job)] == [("constant",)]
+        assert sorted(sum((job.names for job in jobs), ())) == sorted(self.TRIAL.conditions_on("confirm"))
         for job in jobs:
             kinds = {get_condition(name).depends_on for name in job.names}
             assert len(kinds) == 1
@@ -307,25 +304,15 @@ class TestJobs:
         codec = make_codec(mini)
         codec.record |= {**TRAINED, "trial": self.TRIAL.model_dump()}
         codec.save(tmp_path / "c", {**TRAINED, "trial": self.TRIAL.model_dump()})
-        parts = [run_evaluation(job) for job in evaluation_jobs(self.TRIAL, "search", tmp_path / "c", tmp_path)]
+        parts = [run_evaluation(job) for job in evaluation_jobs(self.TRIAL, "confirm", tmp_path / "c", tmp_path)]
         rows = pd.concat(parts, ignore_index=True)
         checkpoint = CheckpointId("mine", 5, codec.digest, 7, '{"k": 4}')
         constant = trained_constant(mini, self.TRIAL, codec.config, tmp_path)
-        batch = episodes(level("easy"), range(1000, 1008), "search")
+        batch = episodes(level("easy"), range(2000, 2008), "confirm")
         names, config = list(dict.fromkeys(rows.condition)), self.TRIAL.evaluation
         pd.testing.assert_frame_equal(
-            rows, evaluate(mini, batch, "search", names, config, checkpoint, codec, constant)
+            rows, evaluate(mini, batch, "confirm", names, config, checkpoint, codec, constant)
         )
-
-    def test_the_constant_is_trained_once_for_its_settings_and_never_stands_in_for_others(self, mini, tmp_path):
-        more = self.TRIAL.evaluation.model_copy(update={"constant_samples": 128})
-        longer = self.TRIAL.model_copy(update={"evaluation": more})
-        wide = CodecConfig(encoder="resampler", k=4, width=64)
-        first = trained_constant(mini, self.TRIAL, self.TRIAL.codec, tmp_path)
-        assert trained_constant(mini, self.TRIAL, wide, tmp_path).digest == first.digest
-        assert len(list(tmp_path.iterdir())) == 1
-        assert trained_constant(mini, longer, self.TRIAL.codec, tmp_path).digest != first.digest
-        assert len(list(tmp_path.iterdir())) == 2
 
 
 class Leaky(Receiver):

@@ -29,7 +29,8 @@ TRIAL = {
     "losses": {"ce": {}, "worst": {"weight": 0.1}},
     "training": {"epochs": 1, "epoch_samples": 32, "batch_size": 16},
     "evaluation": {
-        "conditions": ["normal", "first_half", "null", "shuffle", "P0", "P1"],
+        "conditions": ["normal", "null", "shuffle", "P0", "P1"],
+        "confirm_conditions": ["first_half", "near"],  # the family does not define near: left out
         "max_new_tokens": 4,
         "text_bytes": [16],
         "scale_gates": [1.0],
@@ -95,7 +96,7 @@ def test_all_four_kinds_are_trained_and_evaluated_by_the_commands(installed, tin
     evaluated = run_python(installed, tmp_path, *words)
     assert evaluated.returncode == DONE, evaluated.stderr
     rows = read_rows(tmp_path / "rows.parquet")
-    assert set(rows.condition) == {*TRIAL["evaluation"]["conditions"], "text-16", "scale_gate=1"}
+    assert set(rows.condition) == {*TRIAL["evaluation"]["conditions"], "first_half", "text-16", "scale_gate=1"}
     assert set(rows.task) == {"password-6x3"}
     nll = rows.pivot(index="episode", columns="condition", values="nll")
     assert (nll.first_half - nll.normal).abs().min() > 0
