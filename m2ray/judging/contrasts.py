@@ -22,6 +22,8 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
+from m2ray.judging.statistics import Estimate
+
 Floats = NDArray[np.float64]
 
 
@@ -201,3 +203,46 @@ def mean_difference(difference_SE: Floats, group_E: NDArray[np.int64] | None = N
         return MeanDifference(mean, 0.0, count - 1)
     parts = over_episodes**2 / (count - 1) + (over_seeds**2 / (seeds - 1) if seeds > 1 else 0.0)
     return MeanDifference(mean, math.sqrt(variance), variance**2 / parts)
+
+
+def mean_ratio(
+    first_SE: Floats, second_SE: Floats, alpha: float, group_E: NDArray[np.int64] | None = None
+) -> Estimate:
+    """Return the ratio of two means over episodes and training seeds, with Fieller's interval (1954).
+
+    A ratio r is in the interval if the mean of first - r second does not differ from 0, by `mean_difference`.
+
+    Args:
+        first_SE: The numerator, [S, E].
+        second_SE: The denominator, [S, E] or [1, E].
+        alpha: Level of the two-sided interval.
+        group_E: Numbers of groups of episodes.
+
+    Returns:
+        All NaN where the denominator is not above 0; the bounds are NaN where its own interval touches 0, since
+        then the ratio has no bounded interval.
+    """
+    if second_SE.mean() <= 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    value = float(first_SE.mean() / second_SE.mean())
+    if mean_difference(np.broadcast_to(second_SE, first_SE.shape), group_E).low(alpha / 2) <= 0:
+        return Estimate(value, math.nan, math.nan)
+
+    def bound(ratio: float, sign: float) -> float:
+        """Return the one-sided lower bound of sign (first - ratio second); it is 0 at the end of the interval."""
+        difference = mean_difference(sign * (first_SE - ratio * second_SE), group_E)
+        return difference.mean - float(scipy.stats.t.isf(alpha / 2, difference.freedom)) * difference.error
+
+    def end(sign: float) -> float:
+        """Return the interval's lower end for sign 1, its upper end for -1; NaN if it is not found."""
+        for step in (1, 4, 16, 64):
+            far = value - sign * step
+            if bound(far, sign) > 0:
+                break
+        else:
+            return math.nan
+        if bound(value, sign) >= 0:  # no variance
+            return value
+        return float(scipy.optimize.brentq(bound, far, value, args=(sign,)))
+
+    return Estimate(value, end(1.0), end(-1.0))

@@ -117,58 +117,20 @@ def paired_difference(
 
 
 def retention(
-    normal: ArrayLike,
-    p0: ArrayLike,
-    p1: ArrayLike,
-    alpha: float = ALPHA,
-    draws: int = 4000,
-    seed: int = 0,
-    group_E: NDArray[np.int64] | None = None,
+    normal_E: ArrayLike, p0_E: ArrayLike, p1_E: ArrayLike, alpha: float = ALPHA, draws: int = 4000, seed: int = 0
 ) -> Estimate:
     """Return (normal - P0) / (P1 - P0): the share of the text's gain over no message that the prefix keeps.
 
-    The interval is a percentile bootstrap over episodes, with all conditions of an episode together. Training
-    seeds are resampled as well, independently of the episodes (the pigeonhole bootstrap of Owen 2007); with few
-    seeds it is somewhat too narrow. Where P1 does not beat P0, retention is not defined: value and bounds are NaN.
-    Where the interval of P1 - P0 touches 0, the ratio has no bounded interval (as in Fieller 1954): the value is
-    returned and both bounds are NaN.
-
-    Args:
-        normal: Outcomes per episode, [E], or per training seed and episode, [S, E].
-        p0: The same of P0.
-        p1: The same of P1.
-        alpha: Level of the interval.
-        draws: Resamples.
-        seed: Seed of the resampling.
-        group_E: Numbers of groups of episodes, which are then resampled as wholes.
+    The interval is a percentile bootstrap over episodes, with all three conditions of an episode together. Where
+    P1 does not beat P0, retention is not defined: value and bounds are NaN. Where the interval of P1 - P0 touches
+    0, the ratio has no bounded interval (as in Fieller 1954): the value is returned and both bounds are NaN.
 
     Raises:
         ValueError: there are no episodes, or the numbers of episodes differ.
     """
-    arms = [np.atleast_2d(np.asarray(arm, dtype=float)) for arm in (normal, p0, p1)]
-    _stack_outcomes(*(arm[0] for arm in arms))  # refuses different episodes
-    seeds, rng = max(len(arm) for arm in arms), np.random.default_rng(seed)
-    if seeds == 1 and group_E is None:
-        means_RC = _bootstrap_means(np.concatenate(arms).T, draws, seed)
-    else:
-        weights_RE = _group_weights(arms[0].shape[1], group_E, draws, rng)
-        shares_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds
-        means_RC = np.stack(
-            [((weights_RE @ arm.T) * (shares_RS if len(arm) > 1 else 1.0)).sum(axis=1) for arm in arms],
-            axis=1,
-        )
-    return _ratio([float(arm.mean()) for arm in arms], means_RC, alpha)
-
-
-def _group_weights(
-    episodes: int, group_E: NDArray[np.int64] | None, draws: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Return each episode's weight in each resample of groups, [R, E]; weights of a resample sum to 1."""
-    groups = np.arange(episodes) if group_E is None else group_E
-    count = int(groups.max()) + 1
-    weights_RE = rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, groups].astype(float)
-    totals_R1 = weights_RE.sum(axis=1, keepdims=True)
-    return weights_RE / np.where(totals_R1 > 0, totals_R1, 1.0)
+    outcomes_EC = _stack_outcomes(normal_E, p0_E, p1_E)
+    means = [float(mean) for mean in outcomes_EC.mean(axis=0)]
+    return _ratio(means, _bootstrap_means(outcomes_EC, draws, seed), alpha)
 
 
 def retention_of_counts(

@@ -8,7 +8,8 @@ import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2ray.judging.contrasts import MeanDifference, PairedBinary, Unpaired, mean_difference
+from m2ray.judging.contrasts import MeanDifference, PairedBinary, Unpaired, mean_difference, mean_ratio
+from m2ray.judging.statistics import retention
 
 
 def test_tangos_interval_is_the_published_one():
@@ -129,3 +130,34 @@ def test_a_difference_without_variance():
     assert MeanDifference(0.0, 0.0, 10).p_above(0.1) == 1.0
     with pytest.raises(ValueError, match="two episodes"):
         mean_difference(np.array([[0.5]]))
+
+
+def test_the_ratio_of_one_seed_agrees_with_the_bootstrap():
+    rng = np.random.default_rng(0)
+    ability = rng.random(600)
+    normal, p0, p1 = (
+        ((0.5 * ability + 0.5 * rng.random(600)) < share).astype(float) for share in (0.7, 0.4, 0.95)
+    )
+    fieller = mean_ratio((normal - p0)[None], (p1 - p0)[None], 0.05)
+    bootstrap = retention(normal, p0, p1)
+    assert fieller.value == pytest.approx(bootstrap.value)
+    assert fieller.low == pytest.approx(bootstrap.low, abs=0.01)
+    assert fieller.high == pytest.approx(bootstrap.high, abs=0.01)
+
+
+def test_the_ratios_interval_is_wider_where_seeds_differ():
+    rng = np.random.default_rng(0)
+    p0, p1 = (rng.random((1, 400)) < 0.3).astype(float), (rng.random((1, 400)) < 0.95).astype(float)
+    alike, apart = (
+        np.stack([rng.random(400) < rate for rate in rates]) - p0 for rates in ([0.7] * 3, [0.9, 0.7, 0.5])
+    )
+    narrow, wide = mean_ratio(alike, p1 - p0, 0.05), mean_ratio(apart, p1 - p0, 0.05)
+    assert narrow.high - narrow.low < 0.2
+    assert wide.high - wide.low > 0.4
+
+
+def test_a_ratio_without_a_gain_is_not_defined():
+    flat = np.zeros((1, 50))
+    assert math.isnan(mean_ratio(flat + 0.5, flat, 0.05).value)
+    touching = np.array([[1.0, -1.0] * 20 + [1.0] * 3])
+    assert math.isnan(mean_ratio(touching, touching, 0.05).low)

@@ -61,7 +61,8 @@ def test_the_same_seed_gives_the_same_sweep():
 
 
 def test_the_tables_hold_every_rate():
-    rates = [PassRate("w", 0.2, 300, count, 3, reading, 1, 40) for count in (1, 8) for reading in ("gate", "naive")]
+    readings = ("gate", "naive")
+    rates = [PassRate("w", 0.2, 300, count, 3, reading, 1, 40) for count in (1, 8) for reading in readings]
     table = false_pass.false_pass_table(rates)
     assert table[0] == ["Codecs", "P0", "Reading", "1 configuration", "8 configurations"]
     assert [row[:3] for row in table[1:]] == [["w", "20%", "gate"], ["w", "20%", "naive"]]
