@@ -120,6 +120,8 @@ def changed(key, value) -> dict:
         ("points", {"a/b": {}}, "points.a/b"),
         # what would otherwise fail after the last training, or in each
         ("trial/evaluation/conditions", ["normal", "P0", "shuffle"], "trial.evaluation.conditions: lacks null"),
+        ("trial/evaluation/confirm_conditions", ["facts-4"], "facts-4: the message of episode 2000 has 4 facts"),
+        ("trial/evaluation/confirm_conditions", ["drop-9"], "drop-9: the codec has 8 slots; use drop-1 to drop-8"),
         ("trial/splits/confirm", "2000:2001", "condition shuffle: too few different messages"),
     ],
 )
