@@ -230,7 +230,7 @@ def test_a_part_that_breaks_while_training_is_named(tmp_path, tiny_folder, group
     config = config_file(tmp_path, {**TRIAL, "task": {}, "codec": {"k": 4}, "losses": {"ce": {}}}, **sections)
     config.write_text(config.read_text() + f"receiver: {tiny_folder}\n")
     tree = yaml.safe_load(config.read_text())
-    tree["evaluation"]["conditions"].remove("first_half")
+    tree["evaluation"]["confirm_conditions"].remove("first_half")
     config.write_text(yaml.safe_dump(tree))
     line = refused(tmp_path, tmp_path, "-m", "m2ray.train", config)
     assert f"config.yaml: plugin of package parts, m2ray.{group}: {name} = parts:{value}: " in line
