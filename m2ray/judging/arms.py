@@ -190,10 +190,8 @@ class ScoreArms(Arms):
         return stats.Interval(max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2)))
 
     def retention(self, alpha: float) -> stats.Estimate:
-        """Implement `Arms.retention`: a bootstrap over episodes; Fieller's over several seeds, or for groups."""
+        """Implement `Arms.retention`: Fieller's interval, over episodes or groups, and over training seeds."""
         normal_SE, p0_SE, p1_SE = (self.scores(name) for name in ("normal", "P0", "P1"))
-        if self.group_E is None and len(normal_SE) == len(p0_SE) == len(p1_SE) == 1:
-            return stats.retention(normal_SE[0], p0_SE[0], p1_SE[0], alpha)
         return mean_ratio(normal_SE - p0_SE, p1_SE - p0_SE, alpha, self.group_E)
 
 
