@@ -7,7 +7,7 @@ from made_rows import GOOD, make_rows
 
 from m2ray.config.axis import Axis
 from m2ray.config.gate_file import load_gate
-from m2ray.evaluation.rows import RowStore, failure_row, write_rows
+from m2ray.evaluation.rows import KEY, RowStore, failure_row, write_rows
 from m2ray.reporting.build import config_sections
 from m2ray.reporting.document import Figure
 from m2ray.reporting.html import Page, write_page
@@ -15,6 +15,13 @@ from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.reporting.search_figures import EndedTrial
 
 BAD = {**GOOD, "normal": 0.32, "shuffle": 0.34}
+# Normal keeps 0.75 of the text's gain, and as much as the text of three of four facts.
+CARRIES = {
+    **GOOD,
+    **{"constant": 0.3, "mean": 0.3, "init": 0.35, "near": 0.2, "tokens-4": 0.5},
+    **{"facts-1": 0.4, "facts-2": 0.55, "facts-3": 0.7, "facts-4": 0.9},
+}
+PRIMES = {**CARRIES, "normal": 0.32}
 GATES = {"scale_gate=0": 0.3, "scale_gate=0.5": 0.6, "scale_gate=1": 0.75}
 RAW_AXES = {
     "codec.encoder": {"choice": ["segments", "memory"]},
@@ -33,15 +40,23 @@ def with_nll(rows, gain):
     return rows.assign(nll=nll)
 
 
-def run_rows(config, shares=GOOD, gain=0.2, seed=0, k=4, splits=("search", "confirm"), params=None):
+def run_rows(config, shares=GOOD, gain=0.2, seed=0, k=4, splits=("search", "confirm"), params=None, n=200):
     """Return the rows of a training run on some splits."""
     params = json.dumps(params or {"training.lr": 0.001, "codec.encoder": "segments"})
     frames = [
-        make_rows({**shares, **GATES}, config, seed, k, split=split, n=60 if split == "search" else 200)
+        make_rows({**shares, **GATES}, config, seed, k, split=split, n=60 if split == "search" else n)
         for split in splits
     ]
     rows = with_nll(pd.concat(frames, ignore_index=True), gain)
     return rows.assign(params=rows.config.map(lambda name: params if name else ""))
+
+
+def content_rows(config, shares=CARRIES, seeds=(0, 1, 2), **settings):
+    """Return rows with every condition of the gate `content`; `shares` are those of all seeds, or one for each."""
+    by_seed = shares if isinstance(shares, list) else [shares] * len(seeds)
+    parts = [run_rows(config, of, seed=seed, n=400, **settings) for seed, of in zip(seeds, by_seed, strict=True)]
+    rows = pd.concat(parts, ignore_index=True).drop_duplicates(KEY, ignore_index=True)
+    return rows.assign(facts=rows.condition.map({"normal": "1111", "shuffle": "1-10", "P0": "0-01"}).fillna(""))
 
 
 def results_folder(folder, *parts):

@@ -43,8 +43,9 @@ def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -
     if train_command:
         text.append(f"Train it again:\n\n    {train_command}")
     text.append(
-        "A PASS means that the receiver solves more episodes with the right message's prefix than without a "
-        "prefix and than with a wrong message's, by the gate's margins, on unseen messages. It does not extend to "
-        "other receivers or tasks."
+        "PASS means that the receiver solves more episodes with the right message's prefix than without a prefix "
+        "and than with a wrong message's, by the gate's margins, on unseen messages; PART, that it keeps less "
+        "than half of what the text gains, or may; WHOLE, that it is nearly as good as the text. None of them "
+        "extends to other receivers or tasks."
     )
     return ModelCard("\n\n".join(text) + "\n")

@@ -68,7 +68,8 @@ class Judge(StrictModel):
         int, Field(ge=0, description="of those, configurations that are judged once on the confirm split")
     ] = 2
     gate: Annotated[
-        str | None, Field(description="gate file, relative to this file; default: the reference gate")
+        str | None,
+        Field(description="content, reference, or a gate file, relative to this file; default: content"),
     ] = None
     diagnose: Annotated[
         int, Field(ge=0, description="held-out messages on which each judged codec is diagnosed; 0: no diagnosis")

@@ -75,6 +75,8 @@ def knockout_map(rows: pd.DataFrame) -> KnockoutMap | None:
                 gained = int((readable_E & (normal_E < dropped_E)).sum())
                 contrast = PairedBinary(int(readable_E.sum()), lost, gained)
                 points_JF[j, f], p_JF[j, f] = 100 * contrast.value, contrast.p_above(0.0)
+    if np.isnan(points_JF).all():
+        return None
     return KnockoutMap(slots, points_JF, p_JF, np.isin(normal_EF, ("0", "1")).sum(axis=0), len(normal_EF))
 
 
@@ -92,7 +94,7 @@ def knockout_sentence(found: KnockoutMap, alpha: float = stats.ALPHA) -> str:
     level = alpha / np.isfinite(found.p_JF).sum()
     parts = []
     for f in range(found.facts):
-        if not found.n_F[f]:
+        if np.isnan(found.points_JF[:, f]).all():
             parts.append(f"fact {f + 1} cannot be read in any episode")
             continue
         j = int(np.nanargmax(found.points_JF[:, f]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,7 @@ from m2ray.config.gate_file import REFERENCE, GateConfig, GateName, load_gate
 from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Arms, RowArms
-from m2ray.judging.gate import JudgedConfiguration, judge, judge_together
+from m2ray.judging.gate import JudgedConfiguration, criterion_results, judge_together
 from m2ray.judging.selection import paired_gain
 from m2ray.judging.verdict import FAIL, INVALID, NOT_APPLICABLE, PART, PASS, PASSES, WHOLE, Verdict
 from m2ray.util.errors import UserError
@@ -108,20 +109,47 @@ def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
 
 def _judge_split(rows: pd.DataFrame, runs: Sequence[JudgedRun], gate: GateConfig) -> None:
     """Set the verdicts of all runs of a split, or the error of those without rows that the gate needs."""
-    judged: dict[str, pd.DataFrame] = {}
-    for config in dict.fromkeys(run.config for run in runs):
-        own = configuration_rows(rows, config, runs[0].split)
-        try:
-            judge_together([own], gate)  # alone, so that one that cannot be judged does not keep others from it
-            judged[config] = own
-        except UserError as error:
-            for run in runs:
-                run.error = str(error) if run.config == config else run.error
-    verdicts = dict(zip(judged, judge_together(list(judged.values()), gate), strict=True))
+    split = runs[0].split
+    gate = gate if split == "confirm" else _gate_off_confirm(gate, rows[rows.split == split])
+    own = {config: configuration_rows(rows, config, split) for config in dict.fromkeys(run.config for run in runs)}
+    try:
+        judged = judge_together(list(own.values()), gate)
+    except UserError:
+        errors = _errors_alone(own, gate)
+        for run in runs:
+            run.error = errors.get(run.config, run.error)
+        own = {config: rows for config, rows in own.items() if config not in errors}
+        judged = judge_together(list(own.values()), gate)
+    verdicts = dict(zip(own, judged, strict=True))
     for run in runs:
         if run.config in verdicts:
             run.configuration = verdicts[run.config]
             run.verdict = run.configuration.seeds.get(run.seed)
+
+
+def _errors_alone(configurations: Mapping[str, pd.DataFrame], gate: GateConfig) -> dict[str, str]:
+    """Return why configurations cannot be judged, so that they do not keep others from it."""
+    errors = {}
+    for config, rows in configurations.items():
+        try:
+            judge_together([rows], gate)
+        except UserError as error:
+            errors[config] = str(error)
+    return errors
+
+
+def _gate_off_confirm(gate: GateConfig, rows: pd.DataFrame) -> GateConfig:
+    """Return the criteria for the reasons of runs that are not judged on confirm, which have no verdict.
+
+    Conditions that are run on confirm only are not missing elsewhere, and what needs the n of confirm is left out.
+    """
+    present = set(rows.condition)
+    criteria = [
+        criterion
+        for criterion in gate.criteria
+        if present.issuperset(criterion.conditions) and criterion.kind not in ("power", "equivalent")
+    ]
+    return gate.model_copy(update={"criteria": criteria or gate.criteria})
 
 
 def make_leaderboard(
@@ -170,19 +198,15 @@ def _with_withdrawn(lines: Sequence[dict[str, Any]], withdrawn: Mapping[str, str
     marked = []
     for line in lines:
         if date := withdrawn.get(line["config"]):
-            known = f"; before that: {line['verdict']}: {line['reason']}"
-            line = {**line, "verdict": WITHDRAWN, "reason": f"taken out of the space on {date}{known}"}
+            reason = f"taken out of the space on {date}; before that: {line['verdict']}: {line['reason']}"
+            line = {**line, "verdict": WITHDRAWN, "reason": reason}
         marked.append(line)
-    known_names = {line["config"] for line in lines}
-    return marked + [
-        {
-            "config": name,
-            "verdict": WITHDRAWN,
-            "reason": f"taken out of the space on {date}; nothing is known of it",
-        }
-        for name, date in withdrawn.items()
-        if name not in known_names
-    ]
+    known = {line["config"] for line in lines}
+    for name, date in withdrawn.items():
+        if name not in known:
+            reason = f"taken out of the space on {date}; nothing is known of it"
+            marked.append({"config": name, "verdict": WITHDRAWN, "reason": reason})
+    return marked
 
 
 def deciding_runs(runs: Sequence[JudgedRun]) -> list[JudgedRun]:
@@ -195,10 +219,10 @@ def _configuration_lines(
     rows: pd.DataFrame, runs: Sequence[JudgedRun], ranking: Sequence[float], gate: GateConfig
 ) -> list[dict[str, Any]]:
     """Return a configuration's lines: its own, if it has several training seeds, and one per seed."""
-    lines = [
-        _line(run, run.verdict, RowArms(run.rows), ranking, gate) | {"seed": run.seed, "seeds": str(run.seed)}
-        for run in runs
-    ]
+    lines = []
+    for run in runs:
+        line = _line(run, run.verdict, RowArms(run.rows), ranking, gate)
+        lines.append(line | {"seed": run.seed, "seeds": str(run.seed)} | _reference_gates(run))
     if len(runs) == 1:
         return lines
     deciding = deciding_runs(runs)
@@ -210,8 +234,9 @@ def _configuration_lines(
         "score": round(sum(run.score for run in deciding) / len(deciding), 4),
         "checkpoint": "",
     }
-    for name in GATES if verdict is not None else ():
-        own[name] = _over_seeds([line[name] for line in lines if line["seed"] in {run.seed for run in deciding}])
+    if verdict is not None:
+        seeds = {run.seed for run in deciding}
+        own |= {name: _over_seeds([line[name] for line in lines if line["seed"] in seeds]) for name in GATES}
     return [own, *lines]
 
 
@@ -240,18 +265,21 @@ def _line(
         line["tokens"] = round(arms.rate(tokens), 4)
     line |= {name: round(value, 4) for name, value in zip(RETENTION, retention, strict=True)}
     line |= {name: round(verdict.amount(name).value, 4) for name in AMOUNTS}
-    line |= _reference_gates(run, verdict)
     line["verdict"] = verdict.verdict if run.split == "confirm" else NOT_CONFIRMED
     return line
 
 
-def _reference_gates(run: JudgedRun, verdict: Verdict) -> dict[str, str]:
+def _reference_gates(run: JudgedRun) -> dict[str, str]:
     """Return the outcome of a run at the two gates of the reference attempt, whatever gate gave the verdict."""
+    verdict, reference = run.verdict, load_gate(REFERENCE)
+    if verdict is None:
+        return {}
     if verdict.grades is not None:
         try:
-            verdict = judge(run.rows, load_gate(REFERENCE))
+            results = criterion_results(RowArms(run.rows), run.k, reference, reference.alpha, "rows")
         except UserError:  # a condition of that gate was not run
             return dict.fromkeys(GATES, NOT_APPLICABLE)
+        verdict = replace(verdict, results=results)
     return {name: verdict.gate(name) for name in GATES}
 
 

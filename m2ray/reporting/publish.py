@@ -83,11 +83,21 @@ def _last_checkpoint(sweep: Path, config: str, seed: int) -> Path:
 
 
 def _leaderboard_verdict(sweep: Path, config: str, seed: int) -> str:
+    """Return the verdict of a training seed, and before it that of its configuration if it has several seeds."""
     leaderboard = pd.read_csv(sweep / "leaderboard.csv")
-    lines = leaderboard[(leaderboard.config == config) & (leaderboard.seed == seed)]
-    if lines.empty:
+    lines = leaderboard[leaderboard.config == config]
+    of_seed = lines[lines.seed == seed]
+    if of_seed.empty:
         raise UserError(
             f"{sweep}/leaderboard.csv: no line of {config}, seed {seed}; finish the sweep with --resume first"
         )
-    line = lines.iloc[0]
-    return f"{line.verdict} on {line.split}, n = {line.n}: normal {100 * line.normal:.1f} %"
+    own = lines[lines.seed.isna()]
+    text = _verdict_text(of_seed.iloc[0])
+    if own.empty:
+        return text
+    seeds = str(own.seeds.iloc[0]).replace(" ", ", ")
+    return f"{_verdict_text(own.iloc[0])} over training seeds {seeds}; of this seed: {text}"
+
+
+def _verdict_text(line: pd.Series) -> str:
+    return f"{line.verdict} on {line.split}, n = {line.n:.0f}: normal {100 * line.normal:.1f} %"

@@ -71,6 +71,21 @@ def test_its_folder_gives_the_verdict_and_how_to_train_it_again(sweep):
     assert json.loads((best / "config.json").read_text())["published"]["verdict"].startswith("PASS")
 
 
+def test_a_codec_of_several_seeds_has_the_verdict_of_its_configuration_first(sweep):
+    line = {"config": CONFIG, "split": "confirm", "n": 8}
+    lines = [
+        {**line, "seeds": "0 1 2", "verdict": "FAIL", "normal": 0.5},
+        {**line, "seed": 0, "seeds": "0", "verdict": "PASS", "normal": 0.83},
+        {**line, "seed": 1, "seeds": "1", "verdict": "FAIL", "normal": 0.3},
+    ]
+    pd.DataFrame(lines).to_csv(sweep / "leaderboard.csv", index=False)
+    best = publish(sweep, CONFIG, 0, "best")
+    assert json.loads((best / "config.json").read_text())["published"]["verdict"] == (
+        "FAIL on confirm, n = 8: normal 50.0 % over training seeds 0, 1, 2; "
+        "of this seed: PASS on confirm, n = 8: normal 83.0 %"
+    )
+
+
 @pytest.mark.parametrize(
     ("config", "seed", "name", "error"),
     [

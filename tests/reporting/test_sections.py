@@ -6,7 +6,7 @@ import re
 
 import pytest
 from made_diagnoses import healthy_diagnosis, without_gain
-from made_reports import BAD, results_folder, run_rows
+from made_reports import BAD, CARRIES, content_rows, results_folder, run_rows
 
 from m2ray.config.gate_file import load_gate
 from m2ray.diagnosis.report import root_cause
@@ -106,6 +106,54 @@ def test_a_codec_that_is_ignored_has_another_finding_than_one_that_is_backwards(
     (title,) = [s.title for s in all_sections(section) if s.title.startswith("Critical")]
     assert title == "Critical finding: the message's content makes no difference"
     assert "does not depend on the message's content" in blocks(find(section, title), Bullets)[0].lines[0]
+
+
+# --- by the gate content -------------------------------------------------------------------------------------
+
+
+def test_the_amount_is_given_over_the_seeds_and_for_each(tmp_path):
+    section = section_of(results_folder(tmp_path, content_rows("a")), "a", gate=CONTENT)
+    titles = [s.title for s in all_sections(section)]
+    assert titles[:5] == ["a", "Summary", "Over 3 training seeds", "Amount over 3 training seeds", "Configuration"]
+    assert titles.count("Amount") == 3
+    (together,) = blocks(find(section, "Amount over 3 training seeds"), Bullets)
+    assert [line.partition(" ")[0] for line in together.lines] == ["keeps", "is", "+40.0", "+25.0", "B"]
+    rates, criteria = blocks(find(section, "Over 3 training seeds"), Grid)
+    assert ["normal", "75.0%"] in [row[:2] for row in rates.table]
+    judged = [c.name for c in CONTENT.criteria if "unparsed" not in c.name]
+    assert [row[1] for row in criteria.table[1:]] == judged
+    assert blocks(find(section, "Summary"), Bullets)[0].lines[0].startswith("Over 3 training seeds: PASS: keeps ")
+
+
+def test_one_seed_has_its_amount_and_nothing_over_seeds(tmp_path):
+    section = section_of(results_folder(tmp_path, content_rows("a", seeds=(5,))), "a", gate=CONTENT)
+    titles = [s.title for s in all_sections(section)]
+    assert titles.count("Amount") == 1
+    assert not [title for title in titles if title.startswith(("Over", "Amount over"))]
+    assert not [title for title in titles if title.startswith("Critical")]
+
+
+def test_an_invalid_setting_is_not_a_finding_about_the_codec(tmp_path):
+    shares = {**CARRIES, "P1": 0.35, "normal": 0.2, "shuffle": 0.4}
+    section = section_of(results_folder(tmp_path, content_rows("a", shares, seeds=(0,))), "a", gate=CONTENT)
+    (found,) = blocks(find(section, "Critical finding: the setting is not valid"), Bullets)
+    assert found.lines[0].startswith("This is not a finding about the codec")
+    assert found.lines[1].startswith("validity, text leaves room: P1 - P0 = +5.0 points")
+
+
+def test_a_codec_that_reads_a_changed_message_as_well_has_a_finding_about_that_alone(tmp_path):
+    folder = results_folder(tmp_path, content_rows("a", {**CARRIES, "near": 0.75}, seeds=(0,)))
+    (found,) = blocks(
+        find(
+            section_of(folder, "a", gate=CONTENT), "Critical finding: a message with one fact changed does as well"
+        ),
+        Bullets,
+    )
+    assert "may carry only a part of the message" in found.lines[0]
+    assert found.lines[1].startswith("content, right beats nearly right: normal - near = +0.0 points")
+
+
+# --- by the reference gate -----------------------------------------------------------------------------------
 
 
 def test_the_decision_log_has_a_line_for_each_criterion_that_applies(folder):
