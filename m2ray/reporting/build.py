@@ -83,9 +83,8 @@ def gate_of(folder: Path, name: Path | str | None) -> GateConfig:
     if registered is None:
         return load_gate(name)
     gate = validate(GateConfig, registered, f"{record_file(folder)}: gate")
-    reference = load_gate(REFERENCE)
-    if gate.criteria == reference.criteria:  # records of earlier versions lack what it is known to pass
-        gate = gate.model_copy(update={"lets_through": reference.lets_through})
+    if gate.name == REFERENCE.stem:  # records of earlier versions lack what it is known to pass
+        gate = gate.model_copy(update={"lets_through": load_gate(REFERENCE).lets_through})
     return gate
 
 
