@@ -134,8 +134,8 @@ def headline(leaderboard: pd.DataFrame) -> list[str]:
     rate = f"{100 * line.normal:.1f} % [{100 * line.normal_ci_low:.1f}, {100 * line.normal_ci_high:.1f}]"
     baselines = (("P0", "without a message"), ("P1", "with the full text"))
     others = [f", {100 * line[name]:.1f} % {words}" for name, words in baselines if not pd.isna(line[name])]
-    seeds = "seeds" if " " in line.seeds else "seed"
-    run = f"{line.config}, training {seeds} {line.seeds}, k = {line.k}"
+    noun = "seeds" if " " in line.seeds else "seed"
+    run = f"{line.config}, training {noun} {line.seeds.replace(' ', ', ')}, k = {line.k}"
     lines = [count, f"{title}: {run} solves {rate} of {line.n} episodes with its prefix{''.join(others)}."]
     has_amount = line.verdict in GRADED and line.reason != ALL_HOLD
     return [*lines, f"Amount: {line.reason}."] if has_amount else lines

@@ -259,12 +259,12 @@ def _line(
         return line
     low, high = arms.interval("normal", gate.alpha)
     retention = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
-    line |= {"n": arms.episodes, "normal_ci_low": round(low, 4), "normal_ci_high": round(high, 4)}
-    line |= {name: round(arms.rate(name), 4) for name in SHOWN if name in arms.counts}
+    line |= {"n": arms.episodes, "normal_ci_low": round(low, 6), "normal_ci_high": round(high, 4)}
+    line |= {name: round(arms.rate(name), 6) for name in SHOWN if name in arms.counts}
     if (tokens := tokens_name(run.k)) in arms.counts:
-        line["tokens"] = round(arms.rate(tokens), 4)
-    line |= {name: round(value, 4) for name, value in zip(RETENTION, retention, strict=True)}
-    line |= {name: round(verdict.amount(name).value, 4) for name in AMOUNTS}
+        line["tokens"] = round(arms.rate(tokens), 6)
+    line |= {name: round(value, 6) for name, value in zip(RETENTION, retention, strict=True)}
+    line |= {name: round(verdict.amount(name).value, 6) for name in AMOUNTS}
     line["verdict"] = verdict.verdict if run.split == "confirm" else NOT_CONFIRMED
     return line
 

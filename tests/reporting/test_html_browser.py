@@ -113,7 +113,7 @@ def test_it_sorts_filters_and_opens_at_phone_and_desktop_width_without_console_e
         assert shown["sorted"] == 1
         assert shown["verdict"] == [["loser"], f"1 of {len(order)} shown"]
         assert shown["both"][0] == shown["none"][0] == []
-        assert shown["words"][0] == ["winner", "winner"]
+        assert shown["words"][0] == ["winner", "winner", "winner"]  # over the seeds, and each of two
         assert shown["image"] == 9
         assert shown["opened"] is True
 
