@@ -259,7 +259,7 @@ def _line(
         return line
     low, high = arms.interval("normal", gate.alpha)
     retention = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
-    line |= {"n": arms.episodes, "normal_ci_low": round(low, 6), "normal_ci_high": round(high, 4)}
+    line |= {"n": arms.episodes, "normal_ci_low": round(low, 6), "normal_ci_high": round(high, 6)}
     line |= {name: round(arms.rate(name), 6) for name in SHOWN if name in arms.counts}
     if (tokens := tokens_name(run.k)) in arms.counts:
         line["tokens"] = round(arms.rate(tokens), 6)
