@@ -135,7 +135,7 @@ def test_the_headline_counts_what_passed_and_names_the_best(page):
     assert headline(page[1]) == [
         "1 of 2 configurations passed on confirm: 1 PASS, 1 FAIL.",
         "Best that passed, by verdict and search score: winner, training seeds 0, 1, k = 4 solves 75.0 % "
-        "[69.0, 81.0] of 200 episodes with its prefix, 30.0 % without a message, 90.0 % with the full text.",
+        "[68.9, 81.1] of 200 episodes with its prefix, 30.0 % without a message, 90.0 % with the full text.",
     ]
     leaderboard = page[1]
     none = headline(leaderboard[leaderboard.verdict != "PASS"])
