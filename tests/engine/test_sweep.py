@@ -143,8 +143,11 @@ def test_a_dry_run_counts_and_checks_but_starts_and_writes_nothing(tmp_path):
         "training         x 2 seeds, 704 samples, 22 checkpoints, pruner none",
         "episodes         search 20, select 20, confirm 30",
         "conditions       normal, null",
-        # 4 conditions need the checkpoint, 2 its k and place (3 pairs), 4 neither; 22, 4 and 6 checkpoints
-        f"at most {20 * (88 + 6 + 4) + 20 * (16 + 6 + 4) + 30 * (24 + 6 + 4):,} answers to decode",
+        "confirm        besides, identity, constant, near, facts-1, facts-2, facts-3, tokens-8",
+        # 4 conditions need the checkpoint, 1 its k and place (3 pairs), 3 neither; on confirm 6, 2, 7; for 22, 4
+        # and 6 checkpoints. On confirm constant is a job of its own. The diagnoses are jobs as well.
+        f"at most {20 * (88 + 3 + 3) + 20 * (16 + 3 + 3) + 30 * (36 + 6 + 7):,} answers to decode, in "
+        f"{(22 + 3 + 1) + (4 + 3 + 1) + (6 + 3 + 1 + 6) + 3} jobs",
         "splits disjoint by seed and content",
         "time             about ",
         # the control and two of the sampled, one of the two seeds
