@@ -184,8 +184,6 @@ def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str])
     # A published folder stays as it is.
     published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
-    if "constant" in names and not list(constants.glob("*/epoch-01/config.json")):
-        print(f"training the constant prefix of condition constant, once, into {constants}", flush=True)
     return run_evaluation(EvaluationJob(trial, split, tuple(dict.fromkeys(names)), checkpoint, constants))
 
 

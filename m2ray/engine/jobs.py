@@ -97,5 +97,6 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
     codec, checkpoint = load_codec(job.folder, receiver), checkpoint_id(job.folder)
     constant = None
     if "constant" in job.names:
+        receiver.answer_frame(episodes[0].level)  # refuses another level before anything is trained
         constant = trained_constant(receiver, job.trial, codec.config, job.constants)
     return evaluate(receiver, episodes, job.split, job.names, evaluation, checkpoint, codec, constant)

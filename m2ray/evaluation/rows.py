@@ -182,7 +182,10 @@ class RowStore:
         write_atomic(self.parts / f"{hashlib.sha256(data).hexdigest()[:32]}.parquet", data)
 
     def _part_files(self) -> list[Path]:
-        return sorted(self.parts.glob("[0-9a-f]*.parquet"))
+        try:
+            return sorted(self.parts.glob("[0-9a-f]*.parquet"))
+        except FileNotFoundError:  # a writer has just merged them into the whole, and removed their folder
+            return []
 
     def read(self) -> pd.DataFrame:
         """Return all rows, each key once.

@@ -92,6 +92,8 @@ def slots(rows: pd.DataFrame) -> int | None:
     own = rows[rows.config != ""]
     if own.empty:
         raise UserError("rows: none belongs to a checkpoint; evaluate one")
+    if "checkpoint" in own and own.k.max() < 1:  # outcomes of other systems have no checkpoints, and may have no k
+        raise UserError("rows: column k: a codec with 0 slots; fix the rows")
     return int(own.k.max()) or None
 
 
