@@ -41,6 +41,7 @@ from m2ray.evaluation.rows import RowStore
 from m2ray.tasks.episodes import Episode, write_facts
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import cache_root
+from m2ray.util.locks import file_lock
 
 LOG_FILE = "confirm-looks.log"
 FOLDER_VARIABLE = (
@@ -121,7 +122,7 @@ class EarlierLooks(NamedTuple):
 
     @property
     def looked_at(self) -> bool:
-        """Whether the messages count as looked at before."""
+        """True if the messages count as looked at before."""
         return 2 * self.seen > self.total
 
     @property
@@ -135,7 +136,7 @@ class EarlierLooks(NamedTuple):
 
     @property
     def summary(self) -> str:
-        """How many of the messages were looked at before, and by what."""
+        """The number of messages that were looked at before, and the looks."""
         looks = sorted([*self.same, *self.others], key=lambda look: look.date)
         return f"{self.seen} of {self.total} messages were looked at before, by {_listed(looks)}"
 
@@ -149,8 +150,8 @@ def _listed(looks: Sequence[Look]) -> str:
 class ConfirmLedger:
     """The looks at one task's messages by one receiver: an append-only file with one JSON object per line.
 
-    Several processes may append at a time: each look is a single write. A file that cannot be read or written
-    costs a warning, never a result.
+    Several processes may append at a time: each holds the file's lock, and a look is a single write. A file that
+    cannot be read or written costs a warning, never a result.
 
     Args:
         task: The level's name.
@@ -191,11 +192,11 @@ class ConfirmLedger:
 
     def record(self, look: Look) -> None:
         """Append a look, unless it is another attempt at a recorded one."""
-        if look.key and any(recorded.key == look.key for recorded in self.looks()):
-            return
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            _append(self.file, json.dumps(asdict(look)).encode() + b"\n")
+            with file_lock(self.file):
+                if look.key and any(recorded.key == look.key for recorded in self.looks()):
+                    return
+                _append(self.file, json.dumps(asdict(look)).encode() + b"\n")
         except OSError as error:
             _warn(self.file, error, "this look at confirm messages is not recorded")
 
@@ -217,7 +218,7 @@ def _read_look(line: bytes) -> Look | None:
 
 
 def _append(file: Path, line: bytes) -> None:
-    """Append a line by one write, which other processes' writes cannot divide."""
+    """Append a line to a file whose lock the caller holds."""
     handle = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         end = os.fstat(handle).st_size
