@@ -16,12 +16,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
-from m2ray.config.condition_names import TABLE_ORDER, is_condition_name
-from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
+from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, has_parameter
+from m2ray.config.gate_file import GateConfig, load_gate
 from m2ray.evaluation.rows import FAILED, configuration_rows, read_rows
-from m2ray.judging.arms import Counts, RowArms
+from m2ray.judging.arms import Counts
 from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together
-from m2ray.judging.outcome_files import SUFFIXES, read_outcomes, unused_columns
+from m2ray.judging.outcome_files import SUFFIXES, read_outcomes
 from m2ray.judging.verdict import INVALID
 from m2ray.judging.verdict_tables import print_configuration, print_counts, print_decision, print_verdict
 from m2ray.util.errors import UserError
@@ -81,7 +81,7 @@ def parse_counts(text: str) -> dict[str, tuple[int, int]]:
     counts: dict[str, tuple[int, int]] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
-        if not is_condition_name(name):
+        if name not in BUILT_IN and not has_parameter(name):
             raise UserError(f"--counts: condition {name!r} does not exist; use some of {', '.join(TABLE_ORDER)}")
         if name in counts:
             raise UserError(f"--counts: condition {name!r} is given twice; keep one")
@@ -108,14 +108,13 @@ def judge_bare_counts(counts: Counts, k: int, gate: GateConfig) -> int:
     """Judge bare counts, print the verdict and what counts cannot show, and return the exit code."""
     if k < 1:
         raise UserError(f"--k: {k} is not a number of slots; give 1 or more")
-    reference = load_gate(REFERENCE)
     title = f"Counts, k = {k}, gate {gate.name}"
     if gate.grades and "P1" not in counts:
-        print_counts(counts, k, reference, title)
+        print_counts(counts, k, title)
         print(f"\nVerdict: {INVALID} - P1 is missing, so nothing shows that the text helps; add --p1 34/50\n")
         return NOT_PASSED
     verdict = judge_counts(counts, k, gate)
-    print_counts(counts, k, reference, title)
+    print_counts(counts, k, title)
     print_decision(verdict, gate)
     if len(sizes := sorted({n for _, n in counts.values()})) > 1:
         print(f"The conditions differ in n ({', '.join(map(str, sizes))}): not the same episodes.")
@@ -153,12 +152,12 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
     wanted = [cell for cell in cells if _is_wanted(cell, rows, args)]
     if not wanted:
         runs = rows[rows.config != ""][["config", "seed", "split"]].drop_duplicates()
-        near = runs[runs.config == args.config]
-        known = "/".join
-        names = [known(map(str, run)) for run in (near if len(near) else runs).head(5).itertuples(index=False)]
+        if (runs.config == args.config).any():
+            runs = runs[runs.config == args.config]
+        names = ["/".join(map(str, run)) for run in runs.head(5).itertuples(index=False)]
+        more = ", ..." if len(runs) > 5 else ""
         raise UserError(
-            f"{path}: no rows of that --config, --seed and --split; choose from {', '.join(names)}"
-            f"{', ...' if len(near if len(near) else runs) > 5 else ''}"
+            f"{path}: no rows of that --config, --seed and --split; choose from {', '.join(names)}{more}"
         )
     passed = []
     for split in dict.fromkeys(cell.split for cell in wanted):
@@ -169,9 +168,9 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
         except UserError:
             _blame(path, own, parts, gate)
             raise
-        for cell, part, verdicts in zip(own, parts, judged, strict=True):
+        for cell, configuration in zip(own, judged, strict=True):
             if cell in wanted:
-                passed.append(_print(cell, part, verdicts, gate, args.seed))
+                passed.append(_print(cell, configuration, gate, args.seed))
         if split not in ("confirm", ""):
             print(f"Split {split}: a verdict counts on confirm only, on episodes that no choice was based on.")
     return DONE if all(passed) else NOT_PASSED
@@ -199,8 +198,8 @@ def read_file(path: Path, split: str | None) -> pd.DataFrame:
         raise UserError(f"{path}: neither rows nor outcomes; name outcomes {', '.join(SUFFIXES)}")
     if split is not None:
         raise UserError("--split: goes with rows of m2ray.evaluate, outcomes have no splits; remove it")
-    outcomes = read_outcomes(path)
-    if unused := unused_columns(path):
+    outcomes, unused = read_outcomes(path)
+    if unused:
         print(f"Not read: column{'s' * (len(unused) > 1)} {', '.join(unused)}.")
     return outcomes
 
@@ -228,9 +227,7 @@ def cells_in(rows: pd.DataFrame, split: str | None) -> list[Cell]:
     return [Cell(*cell) for cell in own[list(Cell._fields)].drop_duplicates().itertuples(index=False, name=None)]
 
 
-def _print(
-    cell: Cell, rows: pd.DataFrame, judged: JudgedConfiguration, gate: GateConfig, seed: int | None
-) -> bool:
+def _print(cell: Cell, judged: JudgedConfiguration, gate: GateConfig, seed: int | None) -> bool:
     """Print one configuration, or one of its training seeds; return whether it passes."""
     about = ", ".join(
         part
@@ -243,10 +240,9 @@ def _print(
     )
     chosen = [seed] if seed is not None else list(judged.seeds)
     if len(chosen) > 1 and gate.grades:
-        print_configuration(judged, gate, RowArms(rows), f"{cell.config}, {len(chosen)} seeds, {about}")
+        print_configuration(judged, gate, f"{cell.config}, {len(chosen)} seeds, {about}")
         return judged.verdict.passed
     for one in chosen:
-        own = RowArms(rows).of_seed(one).rows
         title = f"{cell.config}, seed {one}, {about}" if one >= 0 else f"{cell.config}, {about}"
-        print_verdict(judged.seeds[one], gate, own, title)
+        print_verdict(judged.seeds[one], gate, judged.arms.of_seed(one), title)
     return all(judged.seeds[one].passed for one in chosen)

@@ -115,12 +115,6 @@ def scale_gate_of(name: str) -> float | None:
     return _number(_SCALE_GATE, name)
 
 
-def is_condition_name(name: str) -> bool:
-    """Return whether a built-in condition has this name."""
-    parsed = (text_limit, facts_count, tokens_count, scale_gate_of)
-    return name in BUILT_IN or any(parse(name) is not None for parse in parsed)
-
-
 def has_parameter(name: str) -> bool:
     """Return True for a name that carries a parameter, such as `drop-3`."""
     read = (text_limit, facts_count, tokens_count, dropped_slot, noise_scale, scale_gate_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,7 +96,7 @@ class Criterion(StrictModel):
 
 
 class Grades(StrictModel):
-    """How much a codec that meets the criteria must carry, for the verdicts above and below PASS."""
+    """Bounds on how much a codec that meets the criteria carries, for the verdicts above and below PASS."""
 
     part_below: Annotated[Share, Field(description="PART if retention's lower bound is below this share")]
     whole_within: Annotated[Share, Field(description="WHOLE if normal is not worse than P1 by more than this")]
@@ -146,6 +147,12 @@ def load_gate(gate: Path | str | None = None) -> GateConfig:
             raise UserError(f"--gate: {gate} is neither a file nor one of the gates {known}; use one of them")
         path = packaged
     return load_yaml(GateConfig, path)
+
+
+@cache
+def reference_gate() -> GateConfig:
+    """Return the attempt's gate, by which its tables are printed whatever gate judges."""
+    return load_gate(REFERENCE)
 
 
 def load_plan_gate(plan: Plan) -> GateConfig:

@@ -100,7 +100,7 @@ class Diagnosis:
 
     @property
     def free_bound(self) -> str:
-        """How many episodes free vectors solve, a lower bound of what k vectors can do."""
+        """The number of episodes that free vectors solve, a lower bound of what k vectors can do."""
         free = self.success["free"]
         low, high = stats.wilson(free.successes, free.n)
         return (

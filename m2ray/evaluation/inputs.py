@@ -1,4 +1,4 @@
-"""What a condition can use, and what it returns: `ConditionInputs` and `Injection`.
+"""Inputs and output of a condition: `ConditionInputs` and `Injection`.
 
 Shapes: E episodes, K slots, D width.
 """

@@ -23,8 +23,9 @@ from m2ray.util.errors import UserError
 
 @dataclass(frozen=True)
 class JudgedConfiguration:
-    """A configuration's verdict over its training seeds, and that of each seed."""
+    """A configuration's outcomes, its verdict over its training seeds, and that of each seed."""
 
+    arms: RowArms
     verdict: Verdict
     seeds: dict[int, Verdict]
 
@@ -43,13 +44,15 @@ def judge_together(configurations: Sequence[pd.DataFrame], gate: GateConfig) -> 
     if gate.grades is None:
         return _judge_each_seed(arms, gate)
     levels = family_levels(arms, gate)
-    return [
-        JudgedConfiguration(
-            judge_arms(own, k, gate, level, "rows"),
-            {seed: judge_arms(own.of_seed(seed), k, gate, level, "rows") for seed in own.seeds},
-        )
-        for (own, k), level in zip(arms, levels, strict=True)
-    ]
+    judged = []
+    for (own, k), level in zip(arms, levels, strict=True):
+        verdict = judge_arms(own, k, gate, level, "rows")
+        if len(own.seeds) == 1:
+            seeds = {own.seeds[0]: verdict}
+        else:
+            seeds = {seed: judge_arms(own.of_seed(seed), k, gate, level, "rows") for seed in own.seeds}
+        judged.append(JudgedConfiguration(own, verdict, seeds))
+    return judged
 
 
 def _judge_each_seed(arms: Sequence[tuple[RowArms, int | None]], gate: GateConfig) -> list[JudgedConfiguration]:
@@ -58,8 +61,8 @@ def _judge_each_seed(arms: Sequence[tuple[RowArms, int | None]], gate: GateConfi
         [judge_arms(own.of_seed(seed), k, gate, gate.alpha, "rows") for seed in own.seeds] for own, k in arms
     ]
     corrected = iter(holm_corrected([verdict for row in verdicts for verdict in row], gate.alpha))
-    judged = [({seed: next(corrected) for seed in own.seeds}, own.counts) for own, _ in arms]
-    return [JudgedConfiguration(over_seeds(by_seed, counts), by_seed) for by_seed, counts in judged]
+    judged = [(own, {seed: next(corrected) for seed in own.seeds}) for own, _ in arms]
+    return [JudgedConfiguration(own, over_seeds(by_seed, own.counts), by_seed) for own, by_seed in judged]
 
 
 def family_levels(arms: Sequence[tuple[ScoreArms, int | None]], gate: GateConfig) -> list[float]:

@@ -10,9 +10,9 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -29,14 +29,21 @@ SYSTEM = "system"  # name of the only system in a file without the column `codec
 _TRUTH = {"1": 1.0, "0": 0.0, "true": 1.0, "false": 0.0}
 
 
-def read_outcomes(path: Path) -> pd.DataFrame:
+class OutcomeFile(NamedTuple):
+    """The outcomes in a file, and its columns that nothing reads."""
+
+    rows: pd.DataFrame
+    unused: list[str]
+
+
+def read_outcomes(path: Path) -> OutcomeFile:
     """Read a file of outcomes.
 
     Returns:
-        Columns config, seed (-1 where there is none, and the row is shared by all seeds), k (0 where there is
-        none), split (empty), condition, episode (the id as text), success (1.0 or 0.0, or a score in between), and
-        of group, answer, nll, parsed and truncated those that the file has. Rows without a codec, in a file with
-        codecs, are shared by all of them: their config is empty.
+        Rows with the columns config, seed (-1 where there is none, and the row is shared by all seeds), k (0 where
+        there is none), split (empty), condition, episode (the id as text), success (1.0 or 0.0, or a score in
+        between), and of group, answer, nll, parsed and truncated those that the file has. Rows without a codec, in
+        a file with codecs, are shared by all of them: their config is empty.
 
     Raises:
         UserError: the file cannot be read, or names the line and column of the first fault.
@@ -44,24 +51,19 @@ def read_outcomes(path: Path) -> pd.DataFrame:
     records = list(_records(path))
     if not records:
         raise UserError(f"{path}: no outcomes; write one per line")
-    first = records[0][1]
+    columns = list(records[0][1])
     for name in REQUIRED:
-        if name not in first:
+        if name not in columns:
             raise UserError(f"{path}: column {name}: missing; name the columns id, condition and success or score")
-    kinds = [name for name in OUTCOME if name in first]
+    kinds = [name for name in OUTCOME if name in columns]
     if len(kinds) != 1:
         found = "both given, keep one" if kinds else "missing, add one"
         raise UserError(f"{path}: column success or score: {found}")
     named = any(_text(record.get("codec")) for _, record in records)
-    return pd.DataFrame(
-        [_outcome(record, f"{path}: line {line}", kinds[0], named, set(first)) for line, record in records]
+    rows = pd.DataFrame(
+        [_outcome(record, f"{path}: line {line}", kinds[0], named, columns) for line, record in records]
     )
-
-
-def unused_columns(path: Path) -> list[str]:
-    """Return the columns of a file of outcomes that nothing reads."""
-    _, first = next(_records(path))
-    return [name for name in first if name not in (*REQUIRED, *OUTCOME, *OPTIONAL)]
+    return OutcomeFile(rows, [name for name in columns if name not in (*REQUIRED, *OUTCOME, *OPTIONAL)])
 
 
 # --- records -------------------------------------------------------------------------------------------------
@@ -112,7 +114,9 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
 # --- fields --------------------------------------------------------------------------------------------------
 
 
-def _outcome(record: Mapping[str, Any], where: str, kind: str, named: bool, columns: set[str]) -> dict[str, Any]:
+def _outcome(
+    record: Mapping[str, Any], where: str, kind: str, named: bool, columns: Sequence[str]
+) -> dict[str, Any]:
     """Return a record in the columns of rows; errors start with `where`."""
     outcome: dict[str, Any] = {
         "config": _text(record.get("codec")) if named else SYSTEM,

@@ -122,7 +122,7 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """What decided the verdict, with figures; BACKWARDS if a wrong message beats the right one."""
+        """The finding that decided the verdict, with figures; BACKWARDS if a wrong message beats the right one."""
         if failed := self.failed:
             backwards = "BACKWARDS: a wrong message does better than the right one; " if self.backwards else ""
             if failed[0].gate == "validity":
@@ -135,7 +135,7 @@ class Verdict:
 
     @property
     def caveats(self) -> str:
-        """What the verdict does not cover: conditions that are missing, and few training seeds."""
+        """Limits of the verdict: conditions that are missing, and few training seeds."""
         parts = []
         if self.grades and self.seeds < FEW_SEEDS:
             parts.append(f"{self.seeds} training seed{'s' * (self.seeds > 1)}")

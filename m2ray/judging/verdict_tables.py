@@ -7,7 +7,7 @@ import math
 import pandas as pd
 
 from m2ray.config.condition_names import TABLE_ORDER, scale_gate_of
-from m2ray.config.gate_file import REFERENCE, Criterion, GateConfig, load_gate
+from m2ray.config.gate_file import Criterion, GateConfig, reference_gate
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Arms, Counts, RowArms, success_rate
@@ -158,20 +158,20 @@ def retention_line(retention: stats.Estimate) -> str:
     return f"{retention.value:.2f} [{retention.low:.2f}, {retention.high:.2f}]"
 
 
-def print_verdict(verdict: Verdict, gate: GateConfig, rows: pd.DataFrame, title: str) -> None:
+def print_verdict(verdict: Verdict, gate: GateConfig, arms: RowArms, title: str) -> None:
     """Print one training seed's verdict in the tables of the reference report, whatever the gate.
 
     A system without slots has none of these tables: its success rates are printed.
     """
     if verdict.k is None:
         print(f"# {title}")
-        print_table(rates_table(RowArms(rows), gate.alpha), "Success")
+        print_table(rates_table(arms, gate.alpha), "Success")
     else:
-        print_counts(verdict.counts, verdict.k, load_gate(REFERENCE), title)
+        print_counts(verdict.counts, verdict.k, title)
         if curve := scale_gate_table(verdict.counts):
             print_table(curve, "Gate Sweep Results")
-        if {"normal", "null"} <= set(verdict.counts) and RowArms(rows).binary:
-            solved, hard, n = communication_matters(rows)
+        if {"normal", "null"} <= set(verdict.counts) and arms.binary:
+            solved, hard, n = communication_matters(arms.rows)
             print(f"\nCommunication-Matters Subset\n\n- Episodes where Null fails: {hard}/{n}")
             if hard:
                 print(f"- Normal success on Null-failing episodes: {percent(solved / hard)} ({solved}/{hard})")
@@ -180,18 +180,19 @@ def print_verdict(verdict: Verdict, gate: GateConfig, rows: pd.DataFrame, title:
     print_decision(verdict, gate)
 
 
-def print_counts(counts: Counts, k: int, reference: GateConfig, title: str) -> None:
+def print_counts(counts: Counts, k: int, title: str) -> None:
     """Print the tables of the reference report that counts are enough for."""
+    reference = reference_gate()
     print(f"# {title}")
     print_table(primary_table(counts, k, reference), "Primary Metrics")
     print_table(summary_table(counts, reference.alpha), "Statistical Summary")
     print("\n" + "\n".join(bar_lines(counts, k, reference)))
 
 
-def print_configuration(judged: JudgedConfiguration, gate: GateConfig, arms: Arms, title: str) -> None:
+def print_configuration(judged: JudgedConfiguration, gate: GateConfig, title: str) -> None:
     """Print the verdict of a configuration over several training seeds, and that of each seed below it."""
     print(f"# {title}")
-    print_table(rates_table(arms, gate.alpha), f"Success over {len(arms.seeds)} training seeds")
+    print_table(rates_table(judged.arms, gate.alpha), f"Success over {len(judged.seeds)} training seeds")
     print_decision(judged.verdict, gate)
     for seed, verdict in judged.seeds.items():
         print(f"- seed {seed}: {verdict.verdict} - {verdict.reason}")

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from m2ray.config.condition_names import scale_gate_of
-from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
+from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate, reference_gate
 from m2ray.config.sweep_record import read_sweep_record, record_file
 from m2ray.evaluation.confirm_ledger import looks_of
 from m2ray.evaluation.rows import RowStore
@@ -84,7 +84,7 @@ def gate_of(folder: Path, name: Path | str | None) -> GateConfig:
         return load_gate(name)
     gate = validate(GateConfig, registered, f"{record_file(folder)}: gate")
     if gate.name == REFERENCE.stem:  # records of earlier versions lack what it is known to pass
-        gate = gate.model_copy(update={"lets_through": load_gate(REFERENCE).lets_through})
+        gate = gate.model_copy(update={"lets_through": reference_gate().lets_through})
     return gate
 
 

@@ -29,7 +29,7 @@ MAX_FACTS = 32  # further facts of a message are left out of the map
 
 
 class KnockoutMap(NamedTuple):
-    """How much each blanked slot lowers the agreement of B's answer with each fact, for one training seed.
+    """Loss of agreement between B's answer and each fact by each blanked slot, for one training seed.
 
     Attributes:
         slots: The blanked slots, counted from 1.

@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
 from m2ray.config.condition_names import tokens_name
-from m2ray.config.gate_file import REFERENCE, GateConfig, GateName, load_gate
+from m2ray.config.gate_file import GateConfig, GateName, reference_gate
 from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Arms, RowArms
@@ -64,6 +65,11 @@ class JudgedRun:
                 self.score = paired_gain(judged_rows(rows, config, seed, "search"))
         except UserError as error:
             self.error = str(error)
+
+    @cached_property
+    def arms(self) -> RowArms | None:
+        """Its outcomes by condition; None if it has no verdict."""
+        return self.configuration.arms.of_seed(self.seed) if self.configuration else None
 
     def reason(self, verdict: Verdict | None, ranking: Sequence[float]) -> str:
         """Return the reason for a verdict, and for a run without confirm rows also why it has none.
@@ -172,7 +178,7 @@ def make_leaderboard(
     ranking = sorted((run.score for run in runs if not math.isnan(run.score)), reverse=True)
     lines = []
     for config in dict.fromkeys(run.config for run in runs):
-        lines += _configuration_lines(rows, [run for run in runs if run.config == config], ranking, gate)
+        lines += _configuration_lines([run for run in runs if run.config == config], ranking, gate)
     for failed in rows[rows.condition == FAILED].drop_duplicates("config").itertuples():
         reason = " ".join(failed.answer.split())
         lines.append({"config": failed.config, "k": failed.k, "verdict": FAILED_RUN, "reason": reason})
@@ -216,19 +222,20 @@ def deciding_runs(runs: Sequence[JudgedRun]) -> list[JudgedRun]:
 
 
 def _configuration_lines(
-    rows: pd.DataFrame, runs: Sequence[JudgedRun], ranking: Sequence[float], gate: GateConfig
+    runs: Sequence[JudgedRun], ranking: Sequence[float], gate: GateConfig
 ) -> list[dict[str, Any]]:
     """Return a configuration's lines: its own, if it has several training seeds, and one per seed."""
     lines = []
     for run in runs:
-        line = _line(run, run.verdict, RowArms(run.rows), ranking, gate)
+        line = _line(run, run.verdict, run.arms, ranking, gate)
         lines.append(line | {"seed": run.seed, "seeds": str(run.seed)} | _reference_gates(run))
     if len(runs) == 1:
         return lines
     deciding = deciding_runs(runs)
     first = deciding[0]
-    verdict = first.configuration.verdict if first.configuration else None
-    own = _line(first, verdict, RowArms(configuration_rows(rows, first.config, first.split)), [], gate)
+    judged = first.configuration
+    verdict, arms = (judged.verdict, judged.arms) if judged else (None, None)
+    own = _line(first, verdict, arms, [], gate)
     own |= {
         "seeds": " ".join(str(run.seed) for run in deciding),
         "score": round(sum(run.score for run in deciding) / len(deciding), 4),
@@ -248,14 +255,14 @@ def _over_seeds(results: Sequence[str]) -> str:
 
 
 def _line(
-    run: JudgedRun, verdict: Verdict | None, arms: Arms, ranking: Sequence[float], gate: GateConfig
+    run: JudgedRun, verdict: Verdict | None, arms: Arms | None, ranking: Sequence[float], gate: GateConfig
 ) -> dict[str, Any]:
     """Return a line of the leaderboard, of a run or of its configuration."""
     line: dict[str, Any] = {"config": run.config, "k": run.k}
     line |= run.params
     line |= {"split": run.split, "score": round(run.score, 4), "reason": run.reason(verdict, ranking)}
     line |= {"checkpoint": run.checkpoint, "verdict": INCOMPLETE}
-    if verdict is None:
+    if verdict is None or arms is None:
         return line
     low, high = arms.interval("normal", gate.alpha)
     retention = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
@@ -271,12 +278,12 @@ def _line(
 
 def _reference_gates(run: JudgedRun) -> dict[str, str]:
     """Return the outcome of a run at the two gates of the reference attempt, whatever gate gave the verdict."""
-    verdict, reference = run.verdict, load_gate(REFERENCE)
-    if verdict is None:
+    verdict, reference = run.verdict, reference_gate()
+    if verdict is None or run.arms is None:
         return {}
     if verdict.grades is not None:
         try:
-            results = criterion_results(RowArms(run.rows), run.k, reference, reference.alpha, "rows")
+            results = criterion_results(run.arms, run.k, reference, reference.alpha, "rows")
         except UserError:  # a condition of that gate was not run
             return dict.fromkeys(GATES, NOT_APPLICABLE)
         verdict = replace(verdict, results=results)

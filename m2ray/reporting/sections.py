@@ -12,13 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from m2ray.codec.model_card import EXAMPLE_SEEDS
-from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate
+from m2ray.config.gate_file import GateConfig, reference_gate
 from m2ray.diagnosis.store import FOLDER, diagnosis_folder, read_diagnosis
-from m2ray.evaluation.rows import KEY, outcomes
-from m2ray.judging.arms import RowArms
+from m2ray.evaluation.rows import outcomes
 from m2ray.judging.verdict import INVALID, Verdict
 from m2ray.judging.verdict_tables import (
     bar_lines,
@@ -74,8 +71,7 @@ def over_seeds_sections(runs: Sequence[JudgedRun], gate: GateConfig) -> list[Sec
     together = runs[0].configuration
     if together is None or len(runs) < 2:
         return []
-    rows = pd.concat([run.rows for run in runs]).drop_duplicates(KEY)
-    grids: list[Block] = [Grid(rates_table(RowArms(rows), gate.alpha))]
+    grids: list[Block] = [Grid(rates_table(together.arms, gate.alpha))]
     if gate.grades:  # else each seed is judged by itself
         grids.append(Grid(criteria_table(together.verdict)))
     title = f"Over {pluralize(len(runs), 'training seed')}"
@@ -144,7 +140,7 @@ def run_section(root: Path, run: JudgedRun, status: str, gate: GateConfig) -> Se
 
 def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[Section]:
     """Return the sections with success rates, retention and nats."""
-    counts, reference = verdict.counts, load_gate(REFERENCE)
+    counts, reference = verdict.counts, reference_gate()
     bars = Bullets(bar_lines(counts, run.k, reference))
     sections = [
         Section("Primary metrics", [Grid(primary_table(counts, run.k, reference))]),
@@ -158,7 +154,7 @@ def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[
         subset.append(f"Normal success on null-failing episodes: {percent(solved / hard)} ({solved}/{hard})")
     sections.append(Section("Communication-matters subset", [Bullets(subset)]))
     if verdict.retention is not None:
-        retention = retention_line(verdict.retention) + " (paired bootstrap, 95 %)"
+        retention = retention_line(verdict.retention) + " (paired, 95 %)"
         sections.append(Section("Retention", [Text(retention)]))
     sections += amount_sections(verdict)
     normal_nll, p0_nll = outcomes(run.rows, ["normal", "P0"], "nll")

@@ -23,7 +23,7 @@ Lengths = Annotated[tuple[Count, ...], Field(strict=False)]
 
 
 class HeldOut(StrictModel):
-    """What no message of the parts train, search and select contains, and every message of confirm does.
+    """Items that no message of train, search and select contains, and every message of confirm does.
 
     A message is held out if it states a held-out fact, states both facts of a held-out pair, or has a held-out
     length. Which facts and pairs are held out is decided by their hash, the same on every machine.

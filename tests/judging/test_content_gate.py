@@ -243,7 +243,7 @@ def test_scores_and_groups(tmp_path):
     ]
     file = tmp_path / "scores.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    verdict = judge(read_outcomes(file), GATE)
+    verdict = judge(read_outcomes(file).rows, GATE)
     assert verdict.verdict == PASS
     assert "t-test" in result(verdict, "right beats wrong").sentence
 
