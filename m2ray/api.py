@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from m2ray.evaluation.inputs import ConditionInputs, Injection
     from m2ray.judging.verdict import Verdict
     from m2ray.receiver.loading import load_receiver
+    from m2ray.receiver.model.requests import AnswerOutput, EncodedMessage
     from m2ray.receiver.receiver import Receiver
-    from m2ray.receiver.requests import AnswerOutput, EncodedMessage
     from m2ray.tasks.answers import verify
     from m2ray.tasks.episodes import Episode, episodes
     from m2ray.tasks.level import Draw, Fact, Level

@@ -26,8 +26,8 @@ from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
 from m2ray.config.trial import CodecConfig
 from m2ray.receiver.loading import is_hub_name, load_receiver
+from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.requests import EncodedMessage
 from m2ray.util import plugins
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import write_json

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.config.trial import CodecConfig
+from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.requests import EncodedMessage
 from m2ray.util.errors import UserError
 
 CLAUSE_ENDS = (";", ".", "!", "?", "\n", "Ċ")  # the last is a byte-level tokenizer's line break
@@ -222,12 +222,12 @@ class Memory(nn.Module):
         return float(receiver.embedding_ND.float().std())
 
     def _targets(self) -> dict[str, Tensor]:
-        decoder = self._receiver[0].model.get_decoder()
+        decoder = self._receiver[0].causal.trunk
         return {name: weight for name, weight in decoder.named_parameters() if name.endswith(self.TARGETS)}
 
     def forward(self, messages: EncodedMessage, k: int) -> Tensor:
         """Return latents [B, K, D]; see the module's docstring."""
-        decoder = self._receiver[0].model.get_decoder()
+        decoder = self._receiver[0].causal.trunk
         adapted = {}
         for name, weight in self._targets().items():
             key = name.replace(".", "/")

@@ -26,7 +26,7 @@ from m2ray.codec.prefix_statistics import centered, effective_rank, mean_cosine
 from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
-from m2ray.receiver.requests import EncodedMessage
+from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.tasks.episodes import Episode
 from m2ray.tasks.level import Fact
 from m2ray.util.errors import UserError

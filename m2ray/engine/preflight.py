@@ -17,7 +17,7 @@ from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode
-from m2ray.training.start_weights import load_start_weights
+from m2ray.training.start_weights import check_layers, load_start_weights
 from m2ray.training.trackers import check_installed
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
@@ -60,6 +60,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
 
 def _check_codecs(plan: Plan, receiver: Receiver) -> None:
     for config in plan.all:
+        check_layers(config, receiver)
         if config.codec.k + 1 >= receiver.max_positions:
             raise UserError(
                 f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "

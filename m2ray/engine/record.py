@@ -67,6 +67,11 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
         "code": code_digest(),
         "git": commit.stdout.strip() or "not a git checkout",
         "receiver": {"name": receiver.name, "digest": receiver.digest},
+        # Found by the receiver's check; see `m2ray.receiver.model.causal_model.Ways`.
+        "receiver_run": {
+            "dtype": str(receiver.dtype).removeprefix("torch."),
+            "ways": dict(receiver.causal.ways._asdict()),
+        },
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | plugins.packages(),
         "space": plan.space.model_dump(by_alias=True),
         "file": str(plan.file),

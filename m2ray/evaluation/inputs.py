@@ -15,15 +15,18 @@ from torch import Tensor
 
 from m2ray.codec.codec import Codec
 from m2ray.receiver.layout import Place
+from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.requests import EncodedMessage
 from m2ray.tasks.episodes import Episode
 
 STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
 
 
 class Injection(NamedTuple):
-    """B's input: a text per episode in the message's place, or vectors [K, D] per episode in open slots."""
+    """B's input: a text per episode in the message's place, or vectors [K, D] per episode in open slots.
+
+    With both, the vectors take the place of the text's own embeddings.
+    """
 
     texts: list[str] | None
     prefixes: Sequence[Tensor] | None

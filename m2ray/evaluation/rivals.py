@@ -31,7 +31,7 @@ def identity(inputs: ConditionInputs) -> Injection:
     They stand in the message's place, where P1 has its text, also for a codec with its slots before or after the
     prompt: in another place text itself gives other answers.
     """
-    return Injection(None, _token_embeddings(inputs), "message")
+    return Injection([episode.message for episode in inputs.episodes], _token_embeddings(inputs), "message")
 
 
 def tokens(inputs: ConditionInputs, count: int) -> Injection:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 import torch
+import transformers
 
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.rows import read_rows, write_rows
@@ -37,13 +38,15 @@ def cached_rows(
         return evaluate(receiver, episodes, split, names, config)
     key = [
         code_digest(),
-        torch.__version__,
+        [torch.__version__, transformers.__version__],
         receiver.digest,
         [str(receiver.device.type), str(receiver.dtype)],
         [split, *names],
         [config.temperature, config.max_new_tokens, config.batch_size],
         episodes[0].task,
         [[e.seed, e.message, e.context, e.solution] for e in episodes],
+        # A chat template may write today's date into a prompt.
+        [receiver.prompt_ids(episode) for episode in episodes],
     ]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
     file = cache_root() / "rows" / f"{digest}.parquet"

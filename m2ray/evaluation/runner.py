@@ -63,6 +63,8 @@ def evaluate(
     if not names:
         raise UserError("evaluation.conditions: empty; name at least one condition")
     check_no_leak(receiver, episodes)
+    for episode in episodes:
+        receiver.tokens(episode.message)  # refuses a message that the tokenizer cannot represent
     inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
     k, place = (codec.config.k, codec.config.place) if codec is not None else (0, "")
     facts = FactReader(episodes, receiver.style.answer)
@@ -119,7 +121,7 @@ def answer_episodes(
         prefix_BKD = None
         if injection.prefixes is not None:
             prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
-        elif injection.texts is not None:
+        if injection.texts is not None:
             texts = [injection.texts[i] for i in picked]
         decoded = receiver.generate_and_score(
             batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens

@@ -19,6 +19,7 @@ from m2ray.judging.verdict import FAIL, PASS, UNTESTABLE, CriterionResult
 from m2ray.util.errors import UserError
 from m2ray.util.text import percent
 
+MAX_NLL_DIFFERENCE = 0.02  # mean nats per episode between conditions that must be the same; rounding gives less
 POWER = 0.8  # the chance that a gate's number of episodes must give
 
 
@@ -241,9 +242,22 @@ def _same_answers(criterion: Criterion, arms: Arms, alpha: float) -> _Measuremen
     same, n = int((first_E == second_E).sum()), len(first_E)
     verb = "gives" if column == "answer" else "has"
     what = "answer" if column == "answer" else "outcome"
-    return _Measurement(
-        same / n, 1.0, _status(same == n), f"{first} {verb} {second}'s {what} in {same} of {n} episodes"
-    )
+    sentence = f"{first} {verb} {second}'s {what} in {same} of {n} episodes"
+    # Equal answers can hide different logits.
+    apart = _nll_difference(rows, first, second)
+    if apart > MAX_NLL_DIFFERENCE:
+        sentence += f", but its NLL differs by {apart:.3g} nats, of {MAX_NLL_DIFFERENCE} allowed"
+    return _Measurement(same / n, 1.0, _status(same == n and apart <= MAX_NLL_DIFFERENCE), sentence)
+
+
+def _nll_difference(arms: RowArms, first: str, second: str) -> float:
+    """Return the mean absolute difference of two conditions' NLL per episode; 0 where it was not recorded."""
+    if "nll" not in arms.rows:
+        return 0.0
+    first_E, second_E = (arms.column(name, "nll")[0].astype(float) for name in (first, second))
+    differences_E = np.abs(first_E - second_E)
+    known_E = np.isfinite(differences_E)
+    return float(differences_E[known_E].mean()) if known_E.any() else 0.0
 
 
 def _at_most(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:

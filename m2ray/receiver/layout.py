@@ -5,7 +5,8 @@ place, `after`. In the text conditions the place holds the message's tokens, in 
 (there, or before or after the whole prompt), in P0 nothing. Everything else B sees is the same, token for token,
 whatever the message says.
 
-Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain.
+Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain,
+E end tokens.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-import jinja2
 import torch
 from torch import Tensor
 
-from m2ray.receiver.prompts import CARD, STYLES
+from m2ray.receiver.prompts import STYLES
+from m2ray.receiver.tokenizing import CACHED_TEXTS, TextTokenizer
 from m2ray.tasks.answers import write_answer
 from m2ray.tasks.episodes import Episode
 from m2ray.tasks.level import Level
@@ -26,7 +27,7 @@ from m2ray.util.errors import UserError
 
 Place = Literal["message", "before", "after"]
 
-CACHED_TEXTS = 20_000  # texts whose tokens are kept
+NO_LIMIT = 1 << 30
 MIN_CACHED_TOKENS = 16  # copying a KV cache of fewer tokens costs more than running them again
 
 
@@ -36,6 +37,7 @@ class AnswerFrame(NamedTuple):
     ids_A: Tensor  # the all-zero answer, ending in the end-of-turn token
     positions_V: Tensor
     values_VN: Tensor  # the token for value n at position v
+    ends_E: Tensor  # each of these tokens ends an answer
 
 
 class Layout(NamedTuple):
@@ -60,6 +62,14 @@ class Layout(NamedTuple):
         return [row[:count] for row, count in zip(self.ids_BT.tolist(), self.cached_B.tolist(), strict=True)]
 
 
+def context_length(config: Any) -> int:
+    """Return a model's context length in tokens; a model without a limit has a very large one."""
+    text_config = config.get_text_config()
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    lengths = [getattr(text_config, name, None) for name in names]
+    return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
+
+
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     """Return integer rows of any length as one [B, T] tensor, padded on the right."""
     width = max((len(row) for row in rows), default=0)
@@ -68,32 +78,24 @@ def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     )
 
 
-class PromptBuilder:
+class PromptBuilder(TextTokenizer):
     """Builds prompts and answers as token ids for one tokenizer and prompt style.
 
     Args:
         tokenizer: The receiver's tokenizer.
         style: A name in `m2ray.receiver.prompts.STYLES`.
         name: The receiver's name, for error messages.
-        max_positions: The receiver's context length in tokens.
+        config: The model's configuration.
+        generation_config: The model's generation configuration, if it has one.
     """
 
-    def __init__(self, tokenizer: Any, style: str, name: str, max_positions: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, style: str, name: str, config: Any, generation_config: Any) -> None:
+        super().__init__(tokenizer, name, config, generation_config)
         self.style_name = style
         self.style = STYLES[style]
-        self.name = name
-        self.max_positions = max_positions
+        self.max_positions = context_length(config)
         self._halves = lru_cache(CACHED_TEXTS)(self._render)
-        self._ids = lru_cache(CACHED_TEXTS)(self._tokenize)
         self._frames: dict[Level, AnswerFrame] = {}
-
-    def tokens(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens."""
-        return list(self._ids(text))
-
-    def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt_ids(self, episode: Episode) -> tuple[list[int], list[int]]:
         """Return the token ids of B's prompt before and after the message's place.
@@ -107,16 +109,11 @@ class PromptBuilder:
         marker = "\x00"
         text = self.style.user.format(message=marker, context=context, **fields)
         if self.style.chat:
-            turns = [{"role": "system", "content": self.style.system}, {"role": "user", "content": text}]
-            try:
-                text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            except jinja2.TemplateError as error:
-                raise UserError(
-                    f"receiver {self.name}: its chat template fails ({error}); put {CARD} with "
-                    '{"style": "plain"} into its folder'
-                ) from None
+            text = self.render_chat(self.style.system, text)
         before, after = text.split(marker)
-        return self.tokens(before), self.tokens(after)
+        # A chat template writes the opening tokens itself.
+        opening = [] if self.style.chat else self.opening_ids
+        return [*opening, *self.tokens(before)], self.tokens(after)
 
     def answer_frame(self, level: Level) -> AnswerFrame:
         """Return the tokens of a level's answers.
@@ -129,13 +126,14 @@ class PromptBuilder:
         return self._frames[level]
 
     def _build_frame(self, level: Level) -> AnswerFrame:
-        unknown = self.tokenizer.unk_token_id
-        lacking = [word for word in level.words if unknown is not None and unknown in self.tokens(word)]
-        if lacking:
-            raise UserError(
-                f"receiver {self.name}: its vocabulary lacks words of level {level.name}, such as "
-                f"`{lacking[0]}`; use another receiver, or the level that it was trained on"
-            )
+        for word in level.words:
+            try:
+                self.tokens(word)
+            except UserError:
+                raise UserError(
+                    f"receiver {self.name}: its vocabulary lacks words of level {level.name}, such as "
+                    f"`{word}`; use another receiver, or the level that it was trained on"
+                ) from None
         # Answers that repeat one value differ exactly where values stand.
         repeated = [[value] * level.variables for value in range(level.domain)]
         rows = [self.tokens(write_answer(level, values, self.style.answer)) for values in repeated]
@@ -146,8 +144,8 @@ class PromptBuilder:
                 "use a domain of at most 10"
             )
         values_VN = torch.tensor([[row[position] for row in rows] for position in positions])
-        end = self.tokenizer.eos_token_id
-        return AnswerFrame(torch.tensor([*rows[0], end]), torch.tensor(positions), values_VN)
+        ids_A = torch.tensor([*rows[0], self.end_id(self.style.chat)])
+        return AnswerFrame(ids_A, torch.tensor(positions), values_VN, torch.tensor(sorted(self.end_ids)))
 
     def answer_ids(self, level: Level, values_BV: Tensor) -> Tensor:
         """Return the token ids [B, A] of answers with the given values."""
@@ -156,7 +154,13 @@ class PromptBuilder:
         ids_BA[:, frame.positions_V] = frame.values_VN.T.gather(0, values_BV)
         return ids_BA
 
-    def layout(self, episodes: Sequence[Episode], texts: Sequence[str] | int, place: Place = "message") -> Layout:
+    def layout(
+        self,
+        episodes: Sequence[Episode],
+        texts: Sequence[str] | int,
+        place: Place = "message",
+        open_texts: bool = False,
+    ) -> Layout:
         """Return rows of B's prompt, with open slots or a text, and the reference answer.
 
         Args:
@@ -164,13 +168,15 @@ class PromptBuilder:
             texts: A text per row for the message's place, or k, the number of slots to leave open.
             place: Where open slots go: in the message's place, before the whole prompt, or after it, next to the
                 answer.
+            open_texts: The texts' tokens are slots, for vectors that take the place of their embeddings; all rows
+                have as many.
 
         Raises:
             UserError: a row is longer than the receiver's context.
         """
         answers = self.answer_ids(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
         rows, slots, answer_starts, after_counts, cached_counts = [], [], [], [], []
-        filler = self.tokenizer.eos_token_id
+        filler = self.pad_id
         for i, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
             before, after = self.prompt_ids(episode)
             if isinstance(texts, int):
@@ -180,8 +186,9 @@ class PromptBuilder:
                 slots.append(list(range(at, at + texts)))
             else:
                 at = len(before)
-                row = before + self.tokens(texts[i]) + after
-                slots.append([])
+                message = self.tokens_of_part(texts[i])
+                row = before + message + after
+                slots.append(list(range(at, at + len(message))) if open_texts else [])
             answer_starts.append(len(row))
             after_counts.append(len(after) if at <= len(before) else 0)
             # The tokens before message or slots are the same whatever those hold: their KV cache can be kept.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from m2ray.receiver.receiver import Receiver  # imports torch as well
 
 EMBEDDED = Path(__file__).parent / "embedded"
+COMPUTED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias", "attention.bias", "position_ids", "position_bias")
 OWN_CODE = "comes with its own code, which is never run; use a model that transformers supports"
 
 
@@ -73,7 +75,9 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     # Imported here: torch and transformers take seconds, and receivers are named long before they are loaded.
     import torch
 
-    from m2ray.receiver.receiver import Receiver  # imports torch as well
+    from m2ray.receiver.conformance.kept import use_tested_ways
+    from m2ray.receiver.digest import Source
+    from m2ray.receiver.receiver import Receiver  # all of these import torch as well
 
     path = resolve_receiver(name)
     target = torch.device(device) if device else default_device()
@@ -81,14 +85,23 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
         # Query heads then share keys and values. Transformers would copy them for each head wherever there is a
         # mask, because accelerators have no fast kernel for that; the CPU has one, with the same result.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
-    for file in ("config.json", "tokenizer_config.json"):
-        if "auto_map" in _read_object(Path(path) / file):
-            raise UserError(f"receiver {name}: {file}: auto_map: {OWN_CODE}")
+    settings = _read_object(Path(path) / "config.json")
+    if "auto_map" in settings and settings.get("model_type") not in _known_types():
+        raise UserError(f"receiver {name}: config.json: auto_map: {OWN_CODE}")
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
     tokenizer, model, report = _from_pretrained(name, path, kind)
+    _check_class(name, model)
     _check_complete(name, model, report)
     card = _read_object(Path(path) / CARD)
-    return Receiver(model.to(target), tokenizer, _style(Path(path) / CARD, card, tokenizer), name, card)
+    style = _style(Path(path) / CARD, card, tokenizer)
+
+    def weights() -> Mapping[str, torch.Tensor]:
+        """Return the weights as their file holds them, from where they are loaded again if they were converted."""
+        return (model if kind == "auto" else _from_pretrained(name, path, "auto")[1]).state_dict()
+
+    source = Source(_read_config(path, settings), _read_object(_file(path, "tokenizer.json")), weights)
+    receiver = Receiver(model.to(target), tokenizer, style, name, card, source=source)
+    return use_tested_ways(receiver)
 
 
 def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -108,12 +121,11 @@ def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[s
             path,
             dtype=dtype,
             trust_remote_code=False,
-            attn_implementation="sdpa",
             use_safetensors=True,  # never a pickle
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, SafetensorError) as error:
         raise _load_error(name, describe_error(error)) from None
     return tokenizer, model, report
 
@@ -129,19 +141,60 @@ def _load_error(name: str, cause: str) -> UserError:
     return UserError(f"receiver {name}: not loadable as a causal LM ({cause}); check the folder or hub name")
 
 
+def _check_class(name: str, model: Any) -> None:
+    """Refuse a model whose config.json declares another kind of model than a causal LM.
+
+    Old files name classes that transformers does not know, such as LLaMAForCausalLM.
+    """
+    import transformers
+
+    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    causal = {each for value in known.values() for each in ([value] if isinstance(value, str) else value)}
+    for declared in model.config.architectures or []:
+        if declared in {type(model).__name__, *causal}:
+            continue
+        if hasattr(transformers, declared) or not declared.endswith(("CausalLM", "LMHeadModel")):
+            raise UserError(
+                f"receiver {name}: config.json: architectures: {declared} is not a causal LM; use one that is"
+            )
+
+
 def _check_complete(name: str, model: Any, report: dict[str, Any]) -> None:
-    """Refuse another architecture than the declared one, and weights that were not read."""
-    declared = model.config.architectures or [type(model).__name__]
-    if type(model).__name__ not in declared:
-        raise UserError(
-            f"receiver {name}: config.json: architectures: {declared[0]} is not a causal LM; use one that is"
-        )
+    """Refuse weights that are missing, of another shape, or in the file but not read."""
     unread = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if unread:
         raise UserError(
             f"receiver {name}: {len(unread)} weights are missing or do not have the shape in config.json, "
             f"such as {min(unread)}; fetch or save it again"
         )
+    # Old files hold buffers that are computed today, and tied weights twice.
+    tied = getattr(model, "_tied_weights_keys", None) or ()
+    unused = {key for key in report["unexpected_keys"] if not key.endswith(COMPUTED) and key not in tied}
+    if unused:
+        raise UserError(
+            f"receiver {name}: {type(model).__name__} does not read {len(unused)} weights of its file, such as "
+            f"{min(unused)}; set model_type and the number of layers in config.json to the file's own"
+        )
+
+
+def _known_types() -> Collection[str]:
+    """Return the model types that transformers has a causal LM for."""
+    import transformers
+
+    names: Collection[str] = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return names
+
+
+def _file(path: str, file: str) -> Path:
+    """Return a receiver's file, in its folder or in the hub's cache; a path that does not exist for none."""
+    from transformers.utils.hub import cached_file
+
+    found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)
+    return Path(found or Path(path) / file)
+
+
+def _read_config(path: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return settings or _read_object(_file(path, "config.json"))
 
 
 def _style(file: Path, card: dict[str, Any], tokenizer: Any) -> str:

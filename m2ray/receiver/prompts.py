@@ -34,7 +34,7 @@ STYLES = {
     "compact": Style(user="A {message} B {context} ?", answer="values"),
     # Models copy an example answer with the puzzle's own keys value by value, and answer "each from 0 to {top}"
     # with zeros. The constraints come last, so that all prompts share their opening, whose KV cache is kept
-    # (`m2ray.receiver.kv_cache`).
+    # (`m2ray.receiver.model.kv_cache`).
     "chat": Style(
         chat=True,
         answer="json",

@@ -10,14 +10,23 @@ L layers, S tokens after the slots, W words of the vocabulary, P cached tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from m2ray.receiver.decoding import DecodedTokens, Decoder, Prefill
-from m2ray.receiver.frozen_model import FrozenModel
-from m2ray.receiver.layout import Layout, Place
-from m2ray.receiver.requests import AnswerOutput, DecodedAnswers, ForwardOutput, ForwardRequest
+from m2ray.receiver.layout import Layout, Place, pad
+from m2ray.receiver.model.decoding import CachedReader, DecodedTokens, Decoder, Prefill, RereadingReader
+from m2ray.receiver.model.frozen_model import FrozenModel
+from m2ray.receiver.model.requests import (
+    AnswerOutput,
+    DecodedAnswers,
+    EncodedMessage,
+    ForwardOutput,
+    ForwardRequest,
+    Prompts,
+)
 from m2ray.tasks.episodes import Episode
 
 SEED_STRIDE = 1_000_003  # keeps the sampling noise of different seeds apart
@@ -40,8 +49,10 @@ class Receiver(FrozenModel):
         columns_BT = layout.cached_B[:, None] + torch.arange(length, device=self.device)
         columns_BT = columns_BT.clamp(max=layout.ids_BT.shape[1] - 1)
         slots_BK = layout.slots_BK - layout.cached_B[:, None]
-        embeds_BTD = self._embed_ids(layout.ids_BT[rows_B1, columns_BT], slots_BK, prefix_BKD)
-        return ForwardRequest(embeds_BTD, layout.cached_tokens(), states, grad)
+        ids_BT = layout.ids_BT[rows_B1, columns_BT]
+        embeds_BTD = self._embed_ids(ids_BT, slots_BK, prefix_BKD)
+        lengths = (answer_B + answer_len - int(not states)).tolist()
+        return ForwardRequest(embeds_BTD, ids_BT, lengths, layout.cached_tokens(), states, grad)
 
     def gather_answer(self, layout: Layout, answer_len: int, output: ForwardOutput) -> AnswerOutput:
         """Return the logits of the answer and, where requested, the hidden states after the message's place.
@@ -52,7 +63,7 @@ class Receiver(FrozenModel):
         rows_B1 = torch.arange(len(layout.ids_BT), device=self.device)[:, None]
         answer_B = layout.answer_B - layout.cached_B
         predict_BA = answer_B[:, None] - 1 + torch.arange(answer_len, device=self.device)
-        logits_BAW = self.model.get_output_embeddings()(output.last_BTD[rows_B1, predict_BA])
+        logits_BAW = self.causal.head(output.last_BTD[rows_B1, predict_BA])
         if not output.hidden:
             return AnswerOutput(logits_BAW, None, None)
         tail_B = layout.after_B + answer_len
@@ -73,12 +84,23 @@ class Receiver(FrozenModel):
         return self.score_answers(layout, prefix_BKD, answer_len, states=False).logits_BAW
 
     def slot_request(
-        self, episodes: Sequence[Episode], embeds_BTD: Tensor, place: Place, grad: bool
+        self, episodes: Sequence[Episode], prefix_BKD: Tensor, place: Place, grad: bool
     ) -> ForwardRequest:
         """Return the forward pass over vectors in a place of the episodes' prompts, with hidden states at them."""
+        ids_BK = torch.full(prefix_BKD.shape[:2], self.pad_id, device=self.device)
+        lengths = [prefix_BKD.shape[1]] * len(episodes)
+        cached = self._tokens_before(episodes, place)
+        return ForwardRequest(prefix_BKD.to(self.dtype), ids_BK, lengths, cached, True, grad)
+
+    def message_request(self, episodes: Sequence[Episode], messages: EncodedMessage) -> ForwardRequest:
+        """Return the forward pass over messages as text in their place, with hidden states, without gradients."""
+        lengths = messages.mask_BT.sum(dim=1).tolist()
+        cached = self._tokens_before(episodes, "message")
+        return ForwardRequest(messages.embeds_BTD.to(self.dtype), messages.ids_BT, lengths, cached, True, False)
+
+    def _tokens_before(self, episodes: Sequence[Episode], place: Place) -> list[list[int]]:
         prompts = [self.prompt_ids(episode) for episode in episodes]
-        cached = [{"message": before, "before": [], "after": before + after}[place] for before, after in prompts]
-        return ForwardRequest(embeds_BTD.to(self.dtype), cached, True, grad)
+        return [{"message": before, "before": [], "after": before + after}[place] for before, after in prompts]
 
     def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
         """Return what a perfect reasoner would answer, with the message or with B's half only.
@@ -121,81 +143,122 @@ class Receiver(FrozenModel):
     ) -> DecodedAnswers:
         """Decode B's answers, and score the reference answers in the same forward passes.
 
-        The reference answer serves as the draft of B's answer (see `m2ray.receiver.decoding`): as far as B agrees
-        with it, one forward pass does both.
+        The reference answer serves as the draft of B's answer (see `m2ray.receiver.model.decoding`): as far as B
+        agrees with it, one forward pass does both.
 
         Args:
             episodes: B rows of one level.
             texts: A text per row for the message's place, or k open slots that `prefix_BKD` fills.
-            prefix_BKD: The prefix.
+            prefix_BKD: The prefix; with texts, it takes the place of their tokens' embeddings.
             place: Where open slots go.
             temperature: 0 decodes greedily. Otherwise the noise depends on `seed` and the episode only, so an
                 episode's answer is the same in any batch and paired across conditions.
             max_new_tokens: Longest answer; the receiver's context may end it sooner.
             seed: Seed of the sampling noise.
         """
-        layout = self.layout(episodes, texts, place)
+        # Vectors in a text's place stand for its tokens, which some models read more from than embeddings.
+        open_texts = prefix_BKD is not None and not isinstance(texts, int)
+        layout = self.layout(episodes, texts, place, open_texts)
         level = episodes[0].level
         drafts = self.answer_ids(level, torch.tensor([e.solution for e in episodes])).tolist()
-        embeds_BTD = self.embed(layout, prefix_BKD)
-        prefill = self._prefill(embeds_BTD, layout.answer_B, layout.cached_tokens(), len(drafts[0]) - 1)
         seeds = [seed * SEED_STRIDE + episode.seed for episode in episodes]
         positions = self.answer_frame(level).positions_V.tolist()
-        tokens = self._decode(prefill, drafts, positions, seeds, temperature, max_new_tokens)
+        prompts = Prompts(
+            self.embed(layout, prefix_BKD), layout.ids_BT, layout.answer_B.tolist(), layout.cached_tokens()
+        )
+        tokens = self.decode_prompts(prompts, drafts, positions, seeds, temperature, max_new_tokens)
         assert tokens.logits_BVW is not None
-        return DecodedAnswers([self._text(row) for row in tokens.rows], tokens.logits_BVW, tokens.truncated)
+        return DecodedAnswers([self.text(row) for row in tokens.rows], tokens.logits_BVW, tokens.truncated)
 
     @torch.no_grad()
     def generate(
         self,
-        embeds_BTD: Tensor,
-        lengths_B: Tensor,
+        rows: Sequence[Sequence[int]],
         seeds: Sequence[int],
         temperature: float = 0.0,
         max_new_tokens: int = 128,
     ) -> list[str]:
-        """Continue rows of input embeddings, padded on the right, each of its own length."""
-        nothing: list[list[int]] = [[] for _ in lengths_B]
-        prefill = self._prefill(embeds_BTD, lengths_B, nothing, 0)
-        tokens = self._decode(prefill, nothing, [], seeds, temperature, max_new_tokens)
-        return [self._text(row) for row in tokens.rows]
+        """Continue rows of token ids; the sampling noise of each depends on its seed."""
+        ids_BT = pad(rows, self.pad_id).to(self.device)
+        nothing: list[list[int]] = [[] for _ in rows]
+        prompts = Prompts(self.causal.embed(ids_BT), ids_BT, [len(row) for row in rows], nothing)
+        tokens = self.decode_prompts(prompts, nothing, [], seeds, temperature, max_new_tokens)
+        return [self.text(row) for row in tokens.rows]
 
-    def _prefill(
-        self, embeds_BTD: Tensor, lengths_B: Tensor, cached: Sequence[Sequence[int]], drafted: int
-    ) -> Prefill:
-        """Run prompts, padded on the right, each with `drafted` draft tokens; leading tokens may be cached."""
-        self._check_context(int(lengths_B.max()) + 1)
-        cached_B = torch.tensor([len(tokens) for tokens in cached], device=self.device)
-        rest_B = lengths_B + drafted - cached_B
-        length = int(rest_B.max())
-        # Move the padding from right to left, so that all rows end, and continue, in the same column.
-        shift_BT = torch.arange(length, device=self.device) - (length - rest_B)[:, None]
-        source_BT = cached_B[:, None] + shift_BT.clamp(min=0)
-        embeds_BTD = embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, embeds_BTD.shape[2]))
-        arguments = self.prompt_cache.forward_arguments(cached, length)
-        longest = int(cached_B.max())
-        columns_P = torch.arange(longest, device=self.device)
-        mask_BT = torch.cat([columns_P >= longest - cached_B[:, None], shift_BT >= 0], dim=1)
-        output = self.model.get_decoder()(
-            inputs_embeds=embeds_BTD,
-            use_cache=True,
-            **{**arguments, "position_ids": source_BT, "attention_mask": mask_BT},
-        )
-        return Prefill(output[self.prompt_cache.argument], output[0][:, -1 - drafted :], mask_BT, lengths_B)
-
-    def _decode(
+    def decode_prompts(
         self,
-        prefill: Prefill,
+        prompts: Prompts,
         drafts: Sequence[Sequence[int]],
         positions: Sequence[int],
         seeds: Sequence[int],
         temperature: float,
         max_new_tokens: int,
     ) -> DecodedTokens:
-        limits = [min(max_new_tokens, self.max_positions - length) for length in prefill.lengths_B.tolist()]
-        decoder = Decoder(self.model, self.prompt_cache.argument, self.end_ids, temperature)
-        return decoder.run(prefill, drafts, positions, seeds, limits)
+        """Decode the answers of prompts; see `m2ray.receiver.model.decoding.Decoder.run`."""
+        longest = max(prompts.lengths)
+        self._check_context(longest + 1)
+        limits = [min(max_new_tokens, self.max_positions - length) for length in prompts.lengths]
+        drafted = max(0, len(drafts[0]) - 1)
+        exact = RereadingReader(partial(self._read_from_the_start, prompts), prompts.lengths, drafts)
+        decoder = Decoder(self.causal, self.end_ids, temperature)
+        rest = max(length - len(ids) for length, ids in zip(prompts.lengths, prompts.cached, strict=True))
+        columns = max(map(len, prompts.cached)) + rest + drafted
+        ways = self.ways_for(columns)
+        if columns > ways.kept:
+            prompts = prompts._replace(cached=[[] for _ in prompts.cached])
+        if columns > ways.drafted:
+            return decoder.run(exact, drafts, positions, seeds, limits)
+        prefill = self._prefill(prompts, drafts, drafted)
+        cached = CachedReader(self.causal, prefill, lambda columns: self.ways_for(columns).drafted)
+        return decoder.run(cached, drafts, positions, seeds, limits, exact)
 
-    def _text(self, row: list[int]) -> str:
+    def _prefill(self, prompts: Prompts, drafts: Sequence[Sequence[int]], drafted: int) -> Prefill:
+        """Run prompts, each with `drafted` draft tokens; leading tokens may be cached."""
+        whole = self._followed(prompts, range(len(drafts)), [draft[:drafted] for draft in drafts])
+        cached_B = torch.tensor([len(tokens) for tokens in prompts.cached], device=self.device)
+        lengths_B = torch.tensor(prompts.lengths, device=self.device)
+        rest_B = lengths_B + drafted - cached_B
+        length = int(rest_B.max())
+        # Move the padding from right to left, so that all rows end, and continue, in the same column.
+        shift_BT = torch.arange(length, device=self.device) - (length - rest_B)[:, None]
+        source_BT = cached_B[:, None] + shift_BT.clamp(min=0)
+        embeds_BTD = whole.embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, whole.embeds_BTD.shape[2]))
+        arguments = self.prompt_cache.forward_arguments(prompts.cached, length)
+        longest = int(cached_B.max())
+        columns_P = torch.arange(longest, device=self.device)
+        mask_BT = torch.cat([columns_P >= longest - cached_B[:, None], shift_BT >= 0], dim=1)
+        arguments |= {"position_ids": source_BT, "attention_mask": mask_BT, "use_cache": True}
+        output = self.causal.run(embeds_BTD, whole.ids_BT.gather(1, source_BT), **arguments)
+        return Prefill(output.cache, output.last_BTD[:, -1 - drafted :], mask_BT, lengths_B)
+
+    def _read_from_the_start(
+        self, prompts: Prompts, rows: Sequence[int], following: Sequence[Sequence[int]]
+    ) -> Tensor:
+        """Return the last hidden states of some prompts and the tokens that follow each."""
+        whole = self._followed(prompts, rows, following)
+        nothing: list[list[int]] = [[] for _ in rows]
+        request = ForwardRequest(whole.embeds_BTD, whole.ids_BT, whole.lengths, nothing, False, grad=False)
+        (output,) = self.forward([request])
+        return output.last_BTD
+
+    def _followed(self, prompts: Prompts, rows: Sequence[int], following: Sequence[Sequence[int]]) -> Prompts:
+        """Return some prompts with tokens after each, padded on the right."""
+        lengths = [prompts.lengths[row] for row in rows]
+        ids = [
+            [*prompt[:length], *tokens]
+            for prompt, length, tokens in zip(prompts.ids_BT[list(rows)].tolist(), lengths, following, strict=True)
+        ]
+        ids_BT = pad(ids, self.pad_id).to(self.device)
+        embeds_BTD = self.causal.embed(ids_BT)
+        own_BT = (
+            torch.arange(ids_BT.shape[1], device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        )
+        prompt_BTD = prompts.embeds_BTD[list(rows), : ids_BT.shape[1]]
+        prompt_BTD = F.pad(prompt_BTD, (0, 0, 0, ids_BT.shape[1] - prompt_BTD.shape[1]))
+        embeds_BTD = torch.where(own_BT[..., None], prompt_BTD, embeds_BTD)
+        return Prompts(embeds_BTD, ids_BT, list(map(len, ids)), [prompts.cached[row] for row in rows])
+
+    def text(self, row: Sequence[int]) -> str:
+        """Return the text of decoded tokens up to the first that ends an answer."""
         stop = next((i for i, token in enumerate(row) if token in self.end_ids), len(row))
-        return str(self.tokenizer.decode(row[:stop], skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(row[:stop]), skip_special_tokens=True))

@@ -24,11 +24,17 @@ def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> T
 
     Values are scored against a distribution (`Receiver.targets`), all other tokens against the reference.
     """
-    log_probs_BAW = F.log_softmax(logits_BAW.float(), dim=-1)
-    ids_A1 = frame.ids_A.to(logits_BAW.device)[:, None]
-    nll_BA = -log_probs_BAW.gather(2, ids_A1.expand(len(logits_BAW), -1, -1))[..., 0]
+    nll_BA = -answer_log_probs(logits_BAW, frame.ids_A.to(logits_BAW.device).expand(len(logits_BAW), -1), frame)
     positions_V = frame.positions_V.to(logits_BAW.device)
     return nll_BA.index_copy(1, positions_V, values_nll(logits_BAW[:, positions_V], frame, targets_BVN))
+
+
+def answer_log_probs(logits_BAW: Tensor, ids_BA: Tensor, frame: AnswerFrame) -> Tensor:
+    """Return the log-probability of each token of answers, [B, A]; of the last, that of any end token."""
+    log_probs_BAW = F.log_softmax(logits_BAW.float(), dim=-1)
+    ends_B1 = log_probs_BAW[:, -1:, frame.ends_E.to(logits_BAW.device)].logsumexp(-1)
+    each_BA = log_probs_BAW.gather(2, ids_BA[..., None])[..., 0]
+    return torch.cat([each_BA[:, :-1], ends_B1], dim=1)
 
 
 def values_nll(logits_BVW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> Tensor:
@@ -78,6 +84,7 @@ def success_probability(
     Right answers in another form, which the verifier would accept, are not counted.
     """
     level = batch[0].level
+    frame = receiver.answer_frame(level)
     rows = [(i, values) for i, e in enumerate(batch) for values in solutions(level, e.sender + e.receiver)]
     ids_RA = receiver.answer_ids(level, torch.tensor([values for _, values in rows])).to(receiver.device)
 
@@ -86,8 +93,7 @@ def success_probability(
         answered = [replace(batch[i], solution=rows[row][1]) for i, row in zip(picked, some, strict=True)]
         layout = receiver.layout(answered, texts if isinstance(texts, int) else [texts[i] for i in picked], place)
         logits_RAW = receiver.logits(layout, None if prefix_BKD is None else prefix_BKD[picked], ids_RA.shape[1])
-        written_RA1 = ids_RA[list(some)][..., None]
-        return logits_RAW.float().log_softmax(-1).gather(-1, written_RA1).sum((1, 2)).exp()
+        return answer_log_probs(logits_RAW, ids_RA[list(some)], frame).sum(1).exp()
 
     each_R = torch.cat(halve_on_oom(range(len(rows)), score))
     episode_R = torch.tensor([i for i, _ in rows], device=each_R.device)

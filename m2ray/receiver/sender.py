@@ -6,9 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-import torch
-
-from m2ray.receiver.layout import pad
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode, write_facts
 from m2ray.util.errors import UserError
@@ -56,15 +53,11 @@ class Sender:
 
     def _prompt(self, episode: Episode) -> str:
         content = SENDER_PROMPT.format(names=", ".join(episode.level.names), context=write_facts(episode.sender))
-        turns = [{"role": "user", "content": content}]
-        return str(self.receiver.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return self.receiver.render_chat("", content)
 
     def _generate(self, prompts: Sequence[str]) -> list[str]:
         rows = [self.receiver.tokens(prompt) for prompt in prompts]
-        embeds_BTD = self.receiver.model.get_input_embeddings()(pad(rows, 0).to(self.receiver.device))
-        lengths_B = torch.tensor([len(row) for row in rows], device=self.receiver.device)
-        texts = self.receiver.generate(embeds_BTD, lengths_B, list(range(len(rows))))
-        messages = [" ".join(text.split()) for text in texts]
+        messages = [" ".join(text.split()) for text in self.receiver.generate(rows, range(len(rows)))]
         if not all(messages):
             raise UserError(f"task.messages: sender {self.receiver.name} wrote an empty message; use another")
         return messages

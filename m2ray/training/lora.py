@@ -30,7 +30,7 @@ def load_with_lora(base: str, rank: int, seed: int) -> Receiver:
 
         torch.manual_seed(seed)
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        receiver.model = peft.get_peft_model(receiver.model, config)
+        receiver.set_model(peft.get_peft_model(receiver.model, config), receiver.causal.ways)
     return receiver
 
 
@@ -74,5 +74,5 @@ def merge_adapter(base: str, adapter: Path) -> Receiver:
             module.double()
             module.merge()
             module.to(dtype)
-    receiver.model = model.unload().eval().requires_grad_(False)
+    receiver.set_model(model.unload().eval().requires_grad_(False), receiver.causal.ways)
     return receiver

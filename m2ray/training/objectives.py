@@ -21,8 +21,8 @@ from m2ray.codec.prefix_statistics import mean_cosine
 from m2ray.config.objectives import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm
 from m2ray.config.trial import TrialConfig
 from m2ray.receiver.layout import AnswerFrame
+from m2ray.receiver.model.requests import AnswerOutput
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.requests import AnswerOutput
 from m2ray.util import plugins
 
 

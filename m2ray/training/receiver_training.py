@@ -22,6 +22,7 @@ from torch import Tensor
 
 from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.config.trial import parse_seeds
+from m2ray.receiver.model.causal_model import FULL_ATTENTION
 from m2ray.receiver.prompts import CARD
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import answer_nll
@@ -71,7 +72,7 @@ def from_scratch(level: Level, width: int, layers: int, seed: int) -> Receiver:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    return Receiver(transformers.Qwen2ForCausalLM(config), tokenizer, "compact", "scratch", {})
+    return Receiver(transformers.Qwen2ForCausalLM(config), tokenizer, "compact", "scratch", {}, FULL_ATTENTION)
 
 
 def batch_loss(receiver: Receiver, batch: Sequence[Episode], withheld: Sequence[bool]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Start a training with the weights of a checkpoint."""
+"""What a training needs to start: a receiver with the layers its objectives compare, weights of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ from m2ray.codec.codec import Codec, load_codec
 from m2ray.config.trial import TrialConfig
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import UserError
+
+
+def check_layers(config: TrialConfig, receiver: Receiver) -> None:
+    """Refuse objectives on hidden states that a receiver does not have.
+
+    Raises:
+        UserError: `losses.slots` compares states after each layer but the last, and there is only one.
+    """
+    layers = int(receiver.model.config.get_text_config().num_hidden_layers)
+    if config.losses.slots and layers < 2:
+        raise UserError(
+            f"losses.slots: compares states after each layer but the last, and receiver {receiver.name} has one "
+            "layer; remove it"
+        )
 
 
 def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver: Receiver) -> None:

@@ -21,10 +21,10 @@ from m2ray.codec.codec import Codec, CodecOutput
 from m2ray.codec.encoders import Segments, mean_state
 from m2ray.codec.prefix_statistics import prefix_metrics
 from m2ray.config.trial import TrialConfig
-from m2ray.receiver.kv_cache import autocast_dtype
 from m2ray.receiver.layout import Layout
+from m2ray.receiver.model.kv_cache import autocast_dtype
+from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.requests import EncodedMessage, ForwardOutput, ForwardRequest
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.episodes import Episode
 from m2ray.training.distributed import gather, gather_encoded, world
@@ -105,7 +105,7 @@ class CodecLoss(nn.Module):
         encoder = self.codec.encoder
         assert isinstance(encoder, Segments)
         words_BK = encoder.word_positions(messages, encoded.prefix_BKD.shape[1])
-        request = receiver.slot_request(episodes, messages.embeds_BTD, "message", grad=False)
+        request = receiver.message_request(episodes, messages)
         text = yield request._replace(key=("words", *episodes))
         text_BTLD = torch.stack(text.hidden[:-1], dim=1).transpose(1, 2)
         rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]

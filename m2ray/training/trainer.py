@@ -30,7 +30,7 @@ from m2ray.training.distributed import world, world_mean
 from m2ray.training.microbatch import MicrobatchSize
 from m2ray.training.objectives import Heads
 from m2ray.training.schedule import SlotAnnealer, is_collapsed, learning_rate, training_batch
-from m2ray.training.start_weights import load_start_weights
+from m2ray.training.start_weights import check_layers, load_start_weights
 from m2ray.training.step import CodecLoss, Loss, run_batched
 from m2ray.training.trackers import check_installed, tracking
 from m2ray.util.errors import UserError
@@ -75,6 +75,7 @@ class Trainer:
         about: dict[str, Any],
     ) -> None:
         check_installed(config.trackers)
+        check_layers(config, receiver)
         self.source = EpisodeSource(config.task)
         self.source.check_disjoint(config.splits)
         self.source.check_receiver(receiver, config.splits)

@@ -36,7 +36,7 @@ def training_step(receiver: Receiver, precision: str = "float32", compiled: bool
     codec_loss = CodecLoss(config, codec.to(receiver.device), heads.to(receiver.device), receiver)
     batch = episodes(level(config.task.level), range(9_000_000, 9_000_000 + config.training.batch_size), "train")
     if compiled:
-        decoder = receiver.model.get_decoder()
+        decoder = receiver.causal.trunk
         decoder.forward = torch.compile(decoder.forward, dynamic=True)
 
     def step() -> float:

@@ -19,8 +19,8 @@ from m2ray.codec.codec import Codec
 from m2ray.config.trial import TrialConfig
 from m2ray.evaluation.conditions import derangement
 from m2ray.receiver.layout import Place
+from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.requests import EncodedMessage
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.episodes import Episode
 from m2ray.training.objectives import Heads, weighted_nll

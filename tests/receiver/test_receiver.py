@@ -215,7 +215,7 @@ def test_decoding_ends_where_the_context_does(gpt2):
     texts = gpt2.decode(batch, room, drawn_prefix(gpt2, 2, room), max_new_tokens=500)
     assert len(texts) == 2
     with pytest.raises(UserError, match="exceed its context"):
-        gpt2.generate(torch.zeros(1, gpt2.max_positions, gpt2.width), torch.tensor([gpt2.max_positions]), [0])
+        gpt2.generate([[0] * gpt2.max_positions], [0])
 
 
 # --- identity and batches ---
@@ -303,8 +303,8 @@ def test_one_forward_pass_gives_the_answer_and_the_likelihood_of_the_reference(r
     expected_BAW = receiver.logits(layout, None, answer_len(receiver))
     expected_BVW = expected_BAW[:, receiver.answer_frame(EASY).positions_V]
     torch.testing.assert_close(logits_BVW, expected_BVW, atol=1e-4, rtol=1e-4)
-    embeds_BTD = receiver.embed(layout, None)
-    assert texts == receiver.generate(embeds_BTD, layout.answer_B, range(16), max_new_tokens=12)
+    prompts = [ids[:length] for ids, length in zip(layout.ids_BT.tolist(), layout.answer_B.tolist(), strict=True)]
+    assert texts == receiver.generate(prompts, range(16), max_new_tokens=12)
 
 
 def test_an_answer_is_truncated_where_its_limit_came_before_its_end(receiver):

@@ -44,10 +44,10 @@ def test_sampled_frequencies_are_the_softmax_of_the_logits_over_the_temperature(
     logits_EW = mini.logits(mini.layout(EPISODES, 0), None, 1)[:, 0]
     unsure = int((logits_EW / temperature).softmax(dim=1).max(dim=1).values.argmin())
     layout, count = mini.layout([EPISODES[unsure]], 0), 1500
-    embeds_BTD = mini.embed(layout, None).expand(count, -1, -1)
-    texts = mini.generate(embeds_BTD, layout.answer_B.expand(count), range(count), temperature, max_new_tokens=1)
+    prompt = layout.ids_BT[0, : int(layout.answer_B)].tolist()
+    texts = mini.generate([prompt] * count, range(count), temperature, max_new_tokens=1)
     wanted_W = (logits_EW[unsure].double() / temperature).softmax(dim=0) * count
-    found_W = torch.tensor([texts.count(mini._text([word])) for word in range(len(wanted_W))])
+    found_W = torch.tensor([texts.count(mini.text([word])) for word in range(len(wanted_W))])
     common_W = wanted_W >= 5
     assert 2 <= common_W.sum() < len(wanted_W)
     found, wanted = ([*x_W[common_W], x_W[~common_W].sum() + 1e-9] for x_W in (found_W.double(), wanted_W))
@@ -74,7 +74,8 @@ def test_a_cached_prompt_prefix_changes_no_logits_and_no_answers(tiny, monkeypat
         states = output.states_BLSD.transpose(1, 2)[output.mask_BS]
         if texts == 3:
             states.square().mean().backward()
-        answered = tiny.generate_and_score(batch, texts, prefix_BKD, place, max_new_tokens=9)
+        vectors = prefix_BKD if texts == 3 else None
+        answered = tiny.generate_and_score(batch, texts, vectors, place, max_new_tokens=9)
         found.append((int(layout.cached_B[0]), output.logits_BAW, states, prefix.grad, answered))
     (shared, *once, answered), (none, *plain, answered_plain) = found
     assert shared > 16

@@ -18,7 +18,7 @@ from m2ray.codec.prefix_statistics import mean_cosine
 from m2ray.config.objectives import Losses, LossTerm, MarginTerm, NegativesTerm
 from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.receiver.layout import AnswerFrame
-from m2ray.receiver.requests import AnswerOutput
+from m2ray.receiver.model.requests import AnswerOutput
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
@@ -46,7 +46,9 @@ from m2ray.training.objectives import (
 )
 
 # Five answer tokens, values in places 1 and 3, two values a place, a vocabulary of seven words.
-FRAME = AnswerFrame(torch.tensor([0, 4, 1, 5, 2]), torch.tensor([1, 3]), torch.tensor([[4, 6], [5, 3]]))
+FRAME = AnswerFrame(
+    torch.tensor([0, 4, 1, 5, 2]), torch.tensor([1, 3]), torch.tensor([[4, 6], [5, 3]]), torch.tensor([2])
+)
 PLAIN = LossTerm()
 
 

@@ -3,14 +3,12 @@
 A frozen receiver always computes the same keys and values for the same tokens. So the tokens before the slots are
 run once: the opening that all prompts of a style share or, with slots after B's text, B's whole prompt.
 
-Shapes: B rows, T tokens, P tokens of the longest prefix, L layers, H heads, E entries of a head.
+Shapes: B rows, T tokens, P tokens of the longest prefix, H heads, E entries of a head.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,7 +16,11 @@ from cachetools import LRUCache
 from torch import Tensor
 from torch.nn import functional as F
 
+from m2ray.receiver.model.causal_model import CausalModel
+
 CACHE_BYTES = 512 << 20  # per receiver
+
+LayerCache = tuple[Tensor, Tensor]  # keys and values, [H, P, E]; layers may differ in H and E
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -30,14 +32,9 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 class PromptPrefixCache:
     """KV caches of prompt prefixes, keyed by their tokens; the least recently used are dropped."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: CausalModel) -> None:
         self._model = model
-        self._caches: LRUCache[Hashable, Tensor] = LRUCache(CACHE_BYTES, getsizeof=lambda cache: cache.nbytes)
-
-    @cached_property
-    def argument(self) -> str:
-        """Name of the model's cache argument and output, which changes between versions of transformers 5."""
-        return "cache" if "cache" in inspect.signature(self._model.forward).parameters else "past_key_values"
+        self._caches: LRUCache[Hashable, list[LayerCache]] = LRUCache(CACHE_BYTES, getsizeof=_bytes)
 
     def clear(self) -> None:
         """Drop all caches."""
@@ -56,23 +53,24 @@ class PromptPrefixCache:
         prefixes = [tuple(row) for row in rows]
         known = self._compute(set(prefixes))
         longest = max(map(len, prefixes))
-        if len(known) == 1:
-            both_L2BHPE = known[prefixes[0]][:, :, None].expand(-1, -1, len(prefixes), -1, -1, -1)
-        else:
-            padded = {ids: F.pad(cache, (0, 0, longest - len(ids), 0)) for ids, cache in known.items()}
-            both_L2BHPE = torch.stack([padded[ids] for ids in prefixes], dim=2)
-        arguments: dict[str, Any] = {self.argument: DynamicCache([(keys, values) for keys, values in both_L2BHPE])}
+        layers = []
+        for layer in zip(*(known[ids] for ids in prefixes), strict=True):
+            layers.append(tuple(_join(part, longest) for part in zip(*layer, strict=True)))
+        arguments: dict[str, Any] = {self._model.cache_argument: DynamicCache(layers), "use_cache": True}
         if len(set(map(len, prefixes))) > 1:
-            lengths_B1 = torch.tensor([[len(ids)] for ids in prefixes], device=both_L2BHPE.device)
-            columns_T = torch.arange(longest + new, device=both_L2BHPE.device)
+            device = layers[0][0].device
+            lengths_B1 = torch.tensor([[len(ids)] for ids in prefixes], device=device)
+            columns_T = torch.arange(longest + new, device=device)
             arguments["attention_mask"] = columns_T >= longest - lengths_B1
             arguments["position_ids"] = lengths_B1 + columns_T[:new]
         return arguments
 
     @torch.no_grad()
-    def _compute(self, prefixes: set[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
-        """Return keys and values [L, 2, H, P, E] of each prefix; run those that are not cached."""
-        device = self._model.get_input_embeddings().weight.device
+    def _compute(self, prefixes: set[tuple[int, ...]]) -> dict[tuple[int, ...], list[LayerCache]]:
+        """Return keys and values of each prefix, per layer; run those that are not cached."""
+        from transformers.cache_utils import DynamicCache  # as above
+
+        device = self._model.own.get_input_embeddings().weight.device
         dtype = autocast_dtype(device)
         known = {ids: self._caches[dtype, ids] for ids in prefixes if (dtype, ids) in self._caches}
         missing = sorted(prefixes - known.keys(), key=len)
@@ -80,9 +78,23 @@ class PromptPrefixCache:
             longest = len(missing[-1])
             # Padding on the right comes after everything a causal model attends to, so no mask is needed.
             ids_BT = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in missing], device=device)
-            output = self._model.get_decoder()(input_ids=ids_BT, use_cache=True)[self.argument]
-            both_L2BHPE = torch.stack([torch.stack([layer.keys, layer.values]) for layer in output.layers])
-            for ids, cache in zip(missing, both_L2BHPE.unbind(2), strict=True):
-                known[ids] = cache[..., : len(ids), :].clone()
-                self._caches[dtype, ids] = known[ids]
+            # Without the model's configuration a cache keeps all positions, also of layers with a sliding window.
+            arguments = {self._model.cache_argument: DynamicCache(), "use_cache": True}
+            cache = self._model.run(self._model.embed(ids_BT), ids_BT, **arguments).cache
+            for row, ids in enumerate(missing):
+                known[ids] = self._caches[dtype, ids] = [
+                    (layer.keys[row, :, : len(ids)].clone(), layer.values[row, :, : len(ids)].clone())
+                    for layer in cache.layers
+                ]
         return known
+
+
+def _bytes(layers: Sequence[LayerCache]) -> int:
+    return sum(keys.nbytes + values.nbytes for keys, values in layers)
+
+
+def _join(parts: Sequence[Tensor], longest: int) -> Tensor:
+    """Return one layer's keys or values of all rows, [B, H, P, E], padded on the left."""
+    if all(part is parts[0] for part in parts):
+        return parts[0].expand(len(parts), -1, -1, -1)
+    return torch.stack([F.pad(part, (0, 0, longest - part.shape[1], 0)) for part in parts])

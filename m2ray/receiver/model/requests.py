@@ -16,6 +16,8 @@ class ForwardRequest(NamedTuple):
     """A forward pass to be run: rows of embeddings that follow tokens whose KV cache is kept."""
 
     embeds_BTD: Tensor
+    ids_BT: Tensor  # the token ids at the same positions; a filler token at slots
+    lengths: list[int]  # per row, the embeddings that count; what follows is padding
     cached_tokens: list[list[int]]  # per row, the tokens before the embeddings
     states: bool  # return hidden states
     grad: bool  # let gradients flow back to the embeddings
@@ -40,6 +42,15 @@ class AnswerOutput(NamedTuple):
         """Return the first rows of the batch."""
         states_BLSD, mask_BS = (None if field is None else field[:rows] for field in self[1:])
         return AnswerOutput(self.logits_BAW[:rows], states_BLSD, mask_BS)
+
+
+class Prompts(NamedTuple):
+    """Prompts to be continued, padded on the right."""
+
+    embeds_BTD: Tensor
+    ids_BT: Tensor  # the token ids at the same positions; a filler token at slots
+    lengths: list[int]
+    cached: list[list[int]]  # per row, its leading tokens whose KV cache is kept
 
 
 class DecodedAnswers(NamedTuple):

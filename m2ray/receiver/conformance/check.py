@@ -1,0 +1,160 @@
+"""Find the ways of running a receiver that give its model's own numbers.
+
+The reference is the plain way: one row at a time, no padding, no cache, `model(input_ids).logits`. Rows of random
+tokens are run in the ways that m2ray would like to use: layers and head apart, rows of different lengths in one
+padded batch, continuing a kept KV cache, decoding with rejected drafts, with vectors in slots. What agrees within
+the bound of the numeric type is used. What does not is left out, and the slower way is taken. A receiver whose
+numbers differ in every way is refused.
+
+Ways are tested up to a number of columns. Longer rows are tested when they first appear. Layers with a sliding
+window or chunks, and rotary factors that change with the length, are exact up to that length only; the
+configuration names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from m2ray.receiver.conformance.measurement import Conformance, Measurement, relative_error
+from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows, horizon, possible_trunks
+from m2ray.receiver.conformance.paths import PathMeasurer
+from m2ray.receiver.layout import Place
+from m2ray.receiver.model.causal_model import Ways
+from m2ray.receiver.receiver import Receiver
+from m2ray.util.errors import describe_error
+
+COLUMNS = (32, 96)  # tested when a receiver is loaded; longer rows when they appear
+PLACES: tuple[Place, ...] = ("before", "message", "after")
+
+
+class _Refusal(Exception):
+    """The receiver cannot be used; the message says why."""
+
+
+def check(receiver: Receiver) -> Conformance:
+    """Find the ways of running a receiver that give its model's own numbers.
+
+    Returns:
+        The ways, tested up to the largest of `COLUMNS`; with `refusal` where a receiver has none.
+    """
+    return _Check(receiver).run()
+
+
+def extend(receiver: Receiver, known: Conformance, columns: int) -> Conformance:
+    """Test the ways of a receiver for rows of up to `columns` columns."""
+    return _Check(receiver, known).extend(columns)
+
+
+class _Check:
+    """A check of one receiver. It runs a twin of the receiver, which shares its model."""
+
+    def __init__(self, receiver: Receiver, known: Conformance | None = None) -> None:
+        self._receiver = receiver
+        self._own = OwnPath(receiver)
+        self._horizon = min(horizon(receiver.model.config) - 1, receiver.max_positions)
+        self._result = known or Conformance(Ways(tested=0))
+        self._rows = RandomRows(receiver)
+        self._paths = PathMeasurer(receiver, self._own, self._rows)
+
+    def run(self) -> Conformance:
+        """Test everything at the lengths of `COLUMNS`."""
+        first, *more = sorted({min(columns, self._receiver.max_positions) for columns in COLUMNS})
+        try:
+            self._result.bound = self._own.bound(self._rows.draw(first))
+            self._find_entry(first)
+            for columns in (first, *more):
+                self.extend(columns)
+            self._verify(max(first, *more) if more else first)
+        except FAILURES as error:
+            return self._refuse(f"cannot be run with vectors in its input ({describe_error(error)})")
+        except _Refusal as refusal:
+            return self._refuse(str(refusal))
+        return self._result
+
+    def _refuse(self, why: str) -> Conformance:
+        name = type(self._own.model).__name__
+        self._result.refusal = f"receiver {self._receiver.name}: {name}: {why}; use another model"
+        return self._result
+
+    # --- the steps ---
+
+    def _find_entry(self, columns: int) -> None:
+        """Find how to enter the model before its first layer and leave it behind its last."""
+        rows = self._rows.draw(columns)
+        self._check_causal(rows[0])
+        by_embeddings = self._own.takes_embeddings(rows[0], self._result.bound)
+        alone: list[Measurement] = []
+        for trunk in (*possible_trunks(self._own.model), None):
+            ways = Ways(trunk, not by_embeddings, tested=0)
+            measured = self._paths.text(
+                "layers and head apart" if trunk else "whole model", ways, rows, together=False
+            )
+            if self._agrees(measured):
+                self._result.ways = ways
+                self._result.measurements.append(measured)
+                self._result.rejected += alone
+                return
+            alone.append(measured)
+        raise _Refusal(f"its logits differ from the model's own: {alone[-1].problem()}")
+
+    def _check_causal(self, row: list[int]) -> None:
+        half = len(row) // 2
+        changed = row[:half] + self._rows.replaced(row[half:])
+        before, after = self._own.logits(row)[:half], self._own.logits(changed)[:half]
+        if relative_error(before, after) > self._result.bound:
+            raise _Refusal("is not causal: later tokens change what it predicts at earlier ones")
+
+    def extend(self, columns: int) -> Conformance:
+        """Test padded batches, kept caches and drafts for longer rows than before."""
+        ways, limit = self._result.ways, min(columns, self._horizon)
+        rows = self._rows.draw(limit)
+        tests: dict[str, Callable[[Ways], Measurement]] = {
+            "padded": lambda trial: self._paths.text("padded batch", trial, rows),
+            "kept": lambda trial: self._paths.text("kept prompt prefix", trial, rows, kept=True),
+            "drafted": lambda trial: self._paths.decoding(
+                "drafts with a KV cache", trial, rows, self._result.bound
+            ),
+        }
+        for name, test in tests.items():
+            if getattr(ways, name) < min(ways.tested, self._horizon) or limit <= getattr(ways, name):
+                continue  # it failed before, or has reached the model's horizon
+            trial = Ways(**{**ways._asdict(), name: limit})
+            measured = test(trial)
+            if self._agrees(measured):
+                ways = trial
+                self._result.measurements.append(measured)
+            else:
+                self._result.rejected.append(measured)
+        self._result.ways = ways._replace(tested=max(columns, ways.tested))
+        return self._result
+
+    def _verify(self, columns: int) -> None:
+        """Test what every receiver must get right, in the ways that were found."""
+        ways, rows = self._result.ways, self._rows.draw(columns)
+        tests = [self._paths.slots(place, ways, rows) for place in PLACES]
+        if ways.drafted < columns:
+            tests.append(self._paths.decoding("answers", ways, rows, self._result.bound))
+        for measured in tests:
+            self._result.measurements.append(measured)
+            if not self._agrees(measured):
+                raise _Refusal(f"{measured.path} differ from the model's own: {measured.problem()}")
+        identity = self._paths.identity_error(ways, rows)
+        self._result.identity_error = max(self._result.identity_error, identity[0])
+        if identity[1] > self._result.bound:
+            raise _Refusal(
+                f"a text's own embeddings in slots give other logits than the text, by {identity[0]:.3g}"
+            )
+        gradient = self._paths.gradient_error(ways, rows)
+        self._result.gradient_error = max(self._result.gradient_error, gradient)
+        if not gradient <= 10 * self._result.bound:
+            raise _Refusal(
+                f"gradients to vectors in slots differ from the model's own by {gradient:.3g} of the largest"
+            )
+        messages = self._paths.twin(ways).encode_token_ids(rows)
+        if messages.states_BTD.shape != messages.embeds_BTD.shape:
+            raise _Refusal(f"its hidden states have the shape {list(messages.states_BTD.shape)}, not [B, T, D]")
+
+    def _agrees(self, measured: Measurement) -> bool:
+        return (
+            not measured.failure and not measured.answers_differ and measured.relative_error <= self._result.bound
+        )

@@ -1,0 +1,140 @@
+"""The reference of a check: a model's own plain forward pass, and the rows it is run on.
+
+Shapes: B rows, T positions, D width, W words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2ray.receiver.conformance.measurement import ANSWER, relative_error
+from m2ray.receiver.model.causal_model import CausalModel, Ways
+from m2ray.receiver.receiver import Receiver
+
+# Largest error of a logit, in standard deviations of the model's own logits at a position.
+BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
+NOISE = 3  # times the difference between a row run alone and in a batch of copies is never an error
+# Whatever a model raises when it cannot be run in some way.
+FAILURES = (
+    RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, NotImplementedError,
+)  # fmt: skip
+_HORIZONS = ("window", "chunk", "original_max_position", "local_attention")
+
+
+class OwnPath:
+    """The model's own plain forward pass: one row, no padding, no cache."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._exact = CausalModel(receiver.model, Ways())
+        self.model = self._exact.own
+        self._device = receiver.device
+        self._by_embeddings = False
+        self.answer_logits = cache(self._answer_logits)
+
+    def logits(self, row: Sequence[int], copies: int = 1) -> Tensor:
+        """Return the logits [T, W] of a row of token ids."""
+        with torch.no_grad():
+            ids_BT = torch.tensor([list(row)] * copies, device=self._device)
+            logits_TW: Tensor = self.model(input_ids=ids_BT, use_cache=False).logits[0]
+            return logits_TW
+
+    def _answer_logits(self, row: tuple[int, ...]) -> Tensor:
+        """Return the logits [A, W] that predict the last tokens of a row. They are kept."""
+        return self.logits(row)[-ANSWER - 1 : -1]
+
+    def logits_of_vectors(self, embeds_TD: Tensor, ids_T: Tensor) -> Tensor:
+        """Return the logits [T, W] of a row of input embeddings."""
+        if self._by_embeddings:
+            logits_TW: Tensor = self.model(inputs_embeds=embeds_TD[None], use_cache=False).logits[0]
+            return logits_TW
+        return self._exact.run(embeds_TD[None], ids_T[None]).last_BTD[0]
+
+    def takes_embeddings(self, row: list[int], bound: float) -> bool:
+        """Return whether the model gives the same logits for token ids and for their embeddings.
+
+        Some look up the ids of the embeddings that they are given. So it must take vectors of no token, too.
+        """
+        ids_T = torch.tensor(row, device=self._device)
+        try:
+            with torch.no_grad():
+                text_TD = self._exact.embed(ids_T[None])[0]
+                vectors_TD = (text_TD + text_TD.flip(0)) / 2
+                expected_TW = self.logits_of_vectors(vectors_TD, ids_T)
+                self._by_embeddings = True
+                errors = [
+                    relative_error(self.logits(row), self.logits_of_vectors(text_TD, ids_T)),
+                    relative_error(expected_TW, self.logits_of_vectors(vectors_TD, ids_T)),
+                ]
+                self._by_embeddings = max(errors) <= bound
+        except FAILURES:
+            self._by_embeddings = False
+        return self._by_embeddings
+
+    def bound(self, rows: list[list[int]]) -> float:
+        """Return the largest relative error that counts as equal for the model's numeric type.
+
+        A row alone and the same row in a batch of copies differ by rounding, which some models amplify.
+        """
+        dtype = next(self.model.parameters()).dtype
+        if dtype in (torch.float32, torch.float64):
+            return BOUNDS[dtype]
+        noise = max(relative_error(self.logits(row), self.logits(row, copies=4)) for row in rows)
+        return max(BOUNDS[dtype], NOISE * noise)
+
+
+class RandomRows:
+    """Random rows of ordinary tokens."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        special = {*receiver.tokenizer.all_special_ids, *receiver.end_ids, *_named_tokens(receiver.model.config)}
+        count = min(len(receiver.embedding_ND), len(receiver.tokenizer))
+        self._tokens = [token for token in range(count) if token not in special] or list(range(count))
+
+    def draw(self, columns: int) -> list[list[int]]:
+        """Return three rows of different lengths, the longest of `columns` tokens; they share a beginning."""
+        generator = torch.Generator().manual_seed(columns)
+        picks = torch.randint(len(self._tokens), (3, columns), generator=generator).tolist()
+        picks = [picks[0][: columns // 4] + row[columns // 4 :] for row in picks]
+        lengths = [columns, max(columns - 3, 2), max(columns * 2 // 3, 2)]
+        return [[self._tokens[i] for i in row[:length]] for row, length in zip(picks, lengths, strict=True)]
+
+    def replaced(self, tokens: Sequence[int]) -> list[int]:
+        """Return other tokens, one for each."""
+        place = {token: i for i, token in enumerate(self._tokens)}
+        return [
+            self._tokens[(place.get(token, 0) + 1 + i % 3) % len(self._tokens)] for i, token in enumerate(tokens)
+        ]
+
+
+def horizon(config: Any) -> int:
+    """Return the fewest positions after which a layer attends, or a position is encoded, in another way."""
+    found = [1 << 30]
+
+    def look(value: Any, name: str) -> None:
+        if isinstance(value, Mapping):
+            for key, part in value.items():
+                look(part, str(key))
+        elif any(word in name for word in _HORIZONS) and not name.endswith(("layers", "pattern")):
+            found.extend([value] if isinstance(value, int) and value > 1 else [])
+
+    look(config.get_text_config().to_dict(), "")
+    return min(found)
+
+
+def _named_tokens(config: Any) -> set[int]:
+    """Return the token ids that a configuration names, such as that of an image."""
+    settings = {**config.to_dict(), **config.get_text_config().to_dict()}
+    names = ("token_id", "token_index")
+    return {value for key, value in settings.items() if key.endswith(names) and isinstance(value, int)}
+
+
+def possible_trunks(model: Any) -> list[str]:
+    """Return names of submodules that may hold all layers."""
+    parts = [model.base_model, model.get_decoder() if hasattr(model, "get_decoder") else model]
+    names = {id(module): name for name, module in model.named_modules()}
+    return list(dict.fromkeys(names[id(part)] for part in parts if names.get(id(part))))

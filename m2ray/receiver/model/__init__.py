@@ -1,0 +1,1 @@
+"""The frozen language model: its own forward pass, kept prompt prefixes, and decoding."""

@@ -1,0 +1,178 @@
+"""A causal LM, entered before its first layer and left behind its last as its own forward pass does.
+
+The layers run at all positions, the head only at those whose logits are needed. What a model does beside its
+embedding matrix, its layers and its output matrix (scaled embeddings, per-layer embeddings of token ids, scaled or
+capped logits, a transform before the output matrix) is done by its own code here too: that code runs with a part
+of the model replaced by the part's output.
+
+Shapes: B rows, T positions, D width, W words of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+UNLIMITED = 1 << 30  # columns
+
+
+class Ways(NamedTuple):
+    """The ways of running a model that give its own numbers; `m2ray.receiver.conformance` finds them.
+
+    The default is exact for every model: rows of one length run together, from their first token to their last,
+    through the whole model. A limit is the most columns of a batch, padding included; 0 is never.
+
+    Attributes:
+        trunk: Name of the submodule with all layers, to whose output the rest of the model is applied position by
+            position. None runs the whole model, which computes the logits of every position.
+        ids: Give the model token ids and replace the output of its embedding layer. Without, it gets embeddings.
+        padded: Limit of batches of rows of different lengths, padded on the right.
+        kept: Limit of rows that continue a kept KV cache (`m2ray.receiver.model.kv_cache`).
+        drafted: Limit of decoding with a KV cache and rejected drafts (`m2ray.receiver.model.decoding`).
+        tested: Up to how many columns the limits were tested.
+    """
+
+    trunk: str | None = None
+    ids: bool = True
+    padded: int = 0
+    kept: int = 0
+    drafted: int = 0
+    tested: int = UNLIMITED
+
+
+PLAIN = Ways()
+# Known to be exact for models whose every layer attends to all positions, such as those of `m2ray.train_receiver`.
+FULL_ATTENTION = Ways("model", False, UNLIMITED, UNLIMITED, UNLIMITED)
+
+
+class ModelOutput(NamedTuple):
+    """The output of a model's layers."""
+
+    last_BTD: Tensor  # what `CausalModel.head` turns into logits
+    hidden: tuple[Tensor, ...]  # [B, T, D] after each layer; empty where no states were requested
+    cache: Any
+
+
+class CausalModel:
+    """A Hugging Face causal LM, run in some of the ways that give its own numbers."""
+
+    def __init__(self, model: Any, ways: Ways) -> None:
+        # PEFT wraps a model and changes its layers in place: the model itself is what runs.
+        self.own = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.ways = ways
+        self._output_type: Any = None
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """Name of the model's cache argument and output, which changes between versions of transformers 5."""
+        return "cache" if "cache" in inspect.signature(self.own.forward).parameters else "past_key_values"
+
+    @property
+    def trunk(self) -> Any:
+        """The module with all layers; the whole model where its layers cannot be run alone."""
+        return self.own if self.ways.trunk is None else self.own.get_submodule(self.ways.trunk)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Return what enters the model for token ids, [B, T, D]: the output of its embedding layer."""
+        embeds_BTD: Tensor = self.own.get_input_embeddings()(ids_BT)
+        return embeds_BTD
+
+    def run(self, embeds_BTD: Tensor, ids_BT: Tensor, states: bool = False, **arguments: Any) -> ModelOutput:
+        """Run the layers.
+
+        Args:
+            embeds_BTD: The input embeddings.
+            ids_BT: The token ids at the same positions, for models that read more from them than embeddings; a
+                filler token at slots.
+            states: Return hidden states.
+            arguments: Of the model: cache, mask and positions.
+        """
+        arguments = {"use_cache": False, "output_hidden_states": states, **arguments}
+        if self.ways.ids:
+            given, module = self._entered
+            given.value = embeds_BTD
+            output = module(input_ids=ids_BT, **arguments)
+            given.value = None
+        else:
+            output = self.trunk(inputs_embeds=embeds_BTD, **arguments)
+        self._output_type = type(output)
+        last_BTD = output.logits if self.ways.trunk is None else output[0]
+        hidden = tuple(_main_stream(layer, embeds_BTD) for layer in output.hidden_states[1:]) if states else ()
+        return ModelOutput(last_BTD, hidden, output.get(self.cache_argument))
+
+    def head(self, states_XD: Tensor) -> Tensor:
+        """Return the logits [X, W] of the last layer's output [X, D]; X is any number of dimensions."""
+        if self.ways.trunk is None:
+            return states_XD
+        given, module = self._left
+        given.value = self._output_type(last_hidden_state=states_XD.reshape(-1, 1, states_XD.shape[-1]))
+        ids_X1 = torch.zeros(len(given.value[0]), 1, dtype=torch.long, device=states_XD.device)
+        logits_X1W = module(input_ids=ids_X1, use_cache=False).logits
+        logits_XW: Tensor = logits_X1W.reshape(*states_XD.shape[:-1], -1)
+        return logits_XW
+
+    @cached_property
+    def _entered(self) -> tuple[_Given, Any]:
+        """A copy of the trunk in which the embedding layer's output is given."""
+        # Transformers adds hooks to the layers when hidden states are first requested. A copy that did it again
+        # would get every state twice.
+        self.trunk(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._device), output_hidden_states=True)
+        embedding = self.own.get_input_embeddings()
+        given = _Given(embedding)
+        return given, _with_replaced(self.trunk, _path_of(self.trunk, embedding), given)
+
+    @cached_property
+    def _left(self) -> tuple[_Given, Any]:
+        """A copy of the model in which the trunk's output is given."""
+        assert self.ways.trunk is not None
+        given = _Given(self.trunk)
+        return given, _with_replaced(self.own, self.ways.trunk, given)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.own.parameters()).device
+
+
+class _Given(nn.Module):
+    """Stands for a module whose output is known; its other attributes are the module's."""
+
+    value: Any = None
+
+    def __init__(self, replaced: nn.Module) -> None:
+        super().__init__()
+        self._replaced = (replaced,)  # in a tuple, so that its weights are not part of this module
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self.value
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._replaced[0], name)
+
+
+def _with_replaced(module: nn.Module, path: str, part: nn.Module) -> nn.Module:
+    """Return a copy of a module with one submodule replaced; it shares all weights with the original."""
+    copied = copy.copy(module)
+    name, _, rest = path.partition(".")
+    child = module._modules[name]
+    assert child is not None
+    copied._modules = {**module._modules, name: _with_replaced(child, rest, part) if rest else part}
+    return copied
+
+
+def _path_of(module: nn.Module, part: nn.Module) -> str:
+    return next(name for name, each in module.named_modules() if each is part)
+
+
+def _main_stream(layer: Tensor, embeds_BTD: Tensor) -> Tensor:
+    """Return hidden states [B, T, D]; of several streams, the first.
+
+    AltUp (Baykal et al. 2023) has them as [S, B, T, D], hyper-connections (Zhu et al. 2024) as [B, T, S, D].
+    """
+    if layer.ndim == 3:
+        return layer
+    return layer[:, :, 0] if layer.shape[:2] == embeds_BTD.shape[:2] else layer[0]

@@ -1,0 +1,306 @@
+"""The receiver's model: its forward pass over batches of rows, and its hidden states of messages on their own.
+
+Shapes: B rows, T positions, P tokens before them, N rows of one length, K slots, F messages that are new, D width,
+R requests of a forward pass, L outputs.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import torch
+from cachetools import LRUCache
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
+
+from m2ray.receiver.digest import Source, receiver_digest, source_of
+from m2ray.receiver.layout import Layout, Place, PromptBuilder, pad
+from m2ray.receiver.model.causal_model import PLAIN, CausalModel, Ways
+from m2ray.receiver.model.kv_cache import PromptPrefixCache, autocast_dtype
+from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest
+from m2ray.tasks.episodes import Episode
+
+MESSAGE_CACHE_BYTES = 32 << 20  # hidden states of messages
+CACHED_NULLS = 20_000  # answer NLLs under zeros
+EMBEDDED_AT_ONCE = 16_384  # tokens
+
+
+class _Rows(NamedTuple):
+    """The rows of all requests, padded on the right."""
+
+    embeds_BTD: Tensor
+    ids_BT: Tensor
+    lengths: list[int]
+    cached: list[list[int]]  # tokens before each row, in the KV cache
+
+    @property
+    def columns(self) -> int:
+        """Columns that the model attends to: the longest row's cached tokens and the padded rows."""
+        return max(map(len, self.cached)) + self.embeds_BTD.shape[1]
+
+    def pick(self, rows: Sequence[int], columns: int) -> _Rows:
+        """Return some rows, cut to a number of columns."""
+        embeds_BTD, ids_BT = self.embeds_BTD[list(rows), :columns], self.ids_BT[list(rows), :columns]
+        return _Rows(embeds_BTD, ids_BT, [self.lengths[i] for i in rows], [self.cached[i] for i in rows])
+
+
+class FrozenModel(PromptBuilder):
+    """A causal LM with its tokenizer and prompt style. Its weights are frozen.
+
+    Args:
+        model: The causal LM.
+        tokenizer: Its tokenizer.
+        style: A name in `m2ray.receiver.prompts.STYLES`.
+        name: The receiver's name, for error messages.
+        card: Its `m2ray.json`.
+        ways: The ways of running the model that give its own numbers. The default is slow, and exact for any
+            model; `m2ray.receiver.loading` finds the fast ones.
+        test_ways: Returns the ways tested for longer rows than before.
+        source: What the receiver was made from, for its digest.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        style: str,
+        name: str,
+        card: dict[str, Any],
+        ways: Ways = PLAIN,
+        test_ways: Callable[[int], Ways] | None = None,
+        source: Source | None = None,
+    ) -> None:
+        super().__init__(tokenizer, style, name, model.config, model.generation_config)
+        self.card = card
+        self.test_ways = test_ways
+        self._source = source
+        # Answer NLL [A] under zeros, by episode, k, place and autocast dtype. No codec enters it: all share it.
+        self.null_nll_cache: LRUCache[Hashable, Tensor] = LRUCache(CACHED_NULLS)
+        self._message_cache: LRUCache[Hashable, Tensor] = LRUCache(
+            MESSAGE_CACHE_BYTES, getsizeof=lambda states: states.nbytes
+        )
+        self.set_model(model.eval().requires_grad_(False), ways)
+        self.check_vocabulary(len(self.model.get_input_embeddings().weight))
+
+    def set_model(self, model: Any, ways: Ways) -> None:
+        """Replace the model, or the ways of running it."""
+        self.model = model
+        self.causal = CausalModel(model, ways)
+        self.prompt_cache = PromptPrefixCache(self.causal)
+        self.clear_caches()
+        self.__dict__.pop("embedding_ND", None)
+        self.__dict__.pop("embedding_norm", None)
+
+    # --- properties ---
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def embedding_ND(self) -> Tensor:
+        """What enters the model for each token, [vocabulary, D].
+
+        For most models these are the rows of the embedding matrix. Some scale them in the embedding layer.
+        """
+        embedding = self.model.get_input_embeddings()
+        if type(embedding) is torch.nn.Embedding and embedding.max_norm is None:
+            return embedding.weight
+        with torch.no_grad():
+            ids_N = torch.arange(len(embedding.weight), device=self.device)
+            return torch.cat([self.causal.embed(part_N) for part_N in torch.split(ids_N, EMBEDDED_AT_ONCE)])
+
+    @property
+    def width(self) -> int:
+        """D, the width of an embedding."""
+        return self.embedding_ND.shape[1]
+
+    @cached_property
+    def embedding_norm(self) -> float:
+        """Mean Euclidean norm of a token's embedding as it enters the model: the unit of prefix norms."""
+        return float(self.embedding_ND.float().norm(dim=1).mean())
+
+    @cached_property
+    def digest(self) -> str:
+        """All that decides the receiver's numbers, in 16 hex digits; see `m2ray.receiver.digest`."""
+        return receiver_digest(self, self._source or source_of(self.model, self.tokenizer))
+
+    # --- forward ---
+
+    def layout(
+        self,
+        episodes: Sequence[Episode],
+        texts: Sequence[str] | int,
+        place: Place = "message",
+        open_texts: bool = False,
+    ) -> Layout:
+        """Return `PromptBuilder.layout` on the model's device."""
+        return super().layout(episodes, texts, place, open_texts).to(self.device)
+
+    def embed(self, layout: Layout, prefix_BKD: Tensor | None) -> Tensor:
+        """Return the input embeddings [B, T, D] of a layout, its open slots filled with the prefix."""
+        return self._embed_ids(layout.ids_BT, layout.slots_BK, prefix_BKD)
+
+    def _embed_ids(self, ids_BT: Tensor, slots_BK: Tensor, prefix_BKD: Tensor | None) -> Tensor:
+        embeds_BTD = self.causal.embed(ids_BT)
+        if prefix_BKD is None or slots_BK.shape[1] == 0:
+            return embeds_BTD
+        rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
+        return embeds_BTD.index_put((rows_B1, slots_BK), prefix_BKD.to(embeds_BTD.dtype))
+
+    def ways_for(self, columns: int) -> Ways:
+        """Return the ways of running rows, tested up to `columns`."""
+        if columns > self.causal.ways.tested and self.test_ways is not None:
+            self.causal.ways = self.test_ways(columns)
+        return self.causal.ways
+
+    def forward(self, requests: Sequence[ForwardRequest], rows_at_once: int | None = None) -> list[ForwardOutput]:
+        """Run requests as one batch where that is exact, else rows of one length at a time.
+
+        Args:
+            requests: Requests with equal `states` and `grad`.
+            rows_at_once: Rows per model call. Activations are then recomputed for the gradients instead of kept
+                (see `m2ray.training.microbatch`).
+        """
+        states, grad = requests[0].states, requests[0].grad
+        rows = _join(requests)
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            layers = self._run(rows, states, rows_at_once)
+        counts = [len(request.embeds_BTD) for request in requests]
+        outputs = []
+        split_LR = zip(*(torch.split(layer_BTD, counts) for layer_BTD in layers), strict=True)
+        for request, parts in zip(requests, split_LR, strict=True):
+            last_BTD, *hidden = (part_BTD[:, : request.embeds_BTD.shape[1]] for part_BTD in parts)
+            outputs.append(ForwardOutput(last_BTD, tuple(hidden)))
+        return outputs
+
+    def _run(self, rows: _Rows, states: bool, rows_at_once: int | None) -> list[Tensor]:
+        """Return the last layer's output and, with `states`, the output of every layer, at the rows' columns."""
+        columns = rows.columns
+        ways = self.ways_for(columns)
+        if not any(rows.cached):
+            return self._run_whole(rows, states, rows_at_once)
+        if columns <= min(ways.kept, ways.padded):
+            return self._run_in_parts(rows, states, rows_at_once)
+        whole = self._with_cached_tokens(rows)
+        layers = self._run_whole(whole, states, rows_at_once)
+        rows_B1 = torch.arange(len(rows.cached), device=self.device)[:, None]
+        first_B1 = torch.tensor([[len(tokens)] for tokens in rows.cached], device=self.device)
+        columns_BT = first_B1 + torch.arange(rows.embeds_BTD.shape[1], device=self.device)
+        return [layer_BTD[rows_B1, columns_BT.clamp(max=layer_BTD.shape[1] - 1)] for layer_BTD in layers]
+
+    def _with_cached_tokens(self, rows: _Rows) -> _Rows:
+        """Return rows that begin with their cached tokens, which are then run again."""
+        embeds, ids = [], []
+        for tokens, embeds_TD, ids_T, length in zip(
+            rows.cached, rows.embeds_BTD, rows.ids_BT.tolist(), rows.lengths, strict=True
+        ):
+            before_PD = self.causal.embed(torch.tensor([tokens], dtype=torch.long, device=self.device))[0]
+            embeds.append(torch.cat([before_PD, embeds_TD[:length]]))
+            ids.append([*tokens, *ids_T[:length]])
+        return _Rows(
+            pad_sequence(embeds, batch_first=True),
+            pad(ids, self.pad_id).to(self.device),
+            [len(row) for row in ids],
+            [[] for _ in ids],
+        )
+
+    def _run_whole(self, rows: _Rows, states: bool, rows_at_once: int | None) -> list[Tensor]:
+        """Run rows without cached tokens: all together where padding is exact, else those of one length."""
+        if len(set(rows.lengths)) == 1:
+            return self._run_in_parts(rows.pick(range(len(rows.lengths)), rows.lengths[0]), states, rows_at_once)
+        if rows.columns <= self.causal.ways.padded:
+            return self._run_in_parts(rows, states, rows_at_once)
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, length in enumerate(rows.lengths):
+            by_length[max(length, 1)].append(i)
+        parts = []
+        for length, members in by_length.items():
+            layers = self._run_in_parts(rows.pick(members, length), states, rows_at_once)
+            parts.append([F.pad(layer, (0, 0, 0, rows.embeds_BTD.shape[1] - length)) for layer in layers])
+        order = torch.tensor([i for members in by_length.values() for i in members], device=self.device).argsort()
+        return [torch.cat(layer)[order] for layer in zip(*parts, strict=True)]
+
+    def _run_in_parts(self, rows: _Rows, states: bool, rows_at_once: int | None) -> list[Tensor]:
+        """Run rows in model calls of `rows_at_once`."""
+        size = rows_at_once or len(rows.cached)
+        recompute = rows_at_once is not None and torch.is_grad_enabled()
+        parts = []
+        for first in range(0, len(rows.cached), size):
+            some = slice(first, first + size)
+            run = partial(self._call, ids_BT=rows.ids_BT[some], cached=rows.cached[some], states=states)
+            part_BTD = rows.embeds_BTD[some]
+            parts.append(checkpoint(run, part_BTD, use_reentrant=False) if recompute else run(part_BTD))
+        return [torch.cat(layer) for layer in zip(*parts, strict=True)] if parts[1:] else parts[0]
+
+    def _call(self, embeds_BTD: Tensor, ids_BT: Tensor, cached: list[list[int]], states: bool) -> list[Tensor]:
+        arguments = self.prompt_cache.forward_arguments(cached, embeds_BTD.shape[1])
+        output = self.causal.run(embeds_BTD, ids_BT, states, **arguments)
+        return [output.last_BTD, *output.hidden]
+
+    # --- messages ---
+
+    def encode_messages(self, texts: Sequence[str]) -> EncodedMessage:
+        """Return the model's own embeddings and hidden states of messages."""
+        return self.encode_token_ids([self.tokens(text) for text in texts])
+
+    @torch.no_grad()
+    def encode_token_ids(self, rows: Sequence[Sequence[int]]) -> EncodedMessage:
+        """Return `encode_messages` of messages that are token ids already. Recent results are cached.
+
+        A tokenizer's opening tokens precede a message when it is run. Their states are not part of the result.
+        """
+        ids_BT = pad(rows, self.pad_id).to(self.device)
+        lengths_B = torch.tensor([len(row) for row in rows], device=self.device)
+        mask_BT = torch.arange(ids_BT.shape[1], device=self.device) < lengths_B[:, None]
+        embeds_BTD = self.causal.embed(ids_BT)
+        dtype = autocast_dtype(self.device)
+        keys = [(dtype, tuple(row)) for row in rows]
+        known = {key: self._message_cache[key] for key in keys if key in self._message_cache}
+        if new := list(dict.fromkeys(key for key in keys if key not in known)):
+            for key, both_T2D in zip(new, self._message_states([key[1] for key in new]), strict=True):
+                self._message_cache[key] = known[key] = both_T2D
+        first_BTD, states_BTD = pad_sequence([known[key] for key in keys], batch_first=True).unbind(2)
+        return EncodedMessage(ids_BT, mask_BT, embeds_BTD, first_BTD, states_BTD)
+
+    def _message_states(self, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Return the hidden states of messages after the first and the last layer, [T, 2, D] each."""
+        opening = self.opening_ids
+        ids_FT = pad([[*opening, *row] for row in rows], self.pad_id).to(self.device)
+        lengths = [len(opening) + len(row) for row in rows]
+        nothing: list[list[int]] = [[] for _ in rows]
+        layers = self._run(_Rows(self.causal.embed(ids_FT), ids_FT, lengths, nothing), True, None)
+        # The output of the trunk is the last layer's, normalized. The whole model's output is logits.
+        last_FTD = layers[0] if self.causal.ways.trunk is not None else layers[-1]
+        both_FT2D = torch.stack([layers[1], last_FTD], dim=2)
+        return [
+            both_T2D[len(opening) : length].clone() for both_T2D, length in zip(both_FT2D, lengths, strict=True)
+        ]
+
+    def clear_caches(self) -> None:
+        """Free the memory of all caches: messages, prompt prefixes, answers under zeros."""
+        self._message_cache.clear()
+        self.null_nll_cache.clear()
+        self.prompt_cache.clear()
+
+
+def _join(requests: Sequence[ForwardRequest]) -> _Rows:
+    """Return the rows of all requests as one batch, padded on the right."""
+    width = max(request.embeds_BTD.shape[1] for request in requests)
+    return _Rows(
+        torch.cat([F.pad(r.embeds_BTD, (0, 0, 0, width - r.embeds_BTD.shape[1])) for r in requests]),
+        torch.cat([F.pad(r.ids_BT, (0, width - r.ids_BT.shape[1])) for r in requests]),
+        [length for request in requests for length in request.lengths],
+        [tokens for request in requests for tokens in request.cached_tokens],
+    )

@@ -1,0 +1,173 @@
+"""Text to token ids and back: opening tokens, end tokens, chat templates, and text that has no tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+
+from m2ray.receiver.prompts import CARD
+from m2ray.util.errors import UserError, describe_error
+
+CACHED_TEXTS = 20_000  # texts whose tokens are kept
+# Template variables by which models that reason before they answer are told not to (Qwen3, SmolLM3; Granite,
+# DeepSeek-V3.1). Other templates ignore them.
+NO_THINKING = {"enable_thinking": False, "thinking": False}
+_PROBE = "x1 = 0"
+
+
+class TextTokenizer:
+    """A receiver's tokenizer, with the ids that begin and end what the receiver reads and writes.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        name: The receiver's name, for error messages.
+        config: The model's configuration.
+        generation_config: The model's generation configuration, if it has one.
+    """
+
+    def __init__(self, tokenizer: Any, name: str, config: Any, generation_config: Any) -> None:
+        self.tokenizer = tokenizer
+        self.name = name
+        own = _token_ids(tokenizer.eos_token_id)
+        listed = _token_ids(generation_config.eos_token_id if generation_config else None)
+        # Tokens that end an answer. The model's own end token may be in the generation configuration only.
+        self.end_ids = {*own, *(listed or ([] if own else _token_ids(config.get_text_config().eos_token_id)))}
+        if not self.end_ids:
+            raise UserError(
+                f"receiver {name}: neither its tokenizer nor its generation_config.json names an end token; "
+                "set eos_token"
+            )
+        self.pad_id = (own or sorted(self.end_ids))[0]  # fills padding and open slots; never attended to
+        self._plain_end = next(
+            (end for end in own if end in listed or not listed), (listed or own or [self.pad_id])[0]
+        )
+        self._ids = lru_cache(CACHED_TEXTS)(self._tokenize)
+        self._checked = lru_cache(CACHED_TEXTS)(self._check)
+
+    # --- text to tokens ---
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the token ids of a text, without special tokens.
+
+        Raises:
+            UserError: the tokenizer has no token for a part of the text, or would leave it out.
+        """
+        self._checked(text)
+        return list(self._ids(text))
+
+    def tokens_of_part(self, text: str) -> list[int]:
+        """Return `tokens` of a text that may end in the middle of a word; unknown parts are allowed."""
+        return list(self._ids(text))
+
+    def _tokenize(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _check(self, text: str) -> None:
+        unknown = self.tokenizer.unk_token_id
+        # A tokenizer may use one token for unknown text and for the end.
+        if unknown is not None and unknown in self._ids(text) and self.tokenizer.unk_token not in text:
+            raise self._unreadable(text, self._first_unknown(text))
+        lost = self._lost(text)
+        if lost:
+            raise self._unreadable(text, lost)
+
+    def _first_unknown(self, text: str) -> str:
+        unknown = self.tokenizer.unk_token_id
+        return next((word for word in text.split() if unknown in self._ids(word)), text)
+
+    def _lost(self, text: str) -> str:
+        """Return the first character that no token stands for; empty if there is none."""
+        if self.tokenizer.is_fast:
+            spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            covered = {place for first, last in spans for place in range(first, last)}
+            return next((c for i, c in enumerate(text) if not c.isspace() and i not in covered), "")
+        back = self.tokenizer.decode(self._ids(text)).lower()
+        return next((c for c in text if not c.isspace() and c.lower() not in back), "")
+
+    def _unreadable(self, text: str, part: str) -> UserError:
+        return UserError(
+            f"receiver {self.name}: its tokenizer has no token for `{part}` in `{text[:80]}`; use another "
+            "receiver, or a task in words that it knows"
+        )
+
+    @property
+    def opening_ids(self) -> list[int]:
+        """Special tokens that the tokenizer puts before a text, such as the beginning-of-sequence token."""
+        plain = self.tokens_of_part(_PROBE)
+        full = list(self.tokenizer(_PROBE)["input_ids"])
+        for first in range(len(full) - len(plain) + 1):
+            if full[first : first + len(plain)] == plain:
+                return full[:first]
+        return []
+
+    def check_vocabulary(self, rows: int) -> None:
+        """Refuse a tokenizer that does not belong to a model with `rows` token embeddings.
+
+        Raises:
+            UserError: it has no tokens for plain text, or ids beyond the model's embeddings.
+        """
+        if not self.tokens_of_part(_PROBE) or max(self.tokenizer.get_vocab().values()) >= rows:
+            raise UserError(
+                f"receiver {self.name}: its tokenizer knows {len(self.tokenizer)} tokens, its model {rows}; "
+                "give it the tokenizer that the model was trained with"
+            )
+
+    # --- chats ---
+
+    def render_chat(self, system: str, user: str, answer: str | None = None) -> str:
+        """Return a chat as the template writes it, up to the place of the answer or, with `answer`, to its end.
+
+        A template without a system turn gets the system text before the user's. One that takes a turn's content
+        in parts gets one part.
+
+        Raises:
+            UserError: the template fails, or changes the user's text.
+        """
+        causes = []
+        for turns in _turns(system, user, answer):
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    turns, tokenize=False, add_generation_prompt=answer is None, **NO_THINKING
+                )
+            except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+                causes.append(describe_error(error))
+                continue
+            if text.count(user) == 1 and system in text:
+                return str(text)
+            causes.append("it does not write the user's text once, and as it is")
+        raise UserError(
+            f"receiver {self.name}: its chat template fails ({causes[0]}); put {CARD} with "
+            '{"style": "plain"} into its folder'
+        )
+
+    def end_id(self, chat: bool) -> int:
+        """Return the token that ends a reference answer: in a chat, the first end token after the answer."""
+        if chat:
+            user, answer = "Q\x00", "A\x00"
+            try:
+                after = self.render_chat("", user, answer).rpartition(answer)[2]
+            except UserError:
+                return self._plain_end
+            return next((token for token in self.tokens_of_part(after) if token in self.end_ids), self._plain_end)
+        return self._plain_end
+
+
+def _turns(system: str, user: str, answer: str | None) -> Sequence[list[dict[str, Any]]]:
+    """Return the forms of a chat that templates take: with and without a system turn, whole and in parts."""
+    answers = [] if answer is None else [{"role": "assistant", "content": answer}]
+    merged = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}, *answers]
+    apart = [{"role": "system", "content": system}, merged[0] | {"content": user}, *answers] if system else merged
+    return [form for turns in (apart, merged) for form in (turns, [_in_parts(turn) for turn in turns])]
+
+
+def _in_parts(turn: dict[str, Any]) -> dict[str, Any]:
+    return turn | {"content": [{"type": "text", "text": turn["content"]}]}
+
+
+def _token_ids(ids: int | Sequence[int] | None) -> list[int]:
+    if ids is None:
+        return []
+    return list(ids) if isinstance(ids, Sequence) else [ids]
