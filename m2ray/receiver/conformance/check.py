@@ -23,7 +23,7 @@ from m2ray.receiver.model.causal_model import Ways
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import describe_error
 
-COLUMNS = (32, 96)  # tested when a receiver is loaded; longer rows when they appear
+COLUMNS = (24, 64)  # tested when a receiver is loaded; longer rows when they appear
 PLACES: tuple[Place, ...] = ("before", "message", "after")
 
 

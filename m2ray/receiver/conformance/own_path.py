@@ -17,8 +17,8 @@ from m2ray.receiver.model.causal_model import CausalModel, Ways
 from m2ray.receiver.receiver import Receiver
 
 # Largest error of a logit, in standard deviations of the model's own logits at a position.
-BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1.5e-1}
-NOISE = 3  # times the difference between a row run alone and in a batch of copies is never an error
+BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-1}
+NOISE = 3  # times what batch and length change in the model's own logits is never an error
 # Whatever a model raises when it cannot be run in some way.
 FAILURES = (
     RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, NotImplementedError,
@@ -78,12 +78,17 @@ class OwnPath:
     def bound(self, rows: list[list[int]]) -> float:
         """Return the largest relative error that counts as equal for the model's numeric type.
 
-        A row alone and the same row in a batch of copies differ by rounding, which some models amplify.
+        In 16 bits a row alone, the same row in a batch of copies, and the same row followed by another token
+        differ by rounding, which some models amplify.
         """
         dtype = next(self.model.parameters()).dtype
         if dtype in (torch.float32, torch.float64):
             return BOUNDS[dtype]
-        noise = max(relative_error(self.logits(row), self.logits(row, copies=4)) for row in rows)
+        noise = 0.0
+        for row in rows:
+            alone_TW = self.logits(row[:-1])
+            others = (self.logits(row[:-1], copies=4), self.logits(row)[:-1])
+            noise = max(noise, *(relative_error(alone_TW, other_TW) for other_TW in others))
         return max(BOUNDS[dtype], NOISE * noise)
 
 
@@ -92,7 +97,7 @@ class RandomRows:
 
     def __init__(self, receiver: Receiver) -> None:
         special = {*receiver.tokenizer.all_special_ids, *receiver.end_ids, *_named_tokens(receiver.model.config)}
-        count = min(len(receiver.embedding_ND), len(receiver.tokenizer))
+        count = min(receiver.vocabulary, len(receiver.tokenizer))
         self._tokens = [token for token in range(count) if token not in special] or list(range(count))
 
     def draw(self, columns: int) -> list[list[int]]:

@@ -29,10 +29,7 @@ class PathMeasurer:
 
     def twin(self, ways: Ways) -> Receiver:
         """Return the receiver, run in given ways at any length."""
-        mine = self._receiver
-        return Receiver(
-            mine.model, mine.tokenizer, mine.style_name, mine.name, mine.card, ways._replace(tested=UNLIMITED)
-        )
+        return self._receiver.run_in(ways._replace(tested=UNLIMITED))
 
     def text(
         self, path: str, ways: Ways, rows: list[list[int]], together: bool = True, kept: bool = False
@@ -148,7 +145,7 @@ class PathMeasurer:
         ids_BT.scatter_(1, layout.slots_BK, text_BK)
         layout = layout._replace(ids_BT=ids_BT)
         with torch.no_grad():
-            ours = list(twin.logits(layout, twin.embedding_ND[text_BK], ANSWER))
+            ours = list(twin.logits(layout, twin.causal.embed(text_BK), ANSWER))
         ends = (layout.answer_B + ANSWER).tolist()
         own = [
             self._own.logits(ids[:end])[-ANSWER - 1 : -1] for ids, end in zip(ids_BT.tolist(), ends, strict=True)

@@ -6,10 +6,11 @@ R requests of a forward pass, L outputs.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from cachetools import LRUCache
@@ -28,6 +29,9 @@ from m2ray.tasks.episodes import Episode
 MESSAGE_CACHE_BYTES = 32 << 20  # hidden states of messages
 CACHED_NULLS = 20_000  # answer NLLs under zeros
 EMBEDDED_AT_ONCE = 16_384  # tokens
+
+
+Frozen = TypeVar("Frozen", bound="FrozenModel")
 
 
 class _Rows(NamedTuple):
@@ -81,11 +85,9 @@ class FrozenModel(PromptBuilder):
         self._source = source
         # Answer NLL [A] under zeros, by episode, k, place and autocast dtype. No codec enters it: all share it.
         self.null_nll_cache: LRUCache[Hashable, Tensor] = LRUCache(CACHED_NULLS)
-        self._message_cache: LRUCache[Hashable, Tensor] = LRUCache(
-            MESSAGE_CACHE_BYTES, getsizeof=lambda states: states.nbytes
-        )
+        self._message_cache = _message_cache()
         self.set_model(model.eval().requires_grad_(False), ways)
-        self.check_vocabulary(len(self.model.get_input_embeddings().weight))
+        self.check_vocabulary(self.vocabulary)
 
     def set_model(self, model: Any, ways: Ways) -> None:
         """Replace the model, or the ways of running it."""
@@ -93,8 +95,14 @@ class FrozenModel(PromptBuilder):
         self.causal = CausalModel(model, ways)
         self.prompt_cache = PromptPrefixCache(self.causal)
         self.clear_caches()
-        self.__dict__.pop("embedding_ND", None)
-        self.__dict__.pop("embedding_norm", None)
+
+    def run_in(self: Frozen, ways: Ways) -> Frozen:
+        """Return the same receiver, run in other ways; it shares all but caches of what was run."""
+        twin = copy.copy(self)
+        twin.test_ways = None
+        twin.null_nll_cache, twin._message_cache = LRUCache(CACHED_NULLS), _message_cache()
+        twin.set_model(self.model, ways)
+        return twin
 
     # --- properties ---
 
@@ -122,14 +130,22 @@ class FrozenModel(PromptBuilder):
             return torch.cat([self.causal.embed(part_N) for part_N in torch.split(ids_N, EMBEDDED_AT_ONCE)])
 
     @property
+    def vocabulary(self) -> int:
+        """The number of tokens that the model has embeddings of."""
+        return len(self.model.get_input_embeddings().weight)
+
+    @cached_property
     def width(self) -> int:
         """D, the width of an embedding."""
-        return self.embedding_ND.shape[1]
+        return self.causal.embed(torch.zeros(1, 1, dtype=torch.long, device=self.device)).shape[-1]
 
     @cached_property
     def embedding_norm(self) -> float:
         """Mean Euclidean norm of a token's embedding as it enters the model: the unit of prefix norms."""
-        return float(self.embedding_ND.float().norm(dim=1).mean())
+        ids_N = torch.arange(self.vocabulary, device=self.device)
+        with torch.no_grad():
+            norms = [self.causal.embed(part).float().norm(dim=1) for part in torch.split(ids_N, EMBEDDED_AT_ONCE)]
+        return float(torch.cat(norms).mean())
 
     @cached_property
     def digest(self) -> str:
@@ -293,6 +309,10 @@ class FrozenModel(PromptBuilder):
         self._message_cache.clear()
         self.null_nll_cache.clear()
         self.prompt_cache.clear()
+
+
+def _message_cache() -> LRUCache[Hashable, Tensor]:
+    return LRUCache(MESSAGE_CACHE_BYTES, getsizeof=lambda states: states.nbytes)
 
 
 def _join(requests: Sequence[ForwardRequest]) -> _Rows:
