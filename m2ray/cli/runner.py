@@ -63,9 +63,24 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
 
 
+def _check_current_folder() -> None:
+    """Refuse a current folder that was deleted: oneMKL and Ray fail there without naming the cause.
+
+    Raises:
+        UserError: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(
+            "current folder: it was deleted; cd to one that exists and run the command again"
+        ) from None
+
+
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a command and exit with its code; bad input becomes one line on stderr and exit code 2."""
     try:
+        _check_current_folder()
         code = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)

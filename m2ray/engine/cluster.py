@@ -51,7 +51,8 @@ def start(address: str | None, nested: bool, preload: Sequence[str] = ()) -> Non
     if address is None:
         # Without "local" Ray would join a cluster that `ray start` has left on this machine.
         options |= {"address": "local", "include_dashboard": nested, "dashboard_host": "127.0.0.1"}
-        os.environ.pop("RAY_ADDRESS", None)
+        for name in (ray_internals.ADDRESS, ray_internals.DASHBOARD_ADDRESS):
+            os.environ.pop(name, None)
         os.environ.setdefault(ray_internals.PRELOAD_MODULES, ",".join(preload))
     else:
         _check_listening(address)

@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 AUTH_MODE = "RAY_AUTH_MODE"  # "disabled" also where a token file exists
+# The cluster that a process means if it is given none, and that cluster's dashboard, which comes first.
+ADDRESS = "RAY_ADDRESS"
+DASHBOARD_ADDRESS = "RAY_API_SERVER_ADDRESS"
 MAX_PENDING_TRIALS = "TUNE_MAX_PENDING_TRIALS_PG"  # trials that Tune starts at the same time
 # Modules that every process of a local cluster imports while it starts. Ray reads it as a field of its C++
 # configuration, of which every field is an environment variable with the prefix RAY_.
@@ -52,3 +55,15 @@ def run_trials_in_prestarted_processes() -> None:
 
     class_cache.DEFAULT_ENV_VARS.clear()
     class_cache.ENV_VARS_TO_PROPAGATE.clear()
+
+
+def set_cluster_of_nested_trials(address: str) -> None:
+    """Let the processes of nested trials find their own cluster.
+
+    Where a nested trial is stopped early, a process of Ray Train frees its workers' CPUs once the cluster reports
+    the training dead. Without the address it searches the machine for a cluster, and fails where it finds several:
+    the CPUs stay reserved, and the next training waits for them forever.
+    """
+    from ray.tune.execution import class_cache  # see above
+
+    class_cache.DEFAULT_ENV_VARS[ADDRESS] = address

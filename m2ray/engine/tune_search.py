@@ -216,6 +216,8 @@ def run_search(
     at_once = trials_at_once(resources)
     # Tune starts one trial at a time where a searcher is given: seconds for each slot of a large cluster.
     os.environ[ray_internals.MAX_PENDING_TRIALS] = str(at_once)
+    if nested:
+        ray_internals.set_cluster_of_nested_trials(ray.get_runtime_context().gcs_address)
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(work, lambda settings: _trial_resources(settings, resources)),
         tune_config=ray.tune.TuneConfig(

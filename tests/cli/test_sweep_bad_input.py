@@ -235,3 +235,13 @@ def test_a_training_that_this_machine_can_never_hold_is_refused(refused, tmp_pat
     line = refused(space)
     assert line.startswith("resources.cpus_per_worker: a training needs 4096 CPUs, and there are ")
     assert line.endswith("lower it or workers, or give the --address of a larger cluster\n")
+
+
+def test_a_current_folder_that_was_deleted_is_named(refused, tmp_path, monkeypatch):
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert refused(write_space(tmp_path)) == (
+        "current folder: it was deleted; cd to one that exists and run the command again\n"
+    )

@@ -5,24 +5,28 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import ray
 import torch
+from ray._private import services
 from scripted_search import EPOCHS, ScriptedSearch, config
 from tiny_trainings import loss_curve
 
 from m2ray.codec.checkpoints import read_record
+from m2ray.codec.tensor_file import load_tensors
 from m2ray.config.space import Resources
 from m2ray.engine import cluster
 from m2ray.engine.trial import train_distributed
 from m2ray.engine.tune_search import run_search
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.microbatch import read_rows_at_once
-from m2ray.training.trainer import TrainingFailed, train
+from m2ray.training.trainer import STATE_FILE, TrainingFailed, train
 
 pytestmark = pytest.mark.slow
 
@@ -76,12 +80,12 @@ def workers() -> list[int]:
 
 
 @contextlib.contextmanager
-def a_worker_killed_after(file: Path):
-    """kill -9 of one DDP worker as soon as a file is there."""
+def a_worker_killed_when(happened: Callable[[], bool]):
+    """kill -9 of one DDP worker as soon as something has happened."""
     killed: list[int] = []
 
     def wait_and_kill() -> None:
-        while not file.is_file():
+        while not happened():
             time.sleep(0.02)
         killed.append(workers()[0])
         os.kill(killed[0], signal.SIGKILL)
@@ -96,14 +100,20 @@ def a_worker_killed_after(file: Path):
 
 def test_a_killed_worker_costs_at_most_an_epoch(alone, tmp_path):
     folder = tmp_path / "two" / "seed-0"
-    with a_worker_killed_after(folder / "epoch-01" / "config.json"):
+    with a_worker_killed_when((folder / "epoch-01" / "config.json").is_file):
         distributed(folder)
     torch.testing.assert_close(loss_curve(folder), loss_curve(alone), rtol=2e-4, atol=1e-5)
 
 
 def test_a_training_that_was_given_up_is_taken_up_where_it_was(alone, tmp_path):
     folder = tmp_path / "two" / "seed-0"
-    with a_worker_killed_after(folder / "epoch-01" / "config.json"), pytest.raises(TrainingFailed):
+
+    def epoch_is_over() -> bool:
+        # The state to resume from is written last: a kill before that costs the epoch.
+        state = folder / STATE_FILE
+        return state.is_file() and load_tensors(state)[1]["step"] >= config().training.epoch_steps
+
+    with a_worker_killed_when(epoch_is_over), pytest.raises(TrainingFailed):
         distributed(folder, retries=0)
     first = (folder / "epoch-01" / "codec.safetensors").stat().st_mtime_ns
     assert not (folder / f"epoch-{EPOCHS:02d}").exists()
@@ -147,7 +157,17 @@ def test_a_broken_optimisation_is_told_by_its_cause(tmp_path):
         distributed(tmp_path / "two" / "seed-0", lr=1e30, retries=0)
 
 
-def test_nested_trials_report_like_those_in_process_and_leave_nothing_behind(tmp_path):
+@pytest.fixture
+def another_cluster():
+    """A process that Ray takes for the node of another cluster on this machine."""
+    argv = ["raylet", "-c", "read line", "--gcs-address=127.0.0.1:1"]
+    with subprocess.Popen(argv, executable="/bin/sh", stdin=subprocess.PIPE) as process:
+        assert "127.0.0.1:1" in services._find_address_from_flag("--gcs-address")
+        yield
+        process.stdin.close()
+
+
+def test_nested_trials_report_like_those_in_process_and_leave_nothing_behind(another_cluster, tmp_path):
     two = {"workers": 2}
     trials = {
         "good": config().model_copy(update=two),

@@ -23,6 +23,8 @@ def source() -> str:
     [
         *ray_internals.ENVIRONMENT,
         ray_internals.AUTH_MODE,
+        ray_internals.ADDRESS,
+        ray_internals.DASHBOARD_ADDRESS,
         ray_internals.MAX_PENDING_TRIALS,
         ray_internals.CONNECT_ATTEMPTS.removeprefix("RAY_"),
         ray_internals.HEAD_NODE.removeprefix("node:"),
