@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2ray.codec.checkpoints import checkpoints, last_checkpoints, read_record
+import pandas as pd
+
+from m2ray.codec.checkpoints import checkpoint_id, checkpoints, last_checkpoints
 from m2ray.config.plan import Plan
 from m2ray.engine.evaluations import Evaluations
 from m2ray.engine.evaluator_pool import Pool
@@ -143,9 +145,8 @@ class Sweep:
     def _confirm(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
         """Evaluate what is judged on the confirm split, and record that its messages were looked at."""
         rows = self.evaluations.store.read()
-        evaluated = set(rows[rows.split == "confirm"].checkpoint)
-        folders = [folder for (name, _), folder in latest.items() if name in judged]
-        pending = any(read_record(folder)["digest"] not in evaluated for folder in folders)
+        confirmed = rows[rows.split == "confirm"]
+        pending = any(rows_of(confirmed, folder).empty for (name, _), folder in latest.items() if name in judged)
         look = record_confirm_look(self.root, self.plan) if pending else "judged before"
         self.progress.phase(f"confirm: {pluralize(len(judged), 'configuration')}; {look}")
         self._evaluate(latest, judged, "confirm")
@@ -160,7 +161,7 @@ class Sweep:
         for (name, _), folder in latest.items():
             if name not in self.proposer.configs or name in self.plan.points or name in self.proposer.failures:
                 continue  # withdrawn, judged anyway, or failed
-            own = rows[rows.checkpoint == read_record(folder)["digest"]]
+            own = rows_of(rows, folder)
             if len(own):
                 gains.setdefault(name, []).append(paired_gain(with_baseline(own, rows)))
         return best_configs(gains, count)
@@ -181,6 +182,12 @@ class Sweep:
             config = self.proposer.configs[name]
             self.evaluations.queue_diagnosis(config, latest[name, seed], judge.diagnose, name, seed)
         self.evaluations.finish()
+
+
+def rows_of(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Return the rows of a checkpoint; those of equal weights in another folder are not its own."""
+    own = checkpoint_id(folder)
+    return rows[(rows.config == own.config) & (rows.seed == own.seed) & (rows.checkpoint == own.checkpoint)]
 
 
 def diagnosed_seeds(plan: Plan) -> list[int]:
