@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from m2ray.codec.checkpoints import TASK_FILE
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
 from m2ray.config.sweep_record import Change, read_sweep_record, record_file, write_sweep_record
@@ -58,7 +59,7 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
         check=False,
     )
     receiver = load_receiver(plan.example.receiver)
-    return {
+    record = {
         "id": uuid.uuid4().hex[:12],  # tells a look at confirm that continues from a second one
         "command": shlex.join(["python", "-m", "m2ray.sweep", *argv]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -78,6 +79,8 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
         "gate": gate.model_dump(),
         "points": {name: config.model_dump() for name, config in plan.points.items()},
     }
+    digest = plan.example.task.file_digest
+    return record if digest is None else {**record, TASK_FILE: digest}
 
 
 def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> None:
@@ -90,9 +93,17 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
             under `changes`. Points that are no longer in the space are listed under `withdrawn`.
 
     Raises:
-        UserError: names the first setting that differs, its old and its new value.
+        UserError: names the first setting that differs, its old and its new value; or the file of the episodes
+            differs, which is never accepted.
     """
     before, now = read_sweep_record(folder), yaml.safe_load(yaml.safe_dump(dict(record)))
+    # Rows of different episodes under the same numbers would mix.
+    if before.get(TASK_FILE) != now.get(TASK_FILE):
+        raise UserError(
+            f"{record_file(folder)}: {TASK_FILE}: the episodes of task.file differ from those that this sweep "
+            f"began with (digest {now.get(TASK_FILE)}, was {before.get(TASK_FILE)}); restore the file, or start "
+            "anew under another --name"
+        )
     changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
     if changes and not accept:
         key, old, new = changes[0]

@@ -1,14 +1,18 @@
 """sweep.yaml: what may not change unnoticed under a sweep's name, and what is noted when it is changed."""
 
+import hashlib
 import time
 
 import pytest
 import yaml
+from made_episodes import write_episodes
 from sweeps import SPACE, write_space
 
 from m2ray.cli import sweep
 from m2ray.cli.runner import DONE
 from m2ray.cli.sweep import main
+from m2ray.config.gate_file import load_plan_gate
+from m2ray.config.plan import load_plan
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine import cluster
 from m2ray.engine.record import describe_sweep, settle_changes
@@ -74,6 +78,30 @@ def test_a_change_is_refused_with_what_it_was_and_is_or_recorded_where_it_is_acc
     settle_changes(tmp_path, changed(**{key: now}), accept=False)  # nothing differs from now on
 
 
+def test_another_file_of_episodes_is_never_accepted(tmp_path):
+    write_sweep_record(tmp_path, {**ABOUT, "task_file": "d0"})
+    for now in ({"task_file": "d1"}, {}):
+        for accept in (False, True):
+            with pytest.raises(UserError) as raised:
+                settle_changes(tmp_path, {**ABOUT, **now}, accept)
+            assert str(raised.value).startswith(
+                f"{tmp_path}/sweep.yaml: task_file: the episodes of task.file differ from those that this sweep "
+                f"began with (digest {now.get('task_file')}, was d0); restore the file"
+            )
+    settle_changes(tmp_path, {**ABOUT, "task_file": "d0"}, accept=False)
+
+
+def test_the_record_of_a_sweep_has_the_digest_of_its_file_of_episodes(tmp_path):
+    episodes_file = tmp_path / "episodes.jsonl"
+    write_episodes(episodes_file, 4)
+    plan = load_plan(write_space(tmp_path, trial={"task": {"file": str(episodes_file)}}))
+    gate = load_plan_gate(plan)
+    digests = [describe_sweep(plan, gate, [])["task_file"] for _ in range(2)]
+    episodes_file.write_text(episodes_file.read_text() + "\n")
+    assert digests == [hashlib.sha256(episodes_file.read_bytes()[:-1]).hexdigest()[:16]] * 2
+    assert describe_sweep(plan, gate, [])["task_file"] != digests[0]
+
+
 def test_several_changes_are_counted_and_later_ones_come_behind_earlier_ones(tmp_path):
     write_sweep_record(tmp_path, ABOUT)
     with pytest.raises(UserError, match=r"space.search.trials: .*\(was 2, is 3; 1 more\); restore it"):
@@ -135,9 +163,6 @@ def test_the_command_line_records_what_it_is_told_to_accept(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     file = write_space(tmp_path)
     assert main([str(file)]) == DONE
-    from m2ray.config.gate_file import load_plan_gate
-    from m2ray.config.plan import load_plan
-
     plan = load_plan(file)
     write_sweep_record(tmp_path / "results" / "small", describe_sweep(plan, load_plan_gate(plan), [str(file)]))
     assert main([str(file), "--resume"]) == DONE
