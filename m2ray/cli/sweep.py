@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
-from m2ray.engine.record import check_results_folder, describe_sweep, settle_changes
+from m2ray.engine.record import check_results_folder, describe_sweep, lock_results_folder, settle_changes
 from m2ray.receiver.loading import resolve_receiver
 from m2ray.util.errors import UserError
 
@@ -49,9 +50,11 @@ def main(argv: Sequence[str]) -> int:
         return DONE
     started = time.monotonic()
     try:
-        with stoppable():
+        with stoppable(), ExitStack() as lock:
+            if args.resume:
+                lock.enter_context(lock_results_folder(root))
             record = check_and_start(plan, gate, root, argv, args)
-            return run_sweep(plan, root, record, args, started)
+            return run_sweep(plan, root, record, args, started, lock)
     except Stopped as stopped:
         begun = record_file(root).is_file()
         advice = f"the same command with --resume continues {root}" if begun else "nothing had begun"
@@ -161,7 +164,9 @@ def check_and_start(
         raise
 
 
-def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace, started: float) -> int:
+def run_sweep(
+    plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace, started: float, lock: ExitStack
+) -> int:
     """Run the sweep on a cluster that is up, then report; return the exit code."""
     # Loads Ray and torch: see above.
     from m2ray.engine import cluster
@@ -173,7 +178,11 @@ def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace
 
     try:
         cluster.check_resources(plan.space.resources, plan.workers, local=args.address is None)
-        if not args.resume:
+        if not args.resume:  # a new folder is made, and locked, after all checks
+            lock.enter_context(lock_results_folder(root))
+            check_results_folder(
+                root, args.resume, args.name, args.dry_run
+            )  # another may have ended there meanwhile
             write_sweep_record(root, record)
         withdrawn = read_sweep_record(root).get("withdrawn", {})
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)

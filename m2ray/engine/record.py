@@ -6,10 +6,13 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,9 @@ from m2ray.util import plugins
 from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
 from m2ray.util.files import check_writable
+from m2ray.util.locks import Locked, try_lock
 
+LOCK_FILE = "sweep.lock"
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 # Entries that may not change unnoticed when a sweep is resumed.
 DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
@@ -47,6 +52,26 @@ def check_results_folder(root: Path, resume: bool, name: str | None, dry: bool) 
         )
     if resume and not exists:
         raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
+
+
+@contextmanager
+def lock_results_folder(root: Path) -> Iterator[None]:
+    """Keep other sweeps out of a results folder while the block runs; a kill frees it.
+
+    Raises:
+        UserError: another sweep runs there; names its process and machine.
+    """
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    try:
+        with try_lock(root / LOCK_FILE, holder) as locked:
+            if not locked:
+                print(f"{root}: no locks on this file system; run one sweep at a time there", file=sys.stderr)
+            yield
+    except Locked as other:
+        raise UserError(
+            f"{root}: another sweep runs there ({other or 'just started'}); wait for it, stop it, or choose "
+            "another --name"
+        ) from None
 
 
 def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any]:

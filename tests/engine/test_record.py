@@ -1,6 +1,7 @@
 """sweep.yaml: what may not change unnoticed under a sweep's name, and what is noted when it is changed."""
 
 import hashlib
+import os
 import time
 
 import pytest
@@ -15,7 +16,7 @@ from m2ray.config.gate_file import load_plan_gate
 from m2ray.config.plan import load_plan
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine import cluster
-from m2ray.engine.record import describe_sweep, settle_changes
+from m2ray.engine.record import describe_sweep, lock_results_folder, settle_changes
 from m2ray.reporting.provenance import provenance
 from m2ray.util.errors import UserError
 
@@ -100,6 +101,29 @@ def test_the_record_of_a_sweep_has_the_digest_of_its_file_of_episodes(tmp_path):
     episodes_file.write_text(episodes_file.read_text() + "\n")
     assert digests == [hashlib.sha256(episodes_file.read_bytes()[:-1]).hexdigest()[:16]] * 2
     assert describe_sweep(plan, gate, [])["task_file"] != digests[0]
+
+
+def test_a_second_sweep_in_a_folder_is_refused_with_the_first_ones_process(tmp_path, monkeypatch, capsys):
+    """A resumed one at once, before Ray starts, and a new one where the first has begun since it looked."""
+    monkeypatch.setattr(cluster, "start", lambda *args, **named: None)
+    monkeypatch.setattr(cluster, "check_resources", lambda *args, **named: None)
+    monkeypatch.chdir(tmp_path)
+    file, folder = write_space(tmp_path), tmp_path / "results" / "small"
+    plan = load_plan(file)
+    says = (
+        rf"results/small: another sweep runs there \(process {os.getpid()} on \S+, since .*\); wait for it, stop"
+    )
+    with lock_results_folder(folder):
+        with pytest.raises(UserError, match=says):
+            main([str(file)])
+        record = describe_sweep(plan, load_plan_gate(plan), [str(file)])
+        write_sweep_record(folder, record)
+        with pytest.raises(UserError, match=says):
+            main([str(file), "--resume"])
+    monkeypatch.setattr(sweep, "run_sweep", lambda *rest: DONE)
+    assert main([str(file), "--resume"]) == DONE
+    assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
+    assert capsys.readouterr().err == ""
 
 
 def test_several_changes_are_counted_and_later_ones_come_behind_earlier_ones(tmp_path):
