@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m2ray.config.sweep_record import record_file
 from m2ray.evaluation.row_scope import is_shared_with
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import write_atomic
@@ -61,6 +62,7 @@ KEY = [  # makes a row unique
 ADDED_LATER = ("truncated", "facts")  # files from before lack these columns
 NULLABLE = ("nll", "truncated")
 CHECKSUM = b"m2ray.sha256"  # metadata key of a file's checksum
+WHOLE = "rows.parquet"  # of a results folder
 FAILED = "failed"  # condition of the one row of a configuration that failed; its answer is the cause
 
 
@@ -133,6 +135,9 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
 def read_rows(path: Path) -> pd.DataFrame:
     """Return the rows of a Parquet file or of a results folder.
 
+    A file of rows may come from anywhere, but in a sweep's folder one without a checksum was not written by the
+    sweep, and counts as damaged.
+
     Raises:
         UserError: missing, damaged, not Parquet, or a column is missing or of another type.
     """
@@ -159,8 +164,20 @@ def read_rows(path: Path) -> pd.DataFrame:
     except pa.ArrowException:  # Arrow decodes text only now, and finds that it is not UTF-8
         intact = False
     if not intact:
-        raise UserError(f"{path}: damaged (its rows do not match its checksum); remake it")
+        raise UserError(f"{path}: damaged (its rows do not match its checksum); {_remake(path)}")
+    if expected is None and _is_of_sweep(path):
+        raise UserError(f"{path}: damaged (no checksum: not as the sweep wrote it); {_remake(path)}")
     return frame
+
+
+def _is_of_sweep(path: Path) -> bool:
+    """Return whether a file is the rows of a sweep, in its results folder."""
+    return path.name == WHOLE and record_file(path.parent).is_file()
+
+
+def _remake(path: Path) -> str:
+    fix = "restore it, or run the sweep with --resume, which runs its evaluations again"
+    return fix if _is_of_sweep(path) else "remake it"
 
 
 class RowStore:
@@ -174,7 +191,7 @@ class RowStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.parts = folder / "rows"
-        self.whole = folder / "rows.parquet"
+        self.whole = folder / WHOLE
 
     def append(self, rows: pd.DataFrame) -> None:
         """Add rows; they are on disk when the call returns."""
