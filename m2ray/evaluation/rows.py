@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("truncated", pa.bool_()),  # the answer reached the limit of new tokens without its end; null if unknown
         ("facts", pa.string()),  # facts that the answer agrees with: `m2ray.evaluation.facts_read`; '' if unknown
+        ("message", pa.string()),  # digest of the episode's own message; '' if unknown
         ("params", pa.string()),  # JSON: a configuration's columns on the leaderboard
     ]
 )
@@ -59,7 +60,7 @@ KEY = [  # makes a row unique
     "condition",
     "episode",
 ]
-ADDED_LATER = ("truncated", "facts")  # files from before lack these columns
+ADDED_LATER = ("truncated", "facts", "message")  # files from before lack these columns
 NULLABLE = ("nll", "truncated")
 CHECKSUM = b"m2ray.sha256"  # metadata key of a file's checksum
 WHOLE = "rows.parquet"  # of a results folder
@@ -72,7 +73,7 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
     Raises:
         UserError: a column is missing, of another type, or has empty cells.
     """
-    unknown: dict[str, Any] = {"truncated": pd.NA, "facts": ""}
+    unknown: dict[str, Any] = {"truncated": pd.NA, "facts": "", "message": ""}
     rows = rows.assign(**{name: unknown[name] for name in ADDED_LATER if name not in rows.columns})
     for name in SCHEMA.names:
         if name not in rows.columns:
@@ -100,7 +101,8 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     """Return a table as rows, with null and '' in cells of columns that its file lacked."""
     frame: pd.DataFrame = table.to_pandas()
     frame["truncated"] = frame["truncated"].astype("boolean")
-    frame["facts"] = frame["facts"].fillna("")
+    for name in ("facts", "message"):
+        frame[name] = frame[name].fillna("")
     return frame
 
 
@@ -284,6 +286,7 @@ def failure_row(config: str, k: int, task: str, cause: str) -> pd.DataFrame:
         "answer": cause,
         "truncated": pd.NA,
         "facts": "",
+        "message": "",
         "params": "",
     }
     return pd.DataFrame([values])

@@ -98,7 +98,7 @@ def test_columns_that_a_file_lacks_are_read_as_unknown(tmp_path, lacking):
     rows = episode_rows(3, truncated=True, facts="10-")
     pq.write_table(pa.Table.from_pandas(rows.drop(columns=[*lacking])), path)
     found = read_rows(path)
-    unknown = {"truncated": pd.array([pd.NA] * 3, dtype="boolean"), "facts": ""}
+    unknown = {"truncated": pd.array([pd.NA] * 3, dtype="boolean"), "facts": "", "message": ""}
     assert_same_rows(found, rows.assign(**{name: unknown[name] for name in lacking}))
     write_rows(path, found)
     assert pq.read_schema(path).names == SCHEMA.names

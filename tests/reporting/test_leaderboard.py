@@ -244,6 +244,21 @@ def test_the_display_has_all_seeds_of_a_configuration_and_columns_that_have_valu
     assert "nan" not in leaderboard_text(leaderboard, "simple").lower()
 
 
+def test_the_number_of_different_messages_has_a_column_and_is_displayed_where_some_repeat():
+    rows = content_rows("carries", seeds=(0,))
+    for messages, shown in ((400, False), (390, True), (50, True)):
+        board = leaderboard_of(rows.assign(message=(rows.episode % messages).map("m{}".format)))
+        assert (board.n[0], board.messages[0]) == (400, messages)
+        assert ("messages" in display_cells(board)[0]) == shown
+        assert ("`messages` is how many" in legend(board, CONTENT)[0]) == shown
+        assert ("the tests count 50 messages, not 400 episodes" in board.reason[0]) == (messages == 50)
+    wide, narrow = (
+        leaderboard_of(part) for part in (rows.assign(message=(rows.episode % 50).map("m{}".format)), rows)
+    )
+    assert "messages" not in narrow, "rows of an earlier version do not name them"
+    assert wide.normal_ci_high[0] != narrow.normal_ci_high[0]
+
+
 def test_caveats_are_given_once_for_a_configuration(leaderboard):
     lines = [line for line in reasons(leaderboard) if line.startswith("carries")]
     assert [line.partition(":")[0] for line in lines] == ["carries", *(f"carries, seed {i}" for i in range(3))]
