@@ -19,7 +19,7 @@ from m2ray.config.plan import Plan, load_plan
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine.record import check_results_folder, describe_sweep, lock_results_folder, settle_changes
 from m2ray.receiver.loading import resolve_receiver
-from m2ray.util.errors import UserError
+from m2ray.util.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from m2ray.engine.progress import OutputForm
@@ -198,18 +198,28 @@ def run_sweep(
 
 
 def report_results(root: Path, failures: Mapping[str, str], started: float, args: Namespace) -> int:
-    """Build the reports, print the leaderboard and what failed; return the exit code."""
+    """Print the leaderboard and what failed, and draw the reports; return the exit code.
+
+    What is judged is written and printed first, and an error while the rest is drawn does not lose it.
+    """
     # Loads pandas, statsmodels and matplotlib: see above.
-    from m2ray.reporting.build import build
+    from m2ray.reporting.build import judge_folder, write_reports
     from m2ray.reporting.leaderboard import anything_passes
     from m2ray.reporting.leaderboard_text import print_leaderboard
 
-    leaderboard = build(root)
+    judged, failures = judge_folder(root), dict(failures)
+    leaderboard = judged.leaderboard
     if args.json:
         lines = json.loads(leaderboard.to_json(orient="records"))
         print(json.dumps({"event": "board", "results": str(root), "board": lines}))
     else:
         print_leaderboard(leaderboard)
+    try:
+        write_reports(judged)
+    except Exception as error:
+        cause = one_line(f"{type(error).__name__}: {error}")
+        failures["reports"] = f"{cause}; to repeat: python -m m2ray.report {root}"
+    if not args.json:
         print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
     for name, cause in failures.items():
         print(f"failed: {name}: {cause}", file=sys.stderr)

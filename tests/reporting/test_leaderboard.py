@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from made_reports import CARRIES, PRIMES, content_rows, results_folder, run_rows
 
-from m2ray.cli.runner import DONE, NOT_PASSED
+from m2ray.cli import report
+from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED
 from m2ray.cli.sweep import report_results
 from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import KEY, failure_row
+from m2ray.reporting import build as build_module
 from m2ray.reporting.build import build
 from m2ray.reporting.html import headline
 from m2ray.reporting.leaderboard import anything_passes, configuration_lines, judge_runs, make_leaderboard
@@ -159,6 +161,26 @@ def test_require_pass_asks_for_a_configuration_over_all_its_seeds(tmp_path, caps
     assert "a, seed 2: " in capsys.readouterr().out
     leaderboard = pd.read_csv(folder / "leaderboard.csv")
     assert leaderboard.seeds.tolist() == ["0 1 2", "0", "1", "2"]
+
+
+@pytest.mark.parametrize("form", ["json", "people"])
+def test_an_error_while_reports_are_drawn_loses_nothing_that_is_judged(tmp_path, capsys, monkeypatch, form):
+    def broken(*args):
+        raise RuntimeError("no such font\nanywhere")
+
+    monkeypatch.setattr(build_module, "draw_all", broken)
+    folder = results_folder(tmp_path / "r", content_rows("a"))
+    args = Namespace(json=form == "json", quiet=True, require_pass=False)
+    assert report_results(folder, {}, time.monotonic(), args) == SOME_FAILED
+    printed = capsys.readouterr()
+    assert "PASS" in printed.out
+    assert printed.err == (
+        f"failed: reports: RuntimeError: no such font anywhere; to repeat: python -m m2ray.report {folder}\n"
+    )
+    assert (folder / "leaderboard.csv").is_file()
+    with pytest.raises(RuntimeError, match="no such font"):
+        report.main([str(folder)])
+    assert "a: PASS" in capsys.readouterr().out
 
 
 def test_holm_counts_configurations_and_not_their_seeds():
