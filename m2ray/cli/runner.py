@@ -1,4 +1,4 @@
-"""Run a command: exit codes, user errors in one line, and an orderly stop at Ctrl-C or SIGTERM.
+"""Run a command: exit codes, user errors in one line, and standard streams that survive their readers.
 
 Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a full disk; 3 done, but some configurations failed;
 130 stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume continues.
@@ -9,51 +9,13 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NoReturn, cast
 
 from m2ray.util.errors import DISK_FULL, UserError, describe_os_error, one_line
 
 DONE, NOT_PASSED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
-
-
-class Stopped(KeyboardInterrupt):
-    """Raised at Ctrl-C, or at the SIGTERM of a machine that goes away; `code` is the exit code."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.code = 128 + signal_number
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise `Stopped` in the main thread at the first SIGINT or SIGTERM; end the process at the second."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    received: list[int] = []
-
-    def end_at_once(number: int, frame: object) -> None:
-        os._exit(128 + number)
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        for each in signals:
-            signal.signal(each, end_at_once)
-        print("\nstopping after the running evaluations; a second signal stops at once", file=sys.stderr)
-        raise Stopped(number)
-
-    before = {each: signal.signal(each, stop) for each in signals}
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if isinstance(error, Stopped) or not received:
-            raise
-        raise Stopped(received[0]) from None  # compiled code turns it into a plain KeyboardInterrupt
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 class Parser(argparse.ArgumentParser):

@@ -7,12 +7,12 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, stoppable
+from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser
 from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
@@ -20,10 +20,12 @@ from m2ray.config.sweep_record import read_sweep_record, record_file, write_swee
 from m2ray.engine.record import check_results_folder, describe_sweep, lock_results_folder, settle_changes
 from m2ray.receiver.loading import resolve_receiver
 from m2ray.util.errors import UserError, one_line
+from m2ray.util.stopping import Stopped, check_stopped, stoppable
 
 if TYPE_CHECKING:
     from m2ray.engine.progress import OutputForm
 
+LOOK_S = 0.2  # between two looks whether a signal was received
 # What trials and evaluators take longest to import.
 PRELOAD = ("m2ray.engine.trial", "transformers.modeling_utils")
 
@@ -158,6 +160,9 @@ def check_and_start(
         with ThreadPoolExecutor(1) as executor:
             checked = executor.submit(check)
             cluster.start(args.address, nested=plan.workers > 1, preload=PRELOAD)
+            check_stopped()
+            while not wait([checked], timeout=LOOK_S).done:
+                check_stopped()
             return checked.result()
     except BaseException:
         cluster.stop()
@@ -177,6 +182,7 @@ def run_sweep(
     from m2ray.util.journal import Journal
 
     try:
+        check_stopped()
         cluster.check_resources(plan.space.resources, plan.workers, local=args.address is None)
         if not args.resume:  # a new folder is made, and locked, after all checks
             lock.enter_context(lock_results_folder(root))
@@ -190,6 +196,7 @@ def run_sweep(
         with Progress(root.name, proposer.total, count_work(plan).jobs, form) as progress:
             sweep = Sweep(plan, root, proposer, progress)
             sweep.run()
+            check_stopped()
             progress.phase("report: tables and pictures")
     finally:
         cluster.stop()

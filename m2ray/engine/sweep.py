@@ -34,6 +34,7 @@ from m2ray.engine.tune_search import run_search, trials_at_once
 from m2ray.evaluation.rows import failure_row
 from m2ray.judging.selection import best_configs, paired_gain, with_baseline
 from m2ray.util.errors import UserError
+from m2ray.util.stopping import check_stopped
 from m2ray.util.text import pluralize
 
 STOP_GRACE_S = 60.0  # that a stopped sweep waits for running evaluations; a cloud gives two minutes
@@ -70,6 +71,7 @@ class _SearchObserver:
         self._evaluations.queue(config, "search", Path(metrics["checkpoint"]))
 
     def tick(self) -> None:
+        check_stopped()
         if cause := self._proposer.disk_full:
             raise UserError(f"{self._sweep.root}: {cause}; free some and run the same command with --resume")
         self._evaluations.collect()
