@@ -89,11 +89,11 @@ def test_a_trial_that_breaks_is_marked_and_the_others_go_on_over_several_seeds(t
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("failed: broken: seed 0: loss ")
     board = pd.read_csv(tmp_path / "other" / "leaderboard.csv")
-    assert board.config.tolist() == ["fine", "fine", "broken"]
-    assert sorted(board.seed[:2]) == [0, 1]
-    assert board.split[:2].tolist() == ["confirm", "confirm"]
-    assert board.verdict[2] == "failed"
-    assert "lower lr" in board.reason[2]
+    assert board.config.tolist() == ["fine", "fine", "fine", "broken"]
+    assert board.seed[1:3].tolist() == [0, 1]
+    assert board.split[:3].tolist() == ["confirm"] * 3
+    assert board.verdict[3] == "failed"
+    assert "lower lr" in board.reason[3]
     scores = [
         json.loads((tmp_path / f"other/checkpoints/fine/seed-{seed}/epoch-02/config.json").read_text())["metrics"][
             "score"
