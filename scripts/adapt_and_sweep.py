@@ -39,7 +39,7 @@ import pandas as pd
 import torch
 
 from m2ray.cli import sweep, train_receiver
-from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, run_command, stoppable
+from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, run_command
 from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.sweep_record import record_file
@@ -55,6 +55,7 @@ from m2ray.training.lora import largest_rank, merge_adapter
 from m2ray.training.receiver_training import OutOfTime, seeds_before, state_file
 from m2ray.util.errors import UserError
 from m2ray.util.files import check_writable, write_json
+from m2ray.util.stopping import Stopped, stoppable
 
 OUT_OF_TIME = 75  # EX_TEMPFAIL: not done, but nothing failed
 UNFINISHED, NO_RECEIVER = "unfinished", "G0 not reached"
@@ -334,7 +335,7 @@ def main(argv: Sequence[str]) -> int:
     job = Job(args, deadline)
     check_seeds(job.plan, job.settings)
     try:
-        with stoppable():
+        with stoppable(raises=True):
             job.adapt()
             if not job.g0():
                 return NOT_PASSED

@@ -25,7 +25,9 @@ def make_rows(shares=GOOD, config="a", seed=0, k=4, step=10, split="confirm", n=
         frames.append(frame)
     rows = pd.concat(frames, ignore_index=True)
     constants = {"receiver": receiver, "task": "easy", "split": split, "decoding": "greedy", "partner": -1}
-    rows = rows.assign(**constants, parsed=True, partial=1.0, nll=0.5, truncated=False, facts="", params="")
+    rows = rows.assign(
+        **constants, parsed=True, partial=1.0, nll=0.5, truncated=False, facts="", message="", params=""
+    )
     return rows.astype({"truncated": "boolean"})
 
 
@@ -50,6 +52,7 @@ ROW = {
     "answer": "0 2 1 1",
     "truncated": False,
     "facts": "",
+    "message": "",
     "params": '{"training.lr": 0.001}',
 }
 

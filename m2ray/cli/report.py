@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2ray.cli.runner import DONE, Parser
-from m2ray.reporting.build import build
+from m2ray.reporting.build import judge_folder, write_reports
 from m2ray.reporting.leaderboard_text import print_leaderboard
 
 
@@ -18,6 +18,8 @@ def main(argv: Sequence[str]) -> int:
         "--gate", help="content, reference, or a gate file; default: the gate that the sweep was registered with"
     )
     args = parser.parse_args(argv)
-    print_leaderboard(build(args.folder, args.gate))
+    judged = judge_folder(args.folder, args.gate)
+    print_leaderboard(judged.leaderboard)
+    write_reports(judged)
     print(f"\nwritten: {args.folder}/report.html, leaderboard.csv, leaderboard.md, attempts/, figures/")
     return DONE

@@ -1,4 +1,4 @@
-"""Run a command: exit codes, user errors in one line, and an orderly stop at Ctrl-C or SIGTERM.
+"""Run a command: exit codes, user errors in one line, and standard streams that survive their readers.
 
 Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a full disk; 3 done, but some configurations failed;
 130 stopped by Ctrl-C, 143 by SIGTERM: the same command with --resume continues.
@@ -7,52 +7,15 @@ Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a full disk; 3 done
 from __future__ import annotations
 
 import argparse
+import io
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO, NoReturn, cast
 
 from m2ray.util.errors import DISK_FULL, UserError, describe_os_error, one_line
 
 DONE, NOT_PASSED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
-
-
-class Stopped(KeyboardInterrupt):
-    """Raised at Ctrl-C, or at the SIGTERM of a machine that goes away; `code` is the exit code."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal_number)
-        self.code = 128 + signal_number
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Raise `Stopped` in the main thread at the first SIGINT or SIGTERM; end the process at the second."""
-    signals = (signal.SIGINT, signal.SIGTERM)
-    received: list[int] = []
-
-    def end_at_once(number: int, frame: object) -> None:
-        os._exit(128 + number)
-
-    def stop(number: int, frame: object) -> None:
-        received.append(number)
-        for each in signals:
-            signal.signal(each, end_at_once)
-        print("\nstopping after the running evaluations; a second signal stops at once", file=sys.stderr)
-        raise Stopped(number)
-
-    before = {each: signal.signal(each, stop) for each in signals}
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        if isinstance(error, Stopped) or not received:
-            raise
-        raise Stopped(received[0]) from None  # compiled code turns it into a plain KeyboardInterrupt
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,18 +40,51 @@ def _check_current_folder() -> None:
         ) from None
 
 
+class _Pipe(io.FileIO):
+    """A standard stream that swallows what is written after its reader (`| head`) has closed it.
+
+    The command goes on without output: a sweep ends with its results, and a gate with its exit code.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Write to the stream, or to nothing once it is closed."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.fileno())
+            os.close(nothing)
+            return memoryview(data).nbytes
+
+
+def _survive_closed_pipes() -> None:
+    """Replace standard output and error by streams that survive the end of their readers."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if type(stream) is not io.TextIOWrapper:  # closed, or a test's
+            continue
+        stream.flush()
+        pipe = _Pipe(stream.fileno(), "w", closefd=False)
+        unbuffered = isinstance(stream.buffer, io.RawIOBase)  # PYTHONUNBUFFERED
+        survivor = io.TextIOWrapper(
+            cast(BinaryIO, pipe) if unbuffered else io.BufferedWriter(pipe),
+            stream.encoding,
+            stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, survivor)
+
+
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     """Run a command and exit with its code; bad input becomes one line on stderr and exit code 2."""
+    _survive_closed_pipes()
     try:
         _check_current_folder()
         code = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         code = BAD_INPUT
-    except BrokenPipeError:
-        # The reader (`| head`) closed the pipe: not an error, and nothing more can be printed.
-        sys.stderr.close()
-        code = DONE
     except OSError as error:
         if error.filename is None and error.errno not in DISK_FULL:
             raise  # not about a file: a bug, or the network

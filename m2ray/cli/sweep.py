@@ -7,22 +7,25 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, Stopped, stoppable
+from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser
 from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
-from m2ray.engine.record import check_results_folder, describe_sweep, settle_changes
+from m2ray.engine.record import check_results_folder, describe_sweep, lock_results_folder, settle_changes
 from m2ray.receiver.loading import resolve_receiver
-from m2ray.util.errors import UserError
+from m2ray.util.errors import UserError, one_line
+from m2ray.util.stopping import Stopped, check_stopped, stoppable
 
 if TYPE_CHECKING:
     from m2ray.engine.progress import OutputForm
 
+LOOK_S = 0.2  # between two looks whether a signal was received
 # What trials and evaluators take longest to import.
 PRELOAD = ("m2ray.engine.trial", "transformers.modeling_utils")
 
@@ -49,9 +52,11 @@ def main(argv: Sequence[str]) -> int:
         return DONE
     started = time.monotonic()
     try:
-        with stoppable():
+        with stoppable(), ExitStack() as lock:
+            if args.resume:
+                lock.enter_context(lock_results_folder(root))
             record = check_and_start(plan, gate, root, argv, args)
-            return run_sweep(plan, root, record, args, started)
+            return run_sweep(plan, root, record, args, started, lock)
     except Stopped as stopped:
         begun = record_file(root).is_file()
         advice = f"the same command with --resume continues {root}" if begun else "nothing had begun"
@@ -155,13 +160,18 @@ def check_and_start(
         with ThreadPoolExecutor(1) as executor:
             checked = executor.submit(check)
             cluster.start(args.address, nested=plan.workers > 1, preload=PRELOAD)
+            check_stopped()
+            while not wait([checked], timeout=LOOK_S).done:
+                check_stopped()
             return checked.result()
     except BaseException:
         cluster.stop()
         raise
 
 
-def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace, started: float) -> int:
+def run_sweep(
+    plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace, started: float, lock: ExitStack
+) -> int:
     """Run the sweep on a cluster that is up, then report; return the exit code."""
     # Loads Ray and torch: see above.
     from m2ray.engine import cluster
@@ -172,8 +182,13 @@ def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace
     from m2ray.util.journal import Journal
 
     try:
+        check_stopped()
         cluster.check_resources(plan.space.resources, plan.workers, local=args.address is None)
-        if not args.resume:
+        if not args.resume:  # a new folder is made, and locked, after all checks
+            lock.enter_context(lock_results_folder(root))
+            check_results_folder(
+                root, args.resume, args.name, args.dry_run
+            )  # another may have ended there meanwhile
             write_sweep_record(root, record)
         withdrawn = read_sweep_record(root).get("withdrawn", {})
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)
@@ -181,6 +196,7 @@ def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace
         with Progress(root.name, proposer.total, count_work(plan).jobs, form) as progress:
             sweep = Sweep(plan, root, proposer, progress)
             sweep.run()
+            check_stopped()
             progress.phase("report: tables and pictures")
     finally:
         cluster.stop()
@@ -189,18 +205,28 @@ def run_sweep(plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace
 
 
 def report_results(root: Path, failures: Mapping[str, str], started: float, args: Namespace) -> int:
-    """Build the reports, print the leaderboard and what failed; return the exit code."""
+    """Print the leaderboard and what failed, and draw the reports; return the exit code.
+
+    What is judged is written and printed first, and an error while the rest is drawn does not lose it.
+    """
     # Loads pandas, statsmodels and matplotlib: see above.
-    from m2ray.reporting.build import build
+    from m2ray.reporting.build import judge_folder, write_reports
     from m2ray.reporting.leaderboard import anything_passes
     from m2ray.reporting.leaderboard_text import print_leaderboard
 
-    leaderboard = build(root)
+    judged, failures = judge_folder(root), dict(failures)
+    leaderboard = judged.leaderboard
     if args.json:
         lines = json.loads(leaderboard.to_json(orient="records"))
         print(json.dumps({"event": "board", "results": str(root), "board": lines}))
     else:
         print_leaderboard(leaderboard)
+    try:
+        write_reports(judged)
+    except Exception as error:
+        cause = one_line(f"{type(error).__name__}: {error}")
+        failures["reports"] = f"{cause}; to repeat: python -m m2ray.report {root}"
+    if not args.json:
         print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
     for name, cause in failures.items():
         print(f"failed: {name}: {cause}", file=sys.stderr)

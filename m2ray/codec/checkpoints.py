@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2ray.config.trial import TrialConfig
+from m2ray.config.trial import TaskConfig, TrialConfig
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.strict_yaml import validate
 
+TASK_FILE = "task_file"  # key of the digest of `task.file`
 CORE = ("codec", "receiver_digest", "digest")  # keys that every record has; those of the training come on top
 
 
@@ -86,12 +87,34 @@ def trial_of(folder: Path) -> TrialConfig:
     """Return the configuration that a checkpoint was trained with.
 
     Raises:
-        UserError: not a checkpoint, or its record has no valid configuration.
+        UserError: not a checkpoint, its record has no valid configuration, or the file of its episodes has
+            changed.
     """
     record = read_record(folder)
     if "trial" not in record:
         raise UserError(f"{folder}/config.json: trial: missing; give a checkpoint that m2ray.train wrote")
-    return validate(TrialConfig, record["trial"], f"{folder}/config.json: trial")
+    trial = validate(TrialConfig, record["trial"], f"{folder}/config.json: trial")
+    check_task_file(folder, trial.task)
+    return trial
+
+
+def check_task_file(folder: Path, task: TaskConfig) -> None:
+    """Refuse a checkpoint where the file of the episodes is not the one that it was trained on.
+
+    Lines of another file may hold other messages under the same numbers, among them training messages. A file that
+    is gone is refused where it is read, and older checkpoints do not record what they were trained on.
+
+    Raises:
+        UserError: names the file.
+    """
+    trained = read_record(folder).get(TASK_FILE)
+    if trained is None or task.file is None or not Path(task.file).is_file():
+        return
+    if (now := task.file_digest) != trained:
+        raise UserError(
+            f"{task.file}: not what {folder} was trained on (digest {now}, was {trained}); restore the file, or "
+            "train anew"
+        )
 
 
 def run_folder(root: Path, name: str, seed: int) -> Path:

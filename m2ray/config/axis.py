@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import optuna
@@ -65,3 +66,33 @@ class Axis(StrictModel):
         if self.choice is not None:
             return list(self.choice)
         return list(self.int_ or self.uniform or self.loguniform or ())
+
+    def values(self) -> Iterator[Scalar]:
+        """Yield all values of a choice or of whole numbers; of a range of floats, ever finer steps without end."""
+        if self.choice is not None:
+            yield from self.choice
+        elif self.int_ is not None:
+            yield from range(self.int_[0], self.int_[1] + 1)
+        else:
+            yield from _between(*(self.uniform or self.loguniform or (0.0, 0.0)))
+
+    @property
+    def size(self) -> float:
+        """The number of values; infinite for a range of floats."""
+        if self.choice is not None:
+            return len(self.choice)
+        return self.int_[1] - self.int_[0] + 1 if self.int_ is not None else math.inf
+
+
+def _between(low: float, high: float) -> Iterator[float]:
+    """Yield the bounds, then the middles between neighbours, until no two neighbours have a float between them."""
+    seen, parts = {low, high}, 2
+    yield from sorted(seen)
+    while True:
+        shares = [i / parts for i in range(1, parts, 2)]
+        middles = {low * (1 - share) + high * share for share in shares} - seen
+        if not middles:
+            return
+        yield from sorted(middles)
+        seen |= middles
+        parts *= 2

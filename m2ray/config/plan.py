@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 
@@ -22,6 +24,14 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 # For each choice or bound of an axis: random draws to find configurations where it applies, and how many to check.
 _CHECK_DRAWS, _CHECK_TIMES = 256, 3
+
+
+class Sampled(NamedTuple):
+    """A sampled configuration: its name, and its settings, or why the suggested values do not fit together."""
+
+    name: str
+    config: TrialConfig | None
+    error: str
 
 
 class Plan:
@@ -60,6 +70,46 @@ class Plan:
     def workers(self) -> int:
         """The largest number of processes of any training."""
         return max(config.workers for config in self.all)
+
+    @property
+    def samples(self) -> int:
+        """The number of configurations to sample: `search.trials`, or fewer where the axes have no more."""
+        trials = self.space.search.trials
+        enough = trials + len(self.points)
+        if not trials or math.prod(axis.size for axis in self.space.axes.values() if not axis.when) >= enough:
+            return trials
+        few = list(itertools.islice(self.combinations(), enough))
+        if len(few) == enough:
+            return trials
+        points = {config_name(config) for config in self.points.values()}
+        return min(trials, len({self.sampled(chosen).name for chosen in few} - points))
+
+    def combinations(self) -> Iterator[dict[str, Scalar]]:
+        """Yield every combination of the axes' values once, as `suggest` returns them.
+
+        There is no end to them where an axis is a range of floats.
+        """
+        return self._combinations(list(self.space.axes.items()), merge_trees(self._defaults, {}), {})
+
+    def _combinations(
+        self, axes: list[tuple[str, Axis]], tree: dict[str, Any], chosen: dict[str, Scalar]
+    ) -> Iterator[dict[str, Scalar]]:
+        """Yield the combinations of the remaining axes, with what was chosen for those before them."""
+        if not axes:
+            yield chosen
+            return
+        (key, axis), *rest = axes
+        if not self._applies(axis, tree):
+            yield from self._combinations(rest, tree, chosen)
+            return
+        for value in axis.values():
+            own = merge_trees(tree, {})
+            set_key(own, key, value)
+            yield from self._combinations(rest, own, {**chosen, key: value})
+
+    @staticmethod
+    def _applies(axis: Axis, tree: Mapping[str, Any]) -> bool:
+        return all(get_key(tree, other) in values for other, values in axis.when.items())
 
     def _check_axes(self) -> list[TrialConfig]:
         """Validate every choice and bound of each axis in some of the configurations where it applies.
@@ -132,7 +182,7 @@ class Plan:
         """Return Optuna's suggestions by dotted key, for each axis that applies, in file order."""
         tree, chosen = merge_trees(self._defaults, {}), {}
         for key, axis in self.space.axes.items():
-            if all(get_key(tree, other) in values for other, values in axis.when.items()):
+            if self._applies(axis, tree):
                 chosen[key] = axis.suggest(trial, key)
                 set_key(tree, key, chosen[key])
         return chosen
@@ -151,6 +201,15 @@ class Plan:
             return self._source(key, _axes_text(involved), involved)
 
         return validate(TrialConfig, tree, source)
+
+    def sampled(self, chosen: Mapping[str, Scalar]) -> Sampled:
+        """Return the configuration with suggested values, or why there is none, and its name."""
+        try:
+            config = self.config(chosen)
+        except UserError as error:
+            digest = hashlib.sha256(json.dumps(dict(chosen), sort_keys=True).encode()).hexdigest()[:8]
+            return Sampled(f"invalid-{digest}", None, str(error))
+        return Sampled(config_name(config), config, "")
 
     def _source(self, key: str, where: str, chosen: Iterable[str], sets_all: bool = False) -> str:
         """Return the file and section that set a faulty key: `where` if it sets the key, else `trial`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -31,6 +32,7 @@ from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.level import defines_change_fact
 from m2ray.tasks.registry import level as task_level
 from m2ray.util import plugins
+from m2ray.util.files import file_digest
 from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Share, StrictModel
 
 # The built-in encoders, which `m2ray.codec.encoders` defines; plugins add others.
@@ -130,6 +132,15 @@ class TaskConfig(StrictModel):
     def name(self) -> str:
         """Name of the task, for rows."""
         return task_name(task_level(self.level), self.held_out)
+
+    @property
+    def file_digest(self) -> str | None:
+        """Digest of the content of `file`; None for drawn episodes.
+
+        Raises:
+            UserError: the file is gone.
+        """
+        return None if self.file is None else file_digest(Path(self.file))
 
     def shortest_message(self, part: str) -> int | None:
         """Return the smallest number of facts in a drawn message of a part, in the template's wording.

@@ -48,7 +48,7 @@ def longest_config(plan: Plan) -> TrialConfig:
 def count_work(plan: Plan) -> Work:
     """Count what a sweep has to do."""
     space, example = plan.space, plan.example
-    seeds, trials = len(space.search.seeds), space.search.trials
+    seeds, trials = len(space.search.seeds), plan.samples
     configs = [*plan.points.values(), *[longest_config(plan)] * trials]
     samples = sum(c.training.epochs * c.training.epoch_samples for c in configs) * seeds
     reports = sum(c.training.epochs for c in configs) * seeds
@@ -93,8 +93,8 @@ def estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
     batch_s = measure_seconds(receiver, lambda: answer_episodes(receiver, episodes, text, example.evaluation))
     answer_s = batch_s / len(episodes)
     counted = [(config, 1) for config in plan.points.values()]
-    if space.search.trials:
-        counted.append((longest_config(plan), space.search.trials))
+    if plan.samples:
+        counted.append((longest_config(plan), plan.samples))
     training_s = work.reports * ANSWERS_PER_SCORE * len(search_seeds) * answer_s
     for config, number in counted:
         samples = len(space.search.seeds) * number * config.training.epochs * config.training.epoch_samples

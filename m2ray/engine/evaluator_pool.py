@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from m2ray.engine.cluster import limit_threads
 from m2ray.engine.jobs import Job
 from m2ray.util.errors import UserError, last_line
+from m2ray.util.stopping import check_stopped
 
 Work = Callable[[Job], pd.DataFrame | None]
 
@@ -172,8 +173,13 @@ class Pool:
         self._node_checked = time.monotonic()
 
     def drain(self) -> Iterator[FinishedJob]:
-        """Yield all remaining jobs as they end."""
+        """Yield all remaining jobs as they end.
+
+        Raises:
+            Stopped: a signal was received; the jobs stay as they are.
+        """
         while len(self):
+            check_stopped()
             yield from self.poll(timeout=0.5)
 
     def finish(self, limit_s: float) -> Iterator[FinishedJob]:

@@ -9,7 +9,7 @@ from typing import get_args
 
 import pandas as pd
 
-from m2ray.codec.checkpoints import checkpoint_id
+from m2ray.codec.checkpoints import check_task_file, checkpoint_id
 from m2ray.codec.codec import load_codec
 from m2ray.config.condition_names import DependsOn
 from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig, parse_seeds
@@ -94,6 +94,7 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
     evaluation = job.trial.evaluation
     if job.folder is None:
         return cached_rows(receiver, episodes, job.split, job.names, evaluation)
+    check_task_file(job.folder, job.trial.task)
     codec, checkpoint = load_codec(job.folder, receiver), checkpoint_id(job.folder)
     constant = None
     if "constant" in job.names:

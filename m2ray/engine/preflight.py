@@ -131,7 +131,12 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
     weights = _weights(receiver) / 1e6
     yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, digest {receiver.digest}{trained}"
     yield "task", f"level {plan.example.task.name}"
-    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {space.search.trials} sampled"
+    fewer = (
+        f", as the axes have no more ({space.search.trials} requested)"
+        if plan.samples < space.search.trials
+        else ""
+    )
+    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {plan.samples} sampled{fewer}"
     for name in plan.points:
         yield "  point", name
     for key, axis in space.axes.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import optuna
 from optuna.storages.journal import JournalFileBackend
 
 from m2ray.config.axis import Scalar
-from m2ray.config.plan import Plan, config_name
+from m2ray.config.plan import Plan, Sampled, config_name
 from m2ray.config.trial import TrialConfig
 from m2ray.util.journal import Journal
 from m2ray.util.trees import get_key
@@ -28,6 +28,9 @@ WAIT: Wait = "later"
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 SAMPLER_STRIDE = 1_000_003  # keeps the suggestions of different sampler seeds apart
+# Suggestions in a row that repeat a known configuration: after so many they are drawn at random, and after so many
+# the next combination that is new is taken.
+REPEATS_BEFORE_RANDOM, REPEATS_BEFORE_NEXT = 4, 8
 
 # Columns of the leaderboard besides the searched keys.
 LEADERBOARD_KEYS = (
@@ -64,6 +67,10 @@ class StudyFile:
 class OptunaProposer:
     """Proposes the points, then `search.trials` suggestions by seeded multivariate TPE.
 
+    A suggestion that repeats a configuration is not trained again: Optuna is told the score that is known, or will
+    be once the configuration has ended, and another suggestion is made. The search ends early where the axes have
+    no further combination.
+
     The n-th suggestion depends on the seed, on n, and on what had begun and ended before it. With one trial at a
     time, a sweep that was killed and resumed therefore suggests the same as one that was not. Several trials may
     end in another order, and the suggestions after the start-up trials can then differ. With
@@ -83,10 +90,14 @@ class OptunaProposer:
         self.study = optuna.create_study(direction="maximize")
         self.configs: dict[str, TrialConfig] = dict(plan.points)
         self.failures: dict[str, str] = {}
-        self.ended: set[str] = set()
+        self._wanted = plan.samples  # configurations to sample
+        self._scores: dict[str, float | None] = {}  # of what has ended; None: it failed
         self._chosen: dict[str, dict[str, Scalar]] = {}  # the sampled configurations, in order
-        self._asked: dict[str, optuna.Trial] = {}  # those that Optuna has not been told the result of
-        self._results: dict[int, tuple[str, float | None]] = {}  # by trial number, results to tell Optuna
+        self._known = {config_name(config): name for name, config in reversed(plan.points.items())}
+        self._suggested = 0  # Optuna's own list is copied whole each time it is read
+        self._repeats = 0  # suggestions since the last that was new
+        self._untold: dict[str, list[optuna.Trial]] = {}  # trials that wait for their configuration to end
+        self._results: dict[int, tuple[optuna.Trial, float | None]] = {}  # by trial number, results to tell Optuna
         self._told = 0
         self._queue: deque[str] = deque(plan.points)
         self._study_file: StudyFile | None = None
@@ -98,57 +109,77 @@ class OptunaProposer:
     def _replay(self) -> None:
         """Bring study and queue to where the journal ends; a trial that began and did not end goes first."""
         for entry in self._journal.entries():
-            name = entry["config"]
+            name, event = entry["config"], entry["event"]
             if name in self._withdrawn:
                 continue
-            if entry["event"] == "began":
-                if name not in self.configs:
-                    self.study.enqueue_trial(entry["chosen"])
-                    self._begin(self.study.ask(), name)
-                    self._queue.append(name)
-            else:
+            if event == "ended":
                 self._queue = deque(other for other in self._queue if other != name)
                 self._end(name, entry["score"], entry["cause"])
+            elif name not in self.configs or event == "repeated":
+                trial = self._ask(entry["chosen"])
+                if event == "repeated":
+                    self._repeat(trial, name)
+                    continue
+                sampled = self.plan.sampled(entry["chosen"])
+                self._begin(trial, name, entry["chosen"], sampled)
+                if sampled.config is None:
+                    self._end(name, None, sampled.error)
+                else:
+                    self._queue.append(name)
 
-    def _begin(self, trial: optuna.Trial, name: str | None = None) -> str:
-        chosen = self.plan.suggest(trial)
-        config = self.plan.config(chosen)
-        if name is None:
-            name = config_name(config)
-            if name in self.configs:
-                # Categorical spaces repeat themselves; the same name would overwrite the first one's results.
-                name = f"{name}-{trial.number}"
+    def _ask(self, chosen: Mapping[str, Scalar] | None = None) -> optuna.Trial:
+        """Return a new trial of the study, with these values where they are given."""
+        if chosen is not None:
+            self.study.enqueue_trial(dict(chosen))
+        self._suggested += 1
+        trial = self.study.ask()
+        if chosen is not None:
+            self.plan.suggest(trial)
+        return trial
+
+    def _begin(self, trial: optuna.Trial, name: str, chosen: dict[str, Scalar], sampled: Sampled) -> None:
+        """Take note of a configuration that is sampled for the first time."""
         trial.set_user_attr("config", name)
-        self.configs[name], self._chosen[name], self._asked[name] = config, chosen, trial
-        return name
+        self._chosen[name], self._repeats = chosen, 0
+        self._known.setdefault(sampled.name, name)
+        self._untold.setdefault(name, []).append(trial)
+        if sampled.config is not None:
+            self.configs[name] = sampled.config
+
+    def _repeat(self, trial: optuna.Trial, name: str) -> None:
+        """Take note of a suggestion that repeats a configuration."""
+        trial.set_user_attr("config", name)
+        self._repeats += 1
+        self._untold.setdefault(name, []).append(trial)
+        if name in self._scores:
+            self._end(name, self._scores[name], self.failures.get(name, ""))
 
     def _end(self, name: str, score: float | None, cause: str) -> None:
-        self.ended.add(name)
+        self._scores[name] = score
         if cause:
             self.failures[name] = cause
-        if name in self._asked:
-            self._results[self._asked[name].number] = name, score
-            self._tell_results()
+        for trial in self._untold.pop(name, []):
+            self._results[trial.number] = trial, score
+        self._tell_results()
+
+    @property
+    def ended(self) -> set[str]:
+        """The names of the configurations that have ended."""
+        return set(self._scores)
 
     def _tell_results(self) -> None:
         """Tell Optuna the results: at once or, if deterministic, in order and no more than the next may know."""
-        search, asked = self.plan.space.search, self._sampled
-        in_order = search.deterministic and asked < search.trials
-        last = asked - self._at_once if in_order else asked
+        in_order = self.plan.space.search.deterministic and len(self._chosen) < self._wanted
+        last = self._suggested - self._at_once if in_order else self._suggested
         for number in sorted(self._results):
             if in_order and not self._told == number <= last:
                 break
-            name, score = self._results.pop(number)
+            trial, score = self._results.pop(number)
             state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-            ended = self.study.tell(self._asked.pop(name), score, state=state)
+            ended = self.study.tell(trial, score, state=state)
             self._told += 1
             if self._study_file:
                 self._study_file.add(ended)
-
-    @property
-    def _sampled(self) -> int:
-        """Configurations sampled so far; Optuna's own list is copied whole each time it is read."""
-        return len(self._chosen)
 
     @property
     def _at_once(self) -> int:
@@ -158,12 +189,12 @@ class OptunaProposer:
     def _can_suggest(self) -> bool:
         """Return whether Optuna knows all results that the next suggestion must use."""
         self._tell_results()
-        return not self.plan.space.search.deterministic or self._told > self._sampled - self._at_once
+        return not self.plan.space.search.deterministic or self._told > self._suggested - self._at_once
 
     @property
     def total(self) -> int:
         """Configurations of the whole sweep."""
-        return len(self.plan.points) + self.plan.space.search.trials
+        return len(self.plan.points) + self._wanted
 
     def propose(self) -> dict[str, Any] | Wait | None:
         """Return the settings of the next trial (`m2ray.engine.trial.run_trial`).
@@ -173,14 +204,13 @@ class OptunaProposer:
         """
         if self._queue:
             name = self._queue.popleft()
-        elif self._sampled >= self.plan.space.search.trials:
-            return None
-        elif not self._can_suggest():
-            return WAIT
         else:
-            name = self._suggest()
-        config = self.configs[name]
+            suggested = self._suggest_new()
+            if suggested is None or suggested == WAIT:
+                return suggested
+            name = suggested
         self._journal.append({"event": "began", "config": name, "chosen": self._chosen.get(name, {})})
+        config = self.configs[name]
         return {
             "config": name,
             "trial": config.model_dump_json(),
@@ -191,18 +221,57 @@ class OptunaProposer:
             "resources": self.plan.space.resources.model_dump(),
         }
 
-    def _suggest(self) -> str:
-        # A new sampler for each suggestion leaves nothing to restore when a sweep is resumed.
+    def _suggest_new(self) -> str | Wait | None:
+        """Suggest until a configuration is new, and return its name; None where there is none, or enough."""
+        while len(self._chosen) < self._wanted:
+            if not self._can_suggest():
+                return WAIT
+            chosen: Mapping[str, Scalar] | None = None
+            if self._repeats >= REPEATS_BEFORE_NEXT and (chosen := self._next_unknown()) is None:
+                self._wanted = len(self._chosen)
+                break
+            self.study.sampler = self._sampler()
+            trial = self._ask(chosen)
+            values = self.plan.suggest(trial)
+            sampled = self.plan.sampled(values)
+            if known := self._known.get(sampled.name):
+                self._journal.append({"event": "repeated", "config": known, "chosen": values})
+                self._repeat(trial, known)
+                continue
+            name = sampled.name
+            if name in self.configs:  # the name of a point with other settings
+                name = f"{name}-{trial.number}"
+            self._begin(trial, name, values, sampled)
+            if sampled.config is not None:
+                return name
+            # The values do not fit together: the configuration has failed before its training.
+            self._journal.append({"event": "began", "config": name, "chosen": values})
+            self.finished(name, None, sampled.error)
+        self._tell_results()
+        return None
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        """Return a new sampler, one for each suggestion: a resumed sweep then has nothing to restore."""
         search = self.plan.space.search
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=search.sampler_seed * SAMPLER_STRIDE + self._sampled,
+        seed = search.sampler_seed * SAMPLER_STRIDE + self._suggested
+        if self._repeats >= REPEATS_BEFORE_RANDOM:
+            return optuna.samplers.RandomSampler(seed=seed)
+        return optuna.samplers.TPESampler(
+            seed=seed,
             multivariate=True,
             group=True,
             n_startup_trials=search.startup,
             # Avoids what is running, through notes on its trials that a resumed search cannot write again.
             constant_liar=not search.deterministic,
         )
-        return self._begin(self.study.ask())
+
+    def _next_unknown(self) -> Mapping[str, Scalar] | None:
+        """Return the first combination of the axes that no configuration has; None if there is none."""
+        tried = list(self._chosen.values())
+        for chosen in self.plan.combinations():
+            if chosen not in tried and self.plan.sampled(chosen).name not in self._known:
+                return chosen
+        return None
 
     def params(self, config: TrialConfig) -> dict[str, Scalar]:
         """Return a configuration's columns on the leaderboard."""

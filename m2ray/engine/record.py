@@ -6,15 +6,19 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import socket
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from m2ray.codec.checkpoints import TASK_FILE
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
 from m2ray.config.sweep_record import Change, read_sweep_record, record_file, write_sweep_record
@@ -23,7 +27,9 @@ from m2ray.util import plugins
 from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
 from m2ray.util.files import check_writable
+from m2ray.util.locks import Locked, try_lock
 
+LOCK_FILE = "sweep.lock"
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 # Entries that may not change unnoticed when a sweep is resumed.
 DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
@@ -48,6 +54,26 @@ def check_results_folder(root: Path, resume: bool, name: str | None, dry: bool) 
         raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
 
 
+@contextmanager
+def lock_results_folder(root: Path) -> Iterator[None]:
+    """Keep other sweeps out of a results folder while the block runs; a kill frees it.
+
+    Raises:
+        UserError: another sweep runs there; names its process and machine.
+    """
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    try:
+        with try_lock(root / LOCK_FILE, holder) as locked:
+            if not locked:
+                print(f"{root}: no locks on this file system; run one sweep at a time there", file=sys.stderr)
+            yield
+    except Locked as other:
+        raise UserError(
+            f"{root}: another sweep runs there ({other or 'just started'}); wait for it, stop it, or choose "
+            "another --name"
+        ) from None
+
+
 def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[str, Any]:
     """Return a sweep's record: all settings resolved, package versions, and the receiver's digest."""
     commit = subprocess.run(
@@ -58,7 +84,7 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
         check=False,
     )
     receiver = load_receiver(plan.example.receiver)
-    return {
+    record = {
         "id": uuid.uuid4().hex[:12],  # tells a look at confirm that continues from a second one
         "command": shlex.join(["python", "-m", "m2ray.sweep", *argv]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -78,6 +104,8 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
         "gate": gate.model_dump(),
         "points": {name: config.model_dump() for name, config in plan.points.items()},
     }
+    digest = plan.example.task.file_digest
+    return record if digest is None else {**record, TASK_FILE: digest}
 
 
 def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> None:
@@ -90,9 +118,17 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
             under `changes`. Points that are no longer in the space are listed under `withdrawn`.
 
     Raises:
-        UserError: names the first setting that differs, its old and its new value.
+        UserError: names the first setting that differs, its old and its new value; or the file of the episodes
+            differs, which is never accepted.
     """
     before, now = read_sweep_record(folder), yaml.safe_load(yaml.safe_dump(dict(record)))
+    # Rows of different episodes under the same numbers would mix.
+    if before.get(TASK_FILE) != now.get(TASK_FILE):
+        raise UserError(
+            f"{record_file(folder)}: {TASK_FILE}: the episodes of task.file differ from those that this sweep "
+            f"began with (digest {now.get(TASK_FILE)}, was {before.get(TASK_FILE)}); restore the file, or start "
+            "anew under another --name"
+        )
     changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
     if changes and not accept:
         key, old, new = changes[0]

@@ -20,7 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from m2ray.codec.checkpoints import checkpoints, last_checkpoints, read_record
+import pandas as pd
+
+from m2ray.codec.checkpoints import checkpoint_id, checkpoints, last_checkpoints
 from m2ray.config.plan import Plan
 from m2ray.engine.evaluations import Evaluations
 from m2ray.engine.evaluator_pool import Pool
@@ -32,6 +34,7 @@ from m2ray.engine.tune_search import run_search, trials_at_once
 from m2ray.evaluation.rows import failure_row
 from m2ray.judging.selection import best_configs, paired_gain, with_baseline
 from m2ray.util.errors import UserError
+from m2ray.util.stopping import check_stopped
 from m2ray.util.text import pluralize
 
 STOP_GRACE_S = 60.0  # that a stopped sweep waits for running evaluations; a cloud gives two minutes
@@ -68,6 +71,7 @@ class _SearchObserver:
         self._evaluations.queue(config, "search", Path(metrics["checkpoint"]))
 
     def tick(self) -> None:
+        check_stopped()
         if cause := self._proposer.disk_full:
             raise UserError(f"{self._sweep.root}: {cause}; free some and run the same command with --resume")
         self._evaluations.collect()
@@ -143,9 +147,8 @@ class Sweep:
     def _confirm(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
         """Evaluate what is judged on the confirm split, and record that its messages were looked at."""
         rows = self.evaluations.store.read()
-        evaluated = set(rows[rows.split == "confirm"].checkpoint)
-        folders = [folder for (name, _), folder in latest.items() if name in judged]
-        pending = any(read_record(folder)["digest"] not in evaluated for folder in folders)
+        confirmed = rows[rows.split == "confirm"]
+        pending = any(rows_of(confirmed, folder).empty for (name, _), folder in latest.items() if name in judged)
         look = record_confirm_look(self.root, self.plan) if pending else "judged before"
         self.progress.phase(f"confirm: {pluralize(len(judged), 'configuration')}; {look}")
         self._evaluate(latest, judged, "confirm")
@@ -160,7 +163,7 @@ class Sweep:
         for (name, _), folder in latest.items():
             if name not in self.proposer.configs or name in self.plan.points or name in self.proposer.failures:
                 continue  # withdrawn, judged anyway, or failed
-            own = rows[rows.checkpoint == read_record(folder)["digest"]]
+            own = rows_of(rows, folder)
             if len(own):
                 gains.setdefault(name, []).append(paired_gain(with_baseline(own, rows)))
         return best_configs(gains, count)
@@ -181,6 +184,12 @@ class Sweep:
             config = self.proposer.configs[name]
             self.evaluations.queue_diagnosis(config, latest[name, seed], judge.diagnose, name, seed)
         self.evaluations.finish()
+
+
+def rows_of(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """Return the rows of a checkpoint; those of equal weights in another folder are not its own."""
+    own = checkpoint_id(folder)
+    return rows[(rows.config == own.config) & (rows.seed == own.seed) & (rows.checkpoint == own.checkpoint)]
 
 
 def diagnosed_seeds(plan: Plan) -> list[int]:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m2ray.config.sweep_record import record_file
 from m2ray.evaluation.row_scope import is_shared_with
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import write_atomic
@@ -42,6 +43,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("truncated", pa.bool_()),  # the answer reached the limit of new tokens without its end; null if unknown
         ("facts", pa.string()),  # facts that the answer agrees with: `m2ray.evaluation.facts_read`; '' if unknown
+        ("message", pa.string()),  # digest of the episode's own message; '' if unknown
         ("params", pa.string()),  # JSON: a configuration's columns on the leaderboard
     ]
 )
@@ -58,9 +60,10 @@ KEY = [  # makes a row unique
     "condition",
     "episode",
 ]
-ADDED_LATER = ("truncated", "facts")  # files from before lack these columns
+ADDED_LATER = ("truncated", "facts", "message")  # files from before lack these columns
 NULLABLE = ("nll", "truncated")
 CHECKSUM = b"m2ray.sha256"  # metadata key of a file's checksum
+WHOLE = "rows.parquet"  # of a results folder
 FAILED = "failed"  # condition of the one row of a configuration that failed; its answer is the cause
 
 
@@ -70,7 +73,7 @@ def _checked(rows: pd.DataFrame, source: str) -> pa.Table:
     Raises:
         UserError: a column is missing, of another type, or has empty cells.
     """
-    unknown: dict[str, Any] = {"truncated": pd.NA, "facts": ""}
+    unknown: dict[str, Any] = {"truncated": pd.NA, "facts": "", "message": ""}
     rows = rows.assign(**{name: unknown[name] for name in ADDED_LATER if name not in rows.columns})
     for name in SCHEMA.names:
         if name not in rows.columns:
@@ -98,7 +101,8 @@ def _frame(table: pa.Table) -> pd.DataFrame:
     """Return a table as rows, with null and '' in cells of columns that its file lacked."""
     frame: pd.DataFrame = table.to_pandas()
     frame["truncated"] = frame["truncated"].astype("boolean")
-    frame["facts"] = frame["facts"].fillna("")
+    for name in ("facts", "message"):
+        frame[name] = frame[name].fillna("")
     return frame
 
 
@@ -133,6 +137,9 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
 def read_rows(path: Path) -> pd.DataFrame:
     """Return the rows of a Parquet file or of a results folder.
 
+    A file of rows may come from anywhere, but in a sweep's folder one without a checksum was not written by the
+    sweep, and counts as damaged.
+
     Raises:
         UserError: missing, damaged, not Parquet, or a column is missing or of another type.
     """
@@ -159,8 +166,20 @@ def read_rows(path: Path) -> pd.DataFrame:
     except pa.ArrowException:  # Arrow decodes text only now, and finds that it is not UTF-8
         intact = False
     if not intact:
-        raise UserError(f"{path}: damaged (its rows do not match its checksum); remake it")
+        raise UserError(f"{path}: damaged (its rows do not match its checksum); {_remake(path)}")
+    if expected is None and _is_of_sweep(path):
+        raise UserError(f"{path}: damaged (no checksum: not as the sweep wrote it); {_remake(path)}")
     return frame
+
+
+def _is_of_sweep(path: Path) -> bool:
+    """Return whether a file is the rows of a sweep, in its results folder."""
+    return path.name == WHOLE and record_file(path.parent).is_file()
+
+
+def _remake(path: Path) -> str:
+    fix = "restore it, or run the sweep with --resume, which runs its evaluations again"
+    return fix if _is_of_sweep(path) else "remake it"
 
 
 class RowStore:
@@ -174,7 +193,7 @@ class RowStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.parts = folder / "rows"
-        self.whole = folder / "rows.parquet"
+        self.whole = folder / WHOLE
 
     def append(self, rows: pd.DataFrame) -> None:
         """Add rows; they are on disk when the call returns."""
@@ -267,6 +286,7 @@ def failure_row(config: str, k: int, task: str, cause: str) -> pd.DataFrame:
         "answer": cause,
         "truncated": pd.NA,
         "facts": "",
+        "message": "",
         "params": "",
     }
     return pd.DataFrame([values])

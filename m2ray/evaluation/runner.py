@@ -19,6 +19,7 @@ from m2ray.codec.checkpoints import CheckpointId
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import build_injection, get_condition
+from m2ray.evaluation.confirm_ledger import message_digest
 from m2ray.evaluation.facts_read import FactReader
 from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.row_scope import row_scope
@@ -68,6 +69,7 @@ def evaluate(
     inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
     k, place = (codec.config.k, codec.config.place) if codec is not None else (0, "")
     facts = FactReader(episodes, receiver.style.answer)
+    messages = [message_digest(episode) for episode in episodes]
     frames = []
     for name in names:
         injection = build_injection(name, inputs)
@@ -94,6 +96,7 @@ def evaluate(
             "answer": answers.texts,
             "truncated": pd.array(answers.truncated, dtype="boolean"),
             "facts": facts.column(answers.texts, injection.partners, injection.facts),
+            "message": messages,
             "params": checkpoint.params if checkpoint is not None and scope.config else "",
         }
         frames.append(pd.DataFrame(columns)[SCHEMA.names])

@@ -82,22 +82,25 @@ def _against(arms: Arms, other: str, name: str, words: str, alpha: float) -> Amo
 def _follows_wrong(arms: Arms, alpha: float) -> Amount | None:
     """Return the share of a wrong message's readable facts that B's answer agrees with, mean over episodes."""
     shares = {name: _agreement(arms, name) for name in ("shuffle", "normal", "P0")}
-    wrong_SE = shares["shuffle"]
-    if wrong_SE is None:
+    if shares["shuffle"] is None:
         return None
-    mean = mean_difference(wrong_SE)
+    wrong_SE, group_E = shares["shuffle"]
+    mean = mean_difference(wrong_SE, group_E)
     low, high = max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2))
     beside = [
-        f"{words} {percent(float(np.mean(other_SE)))}"
+        f"{words} {percent(float(np.mean(other[0])))}"
         for name, words in (("normal", "of right ones"), ("P0", "by chance"))
-        if (other_SE := shares[name]) is not None
+        if (other := shares[name]) is not None
     ]
     sentence = f"B follows {percent(mean.value)} of wrong messages' facts"
     return Amount("follows_wrong", mean.value, low, high, sentence + (f" ({', '.join(beside)})" if beside else ""))
 
 
-def _agreement(arms: Arms, condition: str) -> np.ndarray | None:
-    """Return the share of readable facts that B's answer agrees with, [S, E], of episodes with readable ones."""
+def _agreement(arms: Arms, condition: str) -> tuple[np.ndarray, np.ndarray | None] | None:
+    """Return the share of readable facts that B's answer agrees with, [S, E], of episodes with readable ones.
+
+    The second value is the numbers of these episodes' groups, if they are in groups.
+    """
     if not isinstance(arms, RowArms) or "facts" not in arms.rows or condition not in arms.counts:
         return None
     facts_SE = arms.column(condition, "facts")
@@ -111,4 +114,9 @@ def _agreement(arms: Arms, condition: str) -> np.ndarray | None:
         ]
     )
     known_E = ~np.isnan(shares_SE).any(axis=0)
-    return shares_SE[:, known_E] if known_E.sum() >= 2 else None
+    if known_E.sum() < 2:
+        return None
+    group_E = None if arms.group_E is None else np.unique(arms.group_E[known_E], return_inverse=True)[1]
+    if group_E is not None and group_E.max() == 0:
+        return None
+    return shares_SE[:, known_E], group_E

@@ -17,6 +17,10 @@ from m2ray.judging import statistics as stats
 from m2ray.judging.contrasts import Contrast, Floats, PairedBinary, Unpaired, mean_difference, mean_ratio
 from m2ray.util.errors import UserError
 
+# Messages that repeat by chance hardly matter, and their episodes are compared by exact tests. From this design
+# effect on they are clusters: the factor by which repeats would raise the variance of a mean if all episodes of a
+# message had the same outcome (Kish 1965), the sum of squared cluster sizes over n.
+MAX_DESIGN_EFFECT = 1.1
 Counts = Mapping[str, tuple[int, int]]  # (successes, n) by condition
 NO_SEED = -1  # of rows that all training seeds share
 
@@ -65,6 +69,16 @@ class Arms(ABC):
     @abstractmethod
     def episodes(self) -> int:
         """The number of episodes; of bare counts, the smallest n."""
+
+    @property
+    def clusters(self) -> int | None:
+        """The number of clusters of episodes that the tests count; None where they count episodes."""
+        return None
+
+    @property
+    def unit(self) -> str:
+        """What the clusters are."""
+        return "groups"
 
 
 class CountArms(Arms):
@@ -120,6 +134,11 @@ class ScoreArms(Arms):
     def paired(self) -> bool:
         """True: the conditions share their episodes."""
         return True
+
+    @property
+    def clusters(self) -> int | None:
+        """Implement `Arms.clusters`."""
+        return None if self.group_E is None else len(np.unique(self.group_E))
 
     @property
     def test(self) -> str:
@@ -200,7 +219,8 @@ class RowArms(ScoreArms):
 
     Args:
         rows: Columns condition, seed, episode and success at least; success is boolean or in 0..1. Rows of seed -1
-            are shared by all seeds. `group`, where it is given, names clusters of episodes.
+            are shared by all seeds. `group`, where it is given, names clusters of episodes; else episodes with
+            the same `message` are a cluster, where many messages repeat.
     """
 
     def __init__(self, rows: pd.DataFrame) -> None:
@@ -213,12 +233,32 @@ class RowArms(ScoreArms):
         super().__init__({}, seeds, self._groups())
 
     def _groups(self) -> NDArray[np.int64] | None:
-        """Return the numbers of the episodes' groups; None where each episode is a group of one."""
-        if "group" not in self.rows:
+        """Return the numbers of the episodes' groups; None where each episode counts as a group of one."""
+        if "group" in self.rows:
+            numbers = self._numbers("group")
+            return None if len(np.unique(numbers)) == len(numbers) else numbers
+        if "message" not in self.rows:
             return None
-        groups = self.rows.drop_duplicates("episode").set_index("episode").group.reindex(self._index)
-        numbers, names = pd.factorize(groups.where(groups.astype(str) != "", pd.Series(self._index, self._index)))
-        return None if len(names) == len(numbers) else numbers
+        numbers = self._numbers("message")
+        sizes = np.bincount(numbers)
+        return numbers if (sizes**2).sum() > MAX_DESIGN_EFFECT * len(numbers) else None
+
+    def _numbers(self, column: str) -> NDArray[np.int64]:
+        """Return a number for each value of a column, by episode; an episode without one has its own."""
+        # Rows of an earlier version, which lack the value, may be beside newer ones of the same episode.
+        names = self.rows[column].astype(str).groupby(self.rows.episode).max().reindex(self._index)
+        return pd.factorize(names.where(names != "", pd.Series(self._index, self._index)))[0]
+
+    @property
+    def unit(self) -> str:
+        """What the clusters are: groups where they are given, else messages."""
+        return "groups" if "group" in self.rows else "messages"
+
+    @property
+    def messages(self) -> int | None:
+        """The number of different messages; None where it is not known."""
+        known = self.rows.message[self.rows.message != ""] if "message" in self.rows else ()
+        return len(np.unique(self._numbers("message"))) if len(known) else None
 
     @property
     def episodes(self) -> int:

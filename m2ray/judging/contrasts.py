@@ -23,6 +23,7 @@ import scipy
 from numpy.typing import NDArray
 
 from m2ray.judging.statistics import Estimate
+from m2ray.util.errors import UserError
 
 Floats = NDArray[np.float64]
 
@@ -188,14 +189,14 @@ def mean_difference(difference_SE: Floats, group_E: NDArray[np.int64] | None = N
         group_E: Numbers of the groups that episodes belong to; they are the clusters instead of episodes.
 
     Raises:
-        ValueError: there are fewer than two episodes or groups.
+        UserError: there are fewer than two episodes or groups.
     """
     seeds, episodes = difference_SE.shape
     mean_E, mean = difference_SE.mean(axis=0), float(difference_SE.mean())
     clusters_G = mean_E - mean if group_E is None else np.bincount(group_E, weights=mean_E - mean)
     count = len(clusters_G)
     if count < 2:
-        raise ValueError(f"a variance needs two episodes or groups at least; {count} given")
+        raise UserError(f"rows: a variance needs two episodes or groups at least, not {count}; evaluate more")
     over_episodes = float((clusters_G**2).sum()) / episodes**2 * count / (count - 1)
     over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
     variance = over_episodes + over_seeds

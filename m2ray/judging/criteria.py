@@ -15,11 +15,14 @@ import scipy
 from m2ray.config.gate_file import Criterion
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Arms, RowArms, ScoreArms
+from m2ray.judging.contrasts import mean_difference
 from m2ray.judging.verdict import FAIL, PASS, UNTESTABLE, CriterionResult
 from m2ray.util.errors import UserError
 from m2ray.util.text import percent
 
 MAX_NLL_DIFFERENCE = 0.02  # mean nats per episode between conditions that must be the same; rounding gives less
+# A variance over fewer clusters is too uncertain: "few" is less than 20 to 50 (Cameron and Miller 2015).
+MIN_CLUSTERS = 20
 POWER = 0.8  # the chance that a gate's number of episodes must give
 
 
@@ -118,9 +121,13 @@ def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
     """Compare n with the episodes that find a difference of twice the margin, at the variance of P1 - P0."""
     first, second = _pair(criterion)
     needed = episodes_needed(_variance(arms, first, second), criterion.margin, alpha)
-    n = arms.episodes
+    n, clusters = arms.episodes, arms.clusters
+    if clusters is not None and clusters < MIN_CLUSTERS:
+        sentence = f"n = {n}, but of {clusters_text(arms)} only; take {MIN_CLUSTERS} at least"
+        return _Measurement(clusters, MIN_CLUSTERS, FAIL, sentence)
+    of = f" of {clusters_text(arms)}" if clusters is not None else ""
     sentence = (
-        f"n = {n}; a codec at {second} + {200 * criterion.margin:.0f} points is found with a chance of "
+        f"n = {n}{of}; a codec at {second} + {200 * criterion.margin:.0f} points is found with a chance of "
         f"{100 * POWER:.0f}% from n = {needed} on"
     )
     return _Measurement(n, needed, _status(n >= needed), sentence)
@@ -140,9 +147,18 @@ def episodes_needed(variance: float, excess: float, alpha: float) -> int:
     return max(2, math.ceil(round(((z_alpha + z_power) / excess) ** 2 * variance, 9)))
 
 
+def clusters_text(arms: Arms) -> str:
+    """Return what the tests count instead of episodes, such as `11 messages`; empty where they count episodes."""
+    return "" if arms.clusters is None else f"{arms.clusters} {arms.unit}"
+
+
 def _variance(arms: Arms, first: str, second: str) -> float:
+    """Return the variance of an episode's difference; of clusters, that at which n episodes have their error."""
     if isinstance(arms, ScoreArms):
-        return float((arms.scores(first).mean(axis=0) - arms.scores(second).mean(axis=0)).var(ddof=1))
+        difference_E = arms.scores(first).mean(axis=0) - arms.scores(second).mean(axis=0)
+        if arms.group_E is None:
+            return float(difference_E.var(ddof=1))
+        return mean_difference(difference_E[None], arms.group_E).error ** 2 * len(difference_E)
     rates = [arms.rate(name) for name in (first, second)]
     return sum(rate * (1 - rate) for rate in rates)
 

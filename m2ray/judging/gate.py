@@ -15,7 +15,7 @@ from m2ray.config.gate_file import Criterion, GateConfig
 from m2ray.judging import statistics as stats
 from m2ray.judging.amount import measure_amounts
 from m2ray.judging.arms import Arms, CountArms, Counts, RowArms, ScoreArms
-from m2ray.judging.criteria import answers_share, judge_criterion, p_value
+from m2ray.judging.criteria import answers_share, clusters_text, judge_criterion, p_value
 from m2ray.judging.holm import holm, holm_corrected
 from m2ray.judging.verdict import CriterionResult, Verdict, over_seeds
 from m2ray.util.errors import UserError
@@ -121,6 +121,7 @@ def judge_arms(arms: Arms, k: int | None, gate: GateConfig, level: float, source
         retention=_retention(arms, gate),
         seeds=len(arms.seeds),
         n=arms.episodes,
+        clusters=clusters_text(arms),
         grades=gate.grades,
     )
     if gate.grades is None:

@@ -73,6 +73,7 @@ class Verdict:
         retention: None without outcomes of normal, P0 and P1.
         seeds: Number of training seeds.
         n: Number of episodes.
+        clusters: What the tests count instead of episodes, such as `11 messages`; empty where they count episodes.
         grades: The gate's grades; None for a gate that gives PASS and FAIL only.
         whole: True if normal is shown to be not worse than the full text, within the gate's bound.
         amounts: How much is carried.
@@ -88,6 +89,7 @@ class Verdict:
     retention: stats.Estimate | None
     seeds: int = 1
     n: int = 0
+    clusters: str = ""
     grades: Grades | None = None
     whole: bool = False
     amounts: tuple[Amount, ...] = ()
@@ -135,8 +137,8 @@ class Verdict:
 
     @property
     def caveats(self) -> str:
-        """Limits of the verdict: conditions that are missing, and few training seeds."""
-        parts = []
+        """Limits of the verdict: clusters of episodes, few training seeds, and conditions that are missing."""
+        parts = [f"the tests count {self.clusters}, not {self.n} episodes"] if self.clusters else []
         if self.grades and self.seeds < FEW_SEEDS:
             parts.append(f"{self.seeds} training seed{'s' * (self.seeds > 1)}")
         if self.not_shown:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -45,15 +45,39 @@ from m2ray.util.strict_yaml import validate
 REPORTS = "attempts"  # folder of the configurations' reports
 
 
+class JudgedFolder(NamedTuple):
+    """A results folder with the verdicts on its rows."""
+
+    folder: Path
+    gate: GateConfig
+    record: dict[str, Any]
+    runs: list[JudgedRun]
+    leaderboard: pd.DataFrame
+    source: list[str]  # lines about where the rows come from
+
+
 def build(folder: Path, gate_name: Path | str | None = None) -> pd.DataFrame:
     """Judge the rows of a results folder, write all of its reports, and return the leaderboard.
+
+    The arguments are those of `judge_folder`.
+
+    Raises:
+        UserError: see `judge_folder` and `write_reports`.
+    """
+    judged = judge_folder(folder, gate_name)
+    write_reports(judged)
+    return judged.leaderboard
+
+
+def judge_folder(folder: Path, gate_name: Path | str | None = None) -> JudgedFolder:
+    """Judge the rows of a results folder, and write the leaderboard before anything is drawn.
 
     Args:
         folder: A results folder.
         gate_name: Name or file of the gate; by default the gate that the sweep was registered with.
 
     Raises:
-        UserError: The folder has no rows, none of them can be judged, or another of its files is damaged.
+        UserError: The folder has no rows, none of them can be judged, or its record is damaged.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
@@ -64,17 +88,26 @@ def build(folder: Path, gate_name: Path | str | None = None) -> pd.DataFrame:
         leaderboard = make_leaderboard(rows, runs, gate, record.get("withdrawn"))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    figures, left_out = draw_all(folder, runs, leaderboard, record)
-    draw_knockouts(folder, runs)
     source = [*provenance(record), *looks_of(folder)]
     write_leaderboard(folder, leaderboard, gate, source)
+    return JudgedFolder(folder, gate, record, runs, leaderboard, source)
+
+
+def write_reports(judged: JudgedFolder) -> None:
+    """Write all that shows the leaderboard in detail: figures, a report for each configuration, and the page.
+
+    Raises:
+        UserError: A file of the folder is damaged.
+    """
+    folder, gate, record, runs, leaderboard, source = judged
+    figures, left_out = draw_all(folder, runs, leaderboard, record)
+    draw_knockouts(folder, runs)
     sections = config_sections(folder, runs, leaderboard, gate, record)
     for section in sections:
         report = section._replace(blocks=[Text(line) for line in source])
         write_atomic(folder / REPORTS / f"{section.title}.md", (section_markdown(report) + "\n").encode())
     write_arms(folder)
     write_page(folder, Page(record, leaderboard, gate, sections, figures, left_out))
-    return leaderboard
 
 
 def gate_of(folder: Path, name: Path | str | None) -> GateConfig:

@@ -15,7 +15,7 @@ from m2ray.config.condition_names import tokens_name
 from m2ray.config.gate_file import GateConfig, GateName, reference_gate
 from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows
 from m2ray.judging import statistics as stats
-from m2ray.judging.arms import Arms, RowArms
+from m2ray.judging.arms import RowArms
 from m2ray.judging.gate import JudgedConfiguration, criterion_results, judge_together
 from m2ray.judging.selection import paired_gain
 from m2ray.judging.verdict import FAIL, INVALID, NOT_APPLICABLE, PART, PASS, PASSES, WHOLE, Verdict
@@ -186,9 +186,10 @@ def make_leaderboard(
     if not lines:
         raise UserError("rows: no configuration has any outcome; run the sweep first")
     params = list(dict.fromkeys(key for run in runs for key in run.params))
-    columns = ["config", "seed", "seeds", "k", *params, "split", "n", "score", *RESULTS]
+    messages = ["messages"] if any("messages" in line for line in lines) else []  # older rows do not name them
+    columns = ["config", "seed", "seeds", "k", *params, "split", "n", *messages, "score", *RESULTS]
     leaderboard = pd.DataFrame(lines).reindex(columns=[*columns, "verdict", "reason", "checkpoint"])
-    leaderboard = leaderboard.astype({"seed": "Int64", "k": "Int64", "n": "Int64"})
+    leaderboard = leaderboard.astype(dict.fromkeys(["seed", "k", "n", *messages], "Int64"))
     first = leaderboard.drop_duplicates("config").set_index("config")  # the configuration's own line
     keys = leaderboard[["config", "seed"]].assign(
         rank=leaderboard.config.map(first.verdict.map(ORDER.index)),
@@ -255,7 +256,7 @@ def _over_seeds(results: Sequence[str]) -> str:
 
 
 def _line(
-    run: JudgedRun, verdict: Verdict | None, arms: Arms | None, ranking: Sequence[float], gate: GateConfig
+    run: JudgedRun, verdict: Verdict | None, arms: RowArms | None, ranking: Sequence[float], gate: GateConfig
 ) -> dict[str, Any]:
     """Return a line of the leaderboard, of a run or of its configuration."""
     line: dict[str, Any] = {"config": run.config, "k": run.k}
@@ -266,6 +267,8 @@ def _line(
         return line
     low, high = arms.interval("normal", gate.alpha)
     retention = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
+    if arms.messages is not None:
+        line["messages"] = arms.messages
     line |= {"n": arms.episodes, "normal_ci_low": round(low, 6), "normal_ci_high": round(high, 6)}
     line |= {name: round(arms.rate(name), 6) for name in SHOWN if name in arms.counts}
     if (tokens := tokens_name(run.k)) in arms.counts:

@@ -27,6 +27,8 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
     """
     conditions = [name for name in DISPLAYED if name not in MEANINGS or _has_values(leaderboard, name)]
 
+    repeated = has_repeated_messages(leaderboard)
+
     def text(value: Any, form: str = "{}") -> str:
         return "" if pd.isna(value) else form.format(value)
 
@@ -43,6 +45,7 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
                 "k": text(line["k"]),
                 "split": text(line["split"]),
                 "n": text(line["n"]),
+                **({"messages": text(line["messages"])} if repeated else {}),
                 "normal %": rate(line["normal"]),
                 "95 % CI": f"[{low}, {high}]" if low else "",
                 **{name: rate(line[name]) for name in conditions},
@@ -52,6 +55,11 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
             }
         )
     return lines
+
+
+def has_repeated_messages(leaderboard: pd.DataFrame) -> bool:
+    """Return whether the episodes of any line have fewer different messages than there are episodes."""
+    return _has_values(leaderboard, "messages") and bool((leaderboard.messages < leaderboard.n).any())
 
 
 def _has_values(leaderboard: pd.DataFrame, name: str) -> bool:
@@ -99,6 +107,11 @@ def _explain_columns(leaderboard: pd.DataFrame) -> str:
         "value the right message gains over no message or over a wrong one, whichever is less. `retention` is "
         "(normal - P0) / (P1 - P0)."
     ]
+    if has_repeated_messages(leaderboard):
+        sentences.append(
+            "`messages` is how many different messages the n episodes have; where many repeat, intervals and "
+            "tests count messages, not episodes, and the reason says so."
+        )
     sentences += [meaning for name, meaning in MEANINGS.items() if _has_values(leaderboard, name)]
     return " ".join(sentences)
 

@@ -54,6 +54,7 @@ def read_trials(root: Path) -> list[EndedTrial]:
             search_began = at if search_began is None else search_began
             if event == "began":
                 chosen[name] = dict(entry["chosen"])
+            if event in ("began", "repeated"):
                 continue
             score = None if entry["score"] is None else float(entry["score"])
         except (KeyError, TypeError, ValueError):

@@ -56,7 +56,7 @@ def _states(folder: Path, record: dict[str, Any], rows: pd.DataFrame) -> dict[st
     for entry in Journal(folder / "trials.jsonl").entries():
         if entry["event"] == "began":
             states[entry["config"]] = "training"
-        else:
+        elif entry["event"] == "ended":
             states[entry["config"]] = "failed" if entry["cause"] else "trained"
     for config in rows[rows.config != ""].config.unique():  # a published folder may hold rows without a journal
         if states.get(config, "waits") == "waits":

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from m2ray.codec.checkpoints import TASK_FILE
 from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.codec.untrained import untrained_codec
 from m2ray.config.trial import TrialConfig
@@ -77,6 +78,7 @@ class Trainer:
         check_installed(config.trackers)
         check_layers(config, receiver)
         self.source = EpisodeSource(config.task)
+        self._task_file = config.task.file_digest
         self.source.check_disjoint(config.splits)
         self.source.check_receiver(receiver, config.splits)
         self.config, self.seed, self.receiver, self.folder = config, seed, receiver, folder
@@ -122,6 +124,11 @@ class Trainer:
         now = [self.config.training_settings, self.seed, self.receiver.digest]
         if [trial.training_settings, *rest] != now:
             raise UserError(f"{file}: made with other settings; choose another name or remove the folder")
+        if meta.get(TASK_FILE, self._task_file) != self._task_file:  # an earlier version did not record it
+            raise UserError(
+                f"{self.config.task.file}: changed since {file} was made; restore it, choose another name, or "
+                "remove the folder"
+            )
         return tensors, meta
 
     def _begin(self, restart: int, start: str | None) -> None:
@@ -242,6 +249,8 @@ class Trainer:
         checkpoint = self.checkpoint
         if self.rank == 0:
             record = {**self.about, "seed": self.seed, "step": self.step, "trial": self.config.model_dump()}
+            if self._task_file:
+                record[TASK_FILE] = self._task_file
             kept = {name: value for name, value in metrics.items() if name != "episode_nll"}
             self.loss_module.codec.save(checkpoint, {**record, "receiver": self.receiver.name, "metrics": kept})
             write_json(self.folder / "history.json", self.history)
@@ -275,6 +284,7 @@ class Trainer:
             "restart": self.restart + gives_up,
             "anneal": [self.annealer.k, self.annealer.held, self.annealer.nll],
             "seconds": self._seconds(),
+            TASK_FILE: self._task_file,
         }
         save_tensors(self.folder / STATE_FILE, training_tensors(self.loss_module, self.optimizer), meta)
         self._saved = time.monotonic()

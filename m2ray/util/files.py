@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -72,6 +73,17 @@ def _sync(path: Path) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file atomically."""
     write_atomic(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def file_digest(path: Path) -> str:
+    """Return 16 hexadecimal digits that identify a file's content: the start of its SHA-256.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def cache_root() -> Path:

@@ -60,6 +60,9 @@ class _PlainLoader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: merge keys (<<) are not supported; write the keys out")
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, (str, int, float, bool)) and key in seen:
                 raise yaml.YAMLError(f"line {key_node.start_mark.line + 1}: key {key!r} is given twice; keep one")
@@ -68,6 +71,18 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _construct_int(loader: _PlainLoader, node: Any) -> int:
+    """Return a whole number; refuse one that starts with 0, which YAML 1.1 reads in base 8."""
+    if _LEADING_ZERO.fullmatch(node.value):
+        raise yaml.YAMLError(
+            f"line {node.start_mark.line + 1}: {node.value} starts with 0, so that YAML reads it in base 8; leave "
+            "the 0 out, or quote it if it is text"
+        )
+    return int(loader.construct_yaml_int(node))
+
+
+_LEADING_ZERO = re.compile(r"[-+]?0[0-9_]+")
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 # YAML 1.1 reads `1e-3`, the usual form of a learning rate, as text.
 _PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -102,6 +117,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         )
     return data
 
+
+_ANY = "*"  # in the path of a key: a name that the user chooses, or a place in a list
 
 # User-facing messages, with a fix, by pydantic's error type.
 _FAULTS = {
@@ -155,22 +172,48 @@ def _describe_fault(model: type[BaseModel], fault: ErrorDetails) -> tuple[str, s
     if isinstance(raised, UnknownKey):
         key = f"{key}.{raised!s:.60}".lstrip(".")
     if fault["type"] == "extra_forbidden" or isinstance(raised, UnknownKey):
-        close = difflib.get_close_matches(key.rpartition(".")[2], sorted(set(_known_keys(model))), n=1)
-        return key, "unknown key; " + (f"did you mean `{close[0]}`?" if close else "remove it")
+        close = _closest_key(model, key)
+        return key, "unknown key; " + (f"did you mean `{close}`?" if close else "remove it")
     if fault["type"] == "value_error":
         return key, str(raised)
     message = _FAULTS.get(fault["type"], fault["msg"].replace("{", "(") + ", not {given}; fix it")
+    if isinstance(fault["input"], bool) and fault["type"] in ("string_type", "literal_error"):
+        message += "; quote a name that YAML reads as true or false (yes, no, on, off)"
     return key, message.format(given=f"{fault['input']!r:.60}", **fault.get("ctx", {}))
 
 
-def _known_keys(model: Any) -> Iterator[str]:
-    """Yield all keys of a model and of the models inside it."""
+def _closest_key(model: type[BaseModel], key: str) -> str:
+    """Return the dotted key that an unknown one resembles, one beside it if there is any; empty for none."""
+    parent, _, wrong = key.rpartition(".")
+    paths = [_insert_names(path, key) for path in dict.fromkeys(_known_keys(model))]
+    for candidates in ([path for path in paths if path.rpartition(".")[0] == parent], paths):
+        by_name = {path.rpartition(".")[2]: path for path in reversed(candidates)}
+        if close := difflib.get_close_matches(wrong, sorted(by_name), n=1):
+            return by_name[close[0]]
+    return ""
+
+
+def _insert_names(path: tuple[str, ...], key: str) -> str:
+    """Return a path as a dotted key, with the user's own names, such as that of a point, from the unknown key."""
+    if _ANY not in path:
+        return ".".join(path)
+    before, after = path[: path.index(_ANY)], path[path.index(_ANY) + 1 :]
+    prefix = ".".join([*before, ""])
+    own = key.removeprefix(prefix).rpartition(".")[0] if key.startswith(prefix) else ""
+    return ".".join([*before, own or "NAME", *after])
+
+
+def _known_keys(model: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of all keys of a model and of the models inside it; `_ANY` stands for names and places."""
     if isinstance(model, type) and issubclass(model, BaseModel):
         for name, field in model.model_fields.items():
-            yield field.alias or name
-            yield from _known_keys(field.annotation)
-    for argument in getattr(model, "__args__", ()):
-        yield from _known_keys(argument)
+            own = (*path, field.alias or name)
+            yield own
+            yield from _known_keys(field.annotation, own)
+    arguments = getattr(model, "__args__", ())
+    inside = (*path, _ANY) if getattr(model, "__origin__", None) in (dict, list) else path
+    for argument in arguments:
+        yield from _known_keys(argument, inside)
 
 
 def load_yaml(model: type[Model], path: Path) -> Model:

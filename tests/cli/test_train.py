@@ -189,7 +189,7 @@ class TestTrainRefuses:
     @pytest.mark.parametrize(
         ("changes", "said"),
         [
-            ({"codec__kk": 4}, "codec.kk: unknown key; did you mean `k`"),
+            ({"codec__kk": 4}, "codec.kk: unknown key; did you mean `codec.k`"),
             ({"codec__k": 0}, "codec.k: 0 is below 1"),
             ({"codec__k": "8"}, "codec.k: '8' is not a whole number"),
             ({"codec__k": 1100}, "codec.k: 1100 slots exceed the receiver's context; use a smaller k"),

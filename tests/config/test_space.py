@@ -97,8 +97,11 @@ def test_a_log_axis_is_uniform_over_orders_of_magnitude():
         ("{}", "axes.codec.k: give exactly one of choice, int, uniform, loguniform"),
         ("{int: [4, 8], choice: [4]}", "axes.codec.k: give exactly one of"),
         ("{when: {codec.place: [before]}}", "axes.codec.k: give exactly one of"),
-        ("{ints: [4, 8]}", "axes.codec.k.ints: unknown key; did you mean `int`?"),
-        ("{log_uniform: [4, 8]}", "axes.codec.k.log_uniform: unknown key; did you mean `loguniform`?"),
+        ("{ints: [4, 8]}", "axes.codec.k.ints: unknown key; did you mean `axes.codec.k.int`?"),
+        (
+            "{log_uniform: [4, 8]}",
+            "axes.codec.k.log_uniform: unknown key; did you mean `axes.codec.k.loguniform`?",
+        ),
         ("[4, 8]", "axes.codec.k: expected a mapping of keys, not [4, 8]"),
         ("{int: [8, 4]}", "axes.codec.k: int: the range [8, 4] is empty; write [low, high] with low < high"),
         ("{int: [4, 4]}", "axes.codec.k: int: the range [4, 4] is empty"),
@@ -136,7 +139,7 @@ def test_a_bad_axis_is_refused_with_its_key_and_fix(tmp_path, axis, line):
 
 def test_a_misspelt_axis_is_refused_with_the_right_spelling(tmp_path):
     message = refused(tmp_path, "axes: {codec.encodr: {choice: [segments]}}\nsearch: {trials: 1}")
-    assert message.endswith("codec.encodr: unknown key; did you mean `encoder`?")
+    assert message.endswith("codec.encodr: unknown key; did you mean `codec.encoder`?")
 
 
 # --- when ----------------------------------------------------------------------------------------------------
@@ -272,12 +275,15 @@ search: {trials: 1}
         ("points: {../up: {}}", "points.../up: '../up' is not a plain name; use letters, digits, ., - and _"),
         ("points: {'': {}}", "points.: '' is not a plain name"),
         ("pionts: {a: {}}", "pionts: unknown key; did you mean `points`?"),
-        ("points: {a: {sets: {}}}", "points.a.sets: unknown key; did you mean `set`?"),
+        ("points: {a: {sets: {}}}", "points.a.sets: unknown key; did you mean `points.a.set`?"),
         (
             "points: {a: {set: {codec.k: 0}}}",
             "points.a: codec.k: 0 is below 1; write 1 or more",
         ),
-        ("points: {a: {set: {codec.scale: 1}}}", "points.a: codec.scale: unknown key; did you mean `scale_gate`?"),
+        (
+            "points: {a: {set: {codec.scale: 1}}}",
+            "points.a: codec.scale: unknown key; did you mean `codec.scale_gate`?",
+        ),
         (
             "points: {a: {set: {codec.k.x: 1}}, b: {set: {codec.k: 1}}}",
             "points.a: codec.k: ",

@@ -51,10 +51,29 @@ def test_an_empty_mapping_is_the_documented_default():
     ("text", "line"),
     [
         ("reciever: mini", "reciever: unknown key; did you mean `receiver`?"),
-        ("codec: {encodr: segments}", "codec.encodr: unknown key; did you mean `encoder`?"),
-        ("losses: {contrast: {margn: 1}}", "losses.contrast.margn: unknown key; did you mean `margin`?"),
-        ("losses: {L_help: {}}", "losses.L_help: unknown key; did you mean `help`?"),
+        ("codec: {encodr: segments}", "codec.encodr: unknown key; did you mean `codec.encoder`?"),
+        (
+            "losses: {contrast: {margn: 1}}",
+            "losses.contrast.margn: unknown key; did you mean `losses.contrast.margin`?",
+        ),
+        ("losses: {L_help: {}}", "losses.L_help: unknown key; did you mean `losses.help`?"),
         ("training: {anneal: {begin: 20}}", "training.anneal.begin: unknown key; remove it"),
+        ("k: 8", "k: unknown key; did you mean `codec.k`?"),
+        ("codec: {lr: 0.1}", "codec.lr: unknown key; did you mean `training.lr`?"),
+        (
+            "codec: {k: 010}",
+            "not valid YAML (line 1: 010 starts with 0, so that YAML reads it in base 8; leave the 0",
+        ),
+        ("codec: {k: -08_1}", "codec.k: '-08_1' is not a"),
+        ("a: {<<: {k: 8}}", "not valid YAML (line 1: merge keys (<<) are not supported; write the keys out)"),
+        (
+            "receiver: no",
+            "receiver: False is not text; write text, in quotes if YAML reads it as another type; quote",
+        ),
+        (
+            "codec: {cut: on}",
+            "codec.cut: True does not exist; use 'tokens' or 'clauses'; quote a name that YAML reads",
+        ),
         ("codec: {zzz: 1}", "codec.zzz: unknown key; remove it"),
         ("codec: 5", "codec: expected a mapping of keys, not 5"),
         ("codec: [k, 4]", "codec: expected a mapping of keys, not ['k', 4]"),

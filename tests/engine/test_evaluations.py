@@ -6,6 +6,7 @@ from made_rows import rows_with
 
 from m2ray.config.trial import TrialConfig
 from m2ray.engine.evaluations import Evaluations
+from m2ray.engine.sweep import rows_of
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.rows import RowStore
 
@@ -72,3 +73,14 @@ def test_a_sweep_recorded_before_runs_what_is_missing_and_nothing_twice(trial, c
     queue.jobs.clear()
     evaluations.queue(trial, "confirm", folder)
     assert queue.names() == set(trial.conditions_on("confirm")) - set(OLD) | {"constant"}
+
+
+def test_a_checkpoint_has_its_own_rows_and_not_those_of_one_with_equal_weights(checkpoint):
+    folder, digest = checkpoint
+    mine, other, free = (
+        row("normal", digest, "search"),
+        row("normal", digest, "search"),
+        row("P0", digest, "search"),
+    )
+    rows = rows_with(mine, {**other, "config": "other"}, {**other, "seed": 1}, free)
+    assert rows_of(rows, folder).index.tolist() == [0]

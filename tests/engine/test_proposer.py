@@ -13,9 +13,12 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend
 
-from m2ray.config.plan import load_plan
+from m2ray.config.plan import Plan, config_name, load_plan
+from m2ray.config.space import Space
 from m2ray.engine.proposer import WAIT, OptunaProposer
 from m2ray.util.errors import UserError
 from m2ray.util.journal import Journal
@@ -156,14 +159,117 @@ def test_failures_are_told_as_failures_and_remembered(propose):
     assert name not in run(resumed)
 
 
-def test_a_repeated_suggestion_gets_a_name_of_its_own(tmp_path):
-    file = tmp_path / "s.yaml"
-    tree = {"name": "s", "axes": {"codec.k": {"choice": [4, 8]}}, "search": {"trials": 5}}
-    file.write_text(yaml.safe_dump(tree))
+def space_plan(folder, **changes):
+    file = folder / "s.yaml"
+    file.write_text(yaml.safe_dump({"name": "s", **changes}))
+    return load_plan(file)
+
+
+def test_a_setting_that_is_known_is_told_to_optuna_and_not_trained_again(tmp_path):
+    axes = {"codec.k": {"choice": [4, 8, 12, 16]}}
+    plan = space_plan(tmp_path, axes=axes, points={"p": {"set": {"codec.k": 4}}}, search={"trials": 3})
+    proposer = OptunaProposer(plan, tmp_path, Journal(tmp_path / "trials.jsonl"))
+    names = run(proposer)
+    assert sorted(proposer.configs[name].codec.k for name in names) == [4, 8, 12, 16]
+    trials = proposer.study.trials
+    assert {trial.params["codec.k"] for trial in trials} == {4, 8, 12, 16} or len(trials) == 3
+    for trial in trials:
+        assert trial.state == COMPLETE
+        assert trial.value == score_of({"trial": proposer.configs[trial.user_attrs["config"]].model_dump_json()})
+        assert trial.params["codec.k"] == proposer.configs[trial.user_attrs["config"]].codec.k
+    resumed = OptunaProposer(plan, tmp_path, Journal(tmp_path / "trials.jsonl"))
+    assert states(resumed) == states(proposer)
+    assert run(resumed) == []
+
+
+def test_a_repeat_of_what_still_trains_is_told_when_that_has_ended(tmp_path):
+    plan = space_plan(tmp_path, axes={"codec.k": {"choice": [4, 8, 12]}}, search={"trials": 3})
+    proposer = OptunaProposer(plan, tmp_path, Journal(tmp_path / "trials.jsonl"))
+    running = [proposer.propose()["config"] for _ in range(3)]
+    assert proposer.propose() is None
+    assert len(set(running)) == 3
+    assert {state for *_, state in states(proposer)} == {RUNNING}
+    for score, name in enumerate(running):
+        proposer.finished(name, float(score), "")
+    assert {state for *_, state in states(proposer)} == {COMPLETE}
+    for trial in proposer.study.trials:
+        assert trial.value == running.index(trial.user_attrs["config"])
+
+
+@pytest.mark.parametrize("points", [{}, {"p": {"set": {"codec.k": 8}}}, {"p": {}, "q": {}}])
+def test_a_space_without_further_configurations_ends(tmp_path, points):
+    plan = space_plan(tmp_path, axes={"codec.k": {"choice": [4, 8]}}, points=points, search={"trials": 5})
+    proposer = OptunaProposer(plan, tmp_path, Journal(tmp_path / "trials.jsonl"))
+    names = run(proposer)
+    assert names[: len(points)] == list(points)
+    assert len(names) == len(set(names)) == proposer.total == {0: 2, 1: 2, 2: 3}[len(points)]
+    assert sorted({config.codec.k for config in proposer.configs.values()}) == [4, 8]
+
+
+def test_values_that_do_not_fit_together_are_a_failed_configuration(tmp_path):
+    axes = {"training.batch_size": {"choice": [16, 32]}, "training.epoch_samples": {"choice": [16, 64]}}
+    plan = space_plan(tmp_path, axes={"codec.k": {"choice": [8]}}, search={"trials": 1})
+    plan = Plan(plan.space, plan.file)
+    plan.space = Space.model_validate({"name": "s", "axes": axes, "search": {"trials": 4}})
     journal = Journal(tmp_path / "trials.jsonl")
-    names = run(OptunaProposer(load_plan(file), tmp_path, journal))
-    assert len(set(names)) == 5
-    assert OptunaProposer(load_plan(file), tmp_path, journal).configs.keys() == set(names)
+    proposer = OptunaProposer(plan, tmp_path, journal)
+    assert len(run(proposer)) == 3
+    ((name, cause),) = proposer.failures.items()
+    assert name.startswith("invalid-")
+    assert "training.epoch_samples: smaller than a batch; raise it" in cause
+    resumed = OptunaProposer(plan, tmp_path, journal)
+    assert (resumed.failures, states(resumed)) == (proposer.failures, states(proposer))
+
+
+CHOICES = {
+    "codec.k": st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
+    "training.batch_size": st.lists(st.sampled_from([8, 16, 32, 64]), min_size=1, max_size=3, unique=True),
+    "training.epoch_samples": st.lists(st.sampled_from([16, 32, 64]), min_size=1, max_size=2, unique=True),
+    "codec.bottleneck": st.just(["none", "vq"]),
+    "losses.commitment.weight": st.lists(st.sampled_from([0.1, 0.2]), min_size=1, max_size=2, unique=True),
+}
+
+
+@st.composite
+def spaces(draw):
+    """Axes of choices, some of which apply only where another has a value; points; and any number of trials."""
+    axes = {}
+    for key, values in CHOICES.items():
+        if key == "losses.commitment.weight":
+            if "codec.bottleneck" in axes:
+                axes[key] = {"choice": draw(values), "when": {"codec.bottleneck": ["vq"]}}
+        elif draw(st.booleans()) or key == "codec.k":
+            axes[key] = {"choice": draw(values)}
+    points = {f"p{i}": {"set": {"codec.k": draw(st.integers(1, 9))}} for i in range(draw(st.integers(0, 2)))}
+    search = {"trials": draw(st.integers(1, 20)), "startup": 2, "deterministic": draw(st.booleans())}
+    return {"axes": axes, "points": points, "search": search, "resources": {"trials_at_once": 2}}
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spaces(), st.integers(1, 3), st.integers(0, 10), st.randoms(use_true_random=False))
+def test_any_space_of_choices_ends_with_each_of_its_configurations_once(tmp_path, space, at_once, stop, dice):
+    """However many trials run at a time, whichever ends first, and wherever the sweep is stopped and resumed."""
+    try:
+        plan = space_plan(tmp_path, **space)
+    except UserError:
+        return  # a value that fits no other is refused before anything runs
+    file = tmp_path / "trials.jsonl"
+    file.unlink(missing_ok=True)
+    journal = Journal(file)
+    before = in_any_order(OptunaProposer(plan, tmp_path, journal), dice, at_once, stop=stop)
+    proposer = OptunaProposer(plan, tmp_path, journal)
+    trained = before | in_any_order(proposer, dice, at_once)
+    assert proposer.propose() is None
+    invalid = [name for name in proposer.failures if name.startswith("invalid-")]
+    assert len(trained) + len(invalid) == proposer.total == len(plan.points) + plan.samples
+    sampled = [config_name(plan.config(chosen)) for name, chosen in proposer._chosen.items() if name in trained]
+    assert len(set(sampled)) == len(sampled)
+    assert not set(sampled) & {config_name(config) for config in plan.points.values()}
+    every = {plan.sampled(chosen).name for chosen in plan.combinations()}
+    every -= {config_name(config) for config in plan.points.values()}
+    assert plan.samples == min(plan.space.search.trials, len(every))
+    assert {trial.state for trial in proposer.study.trials} <= {COMPLETE, FAIL}
+    assert proposer.ended == {*trained, *invalid}
 
 
 def test_a_withdrawn_point_is_not_resumed_nor_taken_for_a_sampled_configuration(plan, tmp_path):

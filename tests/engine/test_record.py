@@ -1,17 +1,22 @@
 """sweep.yaml: what may not change unnoticed under a sweep's name, and what is noted when it is changed."""
 
+import hashlib
+import os
 import time
 
 import pytest
 import yaml
+from made_episodes import write_episodes
 from sweeps import SPACE, write_space
 
 from m2ray.cli import sweep
 from m2ray.cli.runner import DONE
 from m2ray.cli.sweep import main
+from m2ray.config.gate_file import load_plan_gate
+from m2ray.config.plan import load_plan
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine import cluster
-from m2ray.engine.record import describe_sweep, settle_changes
+from m2ray.engine.record import describe_sweep, lock_results_folder, settle_changes
 from m2ray.reporting.provenance import provenance
 from m2ray.util.errors import UserError
 
@@ -72,6 +77,53 @@ def test_a_change_is_refused_with_what_it_was_and_is_or_recorded_where_it_is_acc
         for line in provenance({**noted, "changes": [change]})
     )
     settle_changes(tmp_path, changed(**{key: now}), accept=False)  # nothing differs from now on
+
+
+def test_another_file_of_episodes_is_never_accepted(tmp_path):
+    write_sweep_record(tmp_path, {**ABOUT, "task_file": "d0"})
+    for now in ({"task_file": "d1"}, {}):
+        for accept in (False, True):
+            with pytest.raises(UserError) as raised:
+                settle_changes(tmp_path, {**ABOUT, **now}, accept)
+            assert str(raised.value).startswith(
+                f"{tmp_path}/sweep.yaml: task_file: the episodes of task.file differ from those that this sweep "
+                f"began with (digest {now.get('task_file')}, was d0); restore the file"
+            )
+    settle_changes(tmp_path, {**ABOUT, "task_file": "d0"}, accept=False)
+
+
+def test_the_record_of_a_sweep_has_the_digest_of_its_file_of_episodes(tmp_path):
+    episodes_file = tmp_path / "episodes.jsonl"
+    write_episodes(episodes_file, 4)
+    plan = load_plan(write_space(tmp_path, trial={"task": {"file": str(episodes_file)}}))
+    gate = load_plan_gate(plan)
+    digests = [describe_sweep(plan, gate, [])["task_file"] for _ in range(2)]
+    episodes_file.write_text(episodes_file.read_text() + "\n")
+    assert digests == [hashlib.sha256(episodes_file.read_bytes()[:-1]).hexdigest()[:16]] * 2
+    assert describe_sweep(plan, gate, [])["task_file"] != digests[0]
+
+
+def test_a_second_sweep_in_a_folder_is_refused_with_the_first_ones_process(tmp_path, monkeypatch, capsys):
+    """A resumed one at once, before Ray starts, and a new one where the first has begun since it looked."""
+    monkeypatch.setattr(cluster, "start", lambda *args, **named: None)
+    monkeypatch.setattr(cluster, "check_resources", lambda *args, **named: None)
+    monkeypatch.chdir(tmp_path)
+    file, folder = write_space(tmp_path), tmp_path / "results" / "small"
+    plan = load_plan(file)
+    says = (
+        rf"results/small: another sweep runs there \(process {os.getpid()} on \S+, since .*\); wait for it, stop"
+    )
+    with lock_results_folder(folder):
+        with pytest.raises(UserError, match=says):
+            main([str(file)])
+        record = describe_sweep(plan, load_plan_gate(plan), [str(file)])
+        write_sweep_record(folder, record)
+        with pytest.raises(UserError, match=says):
+            main([str(file), "--resume"])
+    monkeypatch.setattr(sweep, "run_sweep", lambda *rest: DONE)
+    assert main([str(file), "--resume"]) == DONE
+    assert [path.name for path in folder.iterdir()] == ["sweep.yaml"]
+    assert capsys.readouterr().err == ""
 
 
 def test_several_changes_are_counted_and_later_ones_come_behind_earlier_ones(tmp_path):
@@ -135,9 +187,6 @@ def test_the_command_line_records_what_it_is_told_to_accept(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     file = write_space(tmp_path)
     assert main([str(file)]) == DONE
-    from m2ray.config.gate_file import load_plan_gate
-    from m2ray.config.plan import load_plan
-
     plan = load_plan(file)
     write_sweep_record(tmp_path / "results" / "small", describe_sweep(plan, load_plan_gate(plan), [str(file)]))
     assert main([str(file), "--resume"]) == DONE

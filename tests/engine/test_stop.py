@@ -1,24 +1,29 @@
 """Leaving: Ctrl-C and SIGTERM, once and twice, and a disk that is full in mid-sweep."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
 from sweeps import Process, sweep, write_space
 
-from m2ray.cli.runner import BAD_INPUT, Stopped, stoppable
+from m2ray.cli.runner import BAD_INPUT
 from m2ray.evaluation.rows import KEY, RowStore
+from m2ray.util.stopping import Stopped, check_stopped, stoppable
 
 WAITING = """
 import time
-from m2ray.cli.runner import Stopped, stoppable
-with stoppable():
+from m2ray.util.stopping import Stopped, check_stopped, stoppable
+with stoppable({raises}):
     try:
         print("ready", flush=True)
-        time.sleep(60)
+        for _ in range(600):
+            time.sleep(0.1)
+            check_stopped()
     except Stopped as stopped:
         print("saving", flush=True)
         time.sleep({rest})
@@ -28,10 +33,11 @@ with stoppable():
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("times", [1, 2])
-def test_the_first_signal_lets_finish_and_the_second_ends_at_once(number, code, times):
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_first_signal_lets_finish_and_the_second_ends_at_once(number, code, times, raises):
     rest = 0 if times == 1 else 600
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING.format(rest=rest)],
+        [sys.executable, "-c", WAITING.format(rest=rest, raises=raises)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -48,8 +54,13 @@ def test_the_first_signal_lets_finish_and_the_second_ends_at_once(number, code, 
 
 def test_signals_mean_what_they_meant_when_it_is_over():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(Stopped), stoppable():
+    with pytest.raises(Stopped), stoppable(raises=True):
         os.kill(os.getpid(), signal.SIGTERM)
+    with stoppable():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Stopped):
+            check_stopped()
+    check_stopped()
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
@@ -117,6 +128,34 @@ def interrupted() -> None:
 
 
 def test_a_stop_that_compiled_code_has_made_a_plain_interrupt_keeps_its_signal():
-    with pytest.raises(Stopped) as stopped, stoppable():
+    with pytest.raises(Stopped) as stopped, stoppable(raises=True):
         interrupted()
     assert stopped.value.code == 143
+
+
+def interrupted_at(folder, seconds):
+    """Start a sweep, press Ctrl-C after so many seconds, and return its exit code and error output."""
+    process = Process(write_space(folder), "--results", folder, "--name", f"at-{seconds:.3f}")
+    try:
+        time.sleep(seconds)
+        # As a terminal does: to all processes of the group.
+        os.killpg(process.popen.pid, signal.SIGINT)
+        _, err = process.popen.communicate(timeout=180)
+        return process.popen.returncode, err
+    finally:
+        process.kill()
+
+
+SLOW, SLOWER = ([pytest.mark.slow, pytest.mark.timeout(limit)] for limit in (1800, 7200))
+
+
+@pytest.mark.parametrize("times", [3, pytest.param(20, marks=SLOW), pytest.param(200, marks=SLOWER)])
+def test_ctrl_c_at_any_time_of_the_start_stops_a_sweep(tmp_path, times):
+    """Python itself, which ends by the signal, has started within the first tenth of a second."""
+    generator = random.Random(times)
+    for _ in range(times):
+        seconds = generator.uniform(0.5, 8.0)
+        code, err = interrupted_at(tmp_path, seconds)
+        assert code == 130, (seconds, code, err)
+        assert "Traceback" not in err, (seconds, err)
+        assert "Exception ignored" not in err, (seconds, err)

@@ -129,3 +129,22 @@ def test_search_with_a_pruner_through_the_command_line(tmp_path):
     board = pd.read_csv(tmp_path / "small" / "leaderboard.csv")
     assert len(board) == 4
     assert (board.verdict == "failed").sum() == 0
+
+
+def test_settings_that_repeat_are_trained_once_and_equal_checkpoints_have_a_line_each(tmp_path):
+    file = write_space(
+        tmp_path,
+        points={"first": {}, "second": {}, "third": {"set": {"training.log_every": 7}}},
+        axes={"codec.k": {"choice": [4, 8]}, "training.log_every": {"choice": [7]}},
+        search={"trials": 4},
+    )
+    done = sweep(file, "--results", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = tmp_path / "small"
+    began = events(folder, "began")
+    assert len(began) == len(set(began)) == 4  # one of the two combinations is the third point
+    leaderboard = pd.read_csv(folder / "leaderboard.csv").set_index("config")
+    assert sorted(leaderboard.index) == sorted(began)
+    assert leaderboard.checkpoint[["first", "second", "third"]].nunique() == 1
+    assert (leaderboard.split == "confirm").all()
+    assert sweep(file, "--results", tmp_path, "--resume").returncode == 0

@@ -98,7 +98,7 @@ def test_columns_that_a_file_lacks_are_read_as_unknown(tmp_path, lacking):
     rows = episode_rows(3, truncated=True, facts="10-")
     pq.write_table(pa.Table.from_pandas(rows.drop(columns=[*lacking])), path)
     found = read_rows(path)
-    unknown = {"truncated": pd.array([pd.NA] * 3, dtype="boolean"), "facts": ""}
+    unknown = {"truncated": pd.array([pd.NA] * 3, dtype="boolean"), "facts": "", "message": ""}
     assert_same_rows(found, rows.assign(**{name: unknown[name] for name in lacking}))
     write_rows(path, found)
     assert pq.read_schema(path).names == SCHEMA.names
@@ -256,6 +256,30 @@ def test_damaged_rows_are_set_aside_and_count_as_missing(tmp_path, compacted):
     store.compact()
     assert len(store.read()) == 8
     assert file.with_name(f"{file.name}.damaged").read_bytes() == bytes(data)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_rows_of_a_sweep_that_another_program_has_saved_are_damaged(tmp_path, signed):
+    """Outside a sweep's folder they are not: rows may come from anywhere."""
+    store = RowStore(tmp_path)
+    store.append(episode_rows(5))
+    store.compact()
+    metadata = pq.read_schema(store.whole).metadata
+    table = pq.read_table(store.whole).to_pandas().assign(success=False)
+    pq.write_table(pa.Table.from_pandas(table).replace_schema_metadata(metadata if signed else None), store.whole)
+    if not signed:
+        assert not store.read().success.any()
+    (tmp_path / "sweep.yaml").write_text("id: 1\n")
+    cause = "its rows do not match its checksum" if signed else "no checksum: not as the sweep wrote it"
+    for read in (store.read, store.compact, lambda: read_rows(tmp_path), lambda: read_rows(store.whole)):
+        with pytest.raises(UserError) as raised:
+            read()
+        assert str(raised.value) == (
+            f"{store.whole}: damaged ({cause}); restore it, or run the sweep with --resume, which runs its "
+            "evaluations again"
+        )
+    assert store.set_aside() == [f"{store.whole}: damaged ({cause}); it is now rows.parquet.damaged"]
+    assert store.read().empty
 
 
 @settings(deadline=None, max_examples=60)

@@ -15,6 +15,7 @@ from m2ray.codec.checkpoints import CheckpointId
 from m2ray.config.trial import CodecConfig, EvaluationConfig, Splits, TrialConfig
 from m2ray.engine.jobs import evaluation_jobs, may_train, run_evaluation
 from m2ray.evaluation.conditions import CONDITIONS, get_condition
+from m2ray.evaluation.confirm_ledger import message_digest
 from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.rows import SCHEMA
 from m2ray.evaluation.runner import answer_episodes, check_no_leak, check_null, evaluate
@@ -64,6 +65,7 @@ class TestRows:
             assert set(part.decoding) == {"greedy"}
             assert set(part.task) == {"easy"}
             assert set(part.split) == {"search"}
+            assert list(part.message) == [message_digest(episode) for episode in EPISODES]
 
     def test_outcomes_are_what_the_answers_say(self, rows):
         by_seed = {e.seed: e for e in EPISODES}

@@ -140,8 +140,8 @@ def read_rows(folder: Path) -> tuple[pd.DataFrame, int]:
 
 
 def count_jobs(rows: pd.DataFrame) -> int:
-    """Return the number of evaluation jobs that the rows are of."""
-    return len(rows[JOB].drop_duplicates())
+    """Return the number of evaluation jobs that the rows are of; `constant` is a job of its own."""
+    return len(rows[JOB].assign(constant=rows.condition == "constant").drop_duplicates())
 
 
 def count_evaluated(results: Path) -> int:

@@ -322,3 +322,67 @@ def test_the_reference_gate_says_what_it_lets_through(capsys):
 def test_counts_without_the_text_cannot_pass(capsys):
     assert main(["--counts", "normal=300/500,null=50/500,random=50/500,shuffle=5/500,P0=50/500"]) == 1
     assert "Verdict: INVALID SETTING - P1 is missing" in capsys.readouterr().out
+
+
+# --- repeated messages ---------------------------------------------------------------------------------------
+
+
+def of_messages(rows, count):
+    """Return rows with the messages of their episodes: `count` different ones, each as often as the others."""
+    return rows.assign(message=(rows.episode % count).map("m{}".format))
+
+
+def repeated(shares, messages, times, rng):
+    """Return outcomes in which all episodes of a message fare alike, as the codec reads it or does not."""
+    rows = outcomes(shares, n=messages, rng=rng)
+    copies = [rows.assign(episode=rows.episode + messages * copy) for copy in range(times)]
+    return of_messages(pd.concat(copies, ignore_index=True), messages)
+
+
+def test_a_few_messages_judged_many_times_are_an_invalid_setting():
+    """Two messages, 16 times each, of which the codec reads both, are not 32 independent episodes."""
+    rows = outcomes({**GOOD, "normal": 1.0, "P0": 0.0, "null": 0.0, "shuffle": 0.0}, n=32)
+    verdict = judge(of_messages(rows, 2), GATE)
+    assert verdict.verdict == INVALID
+    assert verdict.reason == ("'enough episodes' does not hold: n = 32, but of 2 messages only; take 20 at least")
+    assert "the tests count 2 messages, not 32 episodes" in verdict.caveats
+    with pytest.raises(UserError, match="a variance needs two episodes or groups at least, not 1; evaluate more"):
+        judge(of_messages(rows, 1), GATE)
+
+
+def test_messages_that_repeat_are_clusters():
+    rows = repeated(GOOD, messages=100, times=10, rng=0)
+    verdict, alone = judge(rows, GATE), judge(rows.drop(columns="message"), GATE)
+    assert "t-test" in result(verdict, "right beats wrong").sentence
+    assert "McNemar" in result(alone, "right beats wrong").sentence
+    wide, narrow = (v.retention.high - v.retention.low for v in (verdict, alone))
+    assert wide > 2.5 * narrow, "ten copies of a message are not ten times the evidence"
+    assert "n = 1000 of 100 messages" in result(verdict, "enough episodes").sentence
+    needed = [result(v, "enough episodes").threshold for v in (verdict, alone)]
+    assert needed[0] == pytest.approx(10 * needed[1], rel=0.1)
+
+
+def test_messages_that_repeat_by_chance_leave_the_exact_tests():
+    rows = of_messages(outcomes(GOOD), 490)
+    assert judge(rows, GATE) == judge(rows.drop(columns="message"), GATE)
+    assert "McNemar" in result(judge(rows, GATE), "right beats wrong").sentence
+
+
+def test_rows_of_an_earlier_version_beside_newer_ones_lack_no_message():
+    rows = repeated(GOOD, messages=100, times=10, rng=0)
+    older = rows.assign(message=rows.message.where(rows.condition != "normal", ""))
+    assert judge(older, GATE) == judge(rows, GATE)
+
+
+def test_a_codec_that_carries_nothing_passes_seldom_where_messages_repeat():
+    """By chance some messages are easier; over 30 messages, each 20 times, that is no evidence."""
+    nothing = {"P0": 0.3, "P1": 0.95, "null": 0.3, "shuffle": 0.3, "normal": 0.4}  # the margin exactly
+    found = {"clustered": 0, "alone": 0}
+    for draw in range(300):
+        generator = np.random.default_rng(draw)
+        rows = repeated(nothing, messages=30, times=20, rng=draw)
+        rows.loc[rows.condition == "normal", "success"] = np.tile(generator.random(30) < 0.4, 20).astype(float)
+        for name, judged in (("clustered", rows), ("alone", rows.drop(columns="message"))):
+            found[name] += result(judge(judged, GATE), "beats no message").passed
+    assert found["clustered"] <= 24, found  # 5 % of 300, and the noise of the draws
+    assert found["alone"] > 60, found

@@ -417,7 +417,7 @@ def test_bad_rows_files_are_named(rows_file, tmp_path):
     ("change", "message"),
     [
         ({"kind": "bound"}, "criteria.0.kind"),
-        ({"at_last": 0.3}, "did you mean `at_least`"),
+        ({"at_last": 0.3}, "did you mean `criteria.0.at_least`"),
         ({"at_least": 0.0}, "needs at_least above 0"),
         ({"at_least": 30.0}, "criteria.0.at_least"),
         ({"against": "P0"}, "against: every kind but lower_bound and at_most needs it"),

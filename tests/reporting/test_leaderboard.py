@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 from made_reports import CARRIES, PRIMES, content_rows, results_folder, run_rows
 
-from m2ray.cli.runner import DONE, NOT_PASSED
+from m2ray.cli import report
+from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED
 from m2ray.cli.sweep import report_results
 from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import KEY, failure_row
+from m2ray.reporting import build as build_module
 from m2ray.reporting.build import build
 from m2ray.reporting.html import headline
 from m2ray.reporting.leaderboard import anything_passes, configuration_lines, judge_runs, make_leaderboard
@@ -161,6 +163,26 @@ def test_require_pass_asks_for_a_configuration_over_all_its_seeds(tmp_path, caps
     assert leaderboard.seeds.tolist() == ["0 1 2", "0", "1", "2"]
 
 
+@pytest.mark.parametrize("form", ["json", "people"])
+def test_an_error_while_reports_are_drawn_loses_nothing_that_is_judged(tmp_path, capsys, monkeypatch, form):
+    def broken(*args):
+        raise RuntimeError("no such font\nanywhere")
+
+    monkeypatch.setattr(build_module, "draw_all", broken)
+    folder = results_folder(tmp_path / "r", content_rows("a"))
+    args = Namespace(json=form == "json", quiet=True, require_pass=False)
+    assert report_results(folder, {}, time.monotonic(), args) == SOME_FAILED
+    printed = capsys.readouterr()
+    assert "PASS" in printed.out
+    assert printed.err == (
+        f"failed: reports: RuntimeError: no such font anywhere; to repeat: python -m m2ray.report {folder}\n"
+    )
+    assert (folder / "leaderboard.csv").is_file()
+    with pytest.raises(RuntimeError, match="no such font"):
+        report.main([str(folder)])
+    assert "a: PASS" in capsys.readouterr().out
+
+
 def test_holm_counts_configurations_and_not_their_seeds():
     alone = leaderboard_of(content_rows("a", PRIMES))
     assert ["(95%, one-sided)" in reason for reason in alone.reason] == [True] * 4
@@ -242,6 +264,21 @@ def test_the_display_has_all_seeds_of_a_configuration_and_columns_that_have_valu
     few = display_cells(leaderboard_of(run_rows("a"), gate=REFERENCE))
     assert list(few[0])[7:11] == ["null", "shuffle", "P0", "P1"]
     assert "nan" not in leaderboard_text(leaderboard, "simple").lower()
+
+
+def test_the_number_of_different_messages_has_a_column_and_is_displayed_where_some_repeat():
+    rows = content_rows("carries", seeds=(0,))
+    for messages, shown in ((400, False), (390, True), (50, True)):
+        board = leaderboard_of(rows.assign(message=(rows.episode % messages).map("m{}".format)))
+        assert (board.n[0], board.messages[0]) == (400, messages)
+        assert ("messages" in display_cells(board)[0]) == shown
+        assert ("`messages` is how many" in legend(board, CONTENT)[0]) == shown
+        assert ("the tests count 50 messages, not 400 episodes" in board.reason[0]) == (messages == 50)
+    wide, narrow = (
+        leaderboard_of(part) for part in (rows.assign(message=(rows.episode % 50).map("m{}".format)), rows)
+    )
+    assert "messages" not in narrow, "rows of an earlier version do not name them"
+    assert wide.normal_ci_high[0] != narrow.normal_ci_high[0]
 
 
 def test_caveats_are_given_once_for_a_configuration(leaderboard):

@@ -121,7 +121,7 @@ def test_records_of_tasks_without_held_out_items_are_as_before():
         ({"held_out": {"facts": 1.0}}, "task.held_out.facts: 1.0 is not below 1; write a smaller number"),
         ({"held_out": {"lengths": [0]}}, "task.held_out.lengths.0: 0 is below 1; write 1 or more"),
         ({"held_out": {"lengths": [2.5]}}, "task.held_out.lengths.0: 2.5 is not a whole number; write one"),
-        ({"held_out": {"fact": 0.1}}, "task.held_out.fact: unknown key; did you mean `facts`?"),
+        ({"held_out": {"fact": 0.1}}, "task.held_out.fact: unknown key; did you mean `task.held_out.facts`?"),
         (
             {"held_out": {"facts": 0.1}, "file": "episodes.jsonl"},
             "task: held_out: needs drawn episodes, not those of a file; remove held_out or file",

@@ -10,11 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from made_episodes import write_episodes
 from tiny_trainings import config, loss_curve
 
+from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.codec.codec import Codec, load_codec
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.config.trial import TrialConfig, parse_seeds
+from m2ray.engine.jobs import EvaluationJob, run_evaluation
 from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.objectives import LOSSES
@@ -125,6 +128,27 @@ def test_a_state_of_other_settings_is_refused(tiny, tmp_path):
     run(config(tiny), tiny, tmp_path)
     with pytest.raises(UserError, match="made with other settings"):
         run(config(tiny, training__lr=1e-4), tiny, tmp_path)
+
+
+def test_a_training_on_a_file_is_neither_resumed_nor_evaluated_on_another(tiny, tmp_path):
+    file, folder = tmp_path / "episodes.jsonl", tmp_path / "c" / "seed-0"
+    write_episodes(file, 60)
+    splits = {"train": "0:40", "search": "40:50", "select": "50:55", "confirm": "55:60"}
+    conf = config(tiny, task={"file": str(file)}, splits=splits)
+    checkpoint = run(conf, tiny, folder)[-1][1]
+    assert read_record(checkpoint)["task_file"] == conf.task.file_digest
+    assert trial_of(checkpoint) == conf
+    assert run(conf, tiny, folder) == []
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[::-1]))
+    job = EvaluationJob(conf, "confirm", ("normal",), checkpoint, tmp_path)
+    for act in (lambda: trial_of(checkpoint), lambda: run_evaluation(job)):
+        with pytest.raises(
+            UserError, match=r"episodes.jsonl: not what .* was trained on .*; restore the file, or"
+        ):
+            act()
+    with pytest.raises(UserError, match=r"episodes.jsonl: changed since .*training.safetensors was made; restore"):
+        run(conf, tiny, folder)
 
 
 def test_a_state_from_before_a_setting_existed_is_resumed(tiny, tmp_path):
