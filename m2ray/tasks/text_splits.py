@@ -75,11 +75,18 @@ def clusters(episodes: Sequence[TextEpisode], similarity: float | None = SIMILAR
 
     Args:
         episodes: All episodes of a task.
-        similarity: The bound, above 0 and at most 1; None compares for equality only, which is much faster.
+        similarity: The bound, above 0 and below 1; None compares for equality only, which is much faster.
 
     Returns:
         For each episode the name of the first of the joined groups, in the order of their names.
+
+    Raises:
+        UserError: the bound is out of range.
     """
+    if similarity is not None and not 0 < similarity < 1:
+        raise UserError(
+            f"similarity: {similarity!r:.60} is not between 0 and 1; write a number such as {SIMILARITY}"
+        )
     from scipy.cluster.hierarchy import DisjointSet  # slow to import
 
     joined = DisjointSet(episode.group for episode in episodes)
@@ -99,7 +106,8 @@ def _join_similar(groups: dict[str, str], joined: Any, similarity: float) -> Non
     from datasketch import MinHash, MinHashLSH  # slow to import
 
     texts = list(groups)
-    best = MinHashLSH(threshold=similarity, num_perm=_PERMUTATIONS, weights=_WEIGHTS)  # number and width of bands
+    # Chooses the number and width of the bands; for bounds above 0.99 it finds none.
+    best = MinHashLSH(threshold=min(similarity, 0.99), num_perm=_PERMUTATIONS, weights=_WEIGHTS)
     bands: defaultdict[tuple[int, bytes], deque[int]] = defaultdict(lambda: deque(maxlen=_MOST_PER_BAND))
     pieces = ([piece.encode() for piece in _shingles(text)] for text in texts)
     sketches = MinHash.generator(pieces, num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)

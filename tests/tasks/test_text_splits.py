@@ -76,6 +76,18 @@ def test_near_duplicates_join_groups_through_chains_whatever_the_order():
     assert clusters(rows[::-1]) == ["a"] + ["b"] * 5
 
 
+@pytest.mark.parametrize("similarity", [0.01, 0.5, 0.9, 0.999])
+def test_bounds_of_similarity(similarity):
+    rows = [episode("1", "Uma lives in the town of Ghent."), episode("2", "uma lives in the town of Ghent")]
+    assert clusters([*rows, episode("3", "xyz")], similarity) == ["1", "1", "3"]
+    assert clusters([], similarity) == []
+    for wrong in (0.0, 1.0, 1.5):
+        with pytest.raises(
+            UserError, match=r"^similarity: .* is not between 0 and 1; write a number such as 0.8$"
+        ):
+            clusters(rows, wrong)
+
+
 def test_many_near_duplicates_are_one_cluster():
     rng = random.Random(2)
     text = sentence(rng, 60)
