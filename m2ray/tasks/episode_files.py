@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 from m2ray.tasks.answers import read_answer, verify
 from m2ray.tasks.episodes import Episode, read_facts
 from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
+from m2ray.util.text import is_text
 
 _REQUIRED = ("receiver_context", "sender_message", "receiver_output")
 _OPTIONAL = "sender_context"
@@ -62,13 +62,8 @@ def _read_fields(line: bytes, where: str) -> dict[str, str]:
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object per line")
     for field in (*_REQUIRED, *((_OPTIONAL,) if _OPTIONAL in data else ())):
-        if not _is_text(data.get(field)):
+        if not is_text(data.get(field)):
             raise UserError(f"{where}: {field}: missing, empty or not text; add it")
     if unknown := set(data) - {*_REQUIRED, _OPTIONAL}:
         raise UserError(f"{where}: {min(unknown)}: unknown key; remove it")
     return data
-
-
-def _is_text(value: object) -> bool:
-    """Return whether a tokenizer can read a value: JSON can spell lone surrogates, which are not characters."""
-    return isinstance(value, str) and bool(value.strip()) and not re.search("[\ud800-\udfff]", value)

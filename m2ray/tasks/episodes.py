@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from m2ray.tasks.held_out import HeldOut
+from m2ray.tasks.held_out import DrawnTask, HeldOut
 from m2ray.tasks.level import Draw, Fact, Level, Values
 from m2ray.util.errors import UserError
 
@@ -58,7 +58,7 @@ class Episode:
         return frozenset(fact.fact() for fact in self.sender)
 
 
-def task_name(level: Level, held_out: HeldOut | None) -> str:
+def task_name(level: DrawnTask, held_out: HeldOut | None) -> str:
     """Return the name of a level, with a digest of what is held out, so that different tasks are never paired."""
     return level.name if held_out is None else f"{level.name}+held_out-{held_out.digest}"
 

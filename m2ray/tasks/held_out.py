@@ -9,17 +9,33 @@ import hashlib
 from collections.abc import Iterable
 from functools import lru_cache
 from itertools import combinations
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import Field, model_validator
 
-from m2ray.tasks.level import Fact, Level
+from m2ray.tasks.level import Fact
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import Count, StrictModel
 
 HeldOutShare = Annotated[float, Field(ge=0, lt=1)]
 # `strict=False` accepts the lists of YAML and JSON; a tuple can be hashed. The numbers in it are checked as ever.
 Lengths = Annotated[tuple[Count, ...], Field(strict=False)]
+
+
+class DrawnTask(Protocol):
+    """Task that draws messages of facts: a puzzle level, or sentences."""
+
+    @property
+    def name(self) -> str:
+        """Name of the task."""
+
+    @property
+    def sent_facts(self) -> int | None:
+        """Number of facts in every message that is drawn; None if it varies."""
+
+    @property
+    def message_lengths(self) -> range:
+        """Numbers of facts that messages can have; empty if these are fixed."""
 
 
 class HeldOut(StrictModel):
@@ -59,7 +75,7 @@ class HeldOut(StrictModel):
             return True
         return bool(self.pairs) and any(_chosen(self.pairs, f"{a}; {b}") for a, b in combinations(facts, 2))
 
-    def drawn_lengths(self, level: Level, part: str) -> tuple[int, ...]:
+    def drawn_lengths(self, level: DrawnTask, part: str) -> tuple[int, ...]:
         """Return the numbers of facts to draw for a part; empty where the level's own draw is kept.
 
         Raises:

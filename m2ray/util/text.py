@@ -1,6 +1,10 @@
-"""Numbers as text."""
+"""Small helpers for text."""
 
 from __future__ import annotations
+
+import re
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -11,3 +15,11 @@ def pluralize(number: int, noun: str) -> str:
 def percent(share: float) -> str:
     """Return a share in percent, with one decimal: `12.8%`."""
     return f"{100 * share:.1f}%"
+
+
+def is_text(value: object) -> bool:
+    """Return True for text that is not blank and that a tokenizer can read.
+
+    JSON can spell lone surrogates, which are not characters.
+    """
+    return isinstance(value, str) and bool(value.strip()) and not _SURROGATE.search(value)

@@ -1,0 +1,264 @@
+"""Text episodes from JSON Lines files: A's message, B's prompt and the right answers.
+
+A line is an object with the keys `id`, `message`, `prompt`, `target` and, if wanted, `choices` and `group`. Other
+keys are ignored, so that a file made for another program can be read as it is: `fields` names the columns that
+hold these keys there.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from m2ray.util.errors import UserError
+from m2ray.util.files import write_atomic
+from m2ray.util.text import is_text
+
+MESSAGE = "{message}"  # the place of A's message in B's prompt
+REQUIRED = ("id", "message", "prompt", "target")
+OPTIONAL = ("choices", "group")
+
+
+@dataclass(frozen=True, slots=True)
+class TextEpisode:
+    """A task in free text: A's message, B's prompt with one place for it, and the answers that count as right.
+
+    Episodes of one group are not independent of each other (for example, questions about one text): a split, or
+    the partner that `shuffle` takes a message from, never cuts through a group.
+    """
+
+    id: str
+    message: str
+    prompt: str  # holds `{message}` exactly once
+    targets: tuple[str, ...]
+    choices: tuple[str, ...] = ()  # the answers to choose from; empty where the answer is free
+    group: str = ""
+
+    def prompt_parts(self) -> tuple[str, str]:
+        """Return B's prompt before and after the message's place."""
+        before, _, after = self.prompt.partition(MESSAGE)
+        return before, after
+
+    def prompt_with(self, message: str) -> str:
+        """Return B's prompt with a text in the message's place."""
+        return message.join(self.prompt_parts())
+
+
+def read_text_episodes(path: Path, fields: Mapping[str, str] | None = None) -> list[TextEpisode]:
+    """Read the episodes of a JSON Lines file and check every line.
+
+    A byte order mark, CRLF line ends and blank lines at the end are accepted. A prompt without `{message}` gets
+    the message before it, on a line of its own. `target` is a right answer or a list of them. An episode without
+    a group is a group by itself.
+
+    Args:
+        path: The file, in UTF-8.
+        fields: The file's column for each key that has another name there: `{"message": "prompt_A"}`.
+
+    Raises:
+        UserError: names the file, line, key and fix of the first fault.
+    """
+    columns = _columns(fields or {})
+    episodes: list[TextEpisode] = []
+    lines_of: dict[str, int] = {}
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            episode = _episode(_record(line), columns)
+            first = lines_of.setdefault(episode.id, number)
+            if first != number:
+                raise _Fault(f"{columns['id'].label}: {episode.id[:60]!r} is also in line {first}; use another id")
+        except _Fault as fault:
+            raise UserError(f"{path}: line {number}: {fault}") from None
+        episodes.append(episode)
+    if not episodes:
+        raise UserError(f"{path}: no episodes; write one JSON object per line")
+    return episodes
+
+
+def write_text_episodes(path: Path, episodes: Iterable[TextEpisode]) -> None:
+    """Write a file that `read_text_episodes` reads back, without loss."""
+    lines = []
+    for episode in episodes:
+        record: dict[str, Any] = {
+            "id": episode.id,
+            "message": episode.message,
+            "prompt": episode.prompt,
+            "target": list(episode.targets),
+        }
+        if episode.choices:
+            record["choices"] = list(episode.choices)
+        record["group"] = episode.group
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_atomic(path, "".join(lines).encode())
+
+
+class _Fault(ValueError):
+    """Fault of one line, without the file and the line."""
+
+
+class _Column(NamedTuple):
+    """The name of a column, and the name that errors give it."""
+
+    name: str
+    label: str
+    renamed: bool
+
+
+def _columns(fields: Mapping[str, str]) -> dict[str, _Column]:
+    """Return the column of each key.
+
+    Raises:
+        UserError: `fields` holds an unknown key, or names one column twice.
+    """
+    known = (*REQUIRED, *OPTIONAL)
+    for key, name in fields.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            fix = f"did you mean `{close[0]}`?" if close else f"use {', '.join(known)}"
+            raise UserError(f"fields.{key!s:.60}: unknown key; {fix}")
+        if not is_text(name):
+            raise UserError(f"fields.{key}: {name!r:.60} is not the name of a column; write text")
+    columns = {key: fields.get(key, key) for key in known}
+    used = [key for key in known if key in REQUIRED or key in fields]
+    for i, key in enumerate(used):
+        for other in used[:i]:
+            if columns[key] == columns[other] and {key, other} != {"id", "group"}:
+                raise UserError(
+                    f"fields.{key}: column {columns[key]!r:.60} is {other} already; name another column"
+                )
+    return {
+        key: _Column(name, name if name == key else f"{name} (fields.{key})", key in fields)
+        for key, name in columns.items()
+    }
+
+
+# --- lines ---------------------------------------------------------------------------------------------------
+
+
+def _lines(path: Path) -> list[bytes]:
+    """Return the lines of a file, without a byte order mark and without the blank lines at its end."""
+    if path.is_dir():
+        raise UserError(f"{path}: a folder; give a JSON Lines file in it")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    # Bytes are split at \n and \r only; text would also be split at characters that JSON allows inside a string.
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; refuse a key that is given twice, of which JSON would keep the last."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _Fault(f"{twice[:60]}: given twice; keep one")
+    return record
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """Return the object of a line."""
+    if not line.strip():
+        raise _Fault("blank; remove it")
+    try:
+        record = _DECODER.decode(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _Fault(f"not UTF-8 (byte {error.start + 1}: {error.reason}); save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _Fault(f"not JSON ({error.msg} at column {error.colno}); write one object per line") from None
+    except _Fault:
+        raise
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deep nesting
+        raise _Fault(f"not JSON that can be read ({error}); write one plain object per line") from None
+    if not isinstance(record, dict):
+        raise _Fault(f"expected an object, found {type(record).__name__}; write one object per line")
+    return record
+
+
+# --- keys ----------------------------------------------------------------------------------------------------
+
+
+def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpisode:
+    """Return the episode of a line."""
+    name = _name(_required(record, columns["id"]), columns["id"].label)
+    message = _text(_required(record, columns["message"]), columns["message"].label)
+    prompt = _text(_required(record, columns["prompt"]), columns["prompt"].label)
+    places = prompt.count(MESSAGE)
+    if places > 1:
+        raise _Fault(f"{columns['prompt'].label}: holds {MESSAGE} {places} times; keep one")
+    targets = _texts(_required(record, columns["target"]), columns["target"].label)
+    choices = _optional(record, columns["choices"])
+    group = _optional(record, columns["group"])
+    return TextEpisode(
+        name,
+        message,
+        prompt if places else f"{MESSAGE}\n{prompt}",
+        tuple(dict.fromkeys(targets)),
+        () if choices is None else _choices(choices, columns["choices"].label),
+        name if group is None else _name(group, columns["group"].label),
+    )
+
+
+def _required(record: dict[str, Any], column: _Column) -> Any:
+    if column.name in record:
+        return record[column.name]
+    close = difflib.get_close_matches(column.name, record, n=1)
+    if close:
+        raise _Fault(f"{column.label}: missing; did you mean `{close[0]}`?")
+    fix = (
+        "add it, or name another column" if column.renamed else f"add it, or name its column: fields.{column.name}"
+    )
+    raise _Fault(f"{column.label}: missing; {fix}")
+
+
+def _optional(record: dict[str, Any], column: _Column) -> Any:
+    """Return a value, or None where it is null, or missing under its usual name."""
+    return _required(record, column) if column.renamed else record.get(column.name)
+
+
+def _name(value: Any, label: str) -> str:
+    """Return the name of an episode or a group, which may be a whole number."""
+    return str(value) if type(value) is int else _text(value, label)
+
+
+def _text(value: Any, label: str) -> str:
+    if is_text(value):
+        return value
+    if isinstance(value, str):
+        fault = (
+            "holds a lone surrogate, which is not a character; remove it" if value.strip() else "empty; write it"
+        )
+        raise _Fault(f"{label}: {fault}")
+    raise _Fault(f"{label}: {_shown(value)} is not text; write it in quotes")
+
+
+def _texts(value: Any, label: str) -> list[str]:
+    if not isinstance(value, list):
+        return [_text(value, label)]
+    if not value:
+        raise _Fault(f"{label}: an empty list; write a right answer")
+    return [_text(item, label) for item in value]
+
+
+def _choices(value: Any, label: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) < 2:
+        raise _Fault(f"{label}: {_shown(value)} is not a list of two or more answers; write one, or remove it")
+    choices = tuple(_texts(value, label))
+    if len(set(choices)) < len(choices):
+        raise _Fault(f"{label}: holds an answer twice; keep one")
+    return choices
+
+
+def _shown(value: Any) -> str:
+    """Return a value as JSON, cut to 60 characters."""
+    return json.dumps(value, ensure_ascii=False)[:60]

@@ -1,0 +1,200 @@
+"""Splits of text episodes, and the partners that `shuffle` takes messages from.
+
+A group belongs to one part (train, search, select or confirm), by the SHA-256 digest of its name: the same on
+every machine, whatever else the file holds. Groups with near-duplicate messages count as one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import zlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from m2ray.tasks.episodes import PARTS
+from m2ray.tasks.level import shuffled
+from m2ray.tasks.text_episodes import TextEpisode
+from m2ray.util.errors import UserError
+from m2ray.util.text import pluralize
+
+SIMILARITY = 0.8  # Jaccard similarity from which two messages are near-duplicates
+SHINGLE = 5  # characters
+_PERMUTATIONS = 128
+# Weights of false positives, which cost time (each is checked), and of false negatives, which let a near-duplicate
+# slip. At the bound of 0.8 they find 87 % of the pairs with a similarity of 0.8, and 99.9 % of those with 0.9.
+_WEIGHTS = (0.1, 0.9)
+# Texts from one template share many bands of their sketches. Comparing a text with the last few of each band only
+# keeps the time proportional to the number of texts; near-duplicates share other bands too.
+_MOST_PER_BAND = 10
+_MOST_SWAPS = 1_000
+
+
+def part_of_group(group: str) -> str:
+    """Return the part of a group: its digest, as a whole number, modulo 20 chooses among `PARTS`."""
+    twentieth = int.from_bytes(hashlib.sha256(group.encode()).digest(), "big") % 20
+    return next(name for name, share in PARTS.items() if twentieth in share)
+
+
+def assign_parts(episodes: Sequence[TextEpisode], similarity: float | None = SIMILARITY) -> list[str]:
+    """Return the part of each episode, so that near-duplicate messages and groups are never cut through.
+
+    Args:
+        episodes: All episodes of a task.
+        similarity: See `clusters`.
+    """
+    return [part_of_group(cluster) for cluster in clusters(episodes, similarity)]
+
+
+def episodes_of_part(
+    episodes: Sequence[TextEpisode], part: str, similarity: float | None = SIMILARITY
+) -> list[TextEpisode]:
+    """Return the episodes of a part, in order.
+
+    Raises:
+        UserError: there are none, because there are too few groups.
+    """
+    names = clusters(episodes, similarity)
+    chosen = [episode for episode, name in zip(episodes, names, strict=True) if part_of_group(name) == part]
+    if not chosen:
+        raise UserError(
+            f"split {part}: none of the episodes, which form {pluralize(len(set(names)), 'group')}, belongs to it "
+            "(groups with near-duplicate messages count as one); use more episodes, or a file for each split"
+        )
+    return chosen
+
+
+def clusters(episodes: Sequence[TextEpisode], similarity: float | None = SIMILARITY) -> list[str]:
+    """Return the cluster of each episode: its group, joined with all groups that have a near-duplicate message.
+
+    Two messages are near-duplicates if they are equal but for case, spaces and punctuation, or if the Jaccard
+    similarity of their sets of five-character pieces is at least `similarity`. Candidates are found by MinHash
+    (Broder 1997) and then compared exactly.
+
+    Args:
+        episodes: All episodes of a task.
+        similarity: The bound, above 0 and below 1; None compares for equality only, which is much faster.
+
+    Returns:
+        For each episode the name of the first of the joined groups, in the order of their names.
+
+    Raises:
+        UserError: the bound is out of range.
+    """
+    if similarity is not None and not 0 < similarity < 1:
+        raise UserError(
+            f"similarity: {similarity!r:.60} is not between 0 and 1; write a number such as {SIMILARITY}"
+        )
+    from scipy.cluster.hierarchy import DisjointSet  # slow to import
+
+    joined = DisjointSet(episode.group for episode in episodes)
+    groups: dict[str, str] = {}  # of each different message, without case, spaces and punctuation
+    for episode in episodes:
+        joined.merge(groups.setdefault(simplify(episode.message), episode.group), episode.group)
+    if similarity is not None:
+        _join_similar(groups, joined, similarity)
+    first: dict[str, str] = {}
+    for group in sorted({episode.group for episode in episodes}):
+        first.setdefault(joined[group], group)
+    return [first[joined[episode.group]] for episode in episodes]
+
+
+def _join_similar(groups: dict[str, str], joined: Any, similarity: float) -> None:
+    """Merge the groups of similar texts."""
+    from datasketch import MinHash, MinHashLSH  # slow to import
+
+    texts = list(groups)
+    # Chooses the number and width of the bands; for bounds above 0.99 it finds none.
+    best = MinHashLSH(threshold=min(similarity, 0.99), num_perm=_PERMUTATIONS, weights=_WEIGHTS)
+    bands: defaultdict[tuple[int, bytes], deque[int]] = defaultdict(lambda: deque(maxlen=_MOST_PER_BAND))
+    pieces = ([piece.encode() for piece in _shingles(text)] for text in texts)
+    sketches = MinHash.generator(pieces, num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
+    for i, sketch in enumerate(sketches):
+        shared = [bands[k, sketch.hashvalues[k * best.r : (k + 1) * best.r].tobytes()] for k in range(best.b)]
+        for j in sorted(set().union(*shared)):
+            if not joined.connected(groups[texts[i]], groups[texts[j]]) and (
+                _jaccard(texts[i], texts[j]) >= similarity
+            ):
+                joined.merge(groups[texts[i]], groups[texts[j]])
+        for band in shared:
+            band.append(i)
+
+
+def simplify(text: str) -> str:
+    """Return text without case, spaces and punctuation; the text itself where nothing else is in it."""
+    return re.sub(r"[\W_]+", "", text.casefold()) or text.strip()
+
+
+def _shingles(text: str) -> set[str]:
+    return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
+
+
+def _jaccard(a: str, b: str) -> float:
+    first, second = _shingles(a), _shingles(b)
+    return len(first & second) / len(first | second)
+
+
+# --- shuffle -------------------------------------------------------------------------------------------------
+
+
+def partners(episodes: Sequence[TextEpisode], seed: int = 0) -> list[int]:
+    """Return whose message each episode gets under `shuffle`: one of another group and with another answer.
+
+    It is a permutation, unless swaps find none, as where most episodes share one answer. Then some messages are
+    used more than once and others are not.
+
+    Args:
+        episodes: The episodes to evaluate.
+        seed: Seed of the permutation, which is the same on every machine.
+
+    Raises:
+        UserError: for some episode there is no such message, because there are too few groups or answers.
+    """
+    rng = random.Random(seed)
+
+    def below(n: int) -> int:
+        return int(rng.random() * n)
+
+    order = shuffled(range(len(episodes)), below)
+    chosen = dict(zip(order, order[1:] + order[:1], strict=True))
+    allowed = _allowed(episodes)
+    for i in order:
+        if not allowed(i, chosen[i]):
+            _swap(i, chosen, allowed, _from_random_start(order, below)[:_MOST_SWAPS])
+    for i in order:
+        if not allowed(i, chosen[i]):
+            found = next((j for j in _from_random_start(order, below) if allowed(i, j)), None)
+            if found is None:
+                raise UserError(
+                    f"condition shuffle: no message has another group and another answer than episode "
+                    f"{episodes[i].id[:60]!r}; use episodes of more groups, or leave shuffle out"
+                )
+            chosen[i] = found
+    return [chosen[i] for i in range(len(episodes))]
+
+
+def _allowed(episodes: Sequence[TextEpisode]) -> Callable[[int, int], bool]:
+    """Return a function that tells whether an episode (first) may get the message of another one (second)."""
+    answers = [frozenset(map(simplify, episode.targets)) for episode in episodes]
+    messages = [simplify(episode.message) for episode in episodes]
+    groups = [episode.group for episode in episodes]
+
+    def allowed(i: int, j: int) -> bool:
+        return groups[i] != groups[j] and messages[i] != messages[j] and answers[i].isdisjoint(answers[j])
+
+    return allowed
+
+
+def _swap(i: int, chosen: dict[int, int], allowed: Callable[[int, int], bool], others: Sequence[int]) -> None:
+    """Swap partners between an episode and the first of some others for which both are allowed."""
+    for j in others:
+        if allowed(i, chosen[j]) and allowed(j, chosen[i]):
+            chosen[i], chosen[j] = chosen[j], chosen[i]
+            return
+
+
+def _from_random_start(order: list[int], below: Callable[[int], int]) -> list[int]:
+    start = below(len(order))
+    return order[start:] + order[:start]
