@@ -76,7 +76,7 @@ class Look:
 
     def __str__(self) -> str:
         command = textwrap.shorten(self.command, COMMAND_CHARACTERS, placeholder=" ...")
-        return f"{self.date} {command} ({self.subject}, {self.split})"
+        return f"{self.date} `{command}` ({self.subject}, {self.split})"
 
 
 def new_look(episodes: Sequence[Episode], command: str, subject: str, split: str, key: str = "") -> Look:

@@ -200,7 +200,7 @@ def test_another_name_a_copied_folder_and_a_rerun_look_again(tmp_path):
     assert first.confirms(tmp_path) == FIRST
     line = Sweep(tmp_path / "b", id="i2").confirms(tmp_path)
     assert line.startswith(SECOND)
-    assert line.endswith("python -m m2ray.sweep --name a (sweep a, confirm)")
+    assert line.endswith("`python -m m2ray.sweep --name a` (sweep a, confirm)")
     copied = Sweep(tmp_path / "c")  # the registration of a, elsewhere
     assert copied.confirms(tmp_path).startswith("look 3 at these messages; earlier: ")
     shutil.rmtree(first.folder)
