@@ -1,4 +1,7 @@
-"""Command `python -m m2ray.evaluate CHECKPOINT`: run one checkpoint under the ablation conditions."""
+"""Command `python -m m2ray.evaluate CHECKPOINT`: run one checkpoint under the ablation conditions.
+
+Without a checkpoint it measures a receiver alone; see `m2ray.cli.fitness`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from m2ray.cli.fitness import measure_fitness
 from m2ray.cli.runner import DONE, Parser
 from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.config.gate_file import load_gate
@@ -29,6 +33,14 @@ def main(argv: Sequence[str]) -> int:
     # Loads torch and pandas: --help and bad options must not wait for them.
     from m2ray.evaluation.rows import write_rows
 
+    if args.checkpoint is None:
+        rows = measure_fitness(args)
+        if args.out is not None:
+            write_rows(args.out, rows)
+            print(f"rows: {args.out}")
+        return DONE
+    if args.task is not None:
+        raise UserError("--task: the checkpoint names its own task; leave it out")
     trial = trial_of(args.checkpoint)
     names = _condition_names(args, trial)
     split = args.split or args.seeds or "search"
@@ -52,7 +64,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m m2ray.evaluate", description="Run a checkpoint under the ablation conditions.")
-    parser.add_argument("checkpoint", type=Path, help="folder with codec.safetensors and config.json")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        help="folder with codec.safetensors and config.json; without it, --receiver, --task and --seeds measure "
+        "whether a receiver is fit for a task",
+    )
+    parser.add_argument("--task", help="without a checkpoint: YAML file with a task, such as `level: easy`")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", choices=EVALUATION_SPLITS, help="default: search")
     which.add_argument("--seeds", help="episode seeds A:B, end excluded; messages of the confirm part")
