@@ -22,6 +22,7 @@ from m2ray.receiver.layout import PromptBuilder
 PUBLISHED = {
     "343076a74b40d69b": "0b33fa035e9b658a",  # mini
     "1c7084d1f690b6f0": "f36b7aaf0d1a88c0",  # mini-arithmetic
+    "f7e029941ffddee2": "fd12390aa3c83f4b",  # qwen2.5-coder-0.5b, from data wheels
 }
 # Keys of config.json that no number depends on, or that the loaded class already fixes.
 _IGNORED = {
