@@ -322,7 +322,7 @@ class Leaky(Receiver):
 
     def prompt_ids(self, episode: Episode) -> tuple[list[int], list[int]]:
         before, after = super().prompt_ids(episode)
-        return before, after + self.tokens(episode.message.split()[0])
+        return before, after + self.tokens(" ".join(episode.message.split()[:1]))
 
 
 class TestLeaks:
