@@ -1,6 +1,6 @@
 """Command `python -m m2ray.evaluate CHECKPOINT`: run one checkpoint under the ablation conditions.
 
-Without a checkpoint it measures a receiver alone; see `m2ray.cli.fitness`.
+Without a checkpoint it measures a receiver alone; see `m2ray.diagnosis.fitness`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2ray.cli.fitness import measure_fitness
 from m2ray.cli.runner import DONE, Parser
 from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.config.gate_file import load_gate
@@ -34,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     from m2ray.evaluation.rows import write_rows
 
     if args.checkpoint is None:
-        rows = measure_fitness(args)
+        from m2ray.diagnosis.fitness import measure_fitness  # see above
+
+        rows = measure_fitness(args.receiver, args.task, args.seeds, args.conditions)
         if args.out is not None:
             write_rows(args.out, rows)
             print(f"rows: {args.out}")

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2ray.tasks import sentence_data
 from m2ray.tasks.episodes import PARTS, part_of
 from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.scorers import scorer
-from m2ray.tasks.sentence_data import Pool, data_version, pool
-from m2ray.tasks.sentence_relations import BY_NAME, RELATIONS
-from m2ray.tasks.sentences import SentenceItem, level_of, sentence_episodes, write_sentences
+from m2ray.tasks.sentences import data as sentence_data
+from m2ray.tasks.sentences.data import Pool, data_version, pool
+from m2ray.tasks.sentences.family import SentenceItem, level_of, sentence_episodes, write_sentences
+from m2ray.tasks.sentences.relations import BY_NAME, RELATIONS
 from m2ray.tasks.text_episodes import MESSAGE
 from m2ray.util.errors import UserError
 
@@ -126,7 +126,7 @@ def test_a_held_out_value_is_in_no_training_message_whoever_it_is_about():
 
 
 def test_held_out_items_that_no_message_suits_are_refused(monkeypatch):
-    monkeypatch.setattr("m2ray.tasks.sentences._MAX_DRAWS", 200)
+    monkeypatch.setattr("m2ray.tasks.sentences.family._MAX_DRAWS", 200)
     with pytest.raises(
         UserError, match=r"^held_out: level sentences-5x4 has no message for part 'train'; lower the"
     ):
@@ -172,8 +172,8 @@ def test_another_version_of_the_data_changes_few_episodes(monkeypatch):
         return Pool(kind, [*kept, "Newvalue", "Othervalue"])
 
     others = {kind: other(kind) for kind in pools}
-    for module in ("sentences", "sentence_data"):
-        monkeypatch.setattr(f"m2ray.tasks.{module}.pool", others.__getitem__)
+    for module in ("family", "data"):
+        monkeypatch.setattr(f"m2ray.tasks.sentences.{module}.pool", others.__getitem__)
     after = [level.draw(seed) for seed in range(300)]
     assert 0.5 < sum(a == b for a, b in zip(before, after, strict=True)) / 300 < 1
     data_version.cache_clear()

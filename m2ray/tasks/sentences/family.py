@@ -20,8 +20,8 @@ from typing import NamedTuple
 from m2ray.tasks.episodes import part_of, task_name
 from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.level import shuffled
-from m2ray.tasks.sentence_data import data_version, pool
-from m2ray.tasks.sentence_relations import BY_NAME, RELATIONS, Relation
+from m2ray.tasks.sentences.data import data_version, pool
+from m2ray.tasks.sentences.relations import BY_NAME, RELATIONS, Relation
 from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.util.errors import UserError
 

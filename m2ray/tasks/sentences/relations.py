@@ -10,7 +10,7 @@ class Relation(NamedTuple):
 
     name: str
     subject: str  # kind of subject: person or city
-    value: str  # kind of value: a key of `m2ray.tasks.sentence_data`
+    value: str  # kind of value: a key of `m2ray.tasks.sentences.data`
     wordings: tuple[str, ...]  # the first is the canonical one
     questions: tuple[str, ...]
 
