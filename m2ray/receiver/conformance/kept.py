@@ -23,10 +23,10 @@ from m2ray.util.files import cache_root, write_json
 def tested(receiver: Receiver) -> Conformance:
     """Return a receiver's check: the kept one, or a new one that is kept."""
     file = _file_of(receiver)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # missing or damaged
-        return Conformance.from_json(json.loads(file.read_bytes()))
-    result = check(receiver)
-    _keep(file, result)
+    result = _read(file)
+    if result is None:
+        result = check(receiver)
+        _keep(file, result)
     return result
 
 
@@ -42,11 +42,14 @@ def use_tested_ways(receiver: Receiver) -> Receiver:
 
     def test_longer(columns: int) -> Ways:
         nonlocal result
+        file = _file_of(receiver)
+        result = _read(file) or result  # another process may have tested them
         target = max(result.ways.tested, 1)
         while target < columns:
             target *= 2
-        result = extend(receiver, result, target)
-        _keep(_file_of(receiver), result)
+        if target > result.ways.tested:
+            result = extend(receiver, result, target)
+            _keep(file, result)
         return result.ways
 
     receiver.set_model(receiver.model, result.ways)
@@ -63,6 +66,13 @@ def _file_of(receiver: Receiver) -> Path:
     key: list[Any] = [receiver.digest, str(receiver.dtype), receiver.device.type, versions()]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_root() / "receiver-checks" / f"{receiver.digest}-{digest}.json"
+
+
+def _read(file: Path) -> Conformance | None:
+    """Return a kept check; None where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return Conformance.from_json(json.loads(file.read_bytes()))
+    return None
 
 
 def _keep(file: Path, result: Conformance) -> None:
