@@ -54,8 +54,8 @@ def describe(result: Mapping[str, Any]) -> str:
         f"gradients to slots: {result['gradient_error']:.2g} of the largest",
         f"layers run {'apart from' if ways['trunk'] else 'with'} the head, from "
         f"{'token ids and embeddings' if ways['ids'] else 'embeddings'}; up to {ways['padded']} columns in a "
-        f"padded batch, {ways['kept']} with a kept prompt prefix, {ways['drafted']} with drafts; tested up to "
-        f"{ways['tested']}",
+        f"padded batch, {ways['kept']} with a kept prompt prefix, {ways['drafted']} with drafts, "
+        f"{ways['reread']} with drafts and without a cache; tested up to {ways['tested']}",
     ]
     if result["rejected"]:
         lines += ["", "not used, since it differs:", markdown([HEADS, *map(_line, result["rejected"])])]

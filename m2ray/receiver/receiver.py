@@ -199,13 +199,22 @@ class Receiver(FrozenModel):
         self._check_context(longest + 1)
         limits = [min(max_new_tokens, self.max_positions - length) for length in prompts.lengths]
         drafted = max(0, len(drafts[0]) - 1)
-        exact = RereadingReader(partial(self._read_from_the_start, prompts), prompts.lengths, drafts)
+        reread = partial(self._read_from_the_start, prompts)
+        exact = RereadingReader(reread, prompts.lengths, drafts, lambda length: self.ways_for(length).reread)
         decoder = Decoder(self.causal, self.end_ids, temperature)
         rest = max(length - len(ids) for length, ids in zip(prompts.lengths, prompts.cached, strict=True))
         columns = max(map(len, prompts.cached)) + rest + drafted
         ways = self.ways_for(columns)
         if columns > ways.kept:
             prompts = prompts._replace(cached=[[] for _ in prompts.cached])
+        if columns > ways.reread:
+            # With a draft behind it, a prompt would predict another first token.
+            states_BGD = exact.start()
+            logits = [self.causal.head(states_BGD[:, position]) for position in positions]
+            nothing: list[list[int]] = [[] for _ in drafts]
+            bare = RereadingReader(reread, prompts.lengths, nothing, lambda length: 0)
+            tokens = decoder.run(bare, nothing, [], seeds, limits)
+            return tokens._replace(logits_BVW=torch.stack(logits, dim=1) if logits else None)
         if columns > ways.drafted:
             return decoder.run(exact, drafts, positions, seeds, limits)
         prefill = self._prefill(prompts, drafts, drafted)

@@ -107,8 +107,10 @@ class _Check:
     def extend(self, columns: int) -> Conformance:
         """Test padded batches, kept caches and drafts for longer rows than before."""
         ways, limit = self._result.ways, min(columns, self._horizon)
-        rows = self._rows.draw(limit)
+        rows, longest = self._rows.draw(limit), min(columns, self._receiver.max_positions)
         tests: dict[str, Callable[[Ways], Measurement]] = {
+            # At any length: most models stay causal beyond their horizon.
+            "reread": lambda trial: self._paths.followed(self._rows.draw(longest), ways.reread),
             "padded": lambda trial: self._paths.text("padded batch", trial, rows),
             "kept": lambda trial: self._paths.text("kept prompt prefix", trial, rows, kept=True),
             "drafted": lambda trial: self._paths.decoding(
@@ -116,7 +118,9 @@ class _Check:
             ),
         }
         for name, test in tests.items():
-            if getattr(ways, name) < min(ways.tested, self._horizon) or limit <= getattr(ways, name):
+            most = self._receiver.max_positions if name == "reread" else self._horizon
+            limit = min(columns, most)
+            if getattr(ways, name) < min(ways.tested, most) or limit <= getattr(ways, name):
                 continue  # it failed before, or has reached the model's horizon
             trial = Ways(**{**ways._asdict(), name: limit})
             measured = test(trial)

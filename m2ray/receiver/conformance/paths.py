@@ -79,13 +79,37 @@ class PathMeasurer:
             answers = [*first, *self._decode(twin, prompts, drafts)]
             differ = 0
             for prompt, answer in zip(prompts * 2, answers, strict=True):
-                logits_AW = self._own.logits(prompt + answer)[len(prompt) - 1 : -1].float()
+                logits_AW = self._choices(prompt, answer, whole=len(prompt) + len(answer) <= ways.reread)
                 chosen_A = logits_AW.gather(1, torch.tensor(answer, device=logits_AW.device)[:, None])[:, 0]
                 short = float(((logits_AW.max(dim=1).values - chosen_A) / logits_AW.std(dim=1)).max())
                 differ += short > 2 * bound
             return Measurement(path, columns, answers_differ=differ, rows=len(answers))
         except FAILURES as error:
             return Measurement(path, columns, failure=describe_error(error))
+
+    def _choices(self, prompt: list[int], answer: list[int], whole: bool) -> Tensor:
+        """Return the model's own logits [A, W] at each choice; `whole` if the later tokens do not change them."""
+        if whole:
+            return self._own.logits(prompt + answer)[len(prompt) - 1 : -1].float()
+        rows = [prompt + answer[:i] for i in range(len(answer))]
+        return torch.stack([self._own.logits(row)[-1] for row in rows]).float()
+
+    def followed(self, rows: list[list[int]], known: int) -> Measurement:
+        """Compare the model's own logits of a row's beginnings with those of the whole row.
+
+        Args:
+            rows: Rows, the longest first.
+            known: A length up to which they were compared before.
+        """
+        path, row = "tokens that follow", rows[0]
+        lengths = [min(max(length, ANSWER + 1), len(row)) for length in (known, len(row) // 2)]
+        try:
+            whole_TW = self._own.logits(row)
+            whole = [whole_TW[length - ANSWER - 1 : length - 1] for length in lengths]
+            begun = [self._own.logits(row[:length])[-ANSWER - 1 : -1] for length in lengths]
+            return compared(path, len(row), begun, whole, [row[:length] for length in lengths])
+        except FAILURES as error:
+            return Measurement(path, len(row), failure=describe_error(error))
 
     def _decode(self, twin: Receiver, prompts: list[list[int]], drafts: list[list[int]]) -> list[list[int]]:
         ids_BT = pad(prompts, twin.pad_id).to(twin.device)

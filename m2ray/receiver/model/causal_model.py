@@ -34,6 +34,8 @@ class Ways(NamedTuple):
         padded: Limit of batches of rows of different lengths, padded on the right.
         kept: Limit of rows that continue a kept KV cache (`m2ray.receiver.model.kv_cache`).
         drafted: Limit of decoding with a KV cache and rejected drafts (`m2ray.receiver.model.decoding`).
+        reread: Limit of decoding from the first token each time, with drafts. Rotary factors that change with the
+            length make what a model predicts at a token depend on how many tokens follow.
         tested: Up to how many columns the limits were tested.
     """
 
@@ -42,12 +44,13 @@ class Ways(NamedTuple):
     padded: int = 0
     kept: int = 0
     drafted: int = 0
+    reread: int = 0
     tested: int = UNLIMITED
 
 
 PLAIN = Ways()
 # Known to be exact for models whose every layer attends to all positions, such as those of `m2ray.train_receiver`.
-FULL_ATTENTION = Ways("model", False, UNLIMITED, UNLIMITED, UNLIMITED)
+FULL_ATTENTION = Ways("model", False, UNLIMITED, UNLIMITED, UNLIMITED, UNLIMITED)
 
 
 class ModelOutput(NamedTuple):
@@ -121,7 +124,8 @@ class CausalModel:
         """A copy of the trunk in which the embedding layer's output is given."""
         # Transformers adds hooks to the layers when hidden states are first requested. A copy that did it again
         # would get every state twice.
-        self.trunk(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self._device), output_hidden_states=True)
+        ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        self.trunk(input_ids=ids_11, use_cache=False, output_hidden_states=True)
         embedding = self.own.get_input_embeddings()
         given = _Given(embedding)
         return given, _with_replaced(self.trunk, _path_of(self.trunk, embedding), given)

@@ -128,11 +128,14 @@ class CachedReader:
 class RereadingReader:
     """Runs prompt and answer from the first token in every pass: slow, and exact for every causal model.
 
+    Rows that are longer than a limit are run without drafts, one token per pass.
+
     Args:
         run: Returns the last hidden states [B, T, D] of rows (numbers in the batch) whose prompts are followed by
             tokens.
         lengths: Lengths of the prompts.
         drafts: A draft per row.
+        limit: Returns the most tokens of a row with a draft, tested for at least as many as given.
     """
 
     def __init__(
@@ -140,19 +143,26 @@ class RereadingReader:
         run: Callable[[Sequence[int], Sequence[Sequence[int]]], Tensor],
         lengths: Sequence[int],
         drafts: Sequence[Sequence[int]],
+        limit: Callable[[int], int],
     ) -> None:
-        self._run, self._lengths, self._drafts = run, lengths, drafts
+        self._run, self._lengths, self._drafts, self._limit = run, lengths, drafts, limit
 
     def start(self) -> Tensor:
-        """See `Reader`."""
-        return self.read([Continuation(i, i, 0, [], list(draft[:-1])) for i, draft in enumerate(self._drafts)])
+        """See `Reader`; drafts count as part of the prompts, whatever the limit."""
+        return self._read([Continuation(i, i, 0, [], list(draft[:-1])) for i, draft in enumerate(self._drafts)])
 
     def can_read(self, rows: Sequence[Continuation]) -> bool:
         """See `Reader`."""
         return True
 
     def read(self, rows: Sequence[Continuation]) -> Tensor:
-        """See `Reader`."""
+        """See `Reader`; beyond the limit, the hidden states [B, 1, D] at each row's latest token only."""
+        longest = max(self._lengths[row.row] + len(row.written) + len(row.draft) for row in rows)
+        if longest > self._limit(longest):
+            rows = [row._replace(draft=[]) for row in rows]
+        return self._read(rows)
+
+    def _read(self, rows: Sequence[Continuation]) -> Tensor:
         states_BTD = self._run([row.row for row in rows], [[*row.written, *row.draft] for row in rows])
         device = states_BTD.device
         latest_B1 = torch.tensor([[self._lengths[row.row] + len(row.written) - 1] for row in rows], device=device)
