@@ -172,7 +172,7 @@ class PromptBuilder(TextTokenizer):
                 have as many.
 
         Raises:
-            UserError: a row is longer than the receiver's context.
+            UserError: a row is longer than the receiver's context, or the tokenizer lacks a part of a text.
         """
         answers = self.answer_ids(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
         rows, slots, answer_starts, after_counts, cached_counts = [], [], [], [], []
@@ -186,7 +186,7 @@ class PromptBuilder(TextTokenizer):
                 slots.append(list(range(at, at + texts)))
             else:
                 at = len(before)
-                message = self.tokens_of_part(texts[i])
+                message = self._text_ids(texts[i], episode)
                 row = before + message + after
                 slots.append(list(range(at, at + len(message))) if open_texts else [])
             answer_starts.append(len(row))
@@ -198,6 +198,11 @@ class PromptBuilder(TextTokenizer):
         self._check_context(ids_BT.shape[1])
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
         return Layout(ids_BT, slots_BK, *map(torch.tensor, (answer_starts, after_counts, cached_counts)))
+
+    def _text_ids(self, text: str, episode: Episode) -> list[int]:
+        """Return the token ids of a text for the message's place; the beginning of a message may end in a word."""
+        cut = text != episode.message and episode.message.startswith(text)
+        return self.tokens_of_part(text) if cut else self.tokens(text)
 
     def _check_context(self, tokens: int) -> None:
         if tokens > self.max_positions:

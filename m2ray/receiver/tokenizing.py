@@ -81,15 +81,19 @@ class TextTokenizer:
     def _lost(self, text: str) -> str:
         """Return the first character that no token stands for; empty if there is none."""
         if self.tokenizer.is_fast:
+            # A character that is left out moves the spans behind it, so that the last ones are missing.
+            text = text.rstrip()
             spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             covered = {place for first, last in spans for place in range(first, last)}
-            return next((c for i, c in enumerate(text) if not c.isspace() and i not in covered), "")
+            missing = next((c for i, c in enumerate(text) if not c.isspace() and i not in covered), "")
+            return next((c for c in text if not c.isspace() and not self._ids(c)), missing) if missing else ""
         back = self.tokenizer.decode(self._ids(text)).lower()
         return next((c for c in text if not c.isspace() and c.lower() not in back), "")
 
     def _unreadable(self, text: str, part: str) -> UserError:
+        shown = " ".join(text.split())[:80]
         return UserError(
-            f"receiver {self.name}: its tokenizer has no token for `{part}` in `{text[:80]}`; use another "
+            f"receiver {self.name}: its tokenizer has no token for `{part}` in `{shown}`; use another "
             "receiver, or a task in words that it knows"
         )
 
