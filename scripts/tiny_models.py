@@ -46,11 +46,37 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 # Keys and values of low rank: as many of their heads as of queries, whose sizes are those of its parts.
 _LATENT = {"num_key_value_heads": 4, "head_dim": None}
+_CONVOLUTIONS = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)}
+_INDEXED = {
+    "indexer_budget": 16, "indexer_compress_ratio": 4, "indexer_head_dim": 16, "indexer_n_heads": 2,
+    "indexer_kv_heads": 1, "hc_lowrank": 8, "ple_layer_ids": [1], "ple_embed_dim": 64, "ngram_vocab_size_base": 50,
+    "make_ngram_vocab_size_divisible_by": 8, "split_ngram_parts": 4,
+}  # fmt: skip
+_PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+_ZAMBA = {
+    "num_hidden_layers": 6,
+    "layers_block_type": ["linear_attention", "linear_attention", "hybrid"] * 2,
+    "attention_hidden_size": 128,
+    "attention_head_dim": 32,
+}
 # What a type needs beside that; None leaves a key to the type's own default.
 OVERRIDES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("axk1", "deepseek_v3", "longcat_flash", "youtu"), _LATENT),
+    **dict.fromkeys(("axk1", "deepseek_v3", "youtu"), _LATENT),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTIONS),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _INDEXED),
     "bamba": {"attn_layer_indices": [1, 3]},
     "codegen": {"rotary_dim": 8},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": _PLAIN_ROPE, "sliding_attention": _PLAIN_ROPE}
+    },
+    "dbrx": {
+        "attn_config": {"rope_theta": 10_000.0, "kv_n_heads": 2, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dots3_note_text": {
+        "num_key_value_heads": 4, "head_dim": 24, "per_layer_config": {}, "index_topk": 8, "index_n_heads": 2,
+        "index_head_dim": 16,
+    },
     "falcon_h1": {"mamba_d_ssm": 128},
     "gemma3n_text": {
         "intermediate_size": [96] * LAYERS,
@@ -60,8 +86,30 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "gptj": {"rotary_dim": 8},
-    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (LAYERS // 2)},
+    "longcat_flash": {
+        "num_key_value_heads": 4, "head_dim": 8, "moe_topk": 2, "zero_expert_num": 2, "expert_ffn_hidden_size": 32
+    },
     "mamba2": {"num_heads": 8},
+    "reformer": {
+        "axial_pos_shape": (16, 32), "axial_pos_embds_dim": (32, 32), "attention_head_size": 16,
+        "attn_layers": ["local", "lsh"] * (LAYERS // 2), "feed_forward_size": 96,
+    },
+    "rembert": {"input_embedding_size": 64, "output_embedding_size": 32},
+    "xlm": {"causal": True},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {**_ZAMBA, "mamba_dt_rank": 4},
+    "zamba2": {**_ZAMBA, "mamba_headdim": 16, "n_mamba_heads": 8, "num_key_value_heads": 4},
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+}  # fmt: skip
+# Types of which no model is built, and why.
+NOT_BUILT = {
+    "blt": "reads bytes in patches, by tables of millions of rows",
+    "dots3_note": "no sizes of its vision part were found that fit; its text part is `dots3_note_text`",
+    "gemma3n": "its vision part needs the package timm; its text part is `gemma3n_text`",
+    "gemma4_assistant": "drafts for another model and cannot run alone",
+    "gemma4_unified_assistant": "drafts for another model and cannot run alone",
+    "musicgen": "writes audio, four codebooks at a time",
+    "musicgen_melody": "writes audio, four codebooks at a time",
 }
 
 
@@ -90,8 +138,25 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
 
 def tiny_model(model_type: str, **changes: Any) -> Any:
     """Return a tiny random model of a type, in float32."""
+    return _model(tiny_config(model_type, **changes))
+
+
+def tiny_receiver(model_type: str, folder: Path) -> Any:
+    """Save a tiny random model of a type as a receiver, and return the model.
+
+    Its config.json is that of the whole, where the causal LM of a composite type has the text part's only.
+    """
+    config = tiny_config(model_type)
+    model = _model(config)
+    save_receiver(model, folder)
+    if type(model.config) is not type(config):
+        config.save_pretrained(folder)
+    return model
+
+
+def _model(config: Any) -> Any:
     torch.manual_seed(0)
-    return enliven(transformers.AutoModelForCausalLM.from_config(tiny_config(model_type, **changes)).float())
+    return enliven(transformers.AutoModelForCausalLM.from_config(config).float())
 
 
 def enliven(model: Any) -> Any:

@@ -13,16 +13,16 @@ import torch
 import transformers
 from own_numbers import (
     BOUND,
-    EASY,
     EPISODES,
     MESSAGES,
-    PLACES,
     answer_len,
+    answers_that_differ,
     error,
+    gradient_error,
+    logit_error,
     own_answer_logits,
     own_answers,
     own_logits,
-    random_vectors,
 )
 from tiny_models import LAYERS, save_receiver, tiny_model
 from tiny_trainings import config
@@ -115,34 +115,13 @@ def load(tmp_path: Path) -> Callable[..., Receiver]:
 
 def assert_own_numbers(receiver: Receiver, tokens: int = 8) -> None:
     """Logits, greedy answers and gradients are the model's own: of text, and of vectors in each place."""
-    model, count = receiver.model, answer_len(receiver)
-    text, vectors_BKD = receiver.layout(EPISODES, MESSAGES), random_vectors(receiver)
-    with torch.no_grad():
-        own = own_answer_logits(model, text, None, count)
-        assert error(own, receiver.logits(text, None, count)) < BOUND
-    answers = receiver.generate_and_score(EPISODES, MESSAGES, max_new_tokens=tokens)
-    assert answers.texts == own_answers(receiver, text, None, tokens)
-    values_V = receiver.answer_frame(EASY).positions_V
-    assert error([each[values_V] for each in own], answers.logits_BVW) < BOUND
-    for place in PLACES:
-        layout = receiver.layout(EPISODES, vectors_BKD.shape[1], place)
-        with torch.no_grad():
-            own = own_answer_logits(model, layout, vectors_BKD, count)
-            assert error(own, receiver.logits(layout, vectors_BKD, count)) < BOUND, place
-    decoded = receiver.decode(EPISODES, vectors_BKD.shape[1], vectors_BKD, "after", max_new_tokens=tokens)
-    assert decoded == own_answers(receiver, layout, vectors_BKD, tokens)
-    one = receiver.layout(EPISODES[:1], vectors_BKD.shape[1], "message")
-    slopes = []
-    for logits_of in (
-        lambda leaf: receiver.logits(one, leaf, count)[0],
-        lambda leaf: own_answer_logits(model, one, leaf, count)[0],
-    ):
-        leaf_1KD = vectors_BKD[:1].clone().requires_grad_()
-        slopes += torch.autograd.grad(logits_of(leaf_1KD).log_softmax(1)[:, 3].sum(), leaf_1KD)
-    assert float((slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max()) < 10 * BOUND
+    assert logit_error(receiver) < BOUND
+    assert answers_that_differ(receiver, tokens) == (0, 12)
+    assert gradient_error(receiver) < 10 * BOUND
     messages = receiver.encode_messages(MESSAGES)
     assert messages.first_BTD.shape == messages.states_BTD.shape == messages.embeds_BTD.shape
-    states = receiver.score_answers(layout, vectors_BKD, count, states=True).states_BLSD
+    layout = receiver.layout(EPISODES, MESSAGES)
+    states = receiver.score_answers(layout, None, answer_len(receiver), states=True).states_BLSD
     assert states is not None
     assert states.shape[1::2] == (LAYERS, receiver.width)
 
@@ -203,6 +182,12 @@ def test_hidden_states_of_messages_are_the_models_own(load):
 
 
 # --- refused ---
+
+
+@pytest.mark.parametrize(("model_type", "width"), [("opt", "word_embed_proj_dim"), ("electra", "embedding_size")])
+def test_layers_of_another_width_than_the_embeddings_are_refused(load, model_type, width):
+    with pytest.raises(UserError, match="its embeddings are 32 wide, the output of its layers 64; messages are"):
+        load(tiny_model(model_type, **{width: 32}))
 
 
 @pytest.mark.parametrize("model_type", ["bert", "roberta", "electra"])

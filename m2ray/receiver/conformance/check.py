@@ -154,6 +154,12 @@ class _Check:
             raise _Refusal(
                 f"gradients to vectors in slots differ from the model's own by {gradient:.3g} of the largest"
             )
+        widths = self._paths.widths(ways, rows[0])
+        if widths != {self._receiver.width}:
+            raise _Refusal(
+                f"its embeddings are {self._receiver.width} wide, the output of its layers {max(widths)}; "
+                "messages are read from both"
+            )
         messages = self._paths.twin(ways).encode_token_ids(rows)
         if messages.states_BTD.shape != messages.embeds_BTD.shape:
             raise _Refusal(f"its hidden states have the shape {list(messages.states_BTD.shape)}, not [B, T, D]")

@@ -160,6 +160,13 @@ class PathMeasurer:
         vectors_BKD = torch.randn(len(rows), SLOTS, twin.width, generator=generator).to(twin.device)
         return twin, layout, (vectors_BKD * twin.embedding_norm / twin.width**0.5).to(twin.dtype)
 
+    def widths(self, ways: Ways, row: list[int]) -> set[int]:
+        """Return the widths of the hidden states after the layers."""
+        causal = self.twin(ways).causal
+        ids_BT = torch.tensor([row], device=self._receiver.device)
+        with torch.no_grad():
+            return {layer.shape[-1] for layer in causal.run(causal.embed(ids_BT), ids_BT, states=True).hidden}
+
     def identity_error(self, ways: Ways, rows: list[list[int]]) -> tuple[float, float]:
         """Return the largest absolute and relative error of logits with a text's own embeddings in slots."""
         twin, layout, _ = self._slots("message", ways, rows)

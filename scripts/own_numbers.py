@@ -4,8 +4,11 @@ Nothing here uses m2ray's forward passes. Vectors enter through a hook behind th
 Shapes: B rows, T positions, K slots, A answer tokens, D width, W words of the vocabulary.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +27,11 @@ BOUND = 1e-3  # in standard deviations of a position's logits, float32
 
 
 @contextmanager
-def vectors_in_slots(model, slots_K: Sequence[int], vectors_KD: Tensor | None) -> Iterator[None]:
+def vectors_in_slots(model: Any, slots_K: Sequence[int], vectors_KD: Tensor | None) -> Iterator[None]:
     """Let vectors take the place of what the embedding layer gives at some positions of a row."""
 
-    def replace(_module, _arguments, embeds_1TD):
+    def replace(_module: Any, _arguments: Any, embeds_1TD: Tensor) -> Tensor:
+        assert vectors_KD is not None
         changed_1TD = embeds_1TD.clone()
         changed_1TD[0, list(slots_K)] = vectors_KD.to(embeds_1TD.dtype)
         return changed_1TD
@@ -42,13 +46,16 @@ def vectors_in_slots(model, slots_K: Sequence[int], vectors_KD: Tensor | None) -
         handle.remove()
 
 
-def own_logits(model, ids: Sequence[int], slots_K: Sequence[int] = (), vectors_KD: Tensor | None = None) -> Tensor:
+def own_logits(
+    model: Any, ids: Sequence[int], slots_K: Sequence[int] = (), vectors_KD: Tensor | None = None
+) -> Tensor:
     """Return the model's own logits [T, W] of one row."""
     with vectors_in_slots(model, slots_K, vectors_KD):
-        return model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+        logits_TW: Tensor = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
+        return logits_TW
 
 
-def own_answer_logits(model, layout: Layout, vectors_BKD: Tensor | None, count: int) -> list[Tensor]:
+def own_answer_logits(model: Any, layout: Layout, vectors_BKD: Tensor | None, count: int) -> list[Tensor]:
     """Return the model's own logits [A, W] at the reference answer of each row."""
     rows = []
     for i, (ids, start) in enumerate(zip(layout.ids_BT.tolist(), layout.answer_B.tolist(), strict=True)):
@@ -92,3 +99,46 @@ def random_vectors(receiver: Receiver, rows: int = len(EPISODES), slots: int = S
 def answer_len(receiver: Receiver) -> int:
     """Return A."""
     return len(receiver.answer_frame(EASY).ids_A)
+
+
+@torch.no_grad()
+def logit_error(receiver: Receiver) -> float:
+    """Return the largest error of teacher-forced logits: of text, of decoding, and of vectors in each place."""
+    count, model = answer_len(receiver), receiver.model
+    text, vectors_BKD = receiver.layout(EPISODES, MESSAGES), random_vectors(receiver)
+    own = own_answer_logits(model, text, None, count)
+    worst = error(own, list(receiver.logits(text, None, count)))
+    values_V = receiver.answer_frame(EASY).positions_V
+    decoded = receiver.generate_and_score(EPISODES, MESSAGES, max_new_tokens=2)
+    worst = max(worst, error([each[values_V] for each in own], list(decoded.logits_BVW)))
+    for place in PLACES:
+        layout = receiver.layout(EPISODES, SLOTS, place)
+        own = own_answer_logits(model, layout, vectors_BKD, count)
+        worst = max(worst, error(own, list(receiver.logits(layout, vectors_BKD, count))))
+    return worst
+
+
+def answers_that_differ(receiver: Receiver, tokens: int) -> tuple[int, int]:
+    """Return how many greedy answers are not the model's own, and of how many: of text and of vectors."""
+    vectors_BKD = random_vectors(receiver)
+    ours = receiver.decode(EPISODES, MESSAGES, max_new_tokens=tokens)
+    own = own_answers(receiver, receiver.layout(EPISODES, MESSAGES), None, tokens)
+    ours += receiver.decode(EPISODES, SLOTS, vectors_BKD, "after", max_new_tokens=tokens)
+    own += own_answers(receiver, receiver.layout(EPISODES, SLOTS, "after"), vectors_BKD, tokens)
+    return sum(a != b for a, b in zip(ours, own, strict=True)), len(own)
+
+
+def gradient_error(receiver: Receiver) -> float:
+    """Return the largest difference of a gradient to vectors in slots, relative to the largest gradient."""
+    vectors_1KD, count = random_vectors(receiver)[:1], answer_len(receiver)
+    layout = receiver.layout(EPISODES[:1], SLOTS, "message")
+    slopes: list[Tensor] = []
+    for own in (False, True):
+        leaf_1KD = vectors_1KD.clone().requires_grad_()
+        logits_AW = (
+            own_answer_logits(receiver.model, layout, leaf_1KD, count)[0]
+            if own
+            else receiver.logits(layout, leaf_1KD, count)[0]
+        )
+        slopes += torch.autograd.grad(logits_AW.log_softmax(1)[:, 3].sum(), leaf_1KD)
+    return float((slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max())
