@@ -65,14 +65,15 @@ def measure(model_type: str, folder: Path) -> Result:
     model = type(tiny_receiver(model_type, folder)).__name__
     try:
         receiver = load_receiver(str(folder), device="cpu")
+        error, gradient = logit_error(receiver), gradient_error(receiver)
+        differ, answers = answers_that_differ(receiver, TOKENS)
+        verdict = EXACT if error < BOUND and gradient < 10 * BOUND and not differ else WRONG
+        return Result(model_type, model, verdict, receiver.causal.ways, error, gradient, differ, answers)
     except UserError as refusal:
         reason = str(refusal).removeprefix(f"receiver {folder}: ").removeprefix(f"{model}: ")
         return Result(model_type, model, REFUSED, reason=reason.removesuffix("; use another model"))
-    error, gradient = logit_error(receiver), gradient_error(receiver)
-    differ, answers = answers_that_differ(receiver, TOKENS)
-    exact = error < BOUND and gradient < 10 * BOUND and not differ
-    verdict = EXACT if exact else WRONG
-    return Result(model_type, model, verdict, receiver.causal.ways, error, gradient, differ, answers)
+    except Exception as fault:  # whatever a model raises: the other types are measured all the same
+        return Result(model_type, model, WRONG, error=float("inf"), reason=repr(fault)[:200])
 
 
 def page(results: Sequence[Result]) -> str:

@@ -32,9 +32,14 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self.name = name
         own = _token_ids(tokenizer.eos_token_id)
-        listed = _token_ids(generation_config.eos_token_id if generation_config else None)
+        # Ids that the tokenizer does not have come from another model's configuration.
+        last = max(tokenizer.get_vocab().values(), default=-1)
+        listed, configured = (
+            [token for token in _token_ids(source.eos_token_id if source else None) if token <= last]
+            for source in (generation_config, config.get_text_config())
+        )
         # Tokens that end an answer. The model's own end token may be in the generation configuration only.
-        self.end_ids = {*own, *(listed or ([] if own else _token_ids(config.get_text_config().eos_token_id)))}
+        self.end_ids = {*own, *(listed or ([] if own else configured))}
         if not self.end_ids:
             raise UserError(
                 f"receiver {name}: neither its tokenizer nor its generation_config.json names an end token; "

@@ -144,6 +144,14 @@ def test_a_chats_reference_answer_ends_in_the_token_that_the_template_puts_behin
     assert made.end_ids == {tokenizer.eos_token_id, end}
 
 
+def test_end_tokens_that_the_tokenizer_does_not_have_are_left_out():
+    tokenizer = bpe()
+    made = receiver(tokenizer, eos_token_id=[199_999, tokenizer.eos_token_id])
+    assert made.end_ids == {tokenizer.eos_token_id}
+    assert made.answer_frame(EASY).ids_A[-1] == tokenizer.eos_token_id
+    assert receiver(tokenizer, eos_token_id=199_999).end_ids == {tokenizer.eos_token_id}
+
+
 def test_without_padding_token_rows_are_padded_with_an_end_token():
     made = receiver(bpe())
     assert made.tokenizer.pad_token_id is None
