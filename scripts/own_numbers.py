@@ -1,13 +1,14 @@
 """The reference for receivers: the model's own logits and greedy answers, a row at a time, without any cache.
 
-Nothing here uses m2ray's forward passes. Vectors enter through a hook behind the model's embedding layer.
+Nothing here uses m2ray's forward passes. Vectors enter as `inputs_embeds` or, where a model reads more from token
+ids than embeddings, through a hook behind its embedding layer.
 Shapes: B rows, T positions, K slots, A answer tokens, D width, W words of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,33 +27,54 @@ SLOTS = 3
 BOUND = 1e-3  # in standard deviations of a position's logits, float32
 
 
-@contextmanager
-def vectors_in_slots(model: Any, slots_K: Sequence[int], vectors_KD: Tensor | None) -> Iterator[None]:
-    """Let vectors take the place of what the embedding layer gives at some positions of a row."""
+def own_logits(
+    model: Any, ids: Sequence[int], slots_K: Sequence[int] = (), vectors_KD: Tensor | None = None
+) -> Tensor:
+    """Return the model's own logits [T, W] of one row, with vectors at some of its positions."""
+    if vectors_KD is None:
+        return _run(model, input_ids=torch.tensor([list(ids)]))
+    if _reads_embeddings_only(model):
+        embeds_1TD = model.get_input_embeddings()(torch.tensor([list(ids)])).clone()
+        embeds_1TD[0, list(slots_K)] = vectors_KD
+        return _run(model, inputs_embeds=embeds_1TD)
+    return _with_hook(model, ids, slots_K, vectors_KD)
+
+
+def _run(model: Any, **arguments: Tensor) -> Tensor:
+    logits_TW: Tensor = model(**arguments, use_cache=False).logits[0]
+    return logits_TW
+
+
+def _with_hook(model: Any, ids: Sequence[int], slots_K: Sequence[int], vectors_KD: Tensor) -> Tensor:
+    """Give the model token ids, and replace what its embedding layer gives at the slots."""
 
     def replace(_module: Any, _arguments: Any, embeds_1TD: Tensor) -> Tensor:
-        assert vectors_KD is not None
         changed_1TD = embeds_1TD.clone()
-        changed_1TD[0, list(slots_K)] = vectors_KD.to(embeds_1TD.dtype)
+        changed_1TD[0, list(slots_K)] = vectors_KD
         return changed_1TD
 
-    if vectors_KD is None or not len(vectors_KD):
-        yield
-        return
     handle = model.get_input_embeddings().register_forward_hook(replace)
     try:
-        yield
+        return _run(model, input_ids=torch.tensor([list(ids)]))
     finally:
         handle.remove()
 
 
-def own_logits(
-    model: Any, ids: Sequence[int], slots_K: Sequence[int] = (), vectors_KD: Tensor | None = None
-) -> Tensor:
-    """Return the model's own logits [T, W] of one row."""
-    with vectors_in_slots(model, slots_K, vectors_KD):
-        logits_TW: Tensor = model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0]
-        return logits_TW
+@lru_cache(1)
+@torch.no_grad()
+def _reads_embeddings_only(model: Any) -> bool:
+    """Return whether a model can be given embeddings alone. Some also read token ids, or look them up."""
+    row = [3 + i * i % 17 for i in range(12)]
+    text_TD = model.get_input_embeddings()(torch.tensor([row]))[0]
+    vectors_TD = (text_TD + text_TD.flip(0)) / 2
+    try:
+        pairs = [
+            (own_logits(model, row), _run(model, inputs_embeds=text_TD[None])),
+            (_with_hook(model, row, range(len(row)), vectors_TD), _run(model, inputs_embeds=vectors_TD[None])),
+        ]
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    return all(error([ids_TW], [embeds_TW]) < BOUND for ids_TW, embeds_TW in pairs)
 
 
 def own_answer_logits(model: Any, layout: Layout, vectors_BKD: Tensor | None, count: int) -> list[Tensor]:

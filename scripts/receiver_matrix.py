@@ -3,7 +3,7 @@
 A tiny random model of every causal LM that transformers knows is saved, loaded as a receiver, and compared with
 `model(input_ids).logits` and with greedy decoding that reads the whole row again for every token.
 
-    python scripts/receiver_matrix.py                     # all, about five minutes; writes the page
+    python scripts/receiver_matrix.py                     # all, in minutes; writes the page
     python scripts/receiver_matrix.py mistral qwen3_next  # some; prints them
 """
 

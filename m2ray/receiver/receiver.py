@@ -207,7 +207,7 @@ class Receiver(FrozenModel):
         ways = self.ways_for(columns)
         if columns > ways.kept:
             prompts = prompts._replace(cached=[[] for _ in prompts.cached])
-        if columns > ways.reread:
+        if columns > ways.drafted and columns > ways.reread:
             # With a draft behind it, a prompt would predict another first token.
             states_BGD = exact.start()
             logits = [self.causal.head(states_BGD[:, position]) for position in positions]

@@ -1,22 +1,28 @@
 """Rows that need no codec: evaluated once per receiver, split and decoding, then read from a checked cache."""
 
+import datetime
 import os
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import tiny_tokenizers
+import transformers
+from transformers.utils import chat_template_utils
 
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation import row_cache
 from m2ray.evaluation.row_cache import cached_rows
 from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.registry import level
 
 EPISODES = episodes(level("easy"), range(20), "search")
 NAMES = ("P0", "P1", "identity", "text-16")
+DATED = "Today is {{ strftime_now('%d %b %Y') }}\n" + tiny_tokenizers.CHAT
 DECODING = EvaluationConfig(max_new_tokens=12)
 
 
@@ -69,6 +75,32 @@ def test_other_settings_are_evaluated(tiny, cache, evaluated, other):
         EvaluationConfig(max_new_tokens=9) if other == "decoding" else DECODING,
     )
     assert len(set(evaluated)) == 2
+
+
+def test_rows_of_a_prompt_with_todays_date_are_those_of_today(cache, evaluated, monkeypatch):
+    made = [tiny_tokenizers.receiver(tiny_tokenizers.bpe(DATED), "chat")]
+    cached_rows(made[0], EPISODES, "search", ["P1"], DECODING)
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + datetime.timedelta(days=3)
+
+    made.append(Receiver(made[0].model, made[0].tokenizer, "chat", "made", {}))
+    cached_rows(made[1], EPISODES, "search", ["P1"], DECODING)
+    assert len(evaluated) == 1
+    monkeypatch.setattr(chat_template_utils, "datetime", Later)
+    made.append(Receiver(made[0].model, made[0].tokenizer, "chat", "made", {}))
+    cached_rows(made[2], EPISODES, "search", ["P1"], DECODING)
+    assert len({receiver.digest for receiver in made}) == 1
+    assert len(evaluated) == 2
+
+
+def test_rows_of_another_version_of_transformers_are_evaluated_again(tiny, cache, evaluated, monkeypatch):
+    cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
+    monkeypatch.setattr(transformers, "__version__", "5.0.0")
+    cached_rows(tiny, EPISODES, "search", NAMES, DECODING)
+    assert len(evaluated) == 2
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: b"no rows", lambda data: b""])

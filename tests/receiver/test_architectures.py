@@ -24,7 +24,8 @@ from own_numbers import (
     own_answers,
     own_logits,
 )
-from tiny_models import LAYERS, save_receiver, tiny_model
+from receiver_matrix import EXACT, REFUSED, measure
+from tiny_models import LAYERS, NOT_BUILT, causal_types, save_receiver, tiny_model
 from tiny_trainings import config
 
 from m2ray.receiver.loading import load_receiver
@@ -89,6 +90,16 @@ KINDS = {
     "local and global layers": Kind("gpt_neo"),
     "attention scores are capped": Kind("gemma2"),
     "learned positions": Kind("gpt2"),
+}
+
+# Types that are refused, and why.
+ALWAYS_REFUSED = {
+    "cpmant": "is not causal",
+    "prophetnet": "is not causal",
+    "qwen4_exp": "its embeddings are 64 wide, the output of its layers 256",
+    "qwen4_exp_text": "its embeddings are 64 wide, the output of its layers 256",
+    "reformer": "cannot be run",
+    "xlnet": "is not causal",
 }
 
 
@@ -179,6 +190,14 @@ def test_hidden_states_of_messages_are_the_models_own(load):
             states = receiver.model(input_ids=ids_1T, use_cache=False, output_hidden_states=True).hidden_states
         torch.testing.assert_close(messages.first_BTD[i, : ids_1T.shape[1]], states[1][0], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(messages.states_BTD[i, : ids_1T.shape[1]], states[-1][0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [name for name in causal_types() if name not in NOT_BUILT])
+def test_every_type_is_exact_or_refused(model_type, tmp_path):
+    result = measure(model_type, tmp_path / "receiver")
+    reason = ALWAYS_REFUSED.get(model_type, "")
+    assert (result.verdict, reason in result.reason) == (REFUSED if reason else EXACT, True), result
 
 
 # --- refused ---

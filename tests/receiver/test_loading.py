@@ -18,6 +18,7 @@ from m2ray.codec.codec import Codec
 from m2ray.config.trial import CodecConfig, parse_seeds
 from m2ray.receiver.loading import EMBEDDED, load_receiver, resolve_receiver
 from m2ray.receiver.prompts import STYLES
+from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.answers import verify
 from m2ray.tasks.episodes import Episode, draw_episode, episodes
 from m2ray.tasks.registry import level
@@ -49,6 +50,27 @@ def rename_token(folder: Path) -> None:
     data = json.loads((folder / "tokenizer.json").read_text())
     data["model"]["vocab"]["never"] = data["model"]["vocab"].pop("~")
     (folder / "tokenizer.json").write_text(json.dumps(data))
+
+
+def change_tokenizer(folder: Path, **changes: Any) -> None:
+    file = folder / "tokenizer.json"
+    data = json.loads(file.read_text())
+    data["model"].update(changes.pop("model", {}))
+    file.write_text(json.dumps(data | changes))
+
+
+def drop_merge(folder: Path) -> None:
+    merges = json.loads((folder / "tokenizer.json").read_text())["model"]["merges"]
+    change_tokenizer(folder, model={"merges": merges[:-1]})
+
+
+def change_rope(folder: Path) -> None:
+    edit(folder / "config.json", rope_parameters={"rope_theta": 100.0, "rope_type": "default"})
+
+
+def end_otherwise(folder: Path) -> None:
+    ends = [0, json.loads((folder / "config.json").read_text())["eos_token_id"]]
+    edit(folder / "generation_config.json", eos_token_id=ends)
 
 
 # --- loading ---
@@ -231,9 +253,19 @@ def test_code_in_a_folder_is_never_run(folder, tmp_path, model_type):
         rename_token,
         lambda f: (f / "m2ray.json").write_text('{"style": "plain"}'),
         lambda f: (f / "chat_template.jinja").write_text((f / "chat_template.jinja").read_text() + " "),
+        change_rope,
+        lambda f: edit(f / "config.json", rms_norm_eps=1e-3),
+        lambda f: edit(f / "config.json", hidden_act="gelu"),
+        lambda f: edit(f / "config.json", max_position_embeddings=512),
+        drop_merge,
+        lambda f: change_tokenizer(f, normalizer={"type": "Lowercase"}),
+        end_otherwise,
     ],
-    ids=["weight", "vocabulary", "style", "chat template"],
-)
+    ids=[
+        "weight", "vocabulary", "style", "chat template", "rope_theta", "epsilon", "activation", "context",
+        "merges", "normalizer", "end tokens",
+    ],
+)  # fmt: skip
 def test_the_digest_changes_with_anything_that_affects_b(folder, tiny, change):
     assert load_receiver(str(folder), device="cpu").digest == tiny.digest
     change(folder)
@@ -248,6 +280,19 @@ def test_the_digest_does_not_change_with_the_folders_name_or_another_save(folder
     receiver.tokenizer.save_pretrained(again)
     assert load_receiver(str(again), device="cpu").digest == tiny.digest
     assert re.fullmatch(r"[0-9a-f]{16}", tiny.digest)
+
+
+def test_the_digest_is_that_of_the_file_whatever_the_dtype_and_settings_without_effect(folder, tiny):
+    assert load_receiver(str(folder), device="cpu", dtype="bfloat16").digest == tiny.digest
+    edit(folder / "config.json", transformers_version="5.0.0", _name_or_path="elsewhere", use_cache=False)
+    load_receiver.cache_clear()
+    assert load_receiver(str(folder), device="cpu").digest == tiny.digest
+
+
+def test_a_receiver_in_memory_has_the_digest_of_its_files(tiny):
+    model = transformers.Qwen2ForCausalLM.from_pretrained(tiny.name)
+    again = Receiver(model, transformers.PreTrainedTokenizerFast.from_pretrained(tiny.name), "chat", "made", {})
+    assert again.digest == tiny.digest
 
 
 # --- those in the package ---
@@ -274,6 +319,11 @@ def test_an_embedded_receiver_is_a_small_qwen2_in_safetensors_with_a_card_that_n
     assert sum(p.numel() for p in receiver.model.parameters()) == receiver.card["parameters"]
     assert f"Digest {receiver.digest}." in (folder / "README.md").read_text()
     assert set(level(receiver.card["level"]).words) <= set(receiver.tokenizer.get_vocab())
+
+
+def test_receivers_keep_the_digests_that_published_codecs_and_rows_name():
+    assert load_receiver("mini", device="cpu").digest == "0b33fa035e9b658a"
+    assert load_receiver("mini-arithmetic", device="cpu").digest == "f36b7aaf0d1a88c0"
 
 
 @pytest.mark.parametrize("name", SHIPPED)

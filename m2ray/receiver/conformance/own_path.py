@@ -45,7 +45,7 @@ class OwnPath:
 
     def _answer_logits(self, row: tuple[int, ...]) -> Tensor:
         """Return the logits [A, W] that predict the last tokens of a row. They are kept."""
-        return self.logits(row)[-ANSWER - 1 : -1]
+        return self.logits(row[:-1])[-ANSWER:]
 
     def logits_of_vectors(self, embeds_TD: Tensor, ids_T: Tensor) -> Tensor:
         """Return the logits [T, W] of a row of input embeddings."""

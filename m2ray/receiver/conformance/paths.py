@@ -135,8 +135,8 @@ class PathMeasurer:
                 for embeds_TD, ids_T, answer in zip(
                     embeds_BTD, layout.ids_BT, layout.answer_B.tolist(), strict=True
                 ):
-                    end = answer + ANSWER
-                    own.append(self._own.logits_of_vectors(embeds_TD[:end], ids_T[:end])[-ANSWER - 1 : -1])
+                    end = answer + ANSWER - 1
+                    own.append(self._own.logits_of_vectors(embeds_TD[:end], ids_T[:end])[-ANSWER:])
             return compared(path, layout.ids_BT.shape[1], ours, own, rows)
         except FAILURES as error:
             return Measurement(path, max(map(len, rows)), failure=describe_error(error))
@@ -177,10 +177,8 @@ class PathMeasurer:
         layout = layout._replace(ids_BT=ids_BT)
         with torch.no_grad():
             ours = list(twin.logits(layout, twin.causal.embed(text_BK), ANSWER))
-        ends = (layout.answer_B + ANSWER).tolist()
-        own = [
-            self._own.logits(ids[:end])[-ANSWER - 1 : -1] for ids, end in zip(ids_BT.tolist(), ends, strict=True)
-        ]
+        ends = (layout.answer_B + ANSWER - 1).tolist()
+        own = [self._own.logits(ids[:end])[-ANSWER:] for ids, end in zip(ids_BT.tolist(), ends, strict=True)]
         measured = compared("identity", ids_BT.shape[1], ours, own, rows)
         return measured.logit_error, measured.relative_error
 
@@ -199,8 +197,8 @@ class PathMeasurer:
 
         ours = gradient(lambda leaf: twin.logits(one, leaf, ANSWER)[0])
         own = gradient(
-            lambda leaf: self._own.logits_of_vectors(twin.embed(one, leaf)[0, :end], one.ids_BT[0, :end])[
-                -ANSWER - 1 : -1
-            ]
+            lambda leaf: self._own.logits_of_vectors(
+                twin.embed(one, leaf)[0, : end - 1], one.ids_BT[0, : end - 1]
+            )[-ANSWER:]
         )
         return float((ours - own).abs().max() / own.abs().max().clamp(min=1e-12))
