@@ -102,7 +102,8 @@ class PromptBuilder(TextTokenizer):
 
         They never depend on the message.
         """
-        return self._halves(episode.level, "")[0], self._halves(episode.level, episode.context)[1]
+        before, after = self._halves(episode.level, episode.context)
+        return before, after
 
     def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
         fields = {"names": ", ".join(level.names), "top": level.domain - 1}

@@ -113,7 +113,6 @@ def load_unchecked(name: str, device: str | None = None, dtype: str | None = Non
 def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Return tokenizer, model and transformers' report of what it loaded."""
     import transformers
-    from safetensors import SafetensorError
 
     transformers.utils.logging.disable_progress_bar()
     # Each retry of an unreachable hub logs a warning; the UserError below reports it in one line.
@@ -131,7 +130,7 @@ def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[s
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, TypeError, SafetensorError) as error:
+    except Exception as error:  # whatever a class raises for a configuration that it cannot build
         raise _load_error(name, describe_error(error)) from None
     return tokenizer, model, report
 
@@ -206,7 +205,7 @@ def _read_config(path: str, settings: dict[str, Any]) -> dict[str, Any]:
 def _style(file: Path, card: dict[str, Any], tokenizer: Any) -> str:
     """Return the prompt style that the card names, else the one that fits the tokenizer."""
     style: str = card.get("style") or ("chat" if tokenizer.chat_template else "plain")
-    if style not in STYLES:
+    if not isinstance(style, str) or style not in STYLES:
         raise UserError(f"{file}: style: {style!r} does not exist; use one of {', '.join(STYLES)}")
     return style
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import jinja2
@@ -32,14 +32,14 @@ class TextTokenizer:
         self.tokenizer = tokenizer
         self.name = name
         own = _token_ids(tokenizer.eos_token_id)
-        # Ids that the tokenizer does not have come from another model's configuration.
-        last = max(tokenizer.get_vocab().values(), default=-1)
-        listed, configured = (
-            [token for token in _token_ids(source.eos_token_id if source else None) if token <= last]
-            for source in (generation_config, config.get_text_config())
-        )
+        listed = _token_ids(generation_config.eos_token_id if generation_config else None)
+        configured = getattr(config.get_text_config(), "eos_token_id", None)
         # Tokens that end an answer. The model's own end token may be in the generation configuration only.
-        self.end_ids = {*own, *(listed or ([] if own else configured))}
+        ends = {*own, *(listed or ([] if own else _token_ids(configured)))}
+        # Defaults of a configuration may lie beyond a small vocabulary; the model can never write them.
+        size = getattr(config.get_text_config(), "vocab_size", None) or len(tokenizer)
+        self.end_ids = {token for token in ends if 0 <= token < size}
+        own, listed = ([token for token in tokens if token in self.end_ids] for tokens in (own, listed))
         if not self.end_ids:
             raise UserError(
                 f"receiver {name}: neither its tokenizer nor its generation_config.json names an end token; "
@@ -71,16 +71,26 @@ class TextTokenizer:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _check(self, text: str) -> None:
-        unknown = self.tokenizer.unk_token_id
+        unknown = self._unknown_id
         # A tokenizer may use one token for unknown text and for the end.
-        if unknown is not None and unknown in self._ids(text) and self.tokenizer.unk_token not in text:
+        if unknown in self._ids(text) and str(self.tokenizer.convert_ids_to_tokens(unknown)) not in text:
             raise self._unreadable(text, self._first_unknown(text))
         lost = self._lost(text)
         if lost:
             raise self._unreadable(text, lost)
 
+    @cached_property
+    def _unknown_id(self) -> int:
+        """The token of unknown text, also one that only the tokenizer's own file names; -1 where there is none."""
+        if self.tokenizer.unk_token_id is not None:
+            return int(self.tokenizer.unk_token_id)
+        model = self.tokenizer.backend_tokenizer.model if self.tokenizer.is_fast else None
+        token = getattr(model, "unk_token", None)
+        found = self.tokenizer.get_vocab().get(token) if isinstance(token, str) else None
+        return -1 if found is None else int(found)
+
     def _first_unknown(self, text: str) -> str:
-        unknown = self.tokenizer.unk_token_id
+        unknown = self._unknown_id
         return next((word for word in text.split() if unknown in self._ids(word)), text)
 
     def _lost(self, text: str) -> str:
@@ -179,4 +189,4 @@ def _in_parts(turn: dict[str, Any]) -> dict[str, Any]:
 def _token_ids(ids: int | Sequence[int] | None) -> list[int]:
     if ids is None:
         return []
-    return list(ids) if isinstance(ids, Sequence) else [ids]
+    return [token for token in (ids if isinstance(ids, Sequence) else [ids]) if isinstance(token, int)]

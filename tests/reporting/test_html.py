@@ -201,4 +201,5 @@ def test_a_damaged_record_is_refused_before_a_page_is_written(tmp_path):
     (folder / "sweep.yaml").write_text(yaml.safe_dump({"space": {"axes": {"codec.k": {"choice": []}}}}))
     with pytest.raises(UserError, match=r"sweep\.yaml: space\.axes\.codec\.k"):
         build(folder)
-    assert not (folder / "leaderboard.md").exists()
+    assert (folder / "leaderboard.md").exists(), "what is judged is written before anything is drawn"
+    assert not (folder / "report.html").exists()

@@ -98,6 +98,8 @@ class RandomRows:
     def __init__(self, receiver: Receiver) -> None:
         special = {*receiver.tokenizer.all_special_ids, *receiver.end_ids, *_named_tokens(receiver.model.config)}
         count = min(receiver.vocabulary, len(receiver.tokenizer))
+        # Some models read positions off special tokens, so rows open as prompts do.
+        self._opening = [] if receiver.style.chat else receiver.opening_ids
         self._tokens = [token for token in range(count) if token not in special] or list(range(count))
 
     def draw(self, columns: int) -> list[list[int]]:
@@ -106,7 +108,8 @@ class RandomRows:
         picks = torch.randint(len(self._tokens), (3, columns), generator=generator).tolist()
         picks = [picks[0][: columns // 4] + row[columns // 4 :] for row in picks]
         lengths = [columns, max(columns - 3, 2), max(columns * 2 // 3, 2)]
-        return [[self._tokens[i] for i in row[:length]] for row, length in zip(picks, lengths, strict=True)]
+        rows = [[*self._opening, *(self._tokens[i] for i in row)] for row in picks]
+        return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
     def replaced(self, tokens: Sequence[int]) -> list[int]:
         """Return other tokens, one for each."""
