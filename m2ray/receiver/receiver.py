@@ -193,15 +193,16 @@ class Receiver(FrozenModel):
         seeds: Sequence[int],
         temperature: float,
         max_new_tokens: int,
+        picked_logits: Sequence[list[float]] | None = None,
     ) -> DecodedTokens:
-        """Decode the answers of prompts; see `m2ray.receiver.model.decoding.Decoder.run`."""
+        """Decode the answers of prompts; see `m2ray.receiver.model.decoding.Decoder`."""
         longest = max(prompts.lengths)
         self._check_context(longest + 1)
         limits = [min(max_new_tokens, self.max_positions - length) for length in prompts.lengths]
         drafted = max(0, len(drafts[0]) - 1)
         reread = partial(self._read_from_the_start, prompts)
         exact = RereadingReader(reread, prompts.lengths, drafts, lambda length: self.ways_for(length).reread)
-        decoder = Decoder(self.causal, self.end_ids, temperature)
+        decoder = Decoder(self.causal, self.end_ids, temperature, picked_logits)
         rest = max(length - len(ids) for length, ids in zip(prompts.lengths, prompts.cached, strict=True))
         columns = max(map(len, prompts.cached)) + rest + drafted
         ways = self.ways_for(columns)

@@ -67,23 +67,27 @@ class PathMeasurer:
     def decoding(self, path: str, ways: Ways, rows: list[list[int]], bound: float) -> Measurement:
         """Compare greedy answers, drafted with right and wrong tokens, with the model's own choice of each token.
 
-        A choice within twice the bound of the model's best is a tie.
+        A choice within twice the bound of the model's best is a tie. The logits of the chosen tokens are compared
+        as well: small errors seldom change a choice.
         """
-        columns = max(map(len, rows))
+        columns, worst, relative, differ = max(map(len, rows)), 0.0, 0.0, 0
         try:
             twin = self.twin(ways)
             prompts = [row[: max(2, len(row) - 2 * NEW_TOKENS)] for row in rows]
-            first = self._decode(twin, prompts, [row[-NEW_TOKENS:] for row in rows])
+            picked: list[list[float]] = [[] for _ in prompts * 2]
+            first = self._decode(twin, prompts, [row[-NEW_TOKENS:] for row in rows], picked[: len(rows)])
             # Drafts that B agrees with up to some token, and from there not: rejected in the middle.
             drafts = [self._spoiled(tokens, i) for i, tokens in enumerate(first)]
-            answers = [*first, *self._decode(twin, prompts, drafts)]
-            differ = 0
-            for prompt, answer in zip(prompts * 2, answers, strict=True):
+            answers = [*first, *self._decode(twin, prompts, drafts, picked[len(rows) :])]
+            for prompt, answer, ours in zip(prompts * 2, answers, picked, strict=True):
                 logits_AW = self._choices(prompt, answer, whole=len(prompt) + len(answer) <= ways.reread)
                 chosen_A = logits_AW.gather(1, torch.tensor(answer, device=logits_AW.device)[:, None])[:, 0]
                 short = float(((logits_AW.max(dim=1).values - chosen_A) / logits_AW.std(dim=1)).max())
                 differ += short > 2 * bound
-            return Measurement(path, columns, answers_differ=differ, rows=len(answers))
+                errors_A = (chosen_A - torch.tensor(ours, device=logits_AW.device)).abs()
+                worst = max(worst, float(errors_A.max()))
+                relative = max(relative, float((errors_A / logits_AW.std(dim=1)).max()))
+            return Measurement(path, columns, worst, 0.0, relative, differ, len(answers))
         except FAILURES as error:
             return Measurement(path, columns, failure=describe_error(error))
 
@@ -111,12 +115,14 @@ class PathMeasurer:
         except FAILURES as error:
             return Measurement(path, len(row), failure=describe_error(error))
 
-    def _decode(self, twin: Receiver, prompts: list[list[int]], drafts: list[list[int]]) -> list[list[int]]:
+    def _decode(
+        self, twin: Receiver, prompts: list[list[int]], drafts: list[list[int]], picked: list[list[float]]
+    ) -> list[list[int]]:
         ids_BT = pad(prompts, twin.pad_id).to(twin.device)
         cached = [prompt[: len(prompt) // 2] for prompt in prompts]
         batch = Prompts(twin.causal.embed(ids_BT), ids_BT, list(map(len, prompts)), cached)
         with torch.no_grad():
-            return twin.decode_prompts(batch, drafts, [], range(len(prompts)), 0.0, NEW_TOKENS).rows
+            return twin.decode_prompts(batch, drafts, [], range(len(prompts)), 0.0, NEW_TOKENS, picked).rows
 
     def _spoiled(self, tokens: list[int], at: int) -> list[int]:
         padded = (tokens + self._rows.replaced(tokens or [0]) * NEW_TOKENS)[:NEW_TOKENS]

@@ -193,10 +193,18 @@ class Decoder:
         model: The causal LM.
         ends: Tokens that end a row.
         temperature: 0 decodes greedily.
+        picked_logits: If given, the logit of each token that is picked is added to its row's list.
     """
 
-    def __init__(self, model: CausalModel, ends: Collection[int], temperature: float) -> None:
+    def __init__(
+        self,
+        model: CausalModel,
+        ends: Collection[int],
+        temperature: float,
+        picked_logits: Sequence[list[float]] | None = None,
+    ) -> None:
         self._model, self._ends, self._temperature = model, ends, temperature
+        self._picked_logits = picked_logits
 
     def run(
         self,
@@ -276,6 +284,9 @@ class Decoder:
                 continue
             still = []
             picked = _pick(logits_SW, [generators[batch.rows[i]] for i in agreeing], self._temperature)
+            if self._picked_logits is not None:
+                for i, token, logits_W in zip(agreeing, picked, logits_SW, strict=True):
+                    self._picked_logits[batch.rows[i]].append(float(logits_W[token]))
             for i, token in zip(agreeing, picked, strict=True):
                 row = written[batch.rows[i]]
                 row.append(token)
