@@ -151,16 +151,16 @@ def answers_that_differ(receiver: Receiver, tokens: int) -> tuple[int, int]:
 
 
 def gradient_error(receiver: Receiver) -> float:
-    """Return the largest difference of a gradient to vectors in slots, relative to the largest gradient."""
-    vectors_1KD, count = random_vectors(receiver)[:1], answer_len(receiver)
-    layout = receiver.layout(EPISODES[:1], SLOTS, "message")
+    """Return the largest difference of a gradient to vectors behind the prompt, relative to the largest gradient.
+
+    The receiver runs all rows as one batch, with a kept prompt prefix where it uses one.
+    """
+    layout, count = receiver.layout(EPISODES, SLOTS, "after"), answer_len(receiver)
     slopes: list[Tensor] = []
-    for own in (False, True):
-        leaf_1KD = vectors_1KD.clone().requires_grad_()
-        logits_AW = (
-            own_answer_logits(receiver.model, layout, leaf_1KD, count)[0]
-            if own
-            else receiver.logits(layout, leaf_1KD, count)[0]
-        )
-        slopes += torch.autograd.grad(logits_AW.log_softmax(1)[:, 3].sum(), leaf_1KD)
+    for logits_of in (
+        lambda leaf_BKD: receiver.logits(layout, leaf_BKD, count),
+        lambda leaf_BKD: torch.stack(own_answer_logits(receiver.model, layout, leaf_BKD, count)),
+    ):
+        leaf_BKD = random_vectors(receiver).requires_grad_()
+        slopes += torch.autograd.grad(logits_of(leaf_BKD).log_softmax(2)[..., 3].sum(), leaf_BKD)
     return float((slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max())
