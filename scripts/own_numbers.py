@@ -156,11 +156,15 @@ def gradient_error(receiver: Receiver) -> float:
     The receiver runs all rows as one batch, with a kept prompt prefix where it uses one.
     """
     layout, count = receiver.layout(EPISODES, SLOTS, "after"), answer_len(receiver)
-    slopes: list[Tensor] = []
-    for logits_of in (
-        lambda leaf_BKD: receiver.logits(layout, leaf_BKD, count),
-        lambda leaf_BKD: torch.stack(own_answer_logits(receiver.model, layout, leaf_BKD, count)),
-    ):
+
+    def gradient(own: bool) -> Tensor:
         leaf_BKD = random_vectors(receiver).requires_grad_()
-        slopes += torch.autograd.grad(logits_of(leaf_BKD).log_softmax(2)[..., 3].sum(), leaf_BKD)
-    return float((slopes[0] - slopes[1]).abs().max() / slopes[1].abs().max())
+        if own:
+            logits_BAW = torch.stack(own_answer_logits(receiver.model, layout, leaf_BKD, count))
+        else:
+            logits_BAW = receiver.logits(layout, leaf_BKD, count)
+        (gradient_BKD,) = torch.autograd.grad(logits_BAW.log_softmax(2)[..., 3].sum(), leaf_BKD)
+        return gradient_BKD
+
+    ours_BKD, own_BKD = gradient(own=False), gradient(own=True)
+    return float((ours_BKD - own_BKD).abs().max() / own_BKD.abs().max())

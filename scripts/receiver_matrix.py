@@ -91,8 +91,8 @@ def page(results: Sequence[Result]) -> str:
         f"random model of each of the {len(results)} types, loads it as a receiver, and compares with "
         "`model(input_ids).logits`, a row at a time, and with greedy decoding that reads the whole row again for "
         "every token: six episodes of level `easy` as text, and with 3 random vectors before, in and after the "
-        "prompt. Errors of logits are in standard deviations of a position's logits; gradients are those to the "
-        "vectors, relative to the largest.",
+        "prompt. Errors of logits are in standard deviations of a position's logits; gradients are those to "
+        "vectors behind the prompt, relative to the largest.",
         "",
         "A receiver of any architecture is checked in the same way when it is first loaded, in the numeric "
         "type and on the device that are used: `python -m m2ray.check_receiver NAME` prints the check.",
