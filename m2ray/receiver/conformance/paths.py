@@ -118,7 +118,7 @@ class PathMeasurer:
     def _decode(
         self, twin: Receiver, prompts: list[list[int]], drafts: list[list[int]], picked: list[list[float]]
     ) -> list[list[int]]:
-        ids_BT = pad(prompts, twin.pad_id).to(twin.device)
+        ids_BT = pad([a + b for a, b in zip(prompts, drafts, strict=True)], twin.pad_id).to(twin.device)
         cached = [prompt[: len(prompt) // 2] for prompt in prompts]
         batch = Prompts(twin.causal.embed(ids_BT), ids_BT, list(map(len, prompts)), cached)
         with torch.no_grad():
