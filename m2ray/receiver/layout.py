@@ -27,7 +27,7 @@ from m2ray.util.errors import UserError
 
 Place = Literal["message", "before", "after"]
 
-NO_LIMIT = 1 << 30
+UNLIMITED = 1 << 30  # tokens
 MIN_CACHED_TOKENS = 16  # copying a KV cache of fewer tokens costs more than running them again
 
 
@@ -67,7 +67,7 @@ def context_length(config: Any) -> int:
     text_config = config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     lengths = [getattr(text_config, name, None) for name in names]
-    return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), UNLIMITED)
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -102,8 +102,7 @@ class PromptBuilder(TextTokenizer):
 
         They never depend on the message.
         """
-        before, after = self._halves(episode.level, episode.context)
-        return before, after
+        return self._halves(episode.level, episode.context)
 
     def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
         fields = {"names": ", ".join(level.names), "top": level.domain - 1}

@@ -46,9 +46,7 @@ class TextTokenizer:
                 "set eos_token"
             )
         self.pad_id = (own or sorted(self.end_ids))[0]  # fills padding and open slots; never attended to
-        self._plain_end = next(
-            (end for end in own if end in listed or not listed), (listed or own or [self.pad_id])[0]
-        )
+        self._plain_end = ([end for end in own if end in listed] or listed or own or [self.pad_id])[0]
         self._ids = lru_cache(CACHED_TEXTS)(self._tokenize)
         self._checked = lru_cache(CACHED_TEXTS)(self._check)
 
@@ -112,7 +110,7 @@ class TextTokenizer:
             "receiver, or a task in words that it knows"
         )
 
-    @property
+    @cached_property
     def opening_ids(self) -> list[int]:
         """Special tokens that the tokenizer puts before a text, such as the beginning-of-sequence token."""
         plain = self.tokens_of_part(_PROBE)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from m2ray.receiver.conformance.measurement import ANSWER, relative_error
+from m2ray.receiver.layout import UNLIMITED
 from m2ray.receiver.model.causal_model import CausalModel, Ways
 from m2ray.receiver.receiver import Receiver
 
@@ -121,7 +122,7 @@ class RandomRows:
 
 def horizon(config: Any) -> int:
     """Return the fewest positions after which a layer attends, or a position is encoded, in another way."""
-    found = [1 << 30]
+    found = [UNLIMITED]
 
     def look(value: Any, name: str) -> None:
         if isinstance(value, Mapping):

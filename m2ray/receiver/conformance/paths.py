@@ -12,8 +12,8 @@ from torch import Tensor
 
 from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared
 from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows
-from m2ray.receiver.layout import Layout, Place, pad
-from m2ray.receiver.model.causal_model import UNLIMITED, Ways
+from m2ray.receiver.layout import UNLIMITED, Layout, Place, pad
+from m2ray.receiver.model.causal_model import Ways
 from m2ray.receiver.model.requests import Prompts
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import describe_error

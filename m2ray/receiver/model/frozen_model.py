@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -64,7 +64,6 @@ class FrozenModel(PromptBuilder):
         card: Its `m2ray.json`.
         ways: The ways of running the model that give its own numbers. The default is slow, and exact for any
             model; `m2ray.receiver.loading` finds the fast ones.
-        test_ways: Returns the ways tested for longer rows than before.
         source: What the receiver was made from, for its digest.
     """
 
@@ -76,12 +75,12 @@ class FrozenModel(PromptBuilder):
         name: str,
         card: dict[str, Any],
         ways: Ways = PLAIN,
-        test_ways: Callable[[int], Ways] | None = None,
         source: Source | None = None,
     ) -> None:
         super().__init__(tokenizer, style, name, model.config, model.generation_config)
         self.card = card
-        self.test_ways = test_ways
+        # Returns the ways tested for longer rows than before.
+        self.test_ways: Callable[[int], Ways] | None = None
         self._source = source
         # Answer NLL [A] under zeros, by episode, k, place and autocast dtype. No codec enters it: all share it.
         self.null_nll_cache: LRUCache[Hashable, Tensor] = LRUCache(CACHED_NULLS)
@@ -125,9 +124,7 @@ class FrozenModel(PromptBuilder):
         embedding = self.model.get_input_embeddings()
         if type(embedding) is torch.nn.Embedding and embedding.max_norm is None:
             return embedding.weight
-        with torch.no_grad():
-            ids_N = torch.arange(len(embedding.weight), device=self.device)
-            return torch.cat([self.causal.embed(part_N) for part_N in torch.split(ids_N, EMBEDDED_AT_ONCE)])
+        return torch.cat(list(self._every_embedding()))
 
     @property
     def vocabulary(self) -> int:
@@ -142,10 +139,12 @@ class FrozenModel(PromptBuilder):
     @cached_property
     def embedding_norm(self) -> float:
         """Mean Euclidean norm of a token's embedding as it enters the model: the unit of prefix norms."""
-        ids_N = torch.arange(self.vocabulary, device=self.device)
-        with torch.no_grad():
-            norms = [self.causal.embed(part).float().norm(dim=1) for part in torch.split(ids_N, EMBEDDED_AT_ONCE)]
-        return float(torch.cat(norms).mean())
+        return float(torch.cat([part_ND.float().norm(dim=1) for part_ND in self._every_embedding()]).mean())
+
+    def _every_embedding(self) -> Iterator[Tensor]:
+        """Yield what enters the model for each token, [N, D] at a time."""
+        for ids_N in torch.split(torch.arange(self.vocabulary, device=self.device), EMBEDDED_AT_ONCE):
+            yield self.causal.embed(ids_N).detach()
 
     @cached_property
     def digest(self) -> str:
