@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2ray.receiver.layout import Layout, Place
+from m2ray.receiver.layout import PLACES, Layout
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
@@ -22,7 +22,6 @@ from m2ray.tasks.registry import level
 EASY = level("easy")
 EPISODES = episodes(EASY, range(6), "search")
 MESSAGES = [episode.message for episode in EPISODES]
-PLACES: tuple[Place, ...] = ("before", "message", "after")
 SLOTS = 3
 BOUND = 1e-3  # in standard deviations of a position's logits, float32
 

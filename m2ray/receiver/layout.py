@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from m2ray.tasks.episodes import Episode
 from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
 
-Place = Literal["message", "before", "after"]
+Place = Literal["before", "message", "after"]
+PLACES: tuple[Place, ...] = get_args(Place)
 
 UNLIMITED = 1 << 30  # tokens
 MIN_CACHED_TOKENS = 16  # copying a KV cache of fewer tokens costs more than running them again

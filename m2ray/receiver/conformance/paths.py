@@ -52,10 +52,8 @@ class PathMeasurer:
 
     def _layouts(self, rows: list[list[int]], kept: bool) -> Iterator[Layout]:
         """Yield rows as layouts: with nothing kept, or with kept prefixes of different lengths and of one."""
-        prefixes = [[len(row) // 2 - i for i, row in enumerate(rows)]] if kept else [[0] * len(rows)]
-        if kept:
-            prefixes.append([len(rows[-1]) // 3] * len(rows))
-        for cached in prefixes:
+        different, same = [len(row) // 2 - i for i, row in enumerate(rows)], [len(rows[-1]) // 3] * len(rows)
+        for cached in (different, same) if kept else ([0] * len(rows),):
             yield Layout(
                 pad(rows, self._receiver.pad_id),
                 torch.zeros(len(rows), 0, dtype=torch.long),
