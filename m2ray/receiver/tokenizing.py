@@ -9,13 +9,12 @@ from typing import Any
 import jinja2
 
 from m2ray.receiver.prompts import CARD
+from m2ray.receiver.thinking import NO_THINKING, answer_opening
 from m2ray.util.errors import UserError, describe_error
 
 CACHED_TEXTS = 20_000  # texts whose tokens are kept
-# Template variables by which models that reason before they answer are told not to (Qwen3, SmolLM3; Granite,
-# DeepSeek-V3.1). Other templates ignore them.
-NO_THINKING = {"enable_thinking": False, "thinking": False}
 _PROBE = "x1 = 0"
+_USER, _ANSWER = "Q\x00", "A\x00"
 
 
 class TextTokenizer:
@@ -135,14 +134,36 @@ class TextTokenizer:
     # --- chats ---
 
     def render_chat(self, system: str, user: str, answer: str | None = None) -> str:
-        """Return a chat as the template writes it, up to the place of the answer or, with `answer`, to its end.
+        """Return a chat up to the place of the answer or, with `answer`, to its end.
 
-        A template without a system turn gets the system text before the user's. One that takes a turn's content
-        in parts gets one part.
+        It is as the template writes it, but that a thought that the template opens before the answer is closed.
+        A template without a system turn gets the system text before the user's. One that takes a turn's content in
+        parts gets one part.
 
         Raises:
-            UserError: the template fails, or changes the user's text.
+            UserError: the template fails, changes the user's text, or opens a thought that cannot be closed.
         """
+        text = self._apply_template(system, user, answer)
+        return text if answer is not None else text + self._answer_opening
+
+    @cached_property
+    def _answer_opening(self) -> str:
+        """The text between a chat's prompt and its answer; see `m2ray.receiver.thinking`."""
+        prompt = self._apply_template(_PROBE, _USER).rpartition(_USER)[2]
+        try:
+            full = self._apply_template(_PROBE, _USER, _ANSWER).rpartition(_USER)[2].rpartition(_ANSWER)[0]
+        except UserError:
+            full = None
+        opening = answer_opening(prompt, full)
+        if opening is None:
+            raise UserError(
+                f"receiver {self.name}: its chat template ends in a thought, {prompt[-40:]!r}, with no known end; "
+                f'put {CARD} with {{"style": "plain"}} into its folder'
+            )
+        return opening
+
+    def _apply_template(self, system: str, user: str, answer: str | None = None) -> str:
+        """Return a chat as the template writes it."""
         causes = []
         for turns in _turns(system, user, answer):
             try:
@@ -163,9 +184,8 @@ class TextTokenizer:
     def end_id(self, chat: bool) -> int:
         """Return the token that ends a reference answer: in a chat, the first end token after the answer."""
         if chat:
-            user, answer = "Q\x00", "A\x00"
             try:
-                after = self.render_chat("", user, answer).rpartition(answer)[2]
+                after = self.render_chat("", _USER, _ANSWER).rpartition(_ANSWER)[2]
             except UserError:
                 return self._plain_end
             return next((token for token in self.tokens_of_part(after) if token in self.end_ids), self._plain_end)
