@@ -218,7 +218,7 @@ def test_the_answer_comes_behind_the_thought_that_a_template_opens(model):
 @pytest.mark.parametrize("opening", ["<|begin_of_thought|>\n\n", "<|channel|>analysis<|message|>"])
 def test_a_thought_with_an_unknown_end_is_refused(opening):
     made = receiver(bpe(thinks("", opening)), "chat")
-    with pytest.raises(UserError, match="ends in a thought.*with no known end; put m2ray.json"):
+    with pytest.raises(UserError, match=r"ends in a thought.*with no known end; put m2ray\.json"):
         row_of(made, MESSAGES[0])
 
 
