@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from m2ray.receiver.digest import Source, receiver_digest, source_of
-from m2ray.receiver.layout import Layout, Place, PromptBuilder, pad
+from m2ray.receiver.layout import UNLIMITED, Layout, Place, PromptBuilder, pad
 from m2ray.receiver.model.causal_model import PLAIN, CausalModel, Ways
 from m2ray.receiver.model.kv_cache import PromptPrefixCache, autocast_dtype
 from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest
@@ -78,6 +78,7 @@ class FrozenModel(PromptBuilder):
         source: Source | None = None,
     ) -> None:
         super().__init__(tokenizer, style, name, model.config, model.generation_config)
+        self.max_positions = min(self.max_positions, _positions(model))
         self.card = card
         # Returns the ways tested for longer rows than before.
         self.test_ways: Callable[[int], Ways] | None = None
@@ -135,6 +136,13 @@ class FrozenModel(PromptBuilder):
     def width(self) -> int:
         """D, the width of an embedding."""
         return self.causal.embed(torch.zeros(1, 1, dtype=torch.long, device=self.device)).shape[-1]
+
+    @cached_property
+    def layers(self) -> int:
+        """L, the number of layers; configurations of encoders and decoders name several."""
+        ids_BT = torch.tensor([[self.pad_id]], device=self.device)
+        with torch.no_grad():
+            return len(self.causal.run(self.causal.embed(ids_BT), ids_BT, states=True).hidden)
 
     @cached_property
     def embedding_norm(self) -> float:
@@ -308,6 +316,16 @@ class FrozenModel(PromptBuilder):
         self._message_cache.clear()
         self.null_nll_cache.clear()
         self.prompt_cache.clear()
+
+
+def _positions(model: Any) -> int:
+    """Return how many tokens fit into a model's tables of positions that begin behind a padding row (RoBERTa)."""
+    tables = [
+        table.num_embeddings - table.padding_idx - 1
+        for name, table in model.named_modules()
+        if "position" in name and isinstance(table, torch.nn.Embedding) and table.padding_idx is not None
+    ]
+    return min(tables, default=UNLIMITED)
 
 
 def _message_cache() -> LRUCache[Hashable, Tensor]:
