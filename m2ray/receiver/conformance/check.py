@@ -23,7 +23,7 @@ from m2ray.receiver.model.causal_model import Ways
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import describe_error
 
-COLUMNS = (24, 64)  # tested when a receiver is loaded; longer rows when they appear
+FIRST, COLUMNS = 24, 64  # tested when a receiver is loaded; longer rows when they appear
 CAUSAL_BOUND = 5e-3  # in standard deviations of a position's logits
 
 
@@ -35,7 +35,7 @@ def check(receiver: Receiver) -> Conformance:
     """Find the ways of running a receiver that give its model's own numbers.
 
     Returns:
-        The ways, tested up to the largest of `COLUMNS`; with `refusal` where a receiver has none.
+        The ways, tested up to `COLUMNS`; with `refusal` where a receiver has none.
     """
     return _Check(receiver).run()
 
@@ -57,14 +57,13 @@ class _Check:
         self._paths = PathMeasurer(receiver, self._own, self._rows)
 
     def run(self) -> Conformance:
-        """Test everything at the lengths of `COLUMNS`."""
-        lengths = sorted({min(columns, self._receiver.max_positions) for columns in COLUMNS})
+        """Find the entry in rows of `FIRST` columns, and test everything else in rows of `COLUMNS`."""
+        first, longest = (min(columns, self._receiver.max_positions) for columns in (FIRST, COLUMNS))
         try:
-            self._result.bound = self._own.bound(self._rows.draw(lengths[0]))
-            self._find_entry(lengths[0])
-            for columns in lengths:
-                self.extend(columns)
-            self._verify(lengths[-1])
+            self._result.bound = self._own.bound(self._rows.draw(first))
+            self._find_entry(first)
+            self.extend(longest)
+            self._verify(longest)
         except FAILURES as error:
             return self._refuse(f"cannot be run with vectors in its input ({describe_error(error)})")
         except _Refusal as refusal:
@@ -82,6 +81,7 @@ class _Check:
         """Find how to enter the model before its first layer and leave it behind its last."""
         rows = self._rows.draw(columns)
         self._check_causal(rows[0])
+        self._own.skip_logits(rows[0], self._result.bound)
         by_embeddings = self._own.takes_embeddings(rows[0], self._result.bound)
         alone: list[Measurement] = []
         for trunk in (*possible_trunks(self._own.model), None):

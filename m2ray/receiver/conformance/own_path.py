@@ -5,6 +5,7 @@ Shapes: B rows, T positions, D width, W words of the vocabulary.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -35,25 +36,42 @@ class OwnPath:
         self.model = self._exact.own
         self._device = receiver.device
         self._by_embeddings = False
+        self._can_skip = False
         self.answer_logits = cache(self._answer_logits)
 
-    def logits(self, row: Sequence[int], copies: int = 1) -> Tensor:
-        """Return the logits [T, W] of a row of token ids."""
+    def logits(self, row: Sequence[int], last: int | None = None, copies: int = 1) -> Tensor:
+        """Return the logits [T, W] of a row of token ids, or of its last positions only."""
         with torch.no_grad():
             ids_BT = torch.tensor([list(row)] * copies, device=self._device)
-            logits_TW: Tensor = self.model(input_ids=ids_BT, use_cache=False).logits[0]
-            return logits_TW
+            logits_TW: Tensor = self.model(input_ids=ids_BT, use_cache=False, **self._keep(last)).logits[0]
+            return logits_TW[-(last or len(row)) :]
 
     def _answer_logits(self, row: tuple[int, ...]) -> Tensor:
         """Return the logits [A, W] that predict the last tokens of a row. They are kept."""
-        return self.logits(row[:-1])[-ANSWER:]
+        return self.logits(row[:-1], ANSWER)
 
-    def logits_of_vectors(self, embeds_TD: Tensor, ids_T: Tensor) -> Tensor:
-        """Return the logits [T, W] of a row of input embeddings."""
+    def logits_of_vectors(self, embeds_TD: Tensor, ids_T: Tensor, last: int | None = None) -> Tensor:
+        """Return the logits [T, W] of a row of input embeddings, or of its last positions only."""
         if self._by_embeddings:
-            logits_TW: Tensor = self.model(inputs_embeds=embeds_TD[None], use_cache=False).logits[0]
-            return logits_TW
-        return self._exact.run(embeds_TD[None], ids_T[None]).last_BTD[0]
+            arguments = {"inputs_embeds": embeds_TD[None], "use_cache": False, **self._keep(last)}
+            logits_TW: Tensor = self.model(**arguments).logits[0]
+        else:
+            logits_TW = self._exact.run(embeds_TD[None], ids_T[None], **self._keep(last)).last_BTD[0]
+        return logits_TW[-(last or len(ids_T)) :]
+
+    def _keep(self, last: int | None) -> dict[str, Any]:
+        return {"logits_to_keep": last} if last and self._can_skip else {}
+
+    def skip_logits(self, row: Sequence[int], bound: float) -> None:
+        """Compute the logits of the last positions only where they are wanted, if the model does so exactly.
+
+        With a large vocabulary, those of all positions take most of the time.
+        """
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            whole_AW = self.logits(row)[-ANSWER:]
+            self._can_skip = True
+            last_AW = self.logits(row, ANSWER)
+            self._can_skip = whole_AW.shape == last_AW.shape and relative_error(whole_AW, last_AW) <= bound
 
     def takes_embeddings(self, row: list[int], bound: float) -> bool:
         """Return whether the model gives the same logits for token ids and for their embeddings.

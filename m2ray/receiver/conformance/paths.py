@@ -92,9 +92,9 @@ class PathMeasurer:
     def _choices(self, prompt: list[int], answer: list[int], whole: bool) -> Tensor:
         """Return the model's own logits [A, W] at each choice; `whole` if the later tokens do not change them."""
         if whole:
-            return self._own.logits(prompt + answer)[len(prompt) - 1 : -1].float()
+            return self._own.logits(prompt + answer, len(answer) + 1)[:-1].float()
         rows = [prompt + answer[:i] for i in range(len(answer))]
-        return torch.stack([self._own.logits(row)[-1] for row in rows]).float()
+        return torch.cat([self._own.logits(row, 1) for row in rows]).float()
 
     def followed(self, rows: list[list[int]], known: int) -> Measurement:
         """Compare the model's own logits of a row's beginnings with those of the whole row.
@@ -108,7 +108,7 @@ class PathMeasurer:
         try:
             whole_TW = self._own.logits(row)
             whole = [whole_TW[length - ANSWER - 1 : length - 1] for length in lengths]
-            begun = [self._own.logits(row[:length])[-ANSWER - 1 : -1] for length in lengths]
+            begun = [self._own.logits(row[:length], ANSWER + 1)[:-1] for length in lengths]
             return compared(path, len(row), begun, whole, [row[:length] for length in lengths])
         except FAILURES as error:
             return Measurement(path, len(row), failure=describe_error(error))
@@ -140,7 +140,7 @@ class PathMeasurer:
                     embeds_BTD, layout.ids_BT, layout.answer_B.tolist(), strict=True
                 ):
                     end = answer + ANSWER - 1
-                    own.append(self._own.logits_of_vectors(embeds_TD[:end], ids_T[:end])[-ANSWER:])
+                    own.append(self._own.logits_of_vectors(embeds_TD[:end], ids_T[:end], ANSWER))
             return compared(path, layout.ids_BT.shape[1], ours, own, rows)
         except FAILURES as error:
             return Measurement(path, max(map(len, rows)), failure=describe_error(error))
@@ -161,8 +161,9 @@ class PathMeasurer:
             torch.tensor(at) if ways.kept else torch.zeros(len(rows), dtype=torch.long),
         ).to(twin.device)
         generator = torch.Generator().manual_seed(len(place))
-        vectors_BKD = torch.randn(len(rows), SLOTS, twin.width, generator=generator).to(twin.device)
-        return twin, layout, (vectors_BKD * twin.embedding_norm / twin.width**0.5).to(twin.dtype)
+        width, norm = self._receiver.width, self._receiver.embedding_norm
+        vectors_BKD = torch.randn(len(rows), SLOTS, width, generator=generator).to(twin.device)
+        return twin, layout, (vectors_BKD * norm / width**0.5).to(twin.dtype)
 
     def widths(self, ways: Ways, row: list[int]) -> set[int]:
         """Return the widths of the hidden states after the layers."""
@@ -182,7 +183,7 @@ class PathMeasurer:
         with torch.no_grad():
             ours = list(twin.logits(layout, twin.causal.embed(text_BK), ANSWER))
         ends = (layout.answer_B + ANSWER - 1).tolist()
-        own = [self._own.logits(ids[:end])[-ANSWER:] for ids, end in zip(ids_BT.tolist(), ends, strict=True)]
+        own = [self._own.logits(ids[:end], ANSWER) for ids, end in zip(ids_BT.tolist(), ends, strict=True)]
         measured = compared("identity", ids_BT.shape[1], ours, own, rows)
         return measured.logit_error, measured.relative_error
 
@@ -202,7 +203,7 @@ class PathMeasurer:
         ours = gradient(lambda leaf: twin.logits(one, leaf, ANSWER)[0])
         own = gradient(
             lambda leaf: self._own.logits_of_vectors(
-                twin.embed(one, leaf)[0, : end - 1], one.ids_BT[0, : end - 1]
-            )[-ANSWER:]
+                twin.embed(one, leaf)[0, : end - 1], one.ids_BT[0, : end - 1], ANSWER
+            )
         )
         return float((ours - own).abs().max() / own.abs().max().clamp(min=1e-12))
