@@ -106,11 +106,12 @@ def own_answers(receiver: Receiver, layout: Layout, vectors_BKD: Tensor | None, 
 
 
 def error(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Return the largest difference of logits, in standard deviations of a position's own logits."""
-    worst = 0.0
-    for own_AW, other_AW in zip(own, other, strict=True):
-        worst = max(worst, float(((own_AW - other_AW).abs() / own_AW.std(dim=1, keepdim=True)).max()))
-    return worst
+    """Return the largest difference of logits, in standard deviations of a position's own logits, or nan."""
+    errors = [
+        ((own_AW - other_AW).abs() / own_AW.std(dim=1, keepdim=True)).max()
+        for own_AW, other_AW in zip(own, other, strict=True)
+    ]
+    return float(torch.stack(errors).max())
 
 
 def random_vectors(receiver: Receiver, rows: int = len(EPISODES), slots: int = SLOTS) -> Tensor:

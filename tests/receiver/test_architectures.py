@@ -257,6 +257,14 @@ def test_a_model_that_is_not_causal_is_refused_by_name(load, model_type):
     assert "\n" not in str(e.value)
 
 
+def test_a_model_whose_logits_are_not_numbers_is_refused(load):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match="its logits are not numbers in float32; use another model"):
+        load(model)
+
+
 def test_weights_that_the_model_does_not_read_are_refused(load):
     """A Qwen2 file under a Llama configuration would lose its biases."""
     settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}

@@ -101,6 +101,8 @@ class _Check:
         half = len(row) // 2
         changed = row[:half] + self._rows.replaced(row[half:])
         before, after = self._own.logits(row)[:half], self._own.logits(changed)[:half]
+        if before.isnan().any() or after.isnan().any():
+            raise _Refusal(f"its logits are not numbers in {str(before.dtype).removeprefix('torch.')}")
         # Rows of one length run through the same kernels: what comes later changes nothing, in any numeric type.
         if relative_error(before, after) > min(CAUSAL_BOUND, self._result.bound):
             raise _Refusal("is not causal: later tokens change what it predicts at earlier ones")

@@ -105,8 +105,12 @@ def relative_error(own_TW: Tensor, other_TW: Tensor) -> float:
     step = -(-own_TW.shape[-1] // COMPARED_WORDS)
     own_TW, other_TW = own_TW[..., ::step], other_TW[..., ::step]
     scale_T1 = own_TW.float().std(dim=-1, keepdim=True).clamp(min=1e-12)
-    error = float(((own_TW.float() - other_TW.float()).abs() / scale_T1).max())
-    return error if error == error else float("inf")  # nan is an error
+    return largest((own_TW.float() - other_TW.float()).abs() / scale_T1)
+
+
+def largest(errors: Tensor) -> float:
+    """Return the largest error; nan is an infinite one."""
+    return float(errors.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
 
 
 def compared(
@@ -117,7 +121,7 @@ def compared(
     for i, (ours_AW, own_AW) in enumerate(zip(ours, own, strict=True)):
         ids_A1 = torch.tensor(rows[i % len(rows)][-ANSWER:], device=own_AW.device)[:, None]
         each = [logits.float().log_softmax(-1).gather(1, ids_A1) for logits in (ours_AW, own_AW)]
-        logit = max(logit, float((ours_AW.float() - own_AW.float()).abs().max()))
-        logprob = max(logprob, float((each[0] - each[1]).abs().max()))
+        logit = max(logit, largest((ours_AW.float() - own_AW.float()).abs()))
+        logprob = max(logprob, largest((each[0] - each[1]).abs()))
         relative = max(relative, relative_error(own_AW, ours_AW))
     return Measurement(path, columns, logit, logprob, relative, differ, len(ours))

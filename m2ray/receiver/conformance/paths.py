@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared
+from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared, largest
 from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows
 from m2ray.receiver.layout import UNLIMITED, Layout, Place, pad
 from m2ray.receiver.model.causal_model import Ways
@@ -83,8 +83,8 @@ class PathMeasurer:
                 short = float(((logits_AW.max(dim=1).values - chosen_A) / logits_AW.std(dim=1)).max())
                 differ += short > 2 * bound
                 errors_A = (chosen_A - torch.tensor(ours, device=logits_AW.device)).abs()
-                worst = max(worst, float(errors_A.max()))
-                relative = max(relative, float((errors_A / logits_AW.std(dim=1)).max()))
+                worst = max(worst, largest(errors_A))
+                relative = max(relative, largest(errors_A / logits_AW.std(dim=1)))
             return Measurement(path, columns, worst, 0.0, relative, differ, len(answers))
         except FAILURES as error:
             return Measurement(path, columns, failure=describe_error(error))
