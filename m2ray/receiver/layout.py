@@ -42,7 +42,7 @@ class AnswerFrame(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Rows ready for the receiver, padded on the right. Slots hold a padding token until vectors replace it."""
+    """Rows ready for the receiver, padded on the right. Slots hold a filler token until vectors replace it."""
 
     ids_BT: Tensor
     slots_BK: Tensor
@@ -177,13 +177,12 @@ class PromptBuilder(TextTokenizer):
         """
         answers = self.answer_ids(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
         rows, slots, answer_starts, after_counts, cached_counts = [], [], [], [], []
-        filler = self.pad_id
         for i, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
             before, after = self.prompt_ids(episode)
             if isinstance(texts, int):
                 row = before + after
                 at = {"message": len(before), "before": 0, "after": len(row)}[place if texts else "message"]
-                row = row[:at] + [filler] * texts + row[at:]
+                row = row[:at] + [self.slot_id] * texts + row[at:]
                 slots.append(list(range(at, at + texts)))
             else:
                 at = len(before)
@@ -195,7 +194,7 @@ class PromptBuilder(TextTokenizer):
             # The tokens before message or slots are the same whatever those hold: their KV cache can be kept.
             cached_counts.append(at if at >= MIN_CACHED_TOKENS else 0)
             rows.append(row + answer)
-        ids_BT = pad(rows, filler)
+        ids_BT = pad(rows, self.pad_id)
         self._check_context(ids_BT.shape[1])
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
         return Layout(ids_BT, slots_BK, *map(torch.tensor, (answer_starts, after_counts, cached_counts)))

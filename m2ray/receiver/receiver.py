@@ -87,7 +87,7 @@ class Receiver(FrozenModel):
         self, episodes: Sequence[Episode], prefix_BKD: Tensor, place: Place, grad: bool
     ) -> ForwardRequest:
         """Return the forward pass over vectors in a place of the episodes' prompts, with hidden states at them."""
-        ids_BK = torch.full(prefix_BKD.shape[:2], self.pad_id, device=self.device)
+        ids_BK = torch.full(prefix_BKD.shape[:2], self.slot_id, device=self.device)
         lengths = [prefix_BKD.shape[1]] * len(episodes)
         cached = self._tokens_before(episodes, place)
         return ForwardRequest(prefix_BKD.to(self.dtype), ids_BK, lengths, cached, True, grad)

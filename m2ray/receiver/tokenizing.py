@@ -44,11 +44,11 @@ class TextTokenizer:
                 f"receiver {name}: neither its tokenizer nor its generation_config.json names an end token; "
                 "set eos_token"
             )
-        # Fills padding, which is never attended to, and open slots. Models of RoBERTa's kind give their own
-        # padding token no position, which a slot needs.
+        self.pad_id = (own or sorted(self.end_ids))[0]  # fills padding; never attended to
+        # Fills open slots. Models of RoBERTa's kind give their own padding token no position, which a slot needs.
         self.model_pad_id: int | None = getattr(config.get_text_config(), "pad_token_id", None)
-        fillers = (*own, *sorted(self.end_ids), *range(size))
-        self.pad_id = next(token for token in fillers if token != self.model_pad_id)
+        fillers = (self.pad_id, *own, *sorted(self.end_ids), *range(size))
+        self.slot_id = next(token for token in fillers if token != self.model_pad_id)
         self._plain_end = ([end for end in own if end in listed] or listed or own or [self.pad_id])[0]
         self._ids = lru_cache(CACHED_TEXTS)(self._tokenize)
         self._checked = lru_cache(CACHED_TEXTS)(self._check)

@@ -14,9 +14,9 @@ class UserError(ValueError):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an exception's message, at most 300 characters, for use inside another message."""
+    """Return an exception's message, at most 300 characters, for use inside another message; else its name."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else error
-    return textwrap.shorten(str(message), 300, placeholder=" ...")
+    return textwrap.shorten(str(message), 300, placeholder=" ...") or type(error).__name__
 
 
 def last_line(text: str) -> str:

@@ -238,6 +238,14 @@ def test_every_type_is_exact_or_refused(model_type, tmp_path):
     assert (result.verdict, reason in result.reason) == (REFUSED if reason else EXACT, True), result
 
 
+@pytest.mark.parametrize("changes", [{}, {"n_langs": 2, "use_lang_emb": True}])
+def test_a_way_that_a_model_fails_without_a_message_is_not_used(load, changes):
+    """XLM has no cache, and asserts that its mask is as long as its input."""
+    receiver = load(tiny_model("xlm", **changes))
+    assert receiver.causal.ways.drafted == 0
+    assert answers_that_differ(receiver, 8) == (0, 12)
+
+
 # --- refused ---
 
 

@@ -71,6 +71,8 @@ class PathMeasurer:
         columns, worst, relative, differ = max(map(len, rows)), 0.0, 0.0, 0
         try:
             twin = self.twin(ways)
+            # Answers that end at once would test nothing. What follows a padding token is never decoded.
+            twin.end_ids = {token for token in twin.end_ids if token == twin.model_pad_id}
             prompts = [row[: max(2, len(row) - 2 * NEW_TOKENS)] for row in rows]
             picked: list[list[float]] = [[] for _ in prompts * 2]
             first = self._decode(twin, prompts, [row[-NEW_TOKENS:] for row in rows], picked[: len(rows)])
@@ -152,7 +154,7 @@ class PathMeasurer:
         at = [
             {"before": 0, "message": (len(row) - ANSWER) // 2, "after": len(row) - ANSWER}[place] for row in rows
         ]
-        filled = [[*row[:i], *[twin.pad_id] * SLOTS, *row[i:]] for row, i in zip(rows, at, strict=True)]
+        filled = [[*row[:i], *[twin.slot_id] * SLOTS, *row[i:]] for row, i in zip(rows, at, strict=True)]
         layout = Layout(
             pad(filled, twin.pad_id),
             torch.tensor(at)[:, None] + torch.arange(SLOTS),
