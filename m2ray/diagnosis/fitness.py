@@ -8,13 +8,14 @@ from pathlib import Path
 import pandas as pd
 
 from m2ray.config.gate_file import load_gate
-from m2ray.config.trial import EvaluationConfig, TaskConfig, parse_seeds
+from m2ray.config.task import TaskConfig, parse_seeds
+from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.runner import evaluate
 from m2ray.judging.arms import CountArms, count_successes
 from m2ray.judging.criteria import judge_criterion
 from m2ray.judging.statistics import wilson
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import load_yaml
@@ -52,7 +53,7 @@ def measure_fitness(
         chosen = parse_seeds(seeds)
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
-    source = EpisodeSource(load_yaml(TaskConfig, Path(task)))
+    source = open_source(load_yaml(TaskConfig, Path(task)))
     rows = evaluate(load_receiver(receiver), source.get(chosen, PART), PART, names, EvaluationConfig())
     print(markdown(_table(rows, names)))
     if {"P0", "P1"} <= set(names):

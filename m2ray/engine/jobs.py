@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,12 +12,13 @@ import pandas as pd
 from m2ray.codec.checkpoints import check_task_file, checkpoint_id
 from m2ray.codec.codec import load_codec
 from m2ray.config.condition_names import DependsOn
-from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig, parse_seeds
+from m2ray.config.task import EVALUATION_SPLITS, parse_seeds
+from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob, run_diagnosis
 from m2ray.evaluation.conditions import derangement, get_condition
 from m2ray.evaluation.row_cache import cached_rows
 from m2ray.evaluation.runner import evaluate
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.constant_prefix import trained_constant
 
@@ -60,9 +61,11 @@ def evaluation_jobs(trial: TrialConfig, split: str, folder: Path, constants: Pat
         yield EvaluationJob(trial, split, ("constant",), folder, constants)
 
 
-def split_seeds(trial: TrialConfig, split: str) -> range:
+def split_seeds(trial: TrialConfig, split: str) -> Sequence[int]:
     """Return the episode seeds of a split, given by its name or as A:B."""
-    return trial.splits.seeds(split) if split in EVALUATION_SPLITS else parse_seeds(split)
+    if split in EVALUATION_SPLITS:
+        return open_source(trial.task).seeds(trial.splits, split)
+    return parse_seeds(split)
 
 
 def may_train(job: Job) -> bool:
@@ -85,7 +88,7 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
         UserError: receiver, checkpoint or episodes are missing, or do not fit each other.
     """
     receiver = load_receiver(job.trial.receiver)
-    source, seeds = EpisodeSource(job.trial.task), split_seeds(job.trial, job.split)
+    source, seeds = open_source(job.trial.task), split_seeds(job.trial, job.split)
     if job.split not in EVALUATION_SPLITS:
         source.check_unseen(seeds, job.trial.splits)
     episodes = source.get(seeds, job.split if job.split in EVALUATION_SPLITS else "confirm")
@@ -98,6 +101,6 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
     codec, checkpoint = load_codec(job.folder, receiver), checkpoint_id(job.folder)
     constant = None
     if "constant" in job.names:
-        receiver.answer_frame(episodes[0].level)  # refuses another level before anything is trained
+        receiver.references(episodes[:1])  # refuses another level before anything is trained
         constant = trained_constant(receiver, job.trial, codec.config, job.constants)
     return evaluate(receiver, episodes, job.split, job.names, evaluation, checkpoint, codec, constant)

@@ -174,7 +174,7 @@ def record_confirm_look(folder: Path, plan: Plan) -> str:
     """
     # Load torch and pandas, which `m2ray.sweep --help` must not wait for.
     from m2ray.evaluation.confirm_ledger import ConfirmLedger, look_key, new_look
-    from m2ray.receiver.episode_source import EpisodeSource
+    from m2ray.receiver.episode_source import open_source
 
     record, example = read_sweep_record(folder), plan.example
     points = {name: config.model_dump() for name, config in plan.points.items()}
@@ -183,8 +183,9 @@ def record_confirm_look(folder: Path, plan: Plan) -> str:
     for recorded in looks:
         if recorded["key"] == key:
             return str(recorded["line"])
-    episodes = EpisodeSource(example.task).without_sender(example.splits.seeds("confirm"), "confirm")
-    ledger = ConfirmLedger(example.task.level, load_receiver(example.receiver).digest)
+    source = open_source(example.task)
+    episodes = source.without_sender(source.seeds(example.splits, "confirm"), "confirm")
+    ledger = ConfirmLedger(example.task.family, load_receiver(example.receiver).digest)
     look = new_look(episodes, str(record.get("command")), f"sweep {folder.name}", "confirm", key)
     line = ledger.earlier(look).line
     ledger.record(look)

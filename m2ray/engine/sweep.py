@@ -177,7 +177,7 @@ class Sweep:
     def _diagnose(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
         judge, seeds = self.plan.space.judge, diagnosed_seeds(self.plan)
         wanted = [key for key in sorted(latest) if key[0] in judged and key[1] in seeds]
-        if not judge.diagnose or not wanted:
+        if not judge.diagnose or not wanted or self.plan.example.task.is_text:
             return
         self.progress.phase(f"diagnose: {pluralize(len(wanted), 'codec')} on {judge.diagnose} messages")
         for name, seed in wanted:

@@ -38,7 +38,8 @@ from typing import Any, NamedTuple
 
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.evaluation.rows import RowStore
-from m2ray.tasks.episodes import Episode, write_facts
+from m2ray.tasks.episodes import AnyEpisode
+from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import cache_root
 from m2ray.util.locks import file_lock
@@ -79,16 +80,24 @@ class Look:
         return f"{self.date} `{command}` ({self.subject}, {self.split})"
 
 
-def new_look(episodes: Sequence[Episode], command: str, subject: str, split: str, key: str = "") -> Look:
+def new_look(episodes: Sequence[AnyEpisode], command: str, subject: str, split: str, key: str = "") -> Look:
     """Return a look at the messages of these episodes, with the date of now."""
     date = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     messages = tuple(sorted({message_digest(episode) for episode in episodes}))
     return Look(date, command, subject, split, len(episodes), messages, key)
 
 
-def message_digest(episode: Episode) -> str:
+def message_digest(episode: AnyEpisode) -> str:
     """Return a short digest of a message's content, or of its text where it states no facts."""
-    text = write_facts(sorted(episode.content)) if episode.content else episode.message
+    return _digest(episode.content if isinstance(episode, TextEpisode) else episode.cluster)
+
+
+def cluster_digest(episode: AnyEpisode) -> str:
+    """Return a short digest of the unit that intervals count: an episode's message, in free text its group."""
+    return _digest(episode.cluster)
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARACTERS]
 
 

@@ -17,7 +17,7 @@ from m2ray.codec.codec import Codec
 from m2ray.receiver.layout import Place
 from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 
 STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
 
@@ -40,7 +40,7 @@ class ConditionInputs:
     """Inputs that a condition can use. `codec` and `constant` are None where no requested condition needs them."""
 
     receiver: Receiver
-    episodes: Sequence[Episode]
+    episodes: Sequence[AnyEpisode]
     codec: Codec | None
     constant: Codec | None
     batch_size: int

@@ -54,14 +54,17 @@ def batch_loss(
     assert losses.help is not None
     assert losses.reconstruction is not None
     assert losses.info_preserve is not None
-    frame, weight = receiver.answer_frame(batch[0].level), losses.ce.value_weight
+    weight = losses.ce.value_weight
     latents, inputs, totals = [], [], []
     for i, episode in enumerate(batch):
+        references = receiver.references([episode])
         wrong_episode = batch[(i + 1) % len(batch)]
         encoded = encode_message(receiver, episode.message)
         right, wrong = codec(encoded), codec(encode_message(receiver, wrong_episode.message))
         nll, shuffled, null = (
-            weighted_nll(nll_per_token(receiver, episode, prefix_KD, config.codec.place)[None], frame, weight)[0]
+            weighted_nll(
+                nll_per_token(receiver, episode, prefix_KD, config.codec.place)[None], references, weight
+            )[0]
             for prefix_KD in (right.prefix_BKD[0], wrong.prefix_BKD[0], torch.zeros_like(right.prefix_BKD[0]))
         )
         total = losses.ce.weight * nll

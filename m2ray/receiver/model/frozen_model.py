@@ -24,7 +24,7 @@ from m2ray.receiver.layout import Layout, Place, PromptBuilder, pad
 from m2ray.receiver.model.causal_model import PLAIN, CausalModel, Ways
 from m2ray.receiver.model.kv_cache import PromptPrefixCache, autocast_dtype
 from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 
 MESSAGE_CACHE_BYTES = 32 << 20  # hidden states of messages
 CACHED_NULLS = 20_000  # answer NLLs under zeros
@@ -156,7 +156,7 @@ class FrozenModel(PromptBuilder):
 
     def layout(
         self,
-        episodes: Sequence[Episode],
+        episodes: Sequence[AnyEpisode],
         texts: Sequence[str] | int,
         place: Place = "message",
         open_texts: bool = False,

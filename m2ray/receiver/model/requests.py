@@ -54,10 +54,10 @@ class Prompts(NamedTuple):
 
 
 class DecodedAnswers(NamedTuple):
-    """Answers that the receiver decoded, and its logits on the reference answers."""
+    """Answers that the receiver decoded, and how well it predicted the reference answers."""
 
     texts: list[str]
-    logits_BVW: Tensor  # predict the reference answers' V values
+    nll_B: Tensor  # nats per token that carries the reference answer
     truncated: list[bool]  # the answer reached its limit of new tokens without its end
 
 
