@@ -82,7 +82,7 @@ class Splits(StrictModel):
         for (name, seeds), (other_name, other) in itertools.combinations(ranges.items(), 2):
             if seeds.start < other.stop and other.start < seeds.stop:
                 raise ValueError(
-                    f"splits.{name}: {seeds.start}:{seeds.stop} overlaps {other_name} {other.start}:{other.stop}; "
+                    f"splits: {name} {seeds.start}:{seeds.stop} overlaps {other_name} {other.start}:{other.stop}; "
                     "keep them apart"
                 )
 

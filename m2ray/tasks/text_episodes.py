@@ -66,7 +66,7 @@ class TextEpisode:
     choices: tuple[str, ...] = ()  # the answers to choose from; empty where the answer is free
     group: str = ""
     near: str = ""  # the message with one fact changed, so that the right answer changes; empty if unknown
-    seed: int = 0  # of drawn episodes; in a file the line number, counted from 0
+    seed: int = field(default=0, compare=False)  # of a drawn episode; in a file its line, counted from 0
     units: tuple[str, ...] = ()  # the facts of the message as text; empty if unknown
     setting: TextSetting | None = field(default=None, repr=False)
 
