@@ -29,17 +29,11 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.out is not None:
         check_out(args.out)
-
-    # Loads torch and pandas: --help and bad options must not wait for them.
-    from m2ray.evaluation.rows import write_rows
-
     if args.checkpoint is None:
-        from m2ray.diagnosis.fitness import measure_fitness  # see above
+        # Loads torch and pandas: --help and bad options must not wait for them.
+        from m2ray.diagnosis.fitness import measure_fitness
 
-        rows = measure_fitness(args.receiver, args.task, args.seeds, args.conditions)
-        if args.out is not None:
-            write_rows(args.out, rows)
-            print(f"rows: {args.out}")
+        _write(args.out, measure_fitness(args.receiver, args.task, args.seeds, args.conditions))
         return DONE
     if args.task is not None:
         raise UserError("--task: the checkpoint names its own task; leave it out")
@@ -54,9 +48,8 @@ def main(argv: Sequence[str]) -> int:
     print(wilson_table(rows))
     if look is not None:
         print(f"{split}: {look.record()}")
+    _write(args.out, rows)
     if args.out is not None:
-        write_rows(args.out, rows)
-        print(f"rows: {args.out}")
         if not (lacking := [name for name in load_gate().required if name not in names]):
             print(f"next: python -m m2ray.gate {args.out}")
         else:
@@ -206,6 +199,15 @@ def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str])
     published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
     return run_evaluation(EvaluationJob(trial, split, tuple(dict.fromkeys(names)), checkpoint, constants))
+
+
+def _write(out: Path | None, rows: pd.DataFrame) -> None:
+    """Write rows where they are wanted."""
+    from m2ray.evaluation.rows import write_rows  # loads pandas
+
+    if out is not None:
+        write_rows(out, rows)
+        print(f"rows: {out}")
 
 
 def wilson_table(rows: pd.DataFrame) -> str:

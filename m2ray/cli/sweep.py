@@ -186,9 +186,8 @@ def run_sweep(
         cluster.check_resources(plan.space.resources, plan.workers, local=args.address is None)
         if not args.resume:  # a new folder is made, and locked, after all checks
             lock.enter_context(lock_results_folder(root))
-            check_results_folder(
-                root, args.resume, args.name, args.dry_run
-            )  # another may have ended there meanwhile
+            # Another sweep may have ended there meanwhile.
+            check_results_folder(root, args.resume, args.name, args.dry_run)
             write_sweep_record(root, record)
         withdrawn = read_sweep_record(root).get("withdrawn", {})
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)

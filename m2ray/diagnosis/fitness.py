@@ -13,7 +13,7 @@ from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.runner import evaluate
 from m2ray.judging.arms import CountArms, count_successes
-from m2ray.judging.criteria import judge_criterion
+from m2ray.judging.criteria import answers_share, judge_criterion
 from m2ray.judging.statistics import wilson
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
@@ -66,14 +66,14 @@ def _table(rows: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     for name in names:
         part = rows[rows.condition == name]
         low, high = wilson(int(part.success.sum()), len(part))
+        shares = [answers_share(rows, name, column) for column in ("truncated", "unparsed")]
         table.append(
             [
                 name,
                 str(len(part)),
                 f"{100 * part.success.mean():.1f}",
                 f"[{100 * low:.1f}, {100 * high:.1f}]",
-                percent(float(part.truncated.mean())),
-                percent(float(1 - part.parsed.mean())),
+                *("-" if share is None else percent(share) for share in shares),
             ]
         )
     return table

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -27,10 +27,11 @@ from m2ray.tasks.level import Level
 from m2ray.tasks.text_episodes import TextEpisode, TextSetting
 from m2ray.util.errors import UserError
 
-Place = Literal["message", "before", "after"]
+Place = Literal["before", "message", "after"]
+PLACES: tuple[Place, ...] = get_args(Place)
 
 _MARKER = "\x00"  # stands in the message's place while a prompt is rendered
-NO_LIMIT = 1 << 30
+UNLIMITED = 1 << 30  # tokens
 MIN_CACHED_TOKENS = 16  # copying a KV cache of fewer tokens costs more than running them again
 
 
@@ -61,7 +62,7 @@ def context_length(config: Any) -> int:
     text_config = config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     lengths = [getattr(text_config, name, None) for name in names]
-    return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), UNLIMITED)
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

@@ -274,13 +274,12 @@ class Receiver(FrozenModel):
             return tokens._replace(kept_BV=torch.stack(kept, dim=1) if kept else None)
         if columns > ways.drafted:
             return decoder.run(exact, drafts, keeps, seeds, limits)
-        prefill = self._prefill(prompts, drafts, drafted)
+        prefill = self._prefill(prompts, drafted)
         cached = CachedReader(self.causal, prefill, lambda columns: self.ways_for(columns).drafted)
         return decoder.run(cached, drafts, keeps, seeds, limits, exact)
 
-    def _prefill(self, prompts: Prompts, drafts: Sequence[Sequence[int]], drafted: int) -> Prefill:
+    def _prefill(self, prompts: Prompts, drafted: int) -> Prefill:
         """Run prompts, each with `drafted` draft tokens; leading tokens may be cached."""
-        whole = self._followed(prompts, range(len(drafts)), [draft[:drafted] for draft in drafts])
         cached_B = torch.tensor([len(tokens) for tokens in prompts.cached], device=self.device)
         lengths_B = torch.tensor(prompts.lengths, device=self.device)
         rest_B = lengths_B + drafted - cached_B
@@ -288,13 +287,13 @@ class Receiver(FrozenModel):
         # Move the padding from right to left, so that all rows end, and continue, in the same column.
         shift_BT = torch.arange(length, device=self.device) - (length - rest_B)[:, None]
         source_BT = cached_B[:, None] + shift_BT.clamp(min=0)
-        embeds_BTD = whole.embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, whole.embeds_BTD.shape[2]))
+        embeds_BTD = prompts.embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, self.width))
         arguments = self.prompt_cache.forward_arguments(prompts.cached, length)
         longest = int(cached_B.max())
         columns_P = torch.arange(longest, device=self.device)
         mask_BT = torch.cat([columns_P >= longest - cached_B[:, None], shift_BT >= 0], dim=1)
         arguments |= {"position_ids": source_BT, "attention_mask": mask_BT, "use_cache": True}
-        output = self.causal.run(embeds_BTD, whole.ids_BT.gather(1, source_BT), **arguments)
+        output = self.causal.run(embeds_BTD, prompts.ids_BT.gather(1, source_BT), **arguments)
         return Prefill(output.cache, output.last_BTD[:, -1 - drafted :], mask_BT, lengths_B)
 
     def _read_from_the_start(

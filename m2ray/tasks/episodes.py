@@ -97,8 +97,12 @@ def read_facts(text: str, level: Level) -> tuple[Any, ...]:
 def part_of(content: Iterable[Fact]) -> str:
     """Return the one part (train, search, select, confirm) that a message's content belongs to."""
     key = write_facts(sorted({fact.fact() for fact in content})).encode()
-    twentieth = zlib.crc32(key) % 20
-    return next(name for name, share in PARTS.items() if twentieth in share)
+    return part_of_hash(zlib.crc32(key))
+
+
+def part_of_hash(number: int) -> str:
+    """Return the part that a hash chooses, by its remainder modulo 20."""
+    return next(name for name, share in PARTS.items() if number % 20 in share)
 
 
 def draw_episode(level: Level, seed: int, part: str = "confirm", held_out: HeldOut | None = None) -> Episode:

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from m2ray.config.objectives import Losses
-from m2ray.config.task import Splits, parse_seeds
+from m2ray.config.task import parse_seeds
 from m2ray.config.trial import CodecConfig, EvaluationConfig, TrialConfig
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import load_yaml, read_yaml, validate

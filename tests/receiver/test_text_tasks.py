@@ -1,5 +1,6 @@
-"""Tasks in free text through a receiver: the puzzles of a level, exported as text, give the same answers and scores."""
+"""Tasks in free text: the puzzles of a level, exported as text, give the same answers and scores."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_puzzles_exported_as_text_give_the_same_answers_row_by_row(mini, exporte
 
 def test_the_nats_of_a_text_are_those_of_its_tokens(mini, exported):
     batch = [
-        replace(e, targets=(target,)) for e, target in zip(text_episodes(exported), ["0 1 2", "1", "2 2 2 2"])
+        replace(e, targets=(target,))
+        for e, target in zip(text_episodes(exported), ["0 1 2", "1", "2 2 2 2"], strict=False)
     ]
     texts = [episode.message for episode in batch]
     references = mini.references(batch)
@@ -87,7 +89,10 @@ def test_the_nats_of_a_text_are_those_of_its_tokens(mini, exported):
 
 
 def test_padding_behind_a_shorter_answer_costs_nothing(mini, exported):
-    batch = [replace(e, targets=(target,)) for e, target in zip(text_episodes(exported), ["0 1 2 0 1 2", "1"])]
+    batch = [
+        replace(e, targets=(target,))
+        for e, target in zip(text_episodes(exported), ["0 1 2 0 1 2", "1"], strict=False)
+    ]
     references = mini.references(batch)
     layout = mini.layout(batch, [episode.message for episode in batch])
     nll_BA = reference_nll(mini.logits(layout, None, references.length), references)
@@ -127,7 +132,7 @@ class TestSplits:
         assert trial.splits.train == "all"
         source = open_source(trial.task)
         seeds = [list(source.seeds(trial.splits, name)) for name in Splits.model_fields]
-        assert sorted(sum(seeds, [])) == list(range(300))
+        assert sorted(itertools.chain(*seeds)) == list(range(300))
         some = Splits(train="0:20", search="0:5", select="0:5", confirm="3:9")
         assert list(source.seeds(some, "confirm")) == seeds[3][3:9]
         with pytest.raises(UserError, match=r"splits.search: 0:5000: .*use a larger file, or fewer"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -78,4 +79,4 @@ def _read(file: Path) -> Conformance | None:
 def _keep(file: Path, result: Conformance) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not a result
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, result.to_json())
+        write_json(file, asdict(result))

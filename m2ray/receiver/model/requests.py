@@ -45,11 +45,11 @@ class AnswerOutput(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts to be continued, padded on the right."""
+    """Prompts to be continued, each followed by the draft of its answer, padded on the right."""
 
     embeds_BTD: Tensor
     ids_BT: Tensor  # the token ids at the same positions; a filler token at slots
-    lengths: list[int]
+    lengths: list[int]  # without the drafts
     cached: list[list[int]]  # per row, its leading tokens whose KV cache is kept
 
 
