@@ -75,7 +75,8 @@ def test_a_row_is_before_slots_after_answer_and_padding(receiver):
             assert slots == list(range(first, first + k))
             assert row[:first] + row[first + k : start] == before + after
             assert row[start : start + len(answer)] == answer
-            assert set(row[start + len(answer) :]) <= receiver.end_ids
+            assert row[start + len(answer)] in receiver.end_ids
+            assert set(row[start + len(answer) + 1 :]) <= {receiver.pad_id}
 
 
 def test_a_text_stands_where_the_slots_would_be(receiver):
