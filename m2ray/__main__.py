@@ -10,6 +10,7 @@ COMMANDS = {
     "status": "show how far a sweep is, while it runs or after",
     "report": "rebuild a sweep's tables, pictures and page from its rows",
     "gate": "judge rows, or counts of successes, by a gate",
+    "compare": "compare two results: the difference, with its interval",
     "evaluate": "run one checkpoint under the ablation conditions",
     "diagnose": "find where a codec loses its message",
     "distortion": "compare success per bit of codecs and text",
