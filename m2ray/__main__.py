@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "run one checkpoint under the ablation conditions",
     "diagnose": "find where a codec loses its message",
     "distortion": "compare success per bit of codecs and text",
+    "export": "write a configuration of a sweep as YAML, to train it or search around it",
     "publish": "copy a trained codec into a folder of its own",
     "train": "train one configuration",
     "fetch": "fetch a small pretrained receiver",
