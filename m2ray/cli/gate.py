@@ -15,7 +15,7 @@ import pandas as pd
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
 from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, has_parameter
-from m2ray.config.gate_file import GateConfig, load_gate
+from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
 from m2ray.evaluation.rows import configuration_rows
 from m2ray.judging.arms import Counts
 from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together
@@ -137,6 +137,12 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
     """
     path: Path = args.file
     rows = read_file(path, args.split)
+    registered = registered_gate(path) if path.is_dir() else None
+    if registered is not None and registered.digest != gate.digest:
+        print(
+            f"Not the registered gate: {gate.name} ({gate.digest}); the sweep was registered with "
+            f"{registered.name} ({registered.digest})."
+        )
     cells = cells_in(rows, args.split)
     if not cells:
         raise UserError(f"{path}: no rows of a codec; give those of m2ray.evaluate, or the folder of a sweep")
