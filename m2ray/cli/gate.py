@@ -10,18 +10,16 @@ import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
 from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, has_parameter
-from m2ray.config.gate_file import GateConfig, load_gate
-from m2ray.evaluation.rows import FAILED, configuration_rows, read_rows
+from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
+from m2ray.evaluation.rows import configuration_rows
 from m2ray.judging.arms import Counts
 from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together
-from m2ray.judging.outcome_files import SUFFIXES, read_outcomes
+from m2ray.judging.read_any import Cell, are_rows, cells_in, read_any
 from m2ray.judging.verdict import INVALID
 from m2ray.judging.verdict_tables import print_configuration, print_counts, print_decision, print_verdict
 from m2ray.util.errors import UserError
@@ -128,13 +126,6 @@ def judge_bare_counts(counts: Counts, k: int, gate: GateConfig) -> int:
 # --- files ---------------------------------------------------------------------------------------------------
 
 
-class Cell(NamedTuple):
-    """A configuration on a split."""
-
-    config: str
-    split: str
-
-
 def judge_file(args: Namespace, gate: GateConfig) -> int:
     """Judge all configurations in a file, print the requested ones, and return the exit code.
 
@@ -146,6 +137,12 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
     """
     path: Path = args.file
     rows = read_file(path, args.split)
+    registered = registered_gate(path) if path.is_dir() else None
+    if registered is not None and registered.digest != gate.digest:
+        print(
+            f"Not the registered gate: {gate.name} ({gate.digest}); the sweep was registered with "
+            f"{registered.name} ({registered.digest})."
+        )
     cells = cells_in(rows, args.split)
     if not cells:
         raise UserError(f"{path}: no rows of a codec; give those of m2ray.evaluate, or the folder of a sweep")
@@ -187,44 +184,22 @@ def _blame(path: Path, cells: Sequence[Cell], parts: Sequence[pd.DataFrame], gat
 
 
 def read_file(path: Path, split: str | None) -> pd.DataFrame:
-    """Read rows, a results folder, or outcomes of any system.
+    """Read what is judged, and name the columns that nothing reads.
 
     Raises:
-        UserError: it is none of them, or --split is given with outcomes.
+        UserError: it cannot be judged, or --split is given with outcomes.
     """
-    if path.is_dir() or not path.is_file() or (path.suffix == ".parquet" and _is_rows(path)):
-        return read_rows(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: neither rows nor outcomes; name outcomes {', '.join(SUFFIXES)}")
-    if split is not None:
+    rows, unused = read_any(path)
+    if split is not None and not are_rows(rows):
         raise UserError("--split: goes with rows of m2ray.evaluate, outcomes have no splits; remove it")
-    outcomes, unused = read_outcomes(path)
     if unused:
         print(f"Not read: column{'s' * (len(unused) > 1)} {', '.join(unused)}.")
-    return outcomes
-
-
-def _is_rows(path: Path) -> bool:
-    """Return whether a Parquet file holds rows of this package; a damaged one does, for its error to say so."""
-    try:
-        return {"config", "checkpoint", "receiver"} <= set(pq.read_schema(path).names)
-    except (OSError, ValueError):
-        return True
+    return rows
 
 
 def _is_wanted(cell: Cell, rows: pd.DataFrame, args: Namespace) -> bool:
     own = rows[(rows.config == cell.config) & (rows.split == cell.split)]
     return args.config in (None, cell.config) and (args.seed is None or bool((own.seed == args.seed).any()))
-
-
-def cells_in(rows: pd.DataFrame, split: str | None) -> list[Cell]:
-    """Return the configurations with outcomes on a split; default: confirm if there is one, else every split."""
-    own = rows[(rows.config != "") & (rows.condition != FAILED)]
-    if split is None and (own.split == "confirm").any():
-        split = "confirm"
-    if split is not None:
-        own = own[own.split == split]
-    return [Cell(*cell) for cell in own[list(Cell._fields)].drop_duplicates().itertuples(index=False, name=None)]
 
 
 def _print(cell: Cell, judged: JudgedConfiguration, gate: GateConfig, seed: int | None) -> bool:

@@ -16,6 +16,7 @@ from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser
 from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
+from m2ray.config.settings import HELP, parse_settings
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
 from m2ray.engine.record import check_results_folder, describe_sweep, lock_results_folder, settle_changes
 from m2ray.receiver.loading import resolve_receiver
@@ -74,6 +75,7 @@ def _parser() -> Parser:
         "--receiver",
         help="mini, mini-arithmetic, a fetched one, a folder, or a hub name; replaces the space's own",
     )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=HELP)
     parser.add_argument("--trials", type=int, help="configurations to sample, beyond the points")
     parser.add_argument("--name", help="folder below --results; default: the space's name")
     parser.add_argument("--seeds", help="training seeds of each configuration, such as 0,1,2")
@@ -108,7 +110,7 @@ def _load(args: Namespace) -> tuple[Plan, Path]:
     """Return the plan and the results folder that the command line names."""
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     search = search_overrides(args.trials, args.seeds, args.deterministic)
-    plan = load_plan(find_space(args.space), overrides, search)
+    plan = load_plan(find_space(args.space), overrides, search, parse_settings(args.set))
     root = args.results / (args.name or plan.space.name)
     if root.is_symlink():
         raise UserError(f"{root}: a link to {root.resolve()}; give that folder by --results and --name")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import optuna
 
 from m2ray.config.axis import Axis, Scalar
+from m2ray.config.settings import OPTION, is_set, overlap, with_settings
 from m2ray.config.space import Point, Space
 from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError
@@ -38,15 +39,16 @@ class Plan:
     """A space and its file: resolves points and suggestions to configurations.
 
     Attributes:
+        overrides: Dotted keys with the values that all configurations have whatever the file says.
         base: The keys that all configurations share, overrides included.
         points: The configurations of the points, by name.
         checked: Configurations in which every choice and bound of every axis occurs.
     """
 
     def __init__(self, space: Space, file: Path, overrides: Mapping[str, Any] | None = None) -> None:
-        self.space, self.file = space, file
-        self.base = merge_trees(space.trial, overrides or {})
-        self._overrides = overrides or {}
+        self.overrides = dict(overrides or {})
+        self.space, self.file = _with_overrides(space, self.overrides), file
+        self.base = self.space.trial
         # What `when` is compared with: a key that the file omits has its default. Losses have no defaults.
         self._defaults = merge_trees(TrialConfig().model_dump(exclude={"losses"}), self.base)
         # Fails if an axis names a key below a plain value of `trial`.
@@ -164,7 +166,7 @@ class Plan:
                 tree.pop(section, None)
                 if section in other.trial:
                     tree[section] = other.trial[section]
-        tree = merge_trees(self._with(tree, point.set, where), self._overrides)
+        tree = with_settings(self._with(tree, point.set, where), self.overrides)
         sets_all = point.use is not None
         return validate(TrialConfig, tree, lambda key: self._source(key, where, point.set, sets_all))
 
@@ -197,7 +199,7 @@ class Plan:
 
         def source(key: str) -> str:
             # Without a key the values do not fit together, and any of them may be the cause.
-            involved = {axis: value for axis, value in chosen.items() if not key or _overlap(key, axis)}
+            involved = {axis: value for axis, value in chosen.items() if not key or overlap(key, axis)}
             return self._source(key, _axes_text(involved), involved)
 
         return validate(TrialConfig, tree, source)
@@ -212,14 +214,24 @@ class Plan:
         return Sampled(config_name(config), config, "")
 
     def _source(self, key: str, where: str, chosen: Iterable[str], sets_all: bool = False) -> str:
-        """Return the file and section that set a faulty key: `where` if it sets the key, else `trial`."""
-        sets_key = any(_overlap(key, other) for other in chosen)
+        """Return what sets a faulty key: the command line, else `where` if it does, else the file's `trial`."""
+        if is_set(key, self.overrides):
+            return OPTION
+        sets_key = any(overlap(key, other) for other in chosen)
         return f"{self.file}: {where if sets_key or sets_all or not key else 'trial'}"
 
 
-def _overlap(key: str, other: str) -> bool:
-    """Return whether two dotted keys are the same, or one lies within the other."""
-    return f"{key}.".startswith(f"{other}.") or other.startswith(f"{key}.")
+def _with_overrides(space: Space, overrides: Mapping[str, Any]) -> Space:
+    """Return a space with overridden keys set, and without their axes, as they have one value."""
+    axes = {key: axis for key, axis in space.axes.items() if not is_set(key, overrides)}
+    if space.axes and not axes and not space.points:
+        raise UserError(
+            f"{OPTION}: sets every searched key, so that nothing is left to search; run the configuration by "
+            "m2ray.train"
+        )
+    search = space.search if axes else space.search.model_copy(update={"trials": 0})
+    trial = with_settings(space.trial, overrides)
+    return space.model_copy(update={"trial": trial, "axes": axes, "search": search})
 
 
 def _axes_text(values: Mapping[str, Scalar]) -> str:
@@ -248,31 +260,53 @@ def refuse_sweep_record(file: Path, data: Mapping[str, Any]) -> None:
         )
 
 
+def _space_path(key: str) -> list[str]:
+    """Return the path of a key in a space, where the keys of axes and of a point's `set` have dots themselves."""
+    path = key.split(".")
+    depth = {"axes": 1, "points": 3}.get(path[0], len(path))
+    return [*path[:depth], ".".join(path[depth:])] if len(path) > depth else path
+
+
 def load_plan(
-    file: Path, overrides: Mapping[str, Any] | None = None, search: Mapping[str, Any] | None = None
+    file: Path,
+    overrides: Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Read a space file and check it, including every choice and bound of every axis.
 
     Args:
         file: The YAML file.
-        overrides: Keys that replace those of every configuration, also of the points.
+        overrides: Dotted keys that replace those of every configuration, also of the points.
         search: Keys that replace those of the file's `search`.
+        settings: Dotted keys of the space, such as `judge.confirm`, or else of every configuration, such as
+            `codec.k`, which become overrides.
 
     Raises:
         UserError: names file, key and fix.
     """
-    data, search = read_yaml(file), search or {}
+    data, search, settings = read_yaml(file), search or {}, settings or {}
     refuse_sweep_record(file, data)
     if "name" not in data and (stray := sorted(set(data) & set(TrialConfig.model_fields))):
         raise UserError(
             f"{file}: {stray[0]}: a key of one configuration, not of a space; run `python -m m2ray.train {file}`, "
             "or move all such keys below `trial`"
         )
+    of_space = {key: value for key, value in settings.items() if key.partition(".")[0] in Space.model_fields}
+    of_all = {key: value for key, value in settings.items() if key not in of_space}
+    for key, value in of_space.items():
+        *path, last = _space_path(key)
+        inner: dict[str, Any] = {last: value}
+        for part in reversed(path):
+            inner = {part: inner}
+        data = merge_trees(data, inner)
     if search:
         data = merge_trees(data, {"search": search})
 
     def source(key: str) -> str:
+        if is_set(key, of_space):
+            return OPTION
         option = key.split(".")[1] if key.startswith("search.") else ""
         return f"--{option}" if option in search else str(file)
 
-    return Plan(validate(Space, data, source), file, overrides)
+    return Plan(validate(Space, data, source), file, {**(overrides or {}), **of_all})

@@ -33,9 +33,14 @@ class _PlainDumper(yaml.SafeDumper):
         return True
 
 
+def plain_yaml(tree: Mapping[str, Any]) -> str:
+    """Return a tree of settings as YAML that `read_yaml` reads."""
+    return yaml.dump(dict(tree), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+
+
 def write_sweep_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Write a record into a results folder."""
-    write_atomic(record_file(folder), yaml.dump(dict(record), Dumper=_PlainDumper, sort_keys=False).encode())
+    write_atomic(record_file(folder), plain_yaml(record).encode())
 
 
 def read_sweep_record(folder: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from m2ray.util.locks import Locked, try_lock
 LOCK_FILE = "sweep.lock"
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 # Entries that may not change unnoticed when a sweep is resumed.
+MOVED_RECEIVER = "space.trial.receiver"  # where it is; its digest decides
 DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
 
 
@@ -129,7 +130,12 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
             f"began with (digest {now.get(TASK_FILE)}, was {before.get(TASK_FILE)}); restore the file, or start "
             "anew under another --name"
         )
-    changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
+    changes = [
+        change
+        for key in DECISIVE
+        for change in differences(key, before.get(key), now[key])
+        if change.key != MOVED_RECEIVER
+    ]
     if changes and not accept:
         key, old, new = changes[0]
         more = f"; {len(changes) - 1} more" if changes[1:] else ""
