@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,10 +42,12 @@ class Plan:
         base: The keys that all configurations share, overrides included.
         points: The configurations of the points, by name.
         checked: Configurations in which every choice and bound of every axis occurs.
+        added_seeds: Training seeds that were added to the sweep, for what it judges.
     """
 
     def __init__(self, space: Space, file: Path, overrides: Mapping[str, Any] | None = None) -> None:
         self.space, self.file = space, file
+        self.added_seeds: list[int] = []
         self.base = merge_trees(space.trial, overrides or {})
         self._overrides = overrides or {}
         # What `when` is compared with: a key that the file omits has its default. Losses have no defaults.
@@ -65,6 +68,27 @@ class Plan:
     def all(self) -> list[TrialConfig]:
         """The points, and configurations in which every choice and bound of every axis occurs."""
         return [*self.points.values(), *self.checked]
+
+    def extended(self, trials: int, seeds: Sequence[int], source: str = "--add-trials") -> Plan:
+        """Return the plan with trials, and with training seeds of what is judged, added.
+
+        Raises:
+            UserError: there are no axes to sample, or a seed is among the others.
+        """
+        if trials and not self.space.axes:
+            raise UserError(f"{source}: {self.file} has no axes to sample; add training seeds instead")
+        if twice := [seed for seed in seeds if seed in self.judged_seeds or seeds.count(seed) > 1]:
+            raise UserError(f"--add-seeds: {twice[0]} is a training seed already; give others")
+        plan, search = copy.copy(self), self.space.search
+        search = search.model_copy(update={"trials": search.trials + trials})
+        plan.space = self.space.model_copy(update={"search": search})
+        plan.added_seeds = [*self.added_seeds, *seeds]
+        return plan
+
+    @property
+    def judged_seeds(self) -> list[int]:
+        """The training seeds of what is judged on confirm."""
+        return [*self.space.search.seeds, *self.added_seeds]
 
     @property
     def workers(self) -> int:

@@ -56,10 +56,13 @@ class Evaluations:
         # The conditions of a job are recorded together.
         return len({(*key[:-1], key[-1] == "constant") for key in self._known})
 
-    def queue(self, trial: TrialConfig, split: str, folder: Path) -> None:
-        """Queue the evaluation of a checkpoint on a split, less what is recorded or queued already."""
+    def queue(self, trial: TrialConfig, split: str, folder: Path, seeds: tuple[int, ...] | None = None) -> None:
+        """Queue the evaluation of a checkpoint on a split, less what is recorded or queued already.
+
+        The arguments are those of `EvaluationJob`.
+        """
         checkpoint = checkpoint_id(folder)
-        for job in evaluation_jobs(trial, split, folder, self._constants):
+        for job in evaluation_jobs(trial, split, folder, self._constants, seeds):
             keys = {name: self._key(job, name, checkpoint) for name in job.names}
             missing = {name: key for name, key in keys.items() if key not in self._known}
             if missing:

@@ -210,11 +210,15 @@ class OptunaProposer:
                 return suggested
             name = suggested
         self._journal.append({"event": "began", "config": name, "chosen": self._chosen.get(name, {})})
+        return self.settings(name, self.plan.space.search.seeds)
+
+    def settings(self, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return the settings of the trial that trains a configuration with these training seeds."""
         config = self.configs[name]
         return {
             "config": name,
             "trial": config.model_dump_json(),
-            "seeds": self.plan.space.search.seeds,
+            "seeds": list(seeds),
             "root": str(self.root),
             "point": name in self.plan.points,
             "params": self.params(config),

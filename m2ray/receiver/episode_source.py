@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,18 @@ class EpisodeSource:
             )
         return [self._file[seed] for seed in seeds]
 
+    def unused_seeds(self, splits: Splits, after: int) -> Iterable[int]:
+        """Return seeds that no split names, in order: from `after` on, or all such lines of a file."""
+        ranges = [splits.seeds(name) for name in type(splits).model_fields]
+        if self.config.file is None:
+            return itertools.count(max(after, *(seeds.stop for seeds in ranges)))
+        return [line for line in range(len(self._file)) if not any(line in seeds for seeds in ranges)]
+
+    @property
+    def name(self) -> str:
+        """The level or file, for messages to the user."""
+        return self.config.file or f"level {self.config.name}"
+
     def check_disjoint(self, splits: Splits) -> None:
         """Refuse a file in which two splits share a message.
 
@@ -74,7 +87,7 @@ class EpisodeSource:
         """
         self._check_contents({f"splits.{name}": splits.seeds(name) for name in type(splits).model_fields})
 
-    def check_unseen(self, seeds: range, splits: Splits) -> None:
+    def check_unseen(self, seeds: Sequence[int], splits: Splits) -> None:
         """Refuse lines of a file whose messages occur in training.
 
         Raises:
@@ -154,7 +167,7 @@ class EpisodeSource:
                     f"{option}, or use another receiver"
                 )
 
-    def _check_contents(self, ranges: Mapping[str, range]) -> None:
+    def _check_contents(self, ranges: Mapping[str, Sequence[int]]) -> None:
         """Refuse a message that occurs in two of the named ranges of lines."""
         if self.config.file is None:
             return

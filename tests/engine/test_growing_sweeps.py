@@ -1,0 +1,177 @@
+"""Sweeps that grow: trials and training seeds are added, and are judged on messages that nobody has looked at."""
+
+import itertools
+import re
+
+import pandas as pd
+import pytest
+from scripted_sweep import SPACE, ScriptedSweep
+
+from m2ray.config.sweep_record import read_sweep_record
+from m2ray.engine.confirm_looks import read_seeds, write_seeds
+from m2ray.evaluation.confirm_ledger import looks_of
+from m2ray.evaluation.rows import RowStore, on_confirm
+from m2ray.judging.false_pass import NULLS
+from m2ray.judging.verdict import PART, PASSES
+from m2ray.util.errors import UserError
+
+NOTHING = next(world for world in NULLS if world.name == "wrong hurts, right does not help").rates(0.37)
+# The codec that the gate passes most often of all that it must not pass: a single criterion is at its margin.
+AT_THE_MARGIN = next(world for world in NULLS if world.name == "at the margin of no message alone").rates(0.37)
+GOOD = {**NOTHING, "normal": 0.9, "shuffle": 0.1, "near": 0.1}
+
+
+def looks(sweep) -> list[dict]:
+    return read_sweep_record(sweep.root)["looks"]
+
+
+def messages(rows, split) -> set[str]:
+    return set(rows.message[rows.split == split])
+
+
+def test_added_trials_are_judged_on_fresh_messages_and_nothing_is_done_again(tmp_path, monkeypatch):
+    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep.run(monkeypatch)
+    before, first = RowStore(sweep.root).read(), list(sweep.trained)
+    assert len(first) == 3
+    board = sweep.leaderboard()
+    assert set(board[board.split == "confirm"].config) == {"control", looks(sweep)[0]["configurations"][1]}
+
+    for extension in range(2, 6):
+        known = set(sweep.trained)
+        sweep.run(monkeypatch, trials=3)
+        assert len(sweep.trained) == 3 + 3 * (extension - 1)
+        assert not known & set(sweep.trained[len(known) :])
+    after = RowStore(sweep.root).read()
+    kept = after.merge(before, how="inner")
+    assert len(kept) == len(before), "every row is as it was"
+    taken = looks(sweep)
+    assert len(taken) > 2, "winners were found in more than one extension"
+    splits = [look["split"] for look in taken]
+    assert splits == ["confirm", *(f"confirm-{i}" for i in range(2, len(taken) + 1))]
+    judged = list(itertools.chain(*(look["configurations"] for look in taken)))
+    assert len(judged) == len(set(judged)), "nothing is judged twice"
+    for one, other in itertools.combinations(splits, 2):
+        assert not messages(after, one) & messages(after, other)
+    for split in splits[1:]:
+        assert len(messages(after, split)) == after[after.split == split].episode.nunique() == 300
+    board = sweep.leaderboard()
+    assert set(board[board.split.isin(splits)].config) == set(judged)
+    summary = looks_of(sweep.root)[0]
+    assert summary.startswith(f"{len(taken)} looks at confirm: ")
+    assert f"all {len(judged)} verdicts" in summary
+    assert summary in (sweep.root / "leaderboard.md").read_text().splitlines()
+
+
+def test_a_resumed_sweep_takes_no_further_look(tmp_path, monkeypatch):
+    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep.run(monkeypatch)
+    sweep.run(monkeypatch, trials=4)
+    record, rows, trained = read_sweep_record(sweep.root), RowStore(sweep.root).read(), list(sweep.trained)
+    sweep.run(monkeypatch)
+    assert sweep.evaluated == []
+    assert (read_sweep_record(sweep.root), sweep.trained) == (record, trained)
+    pd.testing.assert_frame_equal(RowStore(sweep.root).read(), rows)
+
+
+def test_a_sweep_killed_in_its_look_continues_it(tmp_path, monkeypatch):
+    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep.run(monkeypatch)
+    while len(looks(sweep)) < 2:
+        sweep.run(monkeypatch, trials=2)
+    record, rows = read_sweep_record(sweep.root), RowStore(sweep.root).read()
+    store = RowStore(sweep.root)
+    store.whole.unlink()
+    store.append(rows[(rows.split != "confirm-2") | (rows.condition == "P0")])
+    sweep.run(monkeypatch)
+    assert read_sweep_record(sweep.root) == record
+    pd.testing.assert_frame_equal(RowStore(sweep.root).read(), rows)
+    write_sweep = {**record, "looks": record["looks"][:1]}  # killed between ledger and record
+    (sweep.root / "sweep.yaml").write_text(__import__("yaml").safe_dump(write_sweep))
+    sweep.run(monkeypatch)
+    assert looks(sweep)[1]["seeds"] == record["looks"][1]["seeds"]
+
+
+def test_added_seeds_judge_points_and_winners_anew_with_all_of_them(tmp_path, monkeypatch):
+    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep.run(monkeypatch)
+    winner = looks(sweep)[0]["configurations"][1]
+    board = sweep.leaderboard().set_index("config")
+    sweep.run(monkeypatch, seeds=(3, 4))
+    assert sweep.trained[3:] == [("control", 3), ("control", 4), (winner, 3), (winner, 4)]
+    assert looks(sweep)[1]["training_seeds"] == [0, 3, 4]
+    now = sweep.leaderboard()
+    own = now[now.config == winner]
+    assert own.seeds.tolist() == ["0 3 4", "0", "3", "4"]
+    assert (own.split == "confirm-2").all()
+    assert f"{board.verdict[winner]} on confirm" in own.reason.iloc[0]
+    rows = RowStore(sweep.root).read()
+    assert set(rows[(rows.config == winner) & (rows.split == "confirm")].seed) == {0}
+    sweep.run(monkeypatch, trials=3)
+    assert {seed for name, seed in sweep.trained if name == looks(sweep)[-1]["configurations"][0]} == {0, 3, 4}
+
+
+def test_another_space_after_the_look_is_judged_on_fresh_messages_too(tmp_path, monkeypatch):
+    """Today's way around --unlock: more trials by --resume --accept-changes."""
+    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep.run(monkeypatch)
+    sweep.write(search={"trials": 9})
+    sweep.run(monkeypatch)
+    assert [look["split"] for look in looks(sweep)] == ["confirm", "confirm-2"]
+    rows = RowStore(sweep.root).read()
+    assert not messages(rows, "confirm") & messages(rows, "confirm-2")
+
+
+def test_a_part_without_fresh_messages_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    trial = {**SPACE["trial"], "task": {"level": "lookup-4x5"}}
+    splits = {**trial["splits"], "confirm": "2000:2150"}
+    sweep = ScriptedSweep(tmp_path, GOOD, trial={**trial, "splits": splits})
+    sweep.run(monkeypatch)
+    trained = list(sweep.trained)
+    says = r"results: a further look at confirm needs 150 messages that nobody has looked at, and level lookup-4x5 has"
+    with pytest.raises(UserError, match=says):
+        sweep.run(monkeypatch, trials=2)
+    assert sweep.trained == trained
+    assert "extensions" not in read_sweep_record(sweep.root)
+    sweep.run(monkeypatch)  # as it was
+
+
+def test_what_cannot_be_added_is_refused(tmp_path, monkeypatch):
+    axes = {"codec.k": {"choice": [4, 8]}}
+    sweep = ScriptedSweep(tmp_path, GOOD, axes=axes)
+    sweep.run(monkeypatch)
+    with pytest.raises(UserError, match=r"--add-trials: the axes of .* have no further combination; widen them"):
+        sweep.run(monkeypatch, trials=2)
+    with pytest.raises(UserError, match=r"--add-seeds: 0 is a training seed already; give others"):
+        sweep.run(monkeypatch, seeds=(0,))
+    with pytest.raises(UserError, match=r"--add-seeds: 3 is a training seed already"):
+        sweep.run(monkeypatch, seeds=(3, 3))
+
+
+def test_seeds_are_written_as_ranges():
+    for seeds in ([5], [5, 6, 7], [5, 7, 8, 11]):
+        assert read_seeds(write_seeds(seeds)) == seeds
+    with pytest.raises(UserError, match=r"sweep.yaml: looks.seeds: 'x' are not seeds"):
+        read_seeds("x")
+
+
+# --- how often nothing passes --------------------------------------------------------------------------------
+
+
+def passes(board) -> bool:
+    return bool(board.verdict.isin([*PASSES, PART]).any())
+
+
+def grown(tmp_path, monkeypatch, rates, seed, extensions=10) -> list[bool]:
+    """Return whether the board shows a PASS, after the sweep and after each of its extensions."""
+    sweep = ScriptedSweep(tmp_path / str(seed), rates, seed)
+    sweep.run(monkeypatch)
+    shown = [passes(sweep.leaderboard())]
+    for _ in range(extensions):
+        sweep.run(monkeypatch, trials=2)
+        shown.append(passes(sweep.leaderboard()))
+    return shown
+
+
+def test_a_sweep_of_codecs_that_carry_nothing_shows_no_pass_after_ten_extensions(tmp_path, monkeypatch):
+    assert not any(grown(tmp_path, monkeypatch, NOTHING, seed=1, extensions=3))
