@@ -50,10 +50,11 @@ class ConfirmLooks:
 
     def __init__(self, folder: Path, plan: Plan, rows: pd.DataFrame | None = None) -> None:
         self._folder, self._plan, self._rows = folder, plan, rows
+        self._record = read_sweep_record(folder)
 
     def taken(self) -> list[ConfirmLook]:
         """Return the recorded looks, oldest first; the attempts at one are one."""
-        looks = [self._read(entry) for entry in read_sweep_record(self._folder).get("looks", [])]
+        looks = [self._read(entry) for entry in self._record.get("looks", [])]
         if not looks and self._evaluated(CONFIRM):
             looks = [self._read({"line": ""})]  # a sweep from before looks were recorded
         return looks
@@ -82,7 +83,7 @@ class ConfirmLooks:
         Raises:
             UserError: the confirm part has too few.
         """
-        if self.taken() and self._recorded() is None:
+        if self.taken() and not self._continues():
             self._choose_fresh()
 
     def open(self, configurations: Sequence[str]) -> ConfirmLook:
@@ -93,47 +94,57 @@ class ConfirmLooks:
         Raises:
             UserError: the confirm part has too few fresh messages.
         """
-        plan, source = self._plan, EpisodeSource(self._plan.example.task)
-        record, looks = read_sweep_record(self._folder), self.taken()
-        number = self._recorded()
-        if number is not None:
-            look = looks[number]
-            names = [*look.configurations, *(name for name in configurations if name not in look.configurations)]
-            entries = list(record["looks"])
-            entries[number] = {**entries[number], "split": look.split, "configurations": names}
-            entries[number]["training_seeds"] = plan.judged_seeds
-            write_sweep_record(self._folder, {**record, "looks": entries})
-            return look._replace(configurations=names, training_seeds=plan.judged_seeds)
+        if self._continues():
+            return self._continue(configurations)
+        plan, source, looks = self._plan, EpisodeSource(self._plan.example.task), self.taken()
         later = max((look_number(look.split) for look in looks), default=0)
         seeds = self._choose_fresh() if later else list(plan.example.splits.seeds(CONFIRM))
-        split = confirm_split(later + 1)
-        ledger, command = self._ledger(), str(record.get("command"))
-        found = new_look(
-            source.without_sender(seeds, CONFIRM), command, f"sweep {self._folder.name}", split, self._key(record)
-        )
+        split, key = confirm_split(later + 1), self._key(len(self._record.get("looks", [])))
+        ledger, command = self._ledger(), str(self._record.get("command"))
+        episodes = source.without_sender(seeds, CONFIRM)
+        found = new_look(episodes, command, f"sweep {self._folder.name}", split, key)
         look = ConfirmLook(split, seeds, list(configurations), plan.judged_seeds, ledger.earlier(found).line)
         ledger.record(found)
-        entry: dict[str, Any] = {"date": found.date, "key": found.key, "line": look.line, "split": split}
+        entry: dict[str, Any] = {"date": found.date, "key": key, "line": look.line, "split": split}
         if later:
             entry["seeds"] = write_seeds(seeds)
         entry |= {"configurations": look.configurations, "training_seeds": look.training_seeds}
-        write_sweep_record(self._folder, {**record, "looks": [*record.get("looks", []), entry]})
+        self._write([*self._record.get("looks", []), entry])
         return look
 
-    def _recorded(self) -> int | None:
-        """Return the number of the recorded look that belongs to the sweep as it is now, if there is one."""
-        record = read_sweep_record(self._folder)
-        keys = [entry["key"] for entry in record.get("looks", [])]
-        key = self._key(record)
-        return keys.index(key) if key in keys else None
+    def _continue(self, configurations: Sequence[str]) -> ConfirmLook:
+        """Let the last look judge these configurations as well: an attempt at it was killed, or failed in part."""
+        look = self.taken()[-1]
+        look = look._replace(
+            configurations=list(dict.fromkeys([*look.configurations, *configurations])),
+            training_seeds=self._plan.judged_seeds,
+        )
+        *before, last = self._record["looks"]
+        judges = {
+            "split": look.split,
+            "configurations": look.configurations,
+            "training_seeds": look.training_seeds,
+        }
+        self._write([*before, {**last, **judges}])
+        return look
 
-    def _key(self, record: Mapping[str, Any]) -> str:
+    def _write(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        self._record = {**self._record, "looks": list(entries)}
+        write_sweep_record(self._folder, self._record)
+
+    def _continues(self) -> bool:
+        """Return whether the sweep is as it was at its last look."""
+        entries = self._record.get("looks", [])
+        return bool(entries) and entries[-1]["key"] == self._key(len(entries) - 1)
+
+    def _key(self, earlier: int) -> str:
+        """Return the identity of the sweep's look after so many earlier ones."""
         plan = self._plan
         points = {name: config.model_dump() for name, config in plan.points.items()}
         registered: list[Any] = [plan.space.model_dump(by_alias=True), points]
-        if plan.added_seeds:
-            registered.append(plan.added_seeds)
-        return look_key(self._folder, record, registered)
+        if earlier or plan.added_seeds:
+            registered += [plan.added_seeds, earlier]
+        return look_key(self._folder, self._record, registered)
 
     def _ledger(self) -> ConfirmLedger:
         example = self._plan.example
@@ -149,10 +160,9 @@ class ConfirmLooks:
         """
         example = self._plan.example
         source, splits, needed = EpisodeSource(example.task), example.splits, len(example.splits.seeds(CONFIRM))
-        key, looks = self._key(read_sweep_record(self._folder)), self.taken()
+        looks, key = self.taken(), self._key(len(self._record.get("looks", [])))
         # A look that was killed before it came into the sweep's record is chosen again.
-        recorded = [look for look in self._ledger().looks() if look.key != key]
-        used = {message for look in recorded for message in look.messages}
+        used = {message for look in self._ledger().looks() if look.key != key for message in look.messages}
         parts = {name: splits.seeds(name) for name in type(splits).model_fields}
         if example.task.file is None:
             # Drawn messages of other parts differ from these, whatever their seeds.
@@ -200,6 +210,4 @@ def _read_ranges(text: str) -> Iterator[int]:
         for part in text.split(","):
             yield from parse_seeds(part)
     except (ValueError, AttributeError):
-        raise UserError(
-            f"sweep.yaml: looks.seeds: {text!r:.60} is not a list of seeds; restore the file"
-        ) from None
+        raise UserError(f"sweep.yaml: looks.seeds: {text!r:.60} are not seeds; restore the file") from None

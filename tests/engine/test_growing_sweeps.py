@@ -5,12 +5,14 @@ import re
 
 import pandas as pd
 import pytest
+import scipy
+import yaml
 from scripted_sweep import SPACE, ScriptedSweep
 
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.engine.confirm_looks import read_seeds, write_seeds
 from m2ray.evaluation.confirm_ledger import looks_of
-from m2ray.evaluation.rows import RowStore, on_confirm
+from m2ray.evaluation.rows import RowStore
 from m2ray.judging.false_pass import NULLS
 from m2ray.judging.verdict import PART, PASSES
 from m2ray.util.errors import UserError
@@ -19,6 +21,14 @@ NOTHING = next(world for world in NULLS if world.name == "wrong hurts, right doe
 # The codec that the gate passes most often of all that it must not pass: a single criterion is at its margin.
 AT_THE_MARGIN = next(world for world in NULLS if world.name == "at the margin of no message alone").rates(0.37)
 GOOD = {**NOTHING, "normal": 0.9, "shuffle": 0.1, "near": 0.1}
+
+
+FEW = {"splits": {**SPACE["trial"]["splits"], "confirm": "2000:2040"}}
+
+
+def few(tmp_path, **space) -> ScriptedSweep:
+    """A sweep with few episodes, for what does not depend on the verdict."""
+    return ScriptedSweep(tmp_path, GOOD, trial={**SPACE["trial"], **FEW}, **space)
 
 
 def looks(sweep) -> list[dict]:
@@ -30,14 +40,14 @@ def messages(rows, split) -> set[str]:
 
 
 def test_added_trials_are_judged_on_fresh_messages_and_nothing_is_done_again(tmp_path, monkeypatch):
-    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep = few(tmp_path)
     sweep.run(monkeypatch)
     before, first = RowStore(sweep.root).read(), list(sweep.trained)
     assert len(first) == 3
     board = sweep.leaderboard()
     assert set(board[board.split == "confirm"].config) == {"control", looks(sweep)[0]["configurations"][1]}
 
-    for extension in range(2, 6):
+    for extension in (2, 3):
         known = set(sweep.trained)
         sweep.run(monkeypatch, trials=3)
         assert len(sweep.trained) == 3 + 3 * (extension - 1)
@@ -46,7 +56,7 @@ def test_added_trials_are_judged_on_fresh_messages_and_nothing_is_done_again(tmp
     kept = after.merge(before, how="inner")
     assert len(kept) == len(before), "every row is as it was"
     taken = looks(sweep)
-    assert len(taken) > 2, "winners were found in more than one extension"
+    assert len(taken) == 3
     splits = [look["split"] for look in taken]
     assert splits == ["confirm", *(f"confirm-{i}" for i in range(2, len(taken) + 1))]
     judged = list(itertools.chain(*(look["configurations"] for look in taken)))
@@ -54,7 +64,7 @@ def test_added_trials_are_judged_on_fresh_messages_and_nothing_is_done_again(tmp
     for one, other in itertools.combinations(splits, 2):
         assert not messages(after, one) & messages(after, other)
     for split in splits[1:]:
-        assert len(messages(after, split)) == after[after.split == split].episode.nunique() == 300
+        assert len(messages(after, split)) == after[after.split == split].episode.nunique() == 40
     board = sweep.leaderboard()
     assert set(board[board.split.isin(splits)].config) == set(judged)
     summary = looks_of(sweep.root)[0]
@@ -64,7 +74,7 @@ def test_added_trials_are_judged_on_fresh_messages_and_nothing_is_done_again(tmp
 
 
 def test_a_resumed_sweep_takes_no_further_look(tmp_path, monkeypatch):
-    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep = few(tmp_path)
     sweep.run(monkeypatch)
     sweep.run(monkeypatch, trials=4)
     record, rows, trained = read_sweep_record(sweep.root), RowStore(sweep.root).read(), list(sweep.trained)
@@ -75,7 +85,7 @@ def test_a_resumed_sweep_takes_no_further_look(tmp_path, monkeypatch):
 
 
 def test_a_sweep_killed_in_its_look_continues_it(tmp_path, monkeypatch):
-    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep = few(tmp_path)
     sweep.run(monkeypatch)
     while len(looks(sweep)) < 2:
         sweep.run(monkeypatch, trials=2)
@@ -87,16 +97,15 @@ def test_a_sweep_killed_in_its_look_continues_it(tmp_path, monkeypatch):
     assert read_sweep_record(sweep.root) == record
     pd.testing.assert_frame_equal(RowStore(sweep.root).read(), rows)
     write_sweep = {**record, "looks": record["looks"][:1]}  # killed between ledger and record
-    (sweep.root / "sweep.yaml").write_text(__import__("yaml").safe_dump(write_sweep))
+    (sweep.root / "sweep.yaml").write_text(yaml.safe_dump(write_sweep))
     sweep.run(monkeypatch)
     assert looks(sweep)[1]["seeds"] == record["looks"][1]["seeds"]
 
 
 def test_added_seeds_judge_points_and_winners_anew_with_all_of_them(tmp_path, monkeypatch):
-    sweep = ScriptedSweep(tmp_path, GOOD)
+    sweep = few(tmp_path)
     sweep.run(monkeypatch)
     winner = looks(sweep)[0]["configurations"][1]
-    board = sweep.leaderboard().set_index("config")
     sweep.run(monkeypatch, seeds=(3, 4))
     assert sweep.trained[3:] == [("control", 3), ("control", 4), (winner, 3), (winner, 4)]
     assert looks(sweep)[1]["training_seeds"] == [0, 3, 4]
@@ -104,7 +113,7 @@ def test_added_seeds_judge_points_and_winners_anew_with_all_of_them(tmp_path, mo
     own = now[now.config == winner]
     assert own.seeds.tolist() == ["0 3 4", "0", "3", "4"]
     assert (own.split == "confirm-2").all()
-    assert f"{board.verdict[winner]} on confirm" in own.reason.iloc[0]
+    assert re.search(r"INVALID SETTING on confirm\)", own.reason.iloc[0])
     rows = RowStore(sweep.root).read()
     assert set(rows[(rows.config == winner) & (rows.split == "confirm")].seed) == {0}
     sweep.run(monkeypatch, trials=3)
@@ -112,14 +121,17 @@ def test_added_seeds_judge_points_and_winners_anew_with_all_of_them(tmp_path, mo
 
 
 def test_another_space_after_the_look_is_judged_on_fresh_messages_too(tmp_path, monkeypatch):
-    """Today's way around --unlock: more trials by --resume --accept-changes."""
-    sweep = ScriptedSweep(tmp_path, GOOD)
+    """More trials by --resume --accept-changes, and back again."""
+    sweep = few(tmp_path)
     sweep.run(monkeypatch)
     sweep.write(search={"trials": 9})
     sweep.run(monkeypatch)
     assert [look["split"] for look in looks(sweep)] == ["confirm", "confirm-2"]
+    sweep.write()
+    sweep.run(monkeypatch, seeds=(1,))
+    assert [look["split"] for look in looks(sweep)] == ["confirm", "confirm-2", "confirm-3"]
     rows = RowStore(sweep.root).read()
-    assert not messages(rows, "confirm") & messages(rows, "confirm-2")
+    assert len(messages(rows, "confirm") | messages(rows, "confirm-2") | messages(rows, "confirm-3")) == 3 * 40
 
 
 def test_a_part_without_fresh_messages_is_said_before_anything_is_trained(tmp_path, monkeypatch):
@@ -128,7 +140,7 @@ def test_a_part_without_fresh_messages_is_said_before_anything_is_trained(tmp_pa
     sweep = ScriptedSweep(tmp_path, GOOD, trial={**trial, "splits": splits})
     sweep.run(monkeypatch)
     trained = list(sweep.trained)
-    says = r"results: a further look at confirm needs 150 messages that nobody has looked at, and level lookup-4x5 has"
+    says = r"a further look at confirm needs 150 messages that nobody has looked at, and level lookup-4x5 has \d+;"
     with pytest.raises(UserError, match=says):
         sweep.run(monkeypatch, trials=2)
     assert sweep.trained == trained
@@ -138,7 +150,7 @@ def test_a_part_without_fresh_messages_is_said_before_anything_is_trained(tmp_pa
 
 def test_what_cannot_be_added_is_refused(tmp_path, monkeypatch):
     axes = {"codec.k": {"choice": [4, 8]}}
-    sweep = ScriptedSweep(tmp_path, GOOD, axes=axes)
+    sweep = few(tmp_path, axes=axes)
     sweep.run(monkeypatch)
     with pytest.raises(UserError, match=r"--add-trials: the axes of .* have no further combination; widen them"):
         sweep.run(monkeypatch, trials=2)
@@ -174,4 +186,15 @@ def grown(tmp_path, monkeypatch, rates, seed, extensions=10) -> list[bool]:
 
 
 def test_a_sweep_of_codecs_that_carry_nothing_shows_no_pass_after_ten_extensions(tmp_path, monkeypatch):
-    assert not any(grown(tmp_path, monkeypatch, NOTHING, seed=1, extensions=3))
+    assert not any(grown(tmp_path, monkeypatch, NOTHING, seed=1, extensions=2))
+
+
+@pytest.mark.slow
+def test_at_most_one_sweep_in_twenty_shows_a_pass_after_ten_extensions(tmp_path, monkeypatch):
+    """Of codecs at the margin of one criterion, and far beyond it in all others: the worst that must not pass."""
+    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels calls it at every correction
+    sweeps = 100
+    shown = [grown(tmp_path, monkeypatch, AT_THE_MARGIN, seed) for seed in range(sweeps)]
+    at_the_end, ever = sum(one[-1] for one in shown), sum(any(one) for one in shown)
+    print(f"{at_the_end} of {sweeps} show a PASS after ten extensions, {ever} at some time")
+    assert scipy.stats.binom.sf(at_the_end - 1, sweeps, 0.05) > 0.01
