@@ -44,14 +44,14 @@ def main(argv: Sequence[str]) -> int:
         for name, about in packaged_spaces().items():
             print(f"{name:<18} {about}")
         return DONE
-    if args.accept_changes and not args.resume:
-        raise UserError("--accept-changes: goes with --resume; add that or leave it out")
     if args.json and args.dry_run:
         raise UserError("--json: goes with a sweep that runs; leave it or --dry-run out")
     growth = read_growth(args.add_trials, args.add_seeds)
     if growth.option and args.dry_run:
         raise UserError(f"{growth.option}: goes with a sweep that runs; leave it or --dry-run out")
     args.resume = "--resume" if args.resume else growth.option
+    if args.accept_changes and not args.resume:
+        raise UserError("--accept-changes: goes with --resume; add that or leave it out")
     plan, root = _load(args, growth)
     gate = load_plan_gate(plan)
     try:

@@ -406,6 +406,25 @@ def test_a_deterministic_search_suggests_the_same_whatever_ends_first(propose, p
         assert before | after == wanted
 
 
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_8_and_8_more_trials_are_what_16_would_have_been(plan, tmp_path, at_once):
+    search = plan.space.search.model_copy(update={"deterministic": True})
+    resources = plan.space.resources.model_copy(update={"trials_at_once": at_once})
+    plan.space = plan.space.model_copy(update={"search": search, "resources": resources})
+
+    def train(trials, name, seed):
+        proposer = OptunaProposer(plan.extended(trials, []), tmp_path, Journal(tmp_path / name))
+        return proposer, in_any_order(proposer, random.Random(seed), at_once)
+
+    whole, wanted = train(8, "whole", 0)
+    assert len(wanted) == 2 + 16
+    _, first = train(0, "grown", 1)
+    grown, second = train(8, "grown", 2)
+    assert (len(first), len(second)) == (10, 8)
+    assert first | second == wanted
+    assert states(grown) == states(whole)
+
+
 def test_a_search_that_is_not_deterministic_does_not_wait(propose):
     proposer = propose()
     assert all(isinstance(proposer.propose(), dict) for _ in range(10))
