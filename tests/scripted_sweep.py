@@ -18,6 +18,7 @@ from m2ray.config.gate_file import load_plan_gate
 from m2ray.config.plan import load_plan
 from m2ray.config.sweep_record import write_sweep_record
 from m2ray.engine import sweep as engine
+from m2ray.engine.budget import Budget
 from m2ray.engine.confirm_looks import ConfirmLooks
 from m2ray.engine.evaluator_pool import FinishedJob
 from m2ray.engine.growth import Growth, grow
@@ -102,6 +103,7 @@ class ScriptedSweep:
         self.root = folder / "results"
         self.trained: list[tuple[str, int]] = []
         self.evaluated: list = []
+        self.seconds = 0.0  # on the clock of the budget; each training takes half an hour
         self.space = {**SPACE, **space}
         self.write()
 
@@ -117,13 +119,14 @@ class ScriptedSweep:
             write_sweep_record(self.root, {"id": f"i{self.seed}", **describe_sweep(plan, self.gate, [])})
         growth = Growth(trials, list(seeds))
         plan = grow(plan, self.root, growth)
+        ConfirmLooks(self.root, plan).check_fresh_messages()
         if growth.option:
-            ConfirmLooks(self.root, plan).check_fresh_messages()
             extend(self.root, trials, list(seeds), "command")
         proposer = OptunaProposer(plan, self.root / "checkpoints", Journal(self.root / "trials.jsonl"))
         pool = ScriptedPool(self)
         monkeypatch.setattr(engine, "Pool", lambda *args, **named: pool)
         monkeypatch.setattr(engine, "run_search", self._search)
+        monkeypatch.setattr(engine, "Budget", lambda *args: Budget(*args, clock=lambda: self.seconds))
         monkeypatch.setattr(engine, "trials_at_once", lambda resources: 1)
         with Progress("scripted", proposer.total, 1, "quiet") as progress:
             engine.Sweep(plan, self.root, proposer, progress).run()
@@ -142,8 +145,9 @@ class ScriptedSweep:
                     settings["config"],
                     {"checkpoint": folder, "score": score, "progress": 1, "epochs_total": 1, "k": 1},
                 )
-            proposer.finished(settings["config"], sum(scores) / len(scores), "")
+            self.seconds += 1800
             observer.tick()
+            proposer.finished(settings["config"], sum(scores) / len(scores), "")
 
     def _train(self, settings, seed):
         name, trial = settings["config"], json.loads(settings["trial"])

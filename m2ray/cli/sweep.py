@@ -171,8 +171,7 @@ def check_and_start(
         if not args.resume:
             return registered
         grown = grow(plan, root, growth)
-        if growth.option or args.accept_changes:
-            ConfirmLooks(root, grown).check_fresh_messages()
+        ConfirmLooks(root, grown).check_fresh_messages()
         settle_changes(root, record, args.accept_changes)
         return registered._replace(plan=grown)
 

@@ -9,6 +9,7 @@ import json
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 # For each choice or bound of an axis: random draws to find configurations where it applies, and how many to check.
 _CHECK_DRAWS, _CHECK_TIMES = 256, 3
+MAX_GRID = 10_000  # combinations
 
 
 class Sampled(NamedTuple):
@@ -58,6 +60,8 @@ class Plan:
         self.points: dict[str, TrialConfig] = {
             name: self._point(name, point) for name, point in space.points.items()
         }
+        if space.search.sampler == "grid":
+            _ = self._grid  # refused now if it is too large
 
     @property
     def example(self) -> TrialConfig:
@@ -75,6 +79,10 @@ class Plan:
         Raises:
             UserError: there are no axes to sample, or a seed is among the others.
         """
+        if trials and self.space.search.sampler == "grid":
+            raise UserError(
+                f"{source}: {self.file} is a grid, which has every combination; add training seeds instead"
+            )
         if trials and not self.space.axes:
             raise UserError(f"{source}: {self.file} has no axes to sample; add training seeds instead")
         if twice := [seed for seed in seeds if seed in self.judged_seeds or seeds.count(seed) > 1]:
@@ -97,7 +105,12 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """The number of configurations to sample: `search.trials`, or fewer where the axes have no more."""
+        """The number of configurations to sample: `search.trials`, or fewer where the axes have no more.
+
+        Of a grid, that of all combinations.
+        """
+        if self.space.search.sampler == "grid":
+            return self._grid
         trials = self.space.search.trials
         enough = trials + len(self.points)
         if not trials or math.prod(axis.size for axis in self.space.axes.values() if not axis.when) >= enough:
@@ -107,6 +120,22 @@ class Plan:
             return trials
         points = {config_name(config) for config in self.points.values()}
         return min(trials, len({self.sampled(chosen).name for chosen in few} - points))
+
+    @cached_property
+    def _grid(self) -> int:
+        """The number of combinations of the axes that are not points.
+
+        Raises:
+            UserError: there are too many.
+        """
+        found = list(itertools.islice(self.combinations(), MAX_GRID + 1))
+        if len(found) > MAX_GRID:
+            raise UserError(
+                f"{self.file}: search.sampler: a grid of more than {MAX_GRID:,} combinations; shorten the axes, "
+                "or sample some with search.trials"
+            )
+        points = {config_name(config) for config in self.points.values()}
+        return len({self.sampled(chosen).name for chosen in found} - points)
 
     def combinations(self) -> Iterator[dict[str, Scalar]]:
         """Yield every combination of the axes' values once, as `suggest` returns them.
@@ -171,9 +200,8 @@ class Plan:
     def _pool(self, key: str, axis: Axis) -> list[Scalar]:
         """Return an axis's choices or bounds, and the values between the bounds that a `when` names."""
         named = [value for other in self.space.axes.values() for value in other.when.get(key, [])]
-        low, high = axis.int_ or (1, 0)
-        between = [value for value in named if isinstance(value, int) and low <= value <= high]
-        return axis.choices_or_bounds() + between
+        whole = axis.int_ is not None or axis.logint is not None
+        return axis.choices_or_bounds() + [value for value in named if whole and axis.contains(value)]
 
     def _point(self, name: str, point: Point) -> TrialConfig:
         """Return the configuration of a point."""

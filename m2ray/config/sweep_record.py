@@ -55,6 +55,7 @@ def read_sweep_record(folder: Path) -> dict[str, Any]:
     - `changes`: settings that differed when the sweep was resumed, each a `Change` with its date.
     - `withdrawn`: points that were taken out of the space when the sweep was resumed, each with the date.
     - `extensions`: trials and training seeds that were added to the sweep, each an `Extension`.
+    - `budget`: what a spent budget has left out, as a line.
     - `looks`: looks at confirm, each with its date, its key, and the line that reports show
       (`m2ray.evaluation.confirm_ledger`); and with its `split`, the `seeds` of its episodes if they are not those
       of `splits.confirm`, and the `configurations` and `training_seeds` that it judges.

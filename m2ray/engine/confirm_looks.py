@@ -89,13 +89,11 @@ class ConfirmLooks:
     def open(self, configurations: Sequence[str]) -> ConfirmLook:
         """Record a look at confirm that judges these configurations, in the sweep's record and the user's ledger.
 
-        Where the sweep has not grown since its last look, that look is continued.
+        What an earlier look judges is not judged again: see `pending`.
 
         Raises:
             UserError: the confirm part has too few fresh messages.
         """
-        if self._continues():
-            return self._continue(configurations)
         plan, source, looks = self._plan, EpisodeSource(self._plan.example.task), self.taken()
         later = max((look_number(look.split) for look in looks), default=0)
         seeds = self._choose_fresh() if later else list(plan.example.splits.seeds(CONFIRM))
@@ -110,22 +108,6 @@ class ConfirmLooks:
             entry["seeds"] = write_seeds(seeds)
         entry |= {"configurations": look.configurations, "training_seeds": look.training_seeds}
         self._write([*self._record.get("looks", []), entry])
-        return look
-
-    def _continue(self, configurations: Sequence[str]) -> ConfirmLook:
-        """Let the last look judge these configurations as well: an attempt at it was killed, or failed in part."""
-        look = self.taken()[-1]
-        look = look._replace(
-            configurations=list(dict.fromkeys([*look.configurations, *configurations])),
-            training_seeds=self._plan.judged_seeds,
-        )
-        *before, last = self._record["looks"]
-        judges = {
-            "split": look.split,
-            "configurations": look.configurations,
-            "training_seeds": look.training_seeds,
-        }
-        self._write([*before, {**last, **judges}])
         return look
 
     def _write(self, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -131,12 +131,13 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
     weights = _weights(receiver) / 1e6
     yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, digest {receiver.digest}{trained}"
     yield "task", f"level {plan.example.task.name}"
+    sampled = "of the grid" if space.search.sampler == "grid" else "sampled"
     fewer = (
         f", as the axes have no more ({space.search.trials} requested)"
         if plan.samples < space.search.trials
         else ""
     )
-    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {plan.samples} sampled{fewer}"
+    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {plan.samples} {sampled}{fewer}"
     for name in plan.points:
         yield "  point", name
     for key, axis in space.axes.items():
@@ -147,6 +148,9 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
         f"x {pluralize(len(space.search.seeds), 'seed')}, {work.samples:,} samples, {work.reports} checkpoints, "
         f"pruner {space.search.pruner}",
     )
+    for name in ("max_hours", "max_core_hours"):
+        if (limit := getattr(space.search, name)) is not None:
+            yield "budget", f"{name} {limit:g}: then no new trial starts"
 
 
 def _judging_lines(plan: Plan, gate: GateConfig) -> Iterator[tuple[str, str]]:

@@ -65,7 +65,7 @@ class StudyFile:
 
 
 class OptunaProposer:
-    """Proposes the points, then `search.trials` suggestions by seeded multivariate TPE.
+    """Proposes the points, then `search.trials` suggestions by seeded multivariate TPE, or all of a grid.
 
     A suggestion that repeats a configuration is not trained again: Optuna is told the score that is known, or will
     be once the configuration has ended, and another suggestion is made. The search ends early where the axes have
@@ -100,6 +100,9 @@ class OptunaProposer:
         self._results: dict[int, tuple[optuna.Trial, float | None]] = {}  # by trial number, results to tell Optuna
         self._told = 0
         self._queue: deque[str] = deque(plan.points)
+        self._begun: set[str] = set()  # what has begun and not ended
+        self.closed = False  # start nothing new
+        self._combinations = plan.combinations()  # those that were taken from it are known
         self._study_file: StudyFile | None = None
         self._replay()
         if plan.space.search.trials:
@@ -112,7 +115,10 @@ class OptunaProposer:
             name, event = entry["config"], entry["event"]
             if name in self._withdrawn:
                 continue
+            if event == "began":
+                self._begun.add(name)
             if event == "ended":
+                self._begun.discard(name)
                 self._queue = deque(other for other in self._queue if other != name)
                 self._end(name, entry["score"], entry["cause"])
             elif name not in self.configs or event == "repeated":
@@ -189,7 +195,16 @@ class OptunaProposer:
     def _can_suggest(self) -> bool:
         """Return whether Optuna knows all results that the next suggestion must use."""
         self._tell_results()
-        return not self.plan.space.search.deterministic or self._told > self._suggested - self._at_once
+        search = self.plan.space.search
+        waits = search.deterministic and search.sampler != "grid"
+        return not waits or self._told > self._suggested - self._at_once
+
+    @property
+    def left_out(self) -> list[str]:
+        """What has not begun: points by name, and the number of configurations that were to be sampled."""
+        points = [f"point {name}" for name in self._queue if name not in self._begun]
+        missing = self._wanted - len(self._chosen)
+        return [*points, *([f"{missing} sampled"] if missing else [])]
 
     @property
     def total(self) -> int:
@@ -202,6 +217,10 @@ class OptunaProposer:
         Returns:
             None after the last trial; WAIT where a running trial must end first.
         """
+        if self.closed:
+            self._queue = deque(sorted(self._queue, key=lambda name: name not in self._begun))
+            if not self._queue or self._queue[0] not in self._begun:
+                return None
         if self._queue:
             name = self._queue.popleft()
         else:
@@ -209,6 +228,7 @@ class OptunaProposer:
             if suggested is None or suggested == WAIT:
                 return suggested
             name = suggested
+        self._begun.add(name)
         self._journal.append({"event": "began", "config": name, "chosen": self._chosen.get(name, {})})
         return self.settings(name, self.plan.space.search.seeds)
 
@@ -231,7 +251,8 @@ class OptunaProposer:
             if not self._can_suggest():
                 return WAIT
             chosen: Mapping[str, Scalar] | None = None
-            if self._repeats >= REPEATS_BEFORE_NEXT and (chosen := self._next_unknown()) is None:
+            takes_next = self._repeats >= REPEATS_BEFORE_NEXT or self.plan.space.search.sampler == "grid"
+            if takes_next and (chosen := self._next_unknown()) is None:
                 self._wanted = len(self._chosen)
                 break
             self.study.sampler = self._sampler()
@@ -271,11 +292,7 @@ class OptunaProposer:
 
     def _next_unknown(self) -> Mapping[str, Scalar] | None:
         """Return the first combination of the axes that no configuration has; None if there is none."""
-        tried = list(self._chosen.values())
-        for chosen in self.plan.combinations():
-            if chosen not in tried and self.plan.sampled(chosen).name not in self._known:
-                return chosen
-        return None
+        return next((c for c in self._combinations if self.plan.sampled(c).name not in self._known), None)
 
     def params(self, config: TrialConfig) -> dict[str, Scalar]:
         """Return a configuration's columns on the leaderboard."""

@@ -35,6 +35,7 @@ LOCK_FILE = "sweep.lock"
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 # Entries that may not change unnoticed when a sweep is resumed.
 DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
+BUDGET = ("space.search.max_hours", "space.search.max_core_hours")  # may change: they decide no outcome
 
 
 def check_results_folder(root: Path, resume: str, name: str | None, dry: bool) -> None:
@@ -138,6 +139,8 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
             "anew under another --name"
         )
     changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
+    budget = [change for change in changes if change.key in BUDGET]
+    changes = [change for change in changes if change.key not in BUDGET]
     if changes and accept:
         check_points(folder, before, now)
     if changes and not accept:
@@ -148,6 +151,8 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
             f"(was {old!r:.60}, is {new!r:.60}{more}); restore it, start anew under another --name, or resume "
             "with --resume --accept-changes"
         )
+    if budget and not changes:
+        write_sweep_record(folder, {**before, "space": now["space"]})
     if changes:
         dated = [{"date": now["date"], **change._asdict()} for change in changes]
         decisive = {key: now[key] for key in DECISIVE}

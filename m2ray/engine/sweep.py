@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ import pandas as pd
 from m2ray.codec.checkpoints import checkpoint_id, checkpoints, last_checkpoints
 from m2ray.config.plan import Plan
 from m2ray.config.split_names import CONFIRM
+from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
 from m2ray.engine.added_seeds import AddedSeeds
+from m2ray.engine.budget import Budget
 from m2ray.engine.confirm_looks import ConfirmLook, ConfirmLooks
 from m2ray.engine.evaluations import Evaluations
 from m2ray.engine.evaluator_pool import Pool
@@ -44,16 +46,21 @@ STOP_GRACE_S = 60.0  # that a stopped sweep waits for running evaluations; a clo
 
 
 class _WatchedProposer:
-    """A proposer which also notifies the progress display and notices a full disk."""
+    """A proposer which also notifies the progress display, knows what runs, and notices a full disk."""
 
     def __init__(self, proposer: Proposer, progress: Progress) -> None:
         self._proposer, self._progress = proposer, progress
+        self.running: set[str] = set()
         self.disk_full = ""  # the cause that a trial gave
 
     def propose(self) -> dict[str, Any] | Wait | None:
-        return self._proposer.propose()
+        proposal = self._proposer.propose()
+        if isinstance(proposal, dict):
+            self.running.add(proposal["config"])
+        return proposal
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
+        self.running.discard(name)
         if os.strerror(errno.ENOSPC) in cause:
             # Not a failure of the configuration, which begins again with --resume.
             self.disk_full = cause
@@ -77,6 +84,7 @@ class _Observer:
         check_stopped()
         if cause := self._proposer.disk_full:
             raise UserError(f"{self._sweep.root}: {cause}; free some and run the same command with --resume")
+        self._sweep.count_time(self._proposer.running)
         self._evaluations.collect()
 
 
@@ -89,6 +97,7 @@ class Sweep:
         resources = plan.space.resources
         self._pool = Pool(run_job, resources.evaluators, resources.gpus_per_evaluator, unlimited=may_train)
         self.evaluations = Evaluations(root, self._pool, progress, proposer.failures)
+        self._budget: Budget | None = None  # of the search, while it runs
         self.seed_failures: dict[str, str] = {}  # causes, by configuration, why added seeds are not judged
 
     def run(self) -> None:
@@ -103,7 +112,7 @@ class Sweep:
             self.progress.phase(f"select: {pluralize(len(candidates), 'configuration')}")
             self._evaluate(latest, candidates, "select", self.plan.space.search.seeds)
             self.evaluations.finish()
-            judged = self._judged(self._best(latest, "select", judge.confirm))
+            judged = self._judged(latest, self._best(latest, "select", judge.confirm))
             self._train_added_seeds(judged)
             latest = last_checkpoints(self._trained)
             self._confirm(latest, judged)
@@ -129,10 +138,36 @@ class Sweep:
             config = self.proposer.configs.get(folder.parts[-3])
             if config is not None:  # not a point that was withdrawn
                 self.evaluations.queue(config, "search", folder)
+        self._budget = Budget(self.root, space.search)
+        self.count_time(())
         self._run_trials(self.proposer, space.search.pruner, "search")
+        self._budget.save()
+        self._record_budget()
         if space.resources.gpus_per_evaluator <= space.resources.gpus_per_worker:
             self._pool.grow(trials_at_once(space.resources))  # evaluators take the trials' places
         self.evaluations.finish()
+
+    def count_time(self, running: Collection[str]) -> None:
+        """Count the time of the search, while these configurations train; start nothing new once it is spent."""
+        if self._budget is None:
+            return
+        resources, configs = self.plan.space.resources, self.proposer.configs
+        workers = sum(configs[name].workers for name in running)
+        self._budget.tick(workers * resources.cpus_per_worker / resources.pack)
+        if self._budget.spent and not self.proposer.closed:
+            self.proposer.closed = True
+            if self.proposer.left_out:
+                self.progress.phase(f"{self._budget.spent} spent: what runs is finished, nothing new starts")
+
+    def _record_budget(self) -> None:
+        """Record what the search has left out, for the reports; end the count."""
+        assert self._budget is not None
+        record = read_sweep_record(self.root)
+        left_out = self.proposer.left_out if self._budget.spent else []
+        line = f"{self._budget.spent} spent; not trained: {', '.join(left_out)}"
+        if record.pop("budget", None) or left_out:
+            write_sweep_record(self.root, {**record, **({"budget": line} if left_out else {})})
+        self._budget = None
 
     def _run_trials(self, proposer: Proposer, pruner: str, name: str) -> None:
         """Train what a proposer has, and evaluate it on the search split meanwhile."""
@@ -165,10 +200,12 @@ class Sweep:
         """Return False for a configuration that failed, or a point that was withdrawn."""
         return name in self.proposer.configs and name not in self.proposer.failures
 
-    def _judged(self, winners: Sequence[str]) -> list[str]:
+    def _judged(self, latest: Mapping[tuple[str, int], Path], winners: Sequence[str]) -> list[str]:
         """Return what is judged on confirm: the points, what was judged there before, and the best on select."""
         earlier = [name for look in self._looks().taken() for name in look.configurations]
-        return [name for name in dict.fromkeys([*self.plan.points, *earlier, *winners]) if self._is_alive(name)]
+        trained = {name for name, _ in latest}  # a spent budget leaves points out
+        names = dict.fromkeys([*self.plan.points, *earlier, *winners])
+        return [name for name in names if name in trained and self._is_alive(name)]
 
     def _looks(self) -> ConfirmLooks:
         return ConfirmLooks(self.root, self.plan, self.evaluations.store.read())

@@ -21,6 +21,7 @@ def provenance(record: dict[str, Any]) -> list[str]:
         f"Receiver: {receiver.get('name')} (digest {receiver.get('digest')})",
         *resume_lines(record),
         *extension_lines(record),
+        *([f"Budget: {record['budget']}"] if "budget" in record else []),
     ]
 
 

@@ -221,6 +221,27 @@ def test_values_that_do_not_fit_together_are_a_failed_configuration(tmp_path):
     assert (resumed.failures, states(resumed)) == (proposer.failures, states(proposer))
 
 
+@pytest.mark.parametrize("killed_after", [0, 3, 5])
+def test_a_grid_trains_every_combination_once(tmp_path, killed_after):
+    axes = {
+        "codec.k": {"int": [4, 12], "step": 4},
+        "codec.bottleneck": {"choice": ["none", "vq"]},
+        "losses.commitment.weight": {"choice": [0.1, 0.2], "when": {"codec.bottleneck": ["vq"]}},
+    }
+    points = {"point": {"set": {"codec.k": 4}}}
+    plan = space_plan(tmp_path, axes=axes, points=points, search={"sampler": "grid"})
+    journal = Journal(tmp_path / "trials.jsonl")
+    first = run(OptunaProposer(plan, tmp_path, journal), killed_after) if killed_after else []
+    proposer = OptunaProposer(plan, tmp_path, journal)
+    names = first + run(proposer)
+    assert len(names) == len(set(names)) == proposer.total == 9
+    found = {(c.codec.k, c.losses.commitment and c.losses.commitment.weight) for c in proposer.configs.values()}
+    assert found == {(k, weight) for k in (4, 8, 12) for weight in (None, 0.1, 0.2)}
+    assert {trial.state for trial in proposer.study.trials} == {COMPLETE}
+    with pytest.raises(UserError, match=r"--add-trials: .*s.yaml is a grid, which has every combination"):
+        plan.extended(2, [])
+
+
 CHOICES = {
     "codec.k": st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
     "training.batch_size": st.lists(st.sampled_from([8, 16, 32, 64]), min_size=1, max_size=3, unique=True),

@@ -78,6 +78,16 @@ def test_a_change_is_refused_with_what_it_was_and_is_or_recorded_where_it_is_acc
     settle_changes(tmp_path, changed(**{key: now}), accept=False)  # nothing differs from now on
 
 
+def test_a_budget_may_change_between_runs(tmp_path):
+    write_sweep_record(tmp_path, ABOUT)
+    for hours in (2, 5, None):
+        now = changed(space__search__max_hours=hours)
+        settle_changes(tmp_path, now, accept=False)
+        record = read_sweep_record(tmp_path)
+        assert record["space"] == now["space"]
+        assert "changes" not in record
+
+
 def test_another_file_of_episodes_is_never_accepted(tmp_path):
     write_sweep_record(tmp_path, {**ABOUT, "task_file": "d0"})
     for now in ({"task_file": "d1"}, {}):

@@ -166,9 +166,10 @@ class Sweep:
         fresh = {"id": "i1", "date": "2026-01-01", "command": f"python -m m2ray.sweep --name {folder.name}"}
         write_sweep_record(folder, {**fresh, **record})
 
-    def confirms(self, where: Path, **space) -> str:
+    def confirms(self, where: Path, name: str = "control", **space) -> str:
         where.mkdir(exist_ok=True)
-        return ConfirmLooks(self.folder, load_plan(write_space(where, **space))).open(["control"]).line
+        looks = ConfirmLooks(self.folder, load_plan(write_space(where, **space)))
+        return looks.open([name]).line if looks.pending([name]) else looks.taken()[-1].line
 
 
 FIRST, SECOND = "first look at these messages", "look 2 at these messages; earlier: "
@@ -210,7 +211,7 @@ def test_another_name_a_copied_folder_and_a_rerun_look_again(tmp_path):
 def test_a_sweep_that_has_changed_looks_at_other_messages(tmp_path):
     sweep = Sweep(tmp_path / "a")
     sweep.confirms(tmp_path)
-    assert sweep.confirms(tmp_path, search={"trials": 3}) == FIRST
+    assert sweep.confirms(tmp_path, "sampled-later", search={"trials": 3}) == FIRST
     summary, *looks = looks_of(sweep.folder)
     assert summary.startswith("2 looks at confirm: ")
     assert looks == [f"confirm: {FIRST}", f"confirm-2: {FIRST}"]
