@@ -103,6 +103,12 @@ class Axis(StrictModel):
         value = float(trial.suggest_float(key, low, high, step=self.step, log=log))  # may be a NumPy float
         return value if self.step is None else round(value, DIGITS)
 
+    def distribution(self, value: Scalar) -> optuna.distributions.BaseDistribution:
+        """Return Optuna's distribution, given any value of the axis."""
+        trial = optuna.trial.FixedTrial({"axis": value})
+        self.suggest(trial, "axis")
+        return trial.distributions["axis"]
+
     def choices_or_bounds(self) -> list[Scalar]:
         """Return all choices or both bounds: the values that are checked before anything runs."""
         return list(self.choice) if self.choice is not None else list(self.bounds)

@@ -164,6 +164,12 @@ class Plan:
     def _applies(axis: Axis, tree: Mapping[str, Any]) -> bool:
         return all(get_key(tree, other) in values for other, values in axis.when.items())
 
+    def on_axes(self, config: TrialConfig) -> dict[str, Scalar]:
+        """Return a configuration's values on the axes that apply to it and can take them."""
+        tree = config.model_dump()
+        applying = {key: get_key(tree, key) for key, axis in self.space.axes.items() if self._applies(axis, tree)}
+        return {key: value for key, value in applying.items() if self.space.axes[key].contains(value)}
+
     def _check_axes(self) -> list[TrialConfig]:
         """Validate every choice and bound of each axis in some of the configurations where it applies.
 

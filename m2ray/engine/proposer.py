@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 
 from m2ray.config.axis import Scalar
 from m2ray.config.plan import Plan, Sampled, config_name
 from m2ray.config.trial import TrialConfig
+from m2ray.engine.study_file import StudyFile
 from m2ray.util.journal import Journal
 from m2ray.util.trees import get_key
 
@@ -43,25 +43,6 @@ LEADERBOARD_KEYS = (
     "training.epochs",
     "losses.contrast.weight",
 )
-
-
-class StudyFile:
-    """The study in a file that optuna-dashboard opens: `optuna-dashboard results/NAME/optuna.log`.
-
-    It is for inspection only. A sweep resumes from its own journal, and rewrites this file.
-    """
-
-    def __init__(self, file: Path, name: str, ended: Sequence[optuna.trial.FrozenTrial]) -> None:
-        file.unlink(missing_ok=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-        for trial in ended:
-            self.add(trial)
-
-    def add(self, trial: optuna.trial.FrozenTrial) -> None:
-        """Add a trial that has ended."""
-        self._study.add_trial(trial)
 
 
 class OptunaProposer:
@@ -103,11 +84,9 @@ class OptunaProposer:
         self._begun: set[str] = set()  # what has begun and not ended
         self.closed = False  # start nothing new
         self._combinations = plan.combinations()  # those that were taken from it are known
-        self._study_file: StudyFile | None = None
         self._replay()
-        if plan.space.search.trials:
-            ended = [trial for trial in self.study.get_trials() if trial.state.is_finished()]
-            self._study_file = StudyFile(root.parent / "optuna.log", plan.space.name, ended)
+        entries = [entry for entry in journal.entries() if entry["config"] not in withdrawn]
+        self._study_file = StudyFile(root.parent / "optuna.log", plan, entries)
 
     def _replay(self) -> None:
         """Bring study and queue to where the journal ends; a trial that began and did not end goes first."""
@@ -182,10 +161,8 @@ class OptunaProposer:
                 break
             trial, score = self._results.pop(number)
             state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-            ended = self.study.tell(trial, score, state=state)
+            self.study.tell(trial, score, state=state)
             self._told += 1
-            if self._study_file:
-                self._study_file.add(ended)
 
     @property
     def _at_once(self) -> int:
@@ -229,7 +206,9 @@ class OptunaProposer:
                 return suggested
             name = suggested
         self._begun.add(name)
-        self._journal.append({"event": "began", "config": name, "chosen": self._chosen.get(name, {})})
+        chosen = self._chosen.get(name, {})
+        self._journal.append({"event": "began", "config": name, "chosen": chosen})
+        self._study_file.began(name, chosen)
         return self.settings(name, self.plan.space.search.seeds)
 
     def settings(self, name: str, seeds: Sequence[int]) -> dict[str, Any]:
@@ -261,6 +240,7 @@ class OptunaProposer:
             sampled = self.plan.sampled(values)
             if known := self._known.get(sampled.name):
                 self._journal.append({"event": "repeated", "config": known, "chosen": values})
+                self._study_file.repeated(known, values, known in self._scores, self._scores.get(known))
                 self._repeat(trial, known)
                 continue
             name = sampled.name
@@ -271,6 +251,7 @@ class OptunaProposer:
                 return name
             # The values do not fit together: the configuration has failed before its training.
             self._journal.append({"event": "began", "config": name, "chosen": values})
+            self._study_file.began(name, values)
             self.finished(name, None, sampled.error)
         self._tell_results()
         return None
@@ -303,4 +284,5 @@ class OptunaProposer:
     def finished(self, name: str, score: float | None, cause: str) -> None:
         """Record in the journal how a trial ended, and tell Optuna."""
         self._journal.append({"event": "ended", "config": name, "score": score, "cause": cause})
+        self._study_file.ended(name, score)
         self._end(name, score, cause)

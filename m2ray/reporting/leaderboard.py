@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,7 @@ from m2ray.judging.gate import JudgedConfiguration, criterion_results, judge_tog
 from m2ray.judging.selection import paired_gain
 from m2ray.judging.verdict import FAIL, INVALID, NOT_APPLICABLE, PART, PASS, PASSES, WHOLE, Verdict
 from m2ray.util.errors import UserError
+from m2ray.util.text import pluralize
 
 NOT_CONFIRMED, INCOMPLETE, FAILED_RUN, WITHDRAWN = "not confirmed", "incomplete", "failed", "withdrawn"
 ORDER = (WHOLE, PASS, PART, FAIL, INVALID, NOT_CONFIRMED, INCOMPLETE, WITHDRAWN, FAILED_RUN)
@@ -46,6 +48,7 @@ class JudgedRun:
         score: Gain on the search split in nats per answer value; NaN if it was not evaluated there.
         verdict: The verdict of this training seed; None if a required row is missing.
         configuration: The verdict of its configuration over all seeds on the split, and those of the seeds.
+        tied: Another configuration with the same gain on `split`, which went further since its name comes first.
         earlier: Verdicts of its configuration in earlier looks at confirm, by split.
         error: Why there is no score or no verdict; empty if both are there.
     """
@@ -61,6 +64,7 @@ class JudgedRun:
         self.score, self.error = math.nan, ""
         self.verdict: Verdict | None = None
         self.configuration: JudgedConfiguration | None = None
+        self.tied = ""
         self.earlier: dict[str, str] = {}
         try:
             if (own.split == "search").any():
@@ -92,9 +96,12 @@ class JudgedRun:
         cause = {"search": "not selected", "select": "others did better on select"}.get(
             self.split, f"evaluated on {self.split} only"
         )
+        if self.tied:
+            cause = f"tied on {self.split} with {self.tied}, whose name comes first"
         if self.score in ranking:
-            rank = ranking.index(self.score) + 1
-            cause += f" (score {self.score:+.3f} nats, {rank} of {len(ranking)} on search)"
+            rank, equal = ranking.index(self.score) + 1, list(ranking).count(self.score)
+            ties = f", tied with {pluralize(equal - 1, 'other')}" if equal > 1 else ""
+            cause += f" (score {self.score:+.3f} nats, {rank} of {len(ranking)} on search{ties})"
         return f"{cause}; {verdict.reason}"
 
 
@@ -123,9 +130,28 @@ def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
     cells |= {Cell(*cell): None for cell in sorted(looked.itertuples(index=False, name=None))}
     for name in dict.fromkeys(family(cell.split) for cell in cells):
         _judge_family(rows, runs, [cell for cell in cells if family(cell.split) == name], gate)
+    for split in ("search", "select"):
+        _note_ties(rows, runs, split)
     if runs and not failed and all(run.verdict is None for run in runs):
         raise UserError(runs[0].error)
     return runs
+
+
+def _note_ties(rows: pd.DataFrame, runs: Sequence[JudgedRun], split: str) -> None:
+    """Note which configurations were left behind on a split though their gain is that of one that went further."""
+    left = {run.config for run in runs if run.split == split}
+    gains: dict[str, list[float]] = {}
+    for run in runs if left else ():
+        if ((rows.config == run.config) & (rows.seed == run.seed) & (rows.split == split)).any():
+            with contextlib.suppress(UserError):  # rows that it is compared with are missing: no gain
+                gains.setdefault(run.config, []).append(
+                    paired_gain(judged_rows(rows, run.config, run.seed, split))
+                )
+    means = {config: sum(own) / len(own) for config, own in gains.items()}
+    for run in runs:
+        if run.config in left and run.config in means:
+            others = [config for config in means if config not in left and means[config] == means[run.config]]
+            run.tied = min(others, default="")
 
 
 def _judge_family(rows: pd.DataFrame, runs: Sequence[JudgedRun], cells: Sequence[Cell], gate: GateConfig) -> None:

@@ -340,28 +340,48 @@ def test_a_search_goes_on_from_a_torn_journal(propose, tmp_path):
     assert first == names[:5]
 
 
-def test_the_study_is_in_a_file_that_says_what_the_journal_says(propose, tmp_path):
+def shown(folder) -> list[optuna.trial.FrozenTrial]:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
+    return optuna.load_study(study_name=None, storage=storage).trials
+
+
+def told(trials) -> list[tuple]:
+    return [(t.params, t.value, t.state, t.user_attrs, t.datetime_start, t.datetime_complete) for t in trials]
+
+
+def test_the_study_file_shows_points_what_runs_and_the_times_of_the_journal(propose, tmp_path):
     done = propose()
-    run(done, 6)
-    file = tmp_path / "optuna.log"
+    run(done, 5)
+    running = done.propose()["config"]
+    trials = shown(tmp_path)
+    assert [trial.state for trial in trials] == [COMPLETE] * 5 + [RUNNING]
+    assert [trial.user_attrs["point"] for trial in trials] == [True] * 2 + [False] * 4
+    assert trials[-1].user_attrs["config"] == running
+    assert trials[1].params == {"codec.k": 4, "training.lr": 1e-3, "codec.bottleneck": "none"}
+    sampled = [trial for trial in done.study.trials if trial.state.is_finished()]
+    assert [(t.params, t.value) for t in trials[2:5]] == [(t.params, t.value) for t in sampled]
+    at = {}
+    for entry in Journal(tmp_path / "trials.jsonl").entries():
+        at.setdefault((entry["config"], entry["event"]), entry["at"])
+    for trial in trials[:5]:
+        name = trial.user_attrs["config"]
+        assert trial.datetime_start.timestamp() == pytest.approx(at[name, "began"], abs=1)
+        assert trial.datetime_complete.timestamp() == pytest.approx(at[name, "ended"], abs=1)
 
-    def shown():
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-        return [
-            (t.params, t.value, t.state, t.user_attrs["config"])
-            for t in optuna.load_study(study_name=None, storage=storage).trials
-        ]
 
-    def ended(proposer):
-        finished = [t for t in proposer.study.trials if t.state.is_finished()]
-        return [(t.params, t.value, t.state, t.user_attrs["config"]) for t in finished]
-
-    assert shown() == ended(done)
-    assert len(shown()) == 4  # two of the six were points
+def test_a_resumed_sweep_rewrites_the_study_file_with_the_same_times(propose, tmp_path):
+    done = propose()
+    run(done, 5)
+    file = tmp_path / "trials.jsonl"
+    entries = [json.loads(line) | {"at": 1.7e9 + 60 * i} for i, line in enumerate(file.read_text().splitlines())]
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     again = propose()
-    assert shown() == ended(again) == ended(done)
-    run(again, 1)
-    assert len(shown()) == 5
+    trials = shown(tmp_path)
+    assert [trial.datetime_start.timestamp() for trial in trials] == [1.7e9 + 120 * i for i in range(5)]
+    assert {trial.duration.total_seconds() for trial in trials} == {60}
+    run(again)
+    assert told(shown(tmp_path)[:5]) == told(trials)
+    assert [trial.state for trial in shown(tmp_path)] == [COMPLETE] * 10
 
 
 def test_optuna_dashboard_opens_the_study(propose, tmp_path):
@@ -390,7 +410,7 @@ def test_optuna_dashboard_opens_the_study(propose, tmp_path):
             trials = get(f"/api/studies/{summary['study_id']}")["trials"]
         finally:
             server.terminate()
-    assert [trial["state"] for trial in trials] == ["Complete"] * 8
+    assert [trial["state"] for trial in trials] == ["Complete"] * 10
 
 
 def in_any_order(proposer, dice, at_once, stop=None) -> dict[str, dict]:
