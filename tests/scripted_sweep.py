@@ -129,7 +129,7 @@ class ScriptedSweep:
         monkeypatch.setattr(engine, "Budget", lambda *args: Budget(*args, clock=lambda: self.seconds))
         monkeypatch.setattr(engine, "trials_at_once", lambda resources: 1)
         with Progress("scripted", proposer.total, 1, "quiet") as progress:
-            engine.Sweep(plan, self.root, proposer, progress).run()
+            engine.Sweep(plan, self.root, proposer, progress, self.gate).run()
         self.evaluated = pool.done
 
     def leaderboard(self) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from m2ray.engine.record import (
     check_results_folder,
     describe_sweep,
     extend,
+    forget,
     lock_results_folder,
     settle_changes,
 )
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             if args.resume:
                 lock.enter_context(lock_results_folder(root))
             registered = check_and_start(plan, gate, root, argv, args, growth)
-            return run_sweep(registered, root, args, started, lock)
+            return run_sweep(registered, gate, root, args, started, lock)
     except Stopped as stopped:
         begun = record_file(root).is_file()
         option = f"--resume instead of {growth.option}" if growth.option else "--resume"
@@ -188,11 +189,14 @@ def check_and_start(
         raise
 
 
-def run_sweep(registered: Registered, root: Path, args: Namespace, started: float, lock: ExitStack) -> int:
+def run_sweep(
+    registered: Registered, gate: GateConfig, root: Path, args: Namespace, started: float, lock: ExitStack
+) -> int:
     """Run the sweep on a cluster that is up, then report; return the exit code."""
     # Loads Ray and torch: see above.
     from m2ray.engine import cluster
     from m2ray.engine.cost_estimate import count_work
+    from m2ray.engine.preflight import Unfit
     from m2ray.engine.progress import Progress
     from m2ray.engine.proposer import OptunaProposer
     from m2ray.engine.sweep import Sweep
@@ -214,10 +218,14 @@ def run_sweep(registered: Registered, root: Path, args: Namespace, started: floa
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)
         form: OutputForm = "json" if args.json else "quiet" if args.quiet else "people"
         with Progress(root.name, proposer.total, count_work(plan).jobs, form) as progress:
-            sweep = Sweep(plan, root, proposer, progress)
+            sweep = Sweep(plan, root, proposer, progress, gate)
             sweep.run()
             check_stopped()
             progress.phase("report: tables and pictures")
+    except Unfit as error:
+        if not args.resume:
+            forget(root)
+        raise UserError(f"{plan.file}: {error}") from None
     finally:
         cluster.stop()
     failures = {**proposer.failures, **sweep.seed_failures, **sweep.evaluations.diagnosis_failures}

@@ -65,6 +65,12 @@ def evaluation_jobs(
         yield EvaluationJob(trial, split, ("constant",), folder, constants, seeds)
 
 
+def receiver_job(trial: TrialConfig, split: str, constants: Path) -> EvaluationJob | None:
+    """Return the job of the conditions that need no codec, which all checkpoints share; None without any."""
+    names = tuple(n for n in trial.conditions_on(split) if get_condition(n).depends_on == "receiver")
+    return EvaluationJob(trial, split, names, None, constants) if names else None
+
+
 def split_seeds(trial: TrialConfig, split: str) -> range:
     """Return the episode seeds of a split, given by its name or as A:B."""
     return trial.splits.seeds(split) if split in EVALUATION_SPLITS else parse_seeds(split)

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -204,6 +205,13 @@ def withdrawn_points(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
         for name, date in {**removed, **before.get("withdrawn", {})}.items()
         if name not in now["points"]
     }
+
+
+def forget(folder: Path) -> None:
+    """Remove what a sweep wrote before anything was trained, so that another one can begin in the folder."""
+    shutil.rmtree(folder / "rows", ignore_errors=True)
+    for file in (folder / "optuna.log", record_file(folder)):
+        file.unlink(missing_ok=True)
 
 
 def extend(folder: Path, trials: int, seeds: Sequence[int], command: str) -> None:

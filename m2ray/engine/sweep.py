@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 
 from m2ray.codec.checkpoints import checkpoint_id, checkpoints, last_checkpoints
+from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
 from m2ray.config.split_names import CONFIRM
 from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
@@ -33,6 +34,7 @@ from m2ray.engine.confirm_looks import ConfirmLook, ConfirmLooks
 from m2ray.engine.evaluations import Evaluations
 from m2ray.engine.evaluator_pool import Pool
 from m2ray.engine.jobs import may_train, run_job
+from m2ray.engine.preflight import check_fit
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer, Wait
 from m2ray.engine.tune_search import Proposer, run_search, trials_at_once
@@ -91,7 +93,10 @@ class _Observer:
 class Sweep:
     """One sweep in its results folder, on a cluster that is up."""
 
-    def __init__(self, plan: Plan, root: Path, proposer: OptunaProposer, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, root: Path, proposer: OptunaProposer, progress: Progress, gate: GateConfig
+    ) -> None:
+        self._gate = gate
         self.plan, self.root, self.proposer, self.progress = plan, root, proposer, progress
         self._trained = root / "checkpoints"
         resources = plan.space.resources
@@ -106,6 +111,7 @@ class Sweep:
         recorded = self.evaluations.restore()
         self.progress.restored(len(self.proposer.ended), recorded)
         try:
+            self._check_receiver()
             self._search()
             latest = last_checkpoints(self._trained)
             candidates = self._best(latest, "search", judge.select)
@@ -126,6 +132,21 @@ class Sweep:
         self.evaluations.store.compact()
 
     # --- stages ---
+
+    def _check_receiver(self) -> None:
+        """Run the receiver without a codec on the search split, and stop here if no codec could be judged on it.
+
+        Raises:
+            Unfit: says why.
+        """
+        if self.proposer.ended:
+            return
+        example = self.plan.example
+        self.progress.phase(f"receiver: {example.receiver} without a codec, on search")
+        self.evaluations.queue_receiver(example, "search")
+        self.evaluations.finish()
+        rows = self.evaluations.store.read()
+        check_fit(rows[rows.split == "search"], self._gate, example.receiver)
 
     def _search(self) -> None:
         space = self.plan.space

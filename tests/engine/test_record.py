@@ -199,7 +199,7 @@ def test_a_file_that_no_sweep_wrote_is_refused(tmp_path, text):
 
 def test_the_command_line_records_what_it_is_told_to_accept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        sweep, "run_sweep", lambda plan, root, *rest: root.mkdir(parents=True, exist_ok=True) or DONE
+        sweep, "run_sweep", lambda plan, gate, root, *rest: root.mkdir(parents=True, exist_ok=True) or DONE
     )
     monkeypatch.setattr(cluster, "start", lambda *args, **named: None)
     monkeypatch.chdir(tmp_path)
