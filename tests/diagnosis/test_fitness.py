@@ -47,7 +47,7 @@ def test_a_receiver_is_unfit_where_its_answers_are_cut_off_or_not_read():
 
 
 def test_an_unfit_receiver_ends_a_dry_run(tmp_path, tiny_folder, capsys):
-    trial = {**SPACE["trial"], "receiver": str(tiny_folder), "task": {"level": "lookup-6x10"}}
+    trial = {**SPACE["trial"], "receiver": str(tiny_folder), "task": {"level": "easy"}}
     trial["splits"] = {**trial["splits"], "search": "1000:1040"}
     evaluation = {"conditions": ["normal", "null", "shuffle", "P0", "P1"], "text_bytes": [], "max_new_tokens": 64}
     file = write_space(tmp_path, trial={**trial, "evaluation": evaluation}, axes={}, search={}, points={"a": {}})

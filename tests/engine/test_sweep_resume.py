@@ -5,7 +5,7 @@ import signal
 
 import pandas as pd
 import pytest
-from sweeps import Process, sweep, write_space
+from sweeps import SPACE, Process, sweep, write_space
 
 from m2ray.evaluation.rows import KEY, RowStore
 from m2ray.util.journal import Journal
@@ -109,6 +109,20 @@ def test_a_sweep_that_grows_is_judged_on_other_messages_and_trains_only_what_is_
     assert again.returncode == 0, again.stderr
     assert "evaluated" not in again.stdout
     pd.testing.assert_frame_equal(RowStore(folder).read(), now)
+
+
+def test_an_unfit_receiver_ends_a_sweep_before_any_training_and_leaves_its_name_free(tmp_path, tiny_folder):
+    trial = {**SPACE["trial"], "receiver": str(tiny_folder)}
+    trial["splits"] = {**trial["splits"], "search": "1000:1040"}
+    trial["evaluation"] = {**trial["evaluation"], "max_new_tokens": 64}
+    file = write_space(tmp_path, trial=trial)
+    done = sweep(file, "--results", tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "unfit for this task, so every verdict would be INVALID SETTING; 'text leaves room' cannot hold" in line
+    assert "epoch" not in done.stdout
+    assert not (tmp_path / "small" / "sweep.yaml").exists()
+    assert sweep(write_space(tmp_path), "--results", tmp_path, "--trials", "1").returncode == 0
 
 
 def test_a_trial_that_breaks_is_marked_and_the_others_go_on_over_several_seeds(tmp_path):
