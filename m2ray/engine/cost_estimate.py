@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +89,25 @@ def _constant_samples(plan: Plan, configurations: int) -> int:
 
 def estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
     """Return the minutes of training, and of evaluation with diagnosis, on this machine."""
+    with threads_of_trials(plan.space.resources.cpus_per_worker):
+        return _estimate_minutes(plan, receiver)
+
+
+@contextmanager
+def threads_of_trials(cpus: float) -> Iterator[None]:
+    """Run with as many threads as a trial has (`m2ray.engine.cluster.limit_threads`).
+
+    More would work less efficiently, and threads that wait count as processor time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cpus))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
     space, example, work = plan.space, plan.example, count_work(plan)
     source = open_source(example.task)
     search_seeds = source.seeds(example.splits, "search")

@@ -28,7 +28,8 @@ class EvaluationJob:
     """Episodes of one split under conditions that depend on the same things.
 
     `folder` is the checkpoint; None where no condition depends on one. `constants` is the folder of the trained
-    content-free prefixes, each shared by all checkpoints with the same k, place and training budget.
+    content-free prefixes, each shared by all checkpoints with the same k, place and training budget. `seeds` are
+    the episodes of a later look at confirm; None where `split` names them.
     """
 
     trial: TrialConfig
@@ -36,6 +37,7 @@ class EvaluationJob:
     names: tuple[str, ...]
     folder: Path | None
     constants: Path
+    seeds: tuple[int, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -47,18 +49,27 @@ class EvaluationJob:
 Job = EvaluationJob | DiagnosisJob
 
 
-def evaluation_jobs(trial: TrialConfig, split: str, folder: Path, constants: Path) -> Iterator[EvaluationJob]:
+def evaluation_jobs(
+    trial: TrialConfig, split: str, folder: Path, constants: Path, seeds: tuple[int, ...] | None = None
+) -> Iterator[EvaluationJob]:
     """Yield a checkpoint's evaluation, one job for each kind of thing that conditions depend on.
 
-    `constant` is a job of its own: it may have to wait for a training.
+    `constant` is a job of its own: it may have to wait for a training. The arguments are those of `EvaluationJob`.
     """
     names = trial.conditions_on(split)
     for depends_on in get_args(DependsOn):
         group = tuple(n for n in names if n != "constant" and get_condition(n).depends_on == depends_on)
         if group:
-            yield EvaluationJob(trial, split, group, None if depends_on == "receiver" else folder, constants)
+            own = None if depends_on == "receiver" else folder
+            yield EvaluationJob(trial, split, group, own, constants, seeds)
     if "constant" in names:
-        yield EvaluationJob(trial, split, ("constant",), folder, constants)
+        yield EvaluationJob(trial, split, ("constant",), folder, constants, seeds)
+
+
+def receiver_job(trial: TrialConfig, split: str, constants: Path) -> EvaluationJob | None:
+    """Return the job of the conditions that need no codec, which all checkpoints share; None without any."""
+    names = tuple(n for n in trial.conditions_on(split) if get_condition(n).depends_on == "receiver")
+    return EvaluationJob(trial, split, names, None, constants) if names else None
 
 
 def split_seeds(trial: TrialConfig, split: str) -> Sequence[int]:
@@ -88,7 +99,8 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
         UserError: receiver, checkpoint or episodes are missing, or do not fit each other.
     """
     receiver = load_receiver(job.trial.receiver)
-    source, seeds = open_source(job.trial.task), split_seeds(job.trial, job.split)
+    source = open_source(job.trial.task)
+    seeds: Sequence[int] = split_seeds(job.trial, job.split) if job.seeds is None else job.seeds
     if job.split not in EVALUATION_SPLITS:
         source.check_unseen(seeds, job.trial.splits)
     episodes = source.get(seeds, job.split if job.split in EVALUATION_SPLITS else "confirm")

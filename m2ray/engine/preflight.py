@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from m2ray.codec.codec import Codec
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
 from m2ray.config.task import EVALUATION_SPLITS
+from m2ray.diagnosis.fitness import NEEDED, fitness_line, why_unfit
 from m2ray.diagnosis.messages import check_messages
 from m2ray.engine.cost_estimate import count_work, estimate_minutes
+from m2ray.engine.jobs import receiver_job, run_evaluation
 from m2ray.evaluation.conditions import check_runnable, derangement
 from m2ray.evaluation.runner import check_no_leak
 from m2ray.receiver.episode_source import open_source
@@ -52,6 +56,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
         receiver = load_receiver(example.receiver)
         _check_codecs(plan, receiver)
         _check_episodes(plan, receiver)
+        check_answers(plan, receiver)
         if plan.space.judge.diagnose and not example.task.is_text:
             check_diagnosis(plan, receiver)
     except UserError as error:
@@ -88,6 +93,47 @@ def _check_episodes(plan: Plan, receiver: Receiver) -> None:
             check_runnable(name, episodes, k)
 
 
+def check_answers(plan: Plan, receiver: Receiver) -> None:
+    """Refuse a limit of new tokens that cuts the right answer off.
+
+    Raises:
+        UserError: names the tokens that it takes.
+    """
+    limit = plan.example.evaluation.max_new_tokens
+    source = open_source(plan.example.task)
+    episodes = source.without_sender(source.seeds(plan.example.splits, "search"), "search")
+    needed = max(map(len, receiver.reference_ids(episodes)))
+    if limit < needed:
+        raise UserError(
+            f"evaluation.max_new_tokens: {limit} cuts off the right answer, which takes {needed} tokens of "
+            f"{receiver.name} with its end; raise it to {needed} or more"
+        )
+
+
+def measure_receiver(plan: Plan) -> pd.DataFrame:
+    """Return the rows of the conditions that need no codec, on search; a sweep finds them in the cache."""
+    job = receiver_job(plan.example, "search", Path())
+    assert job is not None, "the gate needs P0 and P1"
+    return run_evaluation(job)
+
+
+class Unfit(UserError):
+    """Raised for a receiver on which no codec can be judged."""
+
+
+def check_fit(rows: pd.DataFrame, gate: GateConfig, receiver: str) -> None:
+    """Refuse a receiver on which every codec would get the verdict INVALID SETTING.
+
+    Raises:
+        Unfit: says why.
+    """
+    if set(NEEDED) <= set(rows.condition) and (cause := why_unfit(rows, gate)):
+        raise Unfit(
+            f"receiver {receiver}: unfit for this task, so every verdict would be INVALID SETTING; {cause}; use "
+            "another receiver, an easier level or other decoding"
+        )
+
+
 def check_diagnosis(plan: Plan, receiver: Receiver) -> None:
     """Refuse a number of messages on which no diagnosis can be made.
 
@@ -104,7 +150,11 @@ def check_diagnosis(plan: Plan, receiver: Receiver) -> None:
 
 
 def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
-    """Print configurations, cost and checks of a sweep that `check_plan` has passed."""
+    """Print configurations, cost and checks of a sweep that `check_plan` has passed.
+
+    Raises:
+        Unfit: no codec can be judged on the receiver.
+    """
     example = plan.example
     receiver = load_receiver(example.receiver)
     source = open_source(example.task)
@@ -124,6 +174,9 @@ def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
     ]
     for title, text in lines:
         print(f"  {title:<16} {text}")
+    rows = measure_receiver(plan)
+    print(f"  {'fitness':<16} {fitness_line(rows)} of the search split")
+    check_fit(rows, gate, example.receiver)
 
 
 def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
@@ -132,12 +185,13 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
     weights = _weights(receiver) / 1e6
     yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, digest {receiver.digest}{trained}"
     yield "task", plan.example.task.name
+    sampled = "of the grid" if space.search.sampler == "grid" else "sampled"
     fewer = (
         f", as the axes have no more ({space.search.trials} requested)"
         if plan.samples < space.search.trials
         else ""
     )
-    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {plan.samples} sampled{fewer}"
+    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {plan.samples} {sampled}{fewer}"
     for name in plan.points:
         yield "  point", name
     for key, axis in space.axes.items():
@@ -148,6 +202,9 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
         f"x {pluralize(len(space.search.seeds), 'seed')}, {work.samples:,} samples, {work.reports} checkpoints, "
         f"pruner {space.search.pruner}",
     )
+    for name in ("max_hours", "max_core_hours"):
+        if (limit := getattr(space.search, name)) is not None:
+            yield "budget", f"{name} {limit:g}: then no new trial starts"
 
 
 def _judging_lines(plan: Plan, gate: GateConfig) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,13 @@ class Source(Protocol):
 
     def seeds(self, splits: Splits, name: str) -> Sequence[int]:
         """Return the seeds of a split; in a file, line numbers counted from 0."""
+
+    def unused_seeds(self, splits: Splits, after: int) -> Iterable[int]:
+        """Return seeds that no split names, in order: from `after` on, or all such lines of a file."""
+
+    @property
+    def name(self) -> str:
+        """The level or file, for messages to the user."""
 
     def get(self, seeds: Sequence[int], part: str) -> Sequence[AnyEpisode]:
         """Return episodes by seed. Drawn messages belong to `part`."""
@@ -102,6 +110,18 @@ class EpisodeSource:
                 f"shorten {option}"
             )
         return [self._file[seed] for seed in seeds]
+
+    def unused_seeds(self, splits: Splits, after: int) -> Iterable[int]:
+        """Return seeds that no split names, in order: from `after` on, or all such lines of a file."""
+        ranges = [splits.seeds(name) for name in type(splits).model_fields]
+        if self.config.file is None:
+            return itertools.count(max(after, *(seeds.stop for seeds in ranges)))
+        return [line for line in range(len(self._file)) if not any(line in seeds for seeds in ranges)]
+
+    @property
+    def name(self) -> str:
+        """The level or file, for messages to the user."""
+        return self.config.file or f"level {self.config.name}"
 
     def check_disjoint(self, splits: Splits) -> None:
         """Refuse a file in which two splits share a message.

@@ -6,7 +6,8 @@ belongs to one part, by the hash of its facts or of its group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -81,6 +82,18 @@ class TextSource:
     @cached_property
     def _groups(self) -> list[str]:
         return [episode.group for episode in self._file]
+
+    def unused_seeds(self, splits: Splits, after: int) -> Iterable[int]:
+        """Return seeds that no split names: drawn ones from `after` on, or the other lines of the confirm part."""
+        if self.config.file is None:
+            return itertools.count(max(after, *(self.seeds(splits, name)[-1] + 1 for name in Splits.model_fields)))
+        named = set(self.seeds(splits, "confirm"))
+        return [line for line in self._lines_of("confirm") if line not in named]
+
+    @property
+    def name(self) -> str:
+        """The level or file, for messages to the user."""
+        return self.config.file or f"level {self.config.name}"
 
     def get(self, seeds: Sequence[int], part: str) -> list[TextEpisode]:
         """Return episodes by seed; in a file, by line number counted from 0, whatever the part.
