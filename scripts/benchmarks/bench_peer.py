@@ -203,9 +203,7 @@ def differing_answers(*sides: dict[str, list[str]]) -> int:
     """Return how many answers differ, of m2ray and the peer, and of the attempt's loop and m2ray."""
     ours, peers, naives, few = sides
     pairs = ((ours, peers), (naives, few))
-    return sum(
-        a != b for one, other in pairs for name in one for a, b in zip(one[name], other[name], strict=True)
-    )
+    return sum(a != b for one, other in pairs for name in one for a, b in zip(one[name], other[name], strict=True))
 
 
 def in_places(part: Callable[[TrialConfig], dict[str, Any]], config: TrialConfig) -> dict[str, dict[str, Any]]:

@@ -50,7 +50,9 @@ def forward_flops(receiver: Receiver, layout: Layout, answer_len: int) -> float:
     head = receiver.model.get_output_embeddings().weight.numel()
     config = receiver.model.config.get_text_config()
     heads = config.num_attention_heads
-    attention = config.num_hidden_layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    attention = (
+        config.num_hidden_layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    )
     total = 0.0
     for last, cached in zip((layout.answer_B + answer_len - 1).tolist(), layout.cached_B.tolist(), strict=True):
         pairs = (last * (last + 1) - cached * (cached + 1)) / 2  # of a token and one that it attends to

@@ -132,7 +132,11 @@ def batch_loss(
 
 @torch.no_grad()
 def answer(
-    receiver: Receiver, episodes: Sequence[Episode], texts: list[str] | int, prefix_BKD: Tensor | None, place: Place
+    receiver: Receiver,
+    episodes: Sequence[Episode],
+    texts: list[str] | int,
+    prefix_BKD: Tensor | None,
+    place: Place,
 ) -> list[str]:
     """Return the greedy answers of one batch, with a text in the message's place or a prefix in open slots."""
     rows = left_padded(receiver, receiver.layout(episodes, texts, place), prefix_BKD, 0)

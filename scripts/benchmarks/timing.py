@@ -25,7 +25,9 @@ def median_times(calls: Mapping[str, Callable[[], Any]], seconds: float = 0.0) -
     return {name: statistics.median(values) for name, values in times_in_turns(calls, seconds).items()}
 
 
-def speed_ratio(times: Sequence[float], others: Sequence[float], items: float = 1, other_items: float = 1) -> float:
+def speed_ratio(
+    times: Sequence[float], others: Sequence[float], items: float = 1, other_items: float = 1
+) -> float:
     """Return how many times as fast as another call a call is: the median of the ratios turn by turn.
 
     Args:
