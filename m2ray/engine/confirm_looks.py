@@ -61,11 +61,10 @@ class ConfirmLooks:
 
     def _read(self, entry: Mapping[str, Any]) -> ConfirmLook:
         split, example = entry.get("split", CONFIRM), self._plan.example
-        seeds = (
-            read_seeds(entry["seeds"])
-            if "seeds" in entry
-            else list(open_source(example.task).seeds(example.splits, CONFIRM))
-        )
+        if "seeds" in entry:
+            seeds = read_seeds(entry["seeds"])
+        else:
+            seeds = list(open_source(example.task).seeds(example.splits, CONFIRM))
         configurations = entry.get("configurations") or self._evaluated(split)
         training_seeds = entry.get("training_seeds") or self._plan.space.search.seeds
         return ConfirmLook(split, seeds, configurations, training_seeds, entry["line"])

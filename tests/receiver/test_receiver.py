@@ -385,3 +385,13 @@ def test_heads_that_share_keys_and_values_equal_heads_with_copies(mini, monkeypa
     assert shared[0] == copied[0]
     torch.testing.assert_close(shared[1], copied[1])
     torch.testing.assert_close(shared[2], copied[2])
+
+
+def test_a_row_without_kept_tokens_joins_rows_whose_tokens_are_kept(tiny):
+    """As in a pack: one codec's slots stand before the prompt, another's behind it."""
+    tiny.clear_caches()
+    tokens, cache = list(range(20)), tiny.causal.cache_argument
+    alone_1HPE = tiny.prompt_cache.forward_arguments([tokens], 4)[cache].layers[0].keys
+    arguments = tiny.prompt_cache.forward_arguments([tokens, []], 4)
+    assert torch.equal(arguments[cache].layers[0].keys[:1], alone_1HPE)
+    assert arguments["attention_mask"].sum(dim=1).tolist() == [24, 4]
