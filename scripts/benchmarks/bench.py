@@ -2,8 +2,8 @@
 
     python scripts/benchmarks/bench.py --out FOLDER [--receiver mini] [--seconds 20] [--parts train,eval,...]
 
-`train` and `eval` time m2ray, the peer (`peer.py`: batched PyTorch and Hugging Face) and the reference attempt's loop
-(`reference_loop.py`: one sample at a time), with the prefix in each place of B's prompt; see `bench_peer.py`.
+`train` and `eval` time m2ray, the peer (`peer.py`: batched PyTorch and Hugging Face) and the reference attempt's
+loop (`reference_loop.py`: one sample at a time), with the prefix in each place of B's prompt; see `bench_peer.py`.
 
 Writes bench.json and bench.md. Parts that are not in --parts keep the figures they have there.
 """

@@ -1,9 +1,9 @@
 """Training and evaluation in m2ray against the peer (`peer.py`) and the reference attempt's loop.
 
-Used by scripts/benchmarks/bench.py. All three do the same work on the same receiver, episodes, codec, objectives and
-decoding; losses and answers are compared before anything is timed. They take turns within one run, and a ratio is
-the median of the ratios turn by turn. A share is what part of the measured rate of matrix products (`flops.py`) the
-operations reach that the receiver needs for this work.
+Used by scripts/benchmarks/bench.py. All three do the same work on the same receiver, episodes, codec, objectives
+and decoding; losses and answers are compared before anything is timed. They take turns within one run, and a ratio
+is the median of the ratios turn by turn. A share is what part of the measured rate of matrix products (`flops.py`)
+the operations reach that the receiver needs for this work.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def bench_evaluation(
 ) -> dict[str, Any]:
     """Measure episodes per second under all conditions.
 
-    As in a sweep, m2ray evaluates P0, P1 and null for the first checkpoint and uses their rows for every other one:
+    As in a sweep, m2ray evaluates P0, P1 and null for the first checkpoint and uses their rows for every other:
     `eval` is of another checkpoint, `eval_first` of the first. m2ray also scores the reference answers, the peer
     and the attempt's loop do not.
 
@@ -186,11 +186,15 @@ def bench_evaluation(
     times = times_in_turns({name: synchronized(call) for name, call in calls.items()}, seconds)
     rates = {name: (len(few) if name == "naive" else count) / statistics.median(t) for name, t in times.items()}
     rate = matmul_rate(receiver)
+    each = {
+        name: evaluation_flops(receiver, few, config.codec, conditions) / len(few)
+        for name, conditions in {"first": CONDITIONS, "other": per_checkpoint}.items()
+    }
     figures = {
         "eval": speed_ratio(times["other"], times["peer"]),
         "eval_first": speed_ratio(times["first"], times["peer"]),
-        "eval_share": evaluation_flops(receiver, few, config.codec, per_checkpoint) / len(few) * rates["other"] / rate,
-        "eval_first_share": evaluation_flops(receiver, few, config.codec, CONDITIONS) / len(few) * rates["first"] / rate,
+        "eval_share": each["other"] * rates["other"] / rate,
+        "eval_first_share": each["first"] * rates["first"] / rate,
         "eval_different_answers": different,
         "eval_episodes_per_s": rates,
     }  # fmt: skip

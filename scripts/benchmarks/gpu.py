@@ -4,16 +4,16 @@
 
 1. tests        pytest -m gpu: what only a GPU runs, against float32 on the CPU
 2. sweep        the default sweep through Ray, trials and evaluators sharing the GPU
-3. shape-3b     Qwen2.5-3B's size with random weights, bfloat16, k = 8: training and evaluation over the peer and over
-                the attempt's loop, share of the matmul rate, memory
+3. shape-3b     Qwen2.5-3B's size with random weights, bfloat16, k = 8: training and evaluation over the peer and
+                over the attempt's loop, share of the matmul rate, memory
    packs-0.5b   Qwen2.5-0.5B's size: eight codecs in one process, in eight processes, one after another
 4. attempt-1.5b attempt-02 as it was on Qwen2.5-Coder-1.5B, level easy, judged on 50 and on 1,000 episodes
    recipe-1.5b  the recipe on the same receiver and level
    recipe-0.5b  the published recipe for Qwen2.5-Coder-0.5B, three training seeds
 5. adapt        scripts/adapt_and_sweep.py for SmolLM2-135M
 
-Each step writes FOLDER/STEP.json and exits with 0 (done), 75 (time is up: the same command continues) or 1 (failed).
-Steps 4 and 5 need fetched receivers. `--device cpu --tiny` rehearses a step on random receivers and few samples.
+Each step writes FOLDER/STEP.json and exits with 0 (done), 75 (time is up: the same command continues) or 1
+(failed). Steps 4 and 5 need fetched receivers. `--device cpu --tiny` rehearses a step on random receivers and few samples.
 What a bare machine needs is carried there by `gpu_carry.py`.
 """
 

@@ -1,8 +1,8 @@
 """The yardstick of the benchmarks: the attempt's training loss and evaluation, batched, in plain PyTorch.
 
-It is what one would write in an hour with Hugging Face: the rows of a step share a forward pass, logits are computed
-where the answer stands only, and answers come from `generate` in batches of 64. Nothing is kept from one step, or from
-one checkpoint, to the next.
+It is what one would write in an hour with Hugging Face: the rows of a step share a forward pass, logits are
+computed where the answer stands only, and answers come from `generate` in batches of 64. Nothing is kept from one
+step, or from one checkpoint, to the next.
 
 Shapes: B rows, T positions, D receiver width, K slots, A answer tokens, F flattened latent (K x D).
 """
@@ -41,7 +41,7 @@ class Rows(NamedTuple):
 
 
 def left_padded(receiver: Receiver, layout: Layout, prefix_BKD: Tensor | None, answer_len: int) -> Rows:
-    """Return prompts, each followed by `answer_len` tokens of its reference answer, with the prefix in its slots."""
+    """Return prompts, each followed by `answer_len` tokens of its reference answer, the prefix in its slots."""
     length_B1 = layout.answer_B[:, None] + answer_len
     shift_B1 = length_B1.max() - length_B1
     columns_BT = torch.arange(int(length_B1.max()), device=receiver.device) - shift_B1
@@ -93,7 +93,7 @@ def attempt_objectives(
     shuffled_B: Tensor,
     null_B: Tensor,
 ) -> Tensor:
-    """Return the attempt's total loss, from weighted answer NLLs under the right message, a wrong one, and zeros."""
+    """Return the attempt's total loss, from weighted NLLs under the right message, a wrong one, and zeros."""
     assert losses.ce is not None
     assert losses.contrast is not None
     assert losses.help is not None

@@ -49,7 +49,7 @@ def batch_loss(
 ) -> Tensor:
     """Return the attempt's total loss over a batch, computed one sample at a time."""
     assert config.losses.ce is not None
-    weight = config.losses.ce.value_weight
+    weight, place = config.losses.ce.value_weight, config.codec.place
     latents, inputs, nlls = [], [], []
     for i, episode in enumerate(batch):
         references = receiver.references([episode])
@@ -59,9 +59,7 @@ def batch_loss(
         prefixes = (right.prefix_BKD[0], wrong.prefix_BKD[0], torch.zeros_like(right.prefix_BKD[0]))
         nlls.append(
             [
-                weighted_nll(nll_per_token(receiver, episode, each, config.codec.place)[None], references, weight)[
-                    0
-                ]
+                weighted_nll(nll_per_token(receiver, episode, each, place)[None], references, weight)[0]
                 for each in prefixes
             ]
         )
