@@ -69,7 +69,7 @@ class Evaluations:
     @staticmethod
     def _key(job: EvaluationJob, name: str, checkpoint: CheckpointId) -> tuple[object, ...]:
         codec = job.trial.codec
-        scope = row_scope(get_condition(name).depends_on, checkpoint, codec.k, codec.place)
+        scope = row_scope(get_condition(name).depends_on, checkpoint, codec.k, codec.slots_at)
         columns = {**scope._asdict(), "split": job.split, "decoding": job.trial.evaluation.decoding}
         return tuple({**columns, "condition": name}[column] for column in KEY)
 

@@ -148,7 +148,7 @@ def _check_slot(slot: int, k: int) -> None:
 
 
 def scale_gate(inputs: ConditionInputs, gate: float) -> Injection:
-    """Inject the right message's prefix at another norm: `gate` times the mean token-embedding norm."""
+    """Inject the right message's prefix at another norm: `gate` times the channel's unit."""
     with torch.no_grad():
         return inputs.inject(inputs.tested_codec.decode(inputs.latents_EKD, gate).prefix_BKD)
 

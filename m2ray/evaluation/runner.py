@@ -67,7 +67,7 @@ def evaluate(
     for episode in episodes:
         receiver.tokens(episode.message)  # refuses a message that the tokenizer cannot represent
     inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
-    k, place = (codec.config.k, codec.config.place) if codec is not None else (0, "")
+    k, place = (codec.config.k, codec.config.slots_at) if codec is not None else (0, "")
     facts = FactReader(episodes, receiver.style.answer)
     messages = [message_digest(episode) for episode in episodes]
     frames = []
@@ -118,6 +118,8 @@ def answer_episodes(
     """Run episodes under an injection."""
     answers = Answers([""] * len(episodes), torch.zeros(len(episodes)), [False] * len(episodes))
 
+    reader = receiver if injection.channel is None else receiver.through(injection.channel)
+
     def run_batch(slots: int, picked: Sequence[int]) -> None:
         batch = [episodes[i] for i in picked]
         texts: list[str] | int = slots
@@ -126,7 +128,7 @@ def answer_episodes(
             prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
         if injection.texts is not None:
             texts = [injection.texts[i] for i in picked]
-        decoded = receiver.generate_and_score(
+        decoded = reader.generate_and_score(
             batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
         )
         for i, text, truncated in zip(picked, decoded.texts, decoded.truncated, strict=True):

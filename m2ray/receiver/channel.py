@@ -4,17 +4,17 @@
     kv          k keys and values in each of some layers, before their position is encoded
     hidden      k hidden states after one layer
 
-A slot is a position of B's prompt that holds a filler token. In the channels `kv` and `hidden` the receiver runs it
-like any other token, and at some of its modules the output at the slots' positions is replaced: at `k_proj` and
-`v_proj` of the channel's layers, or at the output of a layer. So vectors work in any place, behind a kept KV cache,
-in padded batches and with drafts, and gradients flow to them. Keys are those that `k_proj` writes: the receiver
-encodes their position itself, so that the same vectors can stand anywhere.
+A slot is a position of B's prompt that holds a filler token. In the channels `kv` and `hidden` the receiver runs
+it like any other token, and at some of its modules the output at the slots' positions is replaced: at `k_proj` and
+`v_proj` of the channel's layers, or at the output of a layer. So vectors work in any place, behind a kept KV
+cache, in padded batches and with drafts, and gradients flow to them. Keys are those that `k_proj` writes: the
+receiver encodes their position itself, so that the same vectors can stand anywhere.
 
-No token attends to a slot in a layer for which it has no key and value: in a layer that the channel does not use, or
-where they are zeros. A `kv` slot of zeros thus holds no information at all.
+No token attends to a slot in a layer for which it has no key and value: in a layer that the channel does not use,
+or where they are zeros. A `kv` slot of zeros thus holds no information at all.
 
-Shapes: B rows, T new columns, K slots, C columns that are attended to, D width of the channel, F entries of a part,
-L layers, N slots of all rows.
+Shapes: B rows, T new columns, K slots, C columns that are attended to, D width of the channel, F entries of a
+part, L layers, N slots of all rows.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measure whether a receiver reads the vectors of a channel exactly, in the ways it is run.
 
-The reference is the model's own plain forward pass, one row at a time without padding or cache, in which the outputs
-of the channel's modules are overwritten, and the attention masks of layers that no vector enters. Slots of zeros are
-held against the prompt without slots, its positions as if they were there.
+The reference is the model's own plain forward pass, one row at a time without padding or cache, in which the
+outputs of the channel's modules are overwritten, and the attention masks of layers that no vector enters. Slots of
+zeros are held against the prompt without slots, its positions as if they were there.
 
 Shapes: B rows, T positions, K slots, A answer tokens, D width of the channel, W words of the vocabulary.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from m2ray.receiver.channel import Channel
 from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared
-from m2ray.receiver.conformance.own_path import OwnPath, RandomRows
+from m2ray.receiver.conformance.own_path import OwnPath, RandomRows, horizon
 from m2ray.receiver.layout import Layout, Place, pad
 from m2ray.receiver.model.requests import Prompts
 from m2ray.receiver.receiver import Receiver
@@ -33,7 +33,10 @@ class ChannelMeasurer:
     def __init__(self, receiver: Receiver) -> None:
         self._receiver, self._channel = receiver, receiver.channel
         self._own, self._random = OwnPath(receiver), RandomRows(receiver)
-        self._rows = self._random.draw(min(COLUMNS, receiver.max_positions - SLOTS - NEW_TOKENS))
+        # A sliding window counts slots as columns, also those of zeros: rows without slots would reach farther
+        # back.
+        most = min(receiver.max_positions, horizon(receiver.model.config) - 1) - SLOTS - NEW_TOKENS
+        self._rows = self._random.draw(max(2 * ANSWER, min(COLUMNS, most)))
         self._bound = self._own.bound(self._rows)
 
     def problem(self) -> str:
@@ -160,8 +163,9 @@ class ChannelMeasurer:
 
     def _refilled(self, layout: Layout) -> Layout:
         """Return a layout with ordinary tokens in its slots."""
-        tokens_BK = torch.tensor([self._random.replaced(row[:SLOTS]) for row in self._rows])
-        return layout._replace(ids_BT=layout.ids_BT.scatter(1, layout.slots_BK, tokens_BK.to(layout.ids_BT.device)))
+        tokens = [self._random.replaced(row[:SLOTS]) for row in self._rows]
+        tokens_BK = torch.tensor(tokens, device=layout.ids_BT.device)
+        return layout._replace(ids_BT=layout.ids_BT.scatter(1, layout.slots_BK, tokens_BK))
 
     def _vectors(self) -> Tensor:
         """Return the model's own vectors at other tokens, [B, K, D].
@@ -208,10 +212,11 @@ def _overwritten(channel: Channel, columns_K: Tensor, vectors_KD: Tensor) -> Ite
             seen_TT[:, columns] = False
             seen_TT.fill_diagonal_(True)
             mask = named["attention_mask"]
-            if mask is not None and mask.dtype != torch.bool:
-                least = torch.finfo(mask.dtype).min
-                return arguments, named | {"attention_mask": (~seen_TT[None, None]).to(mask.dtype) * least}
-            return arguments, named | {"attention_mask": seen_TT[None, None]}
+            if mask is None or mask.dtype == torch.bool:
+                mask = seen_TT[None, None] if mask is None else seen_TT & mask
+            else:
+                mask = mask + torch.where(seen_TT, 0, torch.finfo(mask.dtype).min / 2)
+            return arguments, named | {"attention_mask": mask}
 
         return hook
 

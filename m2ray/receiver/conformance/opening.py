@@ -65,8 +65,8 @@ def _open(receiver: Receiver, kind: Kind, layers: Sequence[int] | None) -> Chann
 def _refusal(receiver: Receiver, kind: Kind, why: str) -> UserError:
     name = type(receiver.causal.own).__name__
     return UserError(
-        f"codec.channel: {kind}: receiver {receiver.name} ({name}) does not read it exactly: {why}; use the channel "
-        "embeddings, or another receiver"
+        f"codec.channel: {kind}: receiver {receiver.name} ({name}) does not read it exactly: {why}; use the "
+        "channel embeddings, or another receiver"
     )
 
 

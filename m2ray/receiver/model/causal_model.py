@@ -117,8 +117,14 @@ class CausalModel:
         """
         channel = None if isinstance(states, bool) else states
         arguments = {"use_cache": False, "output_hidden_states": states is True, **arguments}
+        given, module = self._entered if self.ways.ids else (None, self.trunk)
         with entering(slots, blocked_BLC, self.layers), recording(channel) as recorded:
-            output = self._run(embeds_BTD, ids_BT, arguments)
+            if given is None:
+                output = module(inputs_embeds=embeds_BTD, **arguments)
+            else:
+                given.value = embeds_BTD
+                output = module(input_ids=ids_BT, **arguments)
+                given.value = None
         self._output_type = type(output)
         last_BTD = output.logits if self.ways.trunk is None else output[0]
         hidden: tuple[Tensor, ...] = ()
@@ -127,15 +133,6 @@ class CausalModel:
         elif states:
             hidden = tuple(_main_stream(layer, embeds_BTD) for layer in output.hidden_states[1:])
         return ModelOutput(last_BTD, hidden, output.get(self.cache_argument))
-
-    def _run(self, embeds_BTD: Tensor, ids_BT: Tensor, arguments: dict[str, Any]) -> Any:
-        if self.ways.ids:
-            given, module = self._entered
-            given.value = embeds_BTD
-            output = module(input_ids=ids_BT, **arguments)
-            given.value = None
-            return output
-        return self.trunk(inputs_embeds=embeds_BTD, **arguments)
 
     def head(self, states_XD: Tensor) -> Tensor:
         """Return the logits [X, W] of the last layer's output [X, D]; X is any number of dimensions."""
