@@ -29,7 +29,8 @@ BUILT_IN: dict[str, DependsOn] = {
     "near": "checkpoint",
 }
 NAMES = tuple(BUILT_IN)
-TABLE_ORDER = tuple(sorted(NAMES, key="identity".__eq__))  # identity last: it checks the setting, not a codec
+IDENTITY = "identity"
+TABLE_ORDER = tuple(sorted(NAMES, key=IDENTITY.__eq__))  # identity last: it checks the setting, not a codec
 # Words in a configuration for conditions whose parameter follows from it: see `TrialConfig.conditions_on`.
 WORDS = ("facts", "tokens", "drop")
 EXAMPLES = ("facts-1", "tokens-8", "text-16", "noise-1", "drop-1", "scale_gate=0.5")  # names with a parameter

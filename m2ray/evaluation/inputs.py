@@ -37,6 +37,10 @@ class Injection(NamedTuple):
     facts: list[tuple[Any, ...]] | None = None  # of the message used, where it is no episode's own
     channel: Channel | None = None
 
+    def reader(self, receiver: Receiver) -> Receiver:
+        """Return the receiver, whose slots are filled through the channel of the vectors."""
+        return receiver if self.channel is None else receiver.through(self.channel)
+
 
 @dataclass
 class ConditionInputs:

@@ -22,7 +22,7 @@ from m2ray.evaluation.conditions import build_injection, get_condition
 from m2ray.evaluation.confirm_ledger import message_digest
 from m2ray.evaluation.facts_read import FactReader
 from m2ray.evaluation.inputs import ConditionInputs, Injection
-from m2ray.evaluation.row_scope import row_scope
+from m2ray.evaluation.row_scope import row_scope, scope_kind
 from m2ray.evaluation.rows import SCHEMA
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import mean_value_nll
@@ -79,7 +79,7 @@ def evaluate(
         outcomes = [
             verify(e, text, receiver.style.answer) for e, text in zip(episodes, answers.texts, strict=True)
         ]
-        scope = row_scope(get_condition(name).depends_on, checkpoint, k, place)
+        scope = row_scope(scope_kind(name, get_condition(name).depends_on, place), checkpoint, k, place)
         columns: dict[str, Any] = {
             **scope._asdict(),
             "receiver": receiver.digest,
@@ -118,7 +118,7 @@ def answer_episodes(
     """Run episodes under an injection."""
     answers = Answers([""] * len(episodes), torch.zeros(len(episodes)), [False] * len(episodes))
 
-    reader = receiver if injection.channel is None else receiver.through(injection.channel)
+    reader = injection.reader(receiver)
 
     def run_batch(slots: int, picked: Sequence[int]) -> None:
         batch = [episodes[i] for i in picked]
