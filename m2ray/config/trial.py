@@ -19,6 +19,7 @@ from pydantic import (
 from m2ray.config.condition_names import (
     NAMES,
     WORDS,
+    bits_count,
     drop_name,
     facts_name,
     has_parameter,
@@ -171,8 +172,9 @@ class CodecConfig(StrictModel):
         ),
     ] = "embeddings"
     channel_layers: Annotated[
-        list[Annotated[int, Field(ge=0)]] | None,
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
         Field(
+            strict=False,
             min_length=1,
             description="layers of the channel, counted from 0. kv: those that get keys and values, default all. "
             "hidden: the one whose output is replaced",
@@ -223,9 +225,9 @@ class CodecConfig(StrictModel):
 
     @field_validator("channel_layers")
     @classmethod
-    def _in_order(cls, layers: list[int] | None) -> list[int] | None:
-        if layers and layers != sorted(set(layers)):
-            raise ValueError(f"{layers}: name each layer once, in ascending order")
+    def _in_order(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers and list(layers) != sorted(set(layers)):
+            raise ValueError(f"{list(layers)}: name each layer once, in ascending order")
         return layers
 
     @model_validator(mode="after")
@@ -412,6 +414,9 @@ class TrialConfig(StrictModel):
             raise ValueError("training.anneal: only the encoder segments works with any k; remove it")
         if training.anneal and training.anneal.start < codec.k:
             raise ValueError(f"training.anneal.start: below codec.k = {codec.k}; start at {codec.k} or above")
+        names = [*self.evaluation.conditions, *self.evaluation.confirm_conditions]
+        if codec.bottleneck == "vq" and (rounded := next(filter(bits_count, names), None)):
+            raise ValueError(f"evaluation: condition {rounded!r}: a vq codec sends codes, not numbers; remove it")
         if training.batch_size % self.workers:
             raise ValueError(f"training.batch_size: not a multiple of {self.workers} workers; change either")
         if training.epoch_samples < training.batch_size:

@@ -22,6 +22,7 @@ from m2ray.config.condition_names import (
     BUILT_IN,
     EXAMPLES,
     DependsOn,
+    bits_count,
     dropped_slot,
     facts_count,
     noise_scale,
@@ -29,7 +30,7 @@ from m2ray.config.condition_names import (
     text_limit,
     tokens_count,
 )
-from m2ray.evaluation import controls, rivals
+from m2ray.evaluation import controls, rivals, rounding
 from m2ray.evaluation.inputs import STREAM_STRIDE, ConditionInputs, Injection
 from m2ray.tasks.episodes import Episode, write_facts
 from m2ray.util import plugins
@@ -187,6 +188,7 @@ _WITH_PARAMETER: list[tuple[Callable[[str], Any], Callable[[ConditionInputs, Any
     (tokens_count, rivals.tokens, "slots"),
     (noise_scale, controls.noise, "slots"),
     (dropped_slot, drop, "checkpoint"),
+    (bits_count, rounding.bits, "checkpoint"),
     (scale_gate_of, scale_gate, "checkpoint"),
 ]
 

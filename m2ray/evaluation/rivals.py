@@ -7,7 +7,7 @@ import re
 from torch import Tensor
 
 from m2ray.evaluation.inputs import ConditionInputs, Injection
-from m2ray.receiver.conformance.opening import open_channel
+from m2ray.receiver.conformance.opening import open_channel, over_text
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import Episode, write_facts
 from m2ray.util.errors import UserError
@@ -31,7 +31,7 @@ def identity(inputs: ConditionInputs) -> Injection:
 
     They stand in the message's place, where P1 has its text, also for a codec with its slots before or after the
     prompt: in another place text itself gives other answers. Keys and values are sent in all layers, behind filler
-    tokens. A hidden state replaces only what follows its layer, so the message's tokens stand before it.
+    tokens. A hidden state enters after its layer only, so there the slots hold the message's tokens.
     """
     receiver = inputs.receiver
     if inputs.codec is not None and inputs.codec.config.channel != "embeddings":
@@ -40,7 +40,7 @@ def identity(inputs: ConditionInputs) -> Injection:
         receiver = open_channel(inputs.receiver, "kv")
         return Injection(None, _own_vectors(receiver, inputs), "message", channel=receiver.channel)
     texts = [episode.message for episode in inputs.episodes]
-    return Injection(texts, _own_vectors(receiver, inputs), "message", channel=receiver.channel)
+    return Injection(texts, _own_vectors(receiver, inputs), "message", channel=over_text(receiver))
 
 
 def tokens(inputs: ConditionInputs, count: int) -> Injection:

@@ -10,8 +10,9 @@ it like any other token, and at some of its modules the output at the slots' pos
 cache, in padded batches and with drafts, and gradients flow to them. Keys are those that `k_proj` writes: the
 receiver encodes their position itself, so that the same vectors can stand anywhere.
 
-No token attends to a slot in a layer for which it has no key and value: in a layer that the channel does not use,
-or where they are zeros. A `kv` slot of zeros thus holds no information at all.
+No other token attends to a slot where it would read the filler token: in layers for which a `kv` slot has no key
+and value, and up to the layer whose output a `hidden` slot replaces. Keys and values of zeros count as none, so that
+a `kv` slot of zeros holds no information at all.
 
 Shapes: B rows, T new columns, K slots, C columns that are attended to, D width of the channel, F entries of a
 part, L layers, N slots of all rows.
@@ -60,6 +61,7 @@ class Channel:
         unit: Mean norm of the receiver's own vectors in this channel: the unit of prefix norms.
         parts: How a vector is split; none for embeddings.
         every_layer: All layers of the receiver.
+        over_text: The slots hold a text's tokens instead of fillers, which other tokens attend to in every layer.
     """
 
     kind: Kind
@@ -68,6 +70,7 @@ class Channel:
     unit: float
     parts: tuple[Part, ...] = ()
     every_layer: tuple[nn.Module, ...] = ()
+    over_text: bool = False
 
     @property
     def part_widths(self) -> list[int]:
@@ -109,24 +112,26 @@ class Slots(NamedTuple):
             columns: New columns, from the first of which the slots' are counted.
             before: Columns of the KV cache before them.
         """
-        channel = self.channel
-        if channel.kind != "kv":
+        if self.channel.kind == "embeddings" or self.channel.over_text:
             return None
-        sent_LBK: dict[int, Tensor] = {}
-        each = torch.split(self.vectors_BKD.detach(), channel.part_widths, dim=-1)
-        for part, part_BKF in zip(channel.parts, each, strict=True):
-            nonzero_BK = (part_BKF != 0).any(-1)
-            sent_LBK[part.layer] = nonzero_BK | sent_LBK[part.layer] if part.layer in sent_LBK else nonzero_BK
-        nothing_BK = torch.zeros_like(self.columns_BK, dtype=torch.bool)
-        blocked_BLK = torch.stack(
-            [~sent_LBK.get(layer, nothing_BK) for layer in range(len(channel.every_layer))], dim=1
-        )
-        blocked_BLK = blocked_BLK & (self.columns_BK >= 0)[:, None]
+        blocked_BLK = ~self._readable() & (self.columns_BK >= 0)[:, None]
         if not bool(blocked_BLK.any()):
             return None
         places_BLK = self.columns_BK.clamp(min=0)[:, None].expand_as(blocked_BLK)
         counts_BLC = torch.zeros(*blocked_BLK.shape[:2], columns, device=blocked_BLK.device)
         return F.pad(counts_BLC.scatter_add(2, places_BLK, blocked_BLK.float()) > 0, (before, 0))
+
+    def _readable(self) -> Tensor:
+        """Return the layers in which attention to a slot reads its vector, [B, L, K]."""
+        channel, layers = self.channel, len(self.channel.every_layer)
+        readable_BLK = self.columns_BK.new_zeros(len(self.columns_BK), layers, self.columns_BK.shape[1]).bool()
+        if channel.kind == "hidden":
+            readable_BLK[:, channel.layers[0] + 1 :] = True
+            return readable_BLK
+        each = torch.split(self.vectors_BKD.detach(), channel.part_widths, dim=-1)
+        for part, part_BKF in zip(channel.parts, each, strict=True):
+            readable_BLK[:, part.layer] |= (part_BKF != 0).any(-1)
+        return readable_BLK
 
 
 def join_slots(each: Sequence[tuple[int, Slots | None]]) -> Slots | None:

@@ -51,6 +51,7 @@ class ChannelMeasurer:
         for place in PLACES:
             yield self._slots(place)
         yield self._decoding()
+        yield self._fillers()
         if self._channel.kind == "kv":
             yield self._zeros()
             if len(self._channel.layers) == len(self._channel.every_layer):
@@ -65,6 +66,15 @@ class ChannelMeasurer:
             ours = list(self._receiver.logits(layout, vectors_BKD, ANSWER))
             own = [self._own_answer(layout, row, vectors_BKD[row]) for row in range(len(ours))]
         return compared(f"slots {place}", layout.ids_BT.shape[1], ours, own, self._rows)
+
+    def _fillers(self) -> Measurement:
+        """Compare logits over one filler token with those over others."""
+        layout, vectors_BKD = self._layout("message"), self._vectors()
+        with torch.no_grad():
+            own, ours = (
+                list(self._receiver.logits(each, vectors_BKD, ANSWER)) for each in (layout, self._refilled(layout))
+            )
+        return compared("other filler tokens", layout.ids_BT.shape[1], ours, own, self._rows)
 
     def _zeros(self) -> Measurement:
         """Compare logits with slots of zeros, whatever their filler tokens, with those of rows without slots."""
@@ -224,9 +234,11 @@ def _overwritten(channel: Channel, columns_K: Tensor, vectors_KD: Tensor) -> Ite
         each = dict(zip(channel.parts, channel.split(vectors_KD), strict=True))
         for part, part_KF in each.items():
             hooks.callback(part.module.register_forward_hook(overwrite(part_KF)).remove)
-        for number, layer in enumerate(channel.every_layer if channel.kind == "kv" else ()):
+        for number, layer in enumerate(channel.every_layer):
             own = [part_KF for part, part_KF in each.items() if part.layer == number]
             silent_K = torch.stack([~part_KF.bool().any(1) for part_KF in own]).all(0) if own else columns_K >= 0
+            if channel.kind == "hidden":
+                silent_K = (columns_K >= 0) & (number <= channel.layers[0])
             if bool(silent_K.any()):
                 hook = layer.register_forward_pre_hook(hide(columns_K[silent_K]), with_kwargs=True)
                 hooks.callback(hook.remove)

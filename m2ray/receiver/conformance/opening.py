@@ -6,6 +6,7 @@ Shapes: T positions, D width of the channel, F entries of a part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,14 @@ def open_channel(receiver: Receiver, kind: Kind, layers: Sequence[int] | None = 
     if key not in receiver.opened:
         receiver.opened[key] = _open(receiver, kind, layers)
     return receiver.through(receiver.opened[key])
+
+
+def over_text(receiver: Receiver) -> Channel:
+    """Return a receiver's channel for slots that hold a text's tokens instead of fillers."""
+    channel = receiver.channel
+    if channel.kind == "embeddings":
+        return channel
+    return receiver.opened.setdefault((channel, "over text"), replace(channel, over_text=True))
 
 
 def _open(receiver: Receiver, kind: Kind, layers: Sequence[int] | None) -> Channel:
