@@ -5,6 +5,8 @@ Shapes: T positions, D width of the channel, F entries of a part.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,16 +15,20 @@ from torch import Tensor, nn
 
 from m2ray.receiver.channel import KEY, VALUE, Channel, Kind, Part, recording
 from m2ray.receiver.conformance.channel_paths import ChannelMeasurer
+from m2ray.receiver.conformance.kept import kept_file
 from m2ray.receiver.conformance.own_path import FAILURES, RandomRows
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import UserError, describe_error
+from m2ray.util.files import write_json
 
 MEASURED_TOKENS = 64  # of each random row
 FIRST_TOKENS = 4  # of a row, whose states may be far larger than all others
 
 
 def open_channel(receiver: Receiver, kind: Kind, layers: Sequence[int] | None = None) -> Receiver:
-    """Return a receiver whose slots are filled through a channel. It is tested once per process.
+    """Return a receiver whose slots are filled through a channel.
+
+    Its path is tested once; the result is kept in the user's cache, as that of the receiver's own check is.
 
     Args:
         receiver: The receiver.
@@ -63,12 +69,24 @@ def _open(receiver: Receiver, kind: Kind, layers: Sequence[int] | None) -> Chann
     try:
         modules = [pair for layer in chosen for pair in _modules(every[layer], kind, layer)]
         channel = _measure(receiver, kind, chosen, modules)
-        problem = ChannelMeasurer(receiver.through(channel)).problem()
+        problem = _kept_problem(receiver.through(channel))
     except FAILURES as error:
         problem = describe_error(error)
     if problem:
         raise _refusal(receiver, kind, problem)
     return channel
+
+
+def _kept_problem(receiver: Receiver) -> str:
+    """Return what a receiver does not read exactly in its channel, from the cache or measured now."""
+    file = kept_file(receiver, [receiver.channel.kind, *receiver.channel.layers])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(file.read_bytes())["problem"])
+    problem = ChannelMeasurer(receiver).problem()
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not a result
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"problem": problem})
+    return problem
 
 
 def _refusal(receiver: Receiver, kind: Kind, why: str) -> UserError:
