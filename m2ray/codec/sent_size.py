@@ -21,10 +21,11 @@ def sent_size(codec: Codec, messages: Sequence[str]) -> dict[str, float]:
     """Return what a message costs, as columns of the leaderboard.
 
     Returns:
-        bytes: what the codec sends: its codes, or its vectors in the receiver's own precision. numbers: the numbers
-        in these vectors; left out for codes. text_bytes: the message as text, mean over `messages`. prefill_saved:
-        floating-point operations that B saves against the text, two for each weight of its layers and token that it
-        need not run; attention is not counted, and slots of the channel `kv` need no run.
+        bytes: what the codec sends: its codes, or its vectors in the receiver's own precision.
+        numbers: the numbers in these vectors; left out for codes.
+        text_bytes: the message as text, mean over `messages`.
+        prefill_saved: floating-point operations that B saves against the text, two for each weight of its layers
+            and token that it need not run. Attention is not counted. Slots of the channel `kv` need no run.
     """
     receiver, config = codec.receiver, codec.config
     numbers = config.k * codec.width

@@ -33,7 +33,15 @@ IDENTITY = "identity"
 TABLE_ORDER = tuple(sorted(NAMES, key=IDENTITY.__eq__))  # identity last: it checks the setting, not a codec
 # Words in a configuration for conditions whose parameter follows from it: see `TrialConfig.conditions_on`.
 WORDS = ("facts", "tokens", "drop")
-EXAMPLES = ("facts-1", "tokens-8", "text-16", "noise-1", "drop-1", "bits-8", "scale_gate=0.5")  # names with a parameter
+EXAMPLES = (
+    "facts-1",
+    "tokens-8",
+    "text-16",
+    "noise-1",
+    "drop-1",
+    "bits-8",
+    "scale_gate=0.5",
+)  # names with a parameter
 
 _COUNT = r"([1-9][0-9]{0,17})"
 _NUMBER = r"([0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,3})?)"

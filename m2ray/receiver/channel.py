@@ -11,8 +11,8 @@ cache, in padded batches and with drafts, and gradients flow to them. Keys are t
 receiver encodes their position itself, so that the same vectors can stand anywhere.
 
 No other token attends to a slot where it would read the filler token: in layers for which a `kv` slot has no key
-and value, and up to the layer whose output a `hidden` slot replaces. Keys and values of zeros count as none, so that
-a `kv` slot of zeros holds no information at all.
+and value, and up to the layer whose output a `hidden` slot replaces. Keys and values of zeros count as none, so
+that a `kv` slot of zeros holds no information at all.
 
 Shapes: B rows, T new columns, K slots, C columns that are attended to, D width of the channel, F entries of a
 part, L layers, N slots of all rows.

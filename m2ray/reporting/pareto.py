@@ -75,9 +75,7 @@ def draw_pareto(runs: Sequence[JudgedRun], styles: Mapping[str, LineStyle]) -> A
         low = [rate - 100 * span[0] for rate, span in zip(rates, spans, strict=True)]
         high = [100 * span[1] - rate for rate, span in zip(rates, spans, strict=True)]
         sizes = [point.bytes for point in own]
-        axes.errorbar(
-            sizes, rates, [low, high], fmt=style.marker, color=style.colour, ms=5, lw=1.2, label=sender
-        )
+        axes.errorbar(sizes, rates, [low, high], fmt=style.marker, color=style.colour, ms=5, lw=1.2, label=sender)
     best = front(points)
     axes.step(
         [point.bytes for point in best],

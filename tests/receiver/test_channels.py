@@ -82,6 +82,16 @@ def test_a_change_of_the_message_changes_no_logit_while_the_vectors_stay(mini, c
     assert torch.equal(*logits)
 
 
+@pytest.mark.parametrize(("channel", "layers"), CHANNELS)
+def test_no_token_reads_the_filler_of_a_slot(mini, channel, layers):
+    receiver = open_channel(mini, channel, layers)
+    episodes = drawn(4)
+    vectors_BKD = own_vectors(receiver, episodes, 3)
+    layout, answer = receiver.layout(episodes, 3), len(receiver.answer_frame(episodes[0].level).ids_A)
+    others = layout._replace(ids_BT=layout.ids_BT.scatter(1, layout.slots_BK, receiver.tokens("3")[0]))
+    assert torch.equal(*(receiver.logits(each, vectors_BKD, answer) for each in (layout, others)))
+
+
 @pytest.mark.parametrize("layers", [None, [0, 2]])
 def test_slots_of_zeros_in_kv_are_as_if_only_the_positions_were_there(mini, layers):
     receiver = open_channel(mini, "kv", layers)
@@ -141,8 +151,8 @@ SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "m
         (
             transformers.DeepseekV3Config(
                 intermediate_size=64, moe_intermediate_size=16, n_routed_experts=4, num_experts_per_tok=2,
-                n_group=1, topk_group=1, first_k_dense_replace=2, kv_lora_rank=16, q_lora_rank=16, qk_rope_head_dim=8,
-                v_head_dim=8, qk_nope_head_dim=8, num_key_value_heads=4, **SIZES,
+                n_group=1, topk_group=1, first_k_dense_replace=2, kv_lora_rank=16, q_lora_rank=16,
+                qk_rope_head_dim=8, v_head_dim=8, qk_nope_head_dim=8, num_key_value_heads=4, **SIZES,
             ),
             "layer 0 has 0 modules k_proj",
         ),
