@@ -18,7 +18,7 @@ import optuna
 from m2ray.config.axis import Axis, Scalar
 from m2ray.config.settings import OPTION, is_set, overlap, with_settings
 from m2ray.config.space import Point, Space
-from m2ray.config.trial import TrialConfig
+from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import load_yaml, read_yaml, validate
 from m2ray.util.trees import get_key, merge_trees, set_key
@@ -55,7 +55,8 @@ class Plan:
         self.added_seeds: list[int] = []
         self.base = self.space.trial
         # What `when` is compared with: a key that the file omits has its default. Losses have no defaults.
-        self._defaults = merge_trees(TrialConfig().model_dump(exclude={"losses"}), self.base)
+        defaults = {**TrialConfig().model_dump(exclude={"losses"}), "codec": dict(CodecConfig())}
+        self._defaults = merge_trees(defaults, self.base)
         # Fails if an axis names a key below a plain value of `trial`.
         self._with(self.base, dict.fromkeys(space.axes), "trial")
         self.checked = self._check_axes()

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from m2ray.config.condition_names import (
     NAMES,
     WORDS,
+    bits_count,
     drop_name,
     facts_name,
     has_parameter,
@@ -38,6 +47,22 @@ class CodecConfig(StrictModel):
     """The codec: the encoder, the bottleneck of the latent, and the scale of the prefix."""
 
     encoder: Encoder = "segments"
+    channel: Annotated[
+        Literal["embeddings", "kv", "hidden"],
+        Field(
+            description="where the vectors enter the receiver: as input embeddings; as keys and values of some "
+            "layers; or as hidden states after one layer"
+        ),
+    ] = "embeddings"
+    channel_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
+        Field(
+            strict=False,
+            min_length=1,
+            description="layers of the channel, counted from 0. kv: those that get keys and values, default all. "
+            "hidden: the one whose output is replaced",
+        ),
+    ] = None
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
     place: Annotated[
         Literal["message", "before", "after"], Field(description="where they stand in B's prompt")
@@ -65,11 +90,56 @@ class CodecConfig(StrictModel):
         ),
     ] = "norm"
     scale_gate: Annotated[
-        Positive, Field(description="initial prefix norm over mean token-embedding norm; learned")
+        Positive,
+        Field(
+            description="initial prefix norm over the mean norm of the receiver's own vectors in the channel "
+            "(token embeddings); learned"
+        ),
     ] = 1.5
     bottleneck: Literal["none", "vq"] = "none"
     codebook: Annotated[int, Field(ge=2, le=65536, description="vq: codes per group")] = 512
     groups: Annotated[int, Field(ge=1, le=64, description="vq: codes per slot; each covers a share of D")] = 1
+
+    @field_validator("channel_layers", mode="before")
+    @classmethod
+    def _one_layer(cls, layers: Any) -> Any:
+        # An axis of a space searches numbers, not lists.
+        return [layers] if isinstance(layers, int) and not isinstance(layers, bool) else layers
+
+    @field_validator("channel_layers")
+    @classmethod
+    def _in_order(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers and list(layers) != sorted(set(layers)):
+            raise ValueError(f"{list(layers)}: name each layer once, in ascending order")
+        return layers
+
+    @model_validator(mode="after")
+    def _fit_channel(self) -> CodecConfig:
+        layers = self.channel_layers
+        if self.channel == "embeddings" and layers is not None:
+            raise ValueError("channel_layers: the channel embeddings has none; remove it, or set channel")
+        if self.channel == "hidden" and (layers is None or len(layers) != 1):
+            raise ValueError("channel_layers: the channel hidden needs exactly one layer, such as [4]")
+        if self.channel != "embeddings" and self.start != "words":
+            raise ValueError("start: only the channel embeddings uses it; remove it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the channel `embeddings`, so that digests and records of such codecs stay the same."""
+        tree: dict[str, Any] = handler(self)
+        if tree.get("channel") == "embeddings":
+            del tree["channel"]
+        if tree.get("channel_layers", ...) is None:
+            del tree["channel_layers"]
+        return tree
+
+    @property
+    def slots_at(self) -> str:
+        """The slots' place and channel, as rows name them: `message`, `after kv`, `message hidden 3`."""
+        if self.channel == "embeddings":
+            return self.place
+        return " ".join([self.place, self.channel, ",".join(map(str, self.channel_layers or ()))]).rstrip()
 
 
 class Anneal(StrictModel):
@@ -236,12 +306,17 @@ class TrialConfig(StrictModel):
                     raise ValueError(f"losses.{name}: needs codec.bottleneck: vq; set that or remove the loss")
         if losses.slots and codec.encoder != "segments":
             raise ValueError("losses.slots: only the encoder segments has slots for words; remove it")
+        if losses.slots and codec.channel != "embeddings":
+            raise ValueError("losses.slots: needs codec.channel: embeddings, whose slots have states; remove it")
         if codec.start != "words" and codec.encoder != "segments":
             raise ValueError("codec.start: only the encoder segments uses it; remove it")
         if training.anneal and codec.encoder != "segments":
             raise ValueError("training.anneal: only the encoder segments works with any k; remove it")
         if training.anneal and training.anneal.start < codec.k:
             raise ValueError(f"training.anneal.start: below codec.k = {codec.k}; start at {codec.k} or above")
+        names = [*self.evaluation.conditions, *self.evaluation.confirm_conditions]
+        if codec.bottleneck == "vq" and (rounded := next(filter(bits_count, names), None)):
+            raise ValueError(f"evaluation: condition {rounded!r}: a vq codec sends codes, not numbers; remove it")
         if training.batch_size % self.workers:
             raise ValueError(f"training.batch_size: not a multiple of {self.workers} workers; change either")
         if training.epoch_samples < training.batch_size:

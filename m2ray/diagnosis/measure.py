@@ -35,6 +35,7 @@ from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.runner import answer_episodes
 from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
+from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import reference_nll, value_nll
 from m2ray.tasks.answers import verify
@@ -126,7 +127,7 @@ def describe(
         "level": trial.task.name,
         "encoder": slots.encoder,
         "k": slots.k,
-        "place": slots.place,
+        "place": slots.slots_at,
         "n": len(episodes),
         "seeds": f"{episodes[0].seed}:{episodes[-1].seed + 1}",
     }
@@ -164,8 +165,8 @@ def fit_probes(
 
 
 def prefix_norms(inputs: ConditionInputs) -> Norms:
-    """Return the norms of the codec's prefix vectors over the mean token-embedding norm."""
-    norm_S = inputs.prefixes_EKD.float().norm(dim=-1).flatten().cpu().numpy() / inputs.receiver.embedding_norm
+    """Return the norms of the codec's prefix vectors over the channel's unit, such as the mean embedding norm."""
+    norm_S = inputs.prefixes_EKD.float().norm(dim=-1).flatten().cpu().numpy() / inputs.view.channel.unit
     low, high = np.quantile(norm_S, [0.05, 0.95])
     return Norms(float(norm_S.mean()), float(low), float(high), float(inputs.tested_codec.scale_gate.detach()))
 
@@ -188,7 +189,7 @@ def answer_nll_parts(
 
     All episodes have the same number of slots.
     """
-    digits, others = [], []
+    digits, others, reader = [], [], injection.reader(receiver)
     for start in range(0, len(episodes), batch_size):
         chunk = slice(start, start + batch_size)
         batch, prefix_BKD = episodes[chunk], None
@@ -197,8 +198,8 @@ def answer_nll_parts(
             prefix_BKD = torch.stack(list(injection.prefixes[chunk]))
             texts = prefix_BKD.shape[1]
         references = receiver.references(batch)
-        layout = receiver.layout(batch, texts, injection.place)
-        nll_BA = reference_nll(receiver.logits(layout, prefix_BKD, references.length), references)
+        layout = reader.layout(batch, texts, injection.place)
+        nll_BA = reference_nll(reader.logits(layout, prefix_BKD, references.length), references)
         digits.append(references.value_mean(nll_BA).cpu())
         format_BA = references.mask_BA & ~references.values_BA
         others.append(((nll_BA * format_BA).sum(1) / format_BA.sum(1)).cpu())
@@ -247,6 +248,7 @@ def free_vector_success(
 
     B decodes greedily, whatever the temperature of the evaluation.
     """
+    receiver = open_channel(receiver, slots.channel, slots.channel_layers)
     fit = free_vectors(receiver, episodes, slots.k, slots.place, max_new_tokens=trial.evaluation.max_new_tokens)
     digits_E = value_nll(receiver, episodes, slots.k, fit.vectors_EKD, slots.place)
     return Success(sum(fit.solved), len(fit.solved), float(digits_E.mean())), sum(fit.converged)

@@ -60,7 +60,7 @@ def count_work(plan: Plan) -> Work:
         "select": seeds * min(space.judge.select, trials),
         "confirm": seeds * (len(plan.points) + min(space.judge.confirm, trials)),
     }
-    slots = len({(c.codec.k, c.codec.place) for c in plan.all})
+    slots = len({(c.codec.k, c.codec.slots_at) for c in plan.all})
     jobs = answers = constant_samples = 0
     source = open_source(example.task)
     for split in EVALUATION_SPLITS:
@@ -81,7 +81,7 @@ def count_work(plan: Plan) -> Work:
 def _constant_samples(plan: Plan, configurations: int) -> int:
     """Return the most samples that train the content-free prefixes of so many configurations."""
     distinct = {
-        (config.codec.k, config.codec.place, config.constant_samples, config.training.batch_size)
+        (config.codec.k, config.codec.slots_at, config.constant_samples, config.training.batch_size)
         for config in plan.all
     }
     return sum(sorted((samples for _, _, samples, _ in distinct), reverse=True)[:configurations])

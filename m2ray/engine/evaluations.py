@@ -15,7 +15,7 @@ from m2ray.engine.evaluator_pool import FinishedJob, Pool
 from m2ray.engine.jobs import EvaluationJob, evaluation_jobs, receiver_job
 from m2ray.engine.progress import Progress
 from m2ray.evaluation.conditions import get_condition
-from m2ray.evaluation.row_scope import row_scope
+from m2ray.evaluation.row_scope import row_scope, scope_kind
 from m2ray.evaluation.rows import FAILED, RowStore, write_rows
 
 # Columns of rows that tell evaluations apart, each of one condition.
@@ -80,7 +80,8 @@ class Evaluations:
     @staticmethod
     def _key(job: EvaluationJob, name: str, checkpoint: CheckpointId | None) -> tuple[object, ...]:
         codec = job.trial.codec
-        scope = row_scope(get_condition(name).depends_on, checkpoint, codec.k, codec.place)
+        kind = scope_kind(name, get_condition(name).depends_on, codec.slots_at)
+        scope = row_scope(kind, checkpoint, codec.k, codec.slots_at)
         columns = {**scope._asdict(), "split": job.split, "decoding": job.trial.evaluation.decoding}
         return tuple({**columns, "condition": name}[column] for column in KEY)
 

@@ -17,6 +17,7 @@ from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob, run_diagnosis
 from m2ray.evaluation.conditions import derangement, get_condition
 from m2ray.evaluation.row_cache import cached_rows
+from m2ray.evaluation.row_scope import scope_kind
 from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
@@ -56,9 +57,10 @@ def evaluation_jobs(
 
     `constant` is a job of its own: it may have to wait for a training. The arguments are those of `EvaluationJob`.
     """
-    names = trial.conditions_on(split)
+    names, place = trial.conditions_on(split), trial.codec.slots_at
+    kinds = {name: scope_kind(name, get_condition(name).depends_on, place) for name in names}
     for depends_on in get_args(DependsOn):
-        group = tuple(n for n in names if n != "constant" and get_condition(n).depends_on == depends_on)
+        group = tuple(name for name in names if name != "constant" and kinds[name] == depends_on)
         if group:
             own = None if depends_on == "receiver" else folder
             yield EvaluationJob(trial, split, group, own, constants, seeds)

@@ -17,6 +17,7 @@ from m2ray.engine.cost_estimate import count_work, estimate_minutes
 from m2ray.engine.jobs import receiver_job, run_evaluation
 from m2ray.evaluation.conditions import check_runnable, derangement
 from m2ray.evaluation.runner import check_no_leak
+from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
@@ -66,6 +67,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
 def _check_codecs(plan: Plan, receiver: Receiver) -> None:
     for config in plan.all:
         check_layers(config, receiver)
+        open_channel(receiver, config.codec.channel, config.codec.channel_layers)
         if config.codec.k + 1 >= receiver.max_positions:
             raise UserError(
                 f"codec.k: {config.codec.k} slots exceed the context of {receiver.name}, "

@@ -22,6 +22,7 @@ from m2ray.config.condition_names import (
     BUILT_IN,
     EXAMPLES,
     DependsOn,
+    bits_count,
     dropped_slot,
     facts_count,
     noise_scale,
@@ -29,7 +30,7 @@ from m2ray.config.condition_names import (
     text_limit,
     tokens_count,
 )
-from m2ray.evaluation import controls, rivals
+from m2ray.evaluation import controls, rivals, rounding
 from m2ray.evaluation.inputs import STREAM_STRIDE, ConditionInputs, Injection
 from m2ray.tasks.episodes import AnyEpisode, write_facts
 from m2ray.tasks.text_episodes import TextEpisode
@@ -161,7 +162,7 @@ def _check_slot(slot: int, k: int) -> None:
 
 
 def scale_gate(inputs: ConditionInputs, gate: float) -> Injection:
-    """Inject the right message's prefix at another norm: `gate` times the mean token-embedding norm."""
+    """Inject the right message's prefix at another norm: `gate` times the channel's unit."""
     with torch.no_grad():
         return inputs.inject(inputs.tested_codec.decode(inputs.latents_EKD, gate).prefix_BKD)
 
@@ -200,6 +201,7 @@ _WITH_PARAMETER: list[tuple[Callable[[str], Any], Callable[[ConditionInputs, Any
     (tokens_count, rivals.tokens, "slots"),
     (noise_scale, controls.noise, "slots"),
     (dropped_slot, drop, "checkpoint"),
+    (bits_count, rounding.bits, "checkpoint"),
     (scale_gate_of, scale_gate, "checkpoint"),
 ]
 

@@ -22,7 +22,7 @@ from m2ray.evaluation.conditions import build_injection, get_condition
 from m2ray.evaluation.confirm_ledger import cluster_digest
 from m2ray.evaluation.facts_read import FactReader
 from m2ray.evaluation.inputs import ConditionInputs, Injection
-from m2ray.evaluation.row_scope import row_scope
+from m2ray.evaluation.row_scope import row_scope, scope_kind
 from m2ray.evaluation.rows import SCHEMA
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import choose_answers
@@ -68,7 +68,7 @@ def evaluate(
     for episode in episodes:
         receiver.tokens(episode.message)  # refuses a message that the tokenizer cannot represent
     inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
-    k, place = (codec.config.k, codec.config.place) if codec is not None else (0, "")
+    k, place = (codec.config.k, codec.config.slots_at) if codec is not None else (0, "")
     facts = FactReader(episodes, receiver.style.answer)
     clusters = [cluster_digest(episode) for episode in episodes]
     frames = []
@@ -80,7 +80,7 @@ def evaluate(
         outcomes = [
             verify(e, text, receiver.style.answer) for e, text in zip(episodes, answers.texts, strict=True)
         ]
-        scope = row_scope(get_condition(name).depends_on, checkpoint, k, place)
+        scope = row_scope(scope_kind(name, get_condition(name).depends_on, place), checkpoint, k, place)
         columns: dict[str, Any] = {
             **scope._asdict(),
             "receiver": receiver.digest,
@@ -119,6 +119,8 @@ def answer_episodes(
     """Run episodes under an injection."""
     answers = Answers([""] * len(episodes), torch.zeros(len(episodes)), [False] * len(episodes))
 
+    reader = injection.reader(receiver)
+
     def run_batch(slots: int, picked: Sequence[int]) -> None:
         batch = [episodes[i] for i in picked]
         texts: list[str] | int = slots
@@ -129,12 +131,12 @@ def answer_episodes(
             texts = [injection.texts[i] for i in picked]
         chooses = [e for e in batch if isinstance(e, TextEpisode) and e.rules.choose]
         if chooses:
-            chosen = choose_answers(receiver, chooses, texts, prefix_BKD, injection.place)
+            chosen = choose_answers(reader, chooses, texts, prefix_BKD, injection.place)
             for i, text in zip(picked, chosen.texts, strict=True):
                 answers.texts[i] = text
             answers.nll_E[list(picked)] = chosen.nll_B
             return
-        decoded = receiver.generate_and_score(
+        decoded = reader.generate_and_score(
             batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
         )
         for i, text, truncated in zip(picked, decoded.texts, decoded.truncated, strict=True):

@@ -30,7 +30,8 @@ def search_score(
         score: the smaller of gain_P0 and gain_shuffle, in `unit`; search_nll, nats per value under the right
         message; episode_nll, the same per episode; and search_success, where the score is a probability.
     """
-    prefixes_EKD = ConditionInputs(receiver, episodes, codec, None, config.batch_size).prefixes_EKD
+    inputs = ConditionInputs(receiver, episodes, codec, None, config.batch_size)
+    prefixes_EKD, receiver = inputs.prefixes_EKD, inputs.view
     partners, place, k = derangement(episodes), codec.config.place, codec.config.k
     nll: dict[str, list[float]] = {"normal": [], "shuffle": [], "P0": []}
     success: dict[str, list[float]] = {name: [] for name in nll}

@@ -61,7 +61,8 @@ class Receiver(FrozenModel):
         ids_BT = layout.ids_BT[rows_B1, columns_BT]
         embeds_BTD = self._embed_ids(ids_BT, slots_BK, prefix_BKD)
         lengths = (answer_B + answer_len - int(not states)).tolist()
-        return ForwardRequest(embeds_BTD, ids_BT, lengths, layout.cached_tokens(), states, grad)
+        slots = self.slots(slots_BK, prefix_BKD)
+        return ForwardRequest(embeds_BTD, ids_BT, lengths, layout.cached_tokens(), states, grad, slots=slots)
 
     def gather_answer(self, layout: Layout, answer_len: int, output: ForwardOutput) -> AnswerOutput:
         """Return the logits of the answer and, where requested, the hidden states after the message's place.
@@ -106,6 +107,16 @@ class Receiver(FrozenModel):
         lengths = messages.mask_BT.sum(dim=1).tolist()
         cached = self._tokens_before(episodes, "message")
         return ForwardRequest(messages.embeds_BTD.to(self.dtype), messages.ids_BT, lengths, cached, True, False)
+
+    @torch.no_grad()
+    def message_vectors(self, episodes: Sequence[AnyEpisode]) -> list[Tensor]:
+        """Return the model's own vectors in its channel at the tokens of messages in their place, [T, D] each."""
+        rows = [self.tokens(episode.message) for episode in episodes]
+        if self.channel.kind == "embeddings":
+            return self.own_vectors(rows)
+        request = self.message_request(episodes, self.encode_token_ids(rows))._replace(states=self.channel)
+        (output,) = self.forward([request])
+        return [own_TD[: len(row)] for row, own_TD in zip(rows, output.hidden[0], strict=True)]
 
     def _tokens_before(self, episodes: Sequence[AnyEpisode], place: Place) -> list[list[int]]:
         prompts = [self.prompt_ids(episode) for episode in episodes]
@@ -218,7 +229,11 @@ class Receiver(FrozenModel):
         drafts = references.ids_BA.tolist()
         seeds = [seed * SEED_STRIDE + episode.seed for episode in episodes]
         prompts = Prompts(
-            self.embed(layout, prefix_BKD), layout.ids_BT, layout.answer_B.tolist(), layout.cached_tokens()
+            self.embed(layout, prefix_BKD),
+            layout.ids_BT,
+            layout.answer_B.tolist(),
+            layout.cached_tokens(),
+            self.slots(layout.slots_BK, prefix_BKD),
         )
         return self.decode_prompts(prompts, drafts, keeps, seeds, temperature, max_new_tokens, ends)
 
@@ -293,8 +308,11 @@ class Receiver(FrozenModel):
         columns_P = torch.arange(longest, device=self.device)
         mask_BT = torch.cat([columns_P >= longest - cached_B[:, None], shift_BT >= 0], dim=1)
         arguments |= {"position_ids": source_BT, "attention_mask": mask_BT, "use_cache": True}
-        output = self.causal.run(embeds_BTD, prompts.ids_BT.gather(1, source_BT), **arguments)
-        return Prefill(output.cache, output.last_BTD[:, -1 - drafted :], mask_BT, lengths_B)
+        slots = None if prompts.slots is None else prompts.slots.shifted(length - rest_B - cached_B)
+        blocked_BLT = None if slots is None else slots.blocked_columns(length, before=longest)
+        ids_BT = prompts.ids_BT.gather(1, source_BT)
+        output = self.causal.run(embeds_BTD, ids_BT, False, slots, blocked_BLT, **arguments)
+        return Prefill(output.cache, output.last_BTD[:, -1 - drafted :], mask_BT, lengths_B, blocked_BLT)
 
     def _read_from_the_start(
         self, prompts: Prompts, rows: Sequence[int], following: Sequence[Sequence[int]]
@@ -302,7 +320,9 @@ class Receiver(FrozenModel):
         """Return the last hidden states of some prompts and the tokens that follow each."""
         whole = self._followed(prompts, rows, following)
         nothing: list[list[int]] = [[] for _ in rows]
-        request = ForwardRequest(whole.embeds_BTD, whole.ids_BT, whole.lengths, nothing, False, grad=False)
+        request = ForwardRequest(
+            whole.embeds_BTD, whole.ids_BT, whole.lengths, nothing, False, grad=False, slots=whole.slots
+        )
         (output,) = self.forward([request])
         return output.last_BTD
 
@@ -321,7 +341,8 @@ class Receiver(FrozenModel):
         prompt_BTD = prompts.embeds_BTD[list(rows), : ids_BT.shape[1]]
         prompt_BTD = F.pad(prompt_BTD, (0, 0, 0, ids_BT.shape[1] - prompt_BTD.shape[1]))
         embeds_BTD = torch.where(own_BT[..., None], prompt_BTD, embeds_BTD)
-        return Prompts(embeds_BTD, ids_BT, list(map(len, ids)), [prompts.cached[row] for row in rows])
+        slots = None if prompts.slots is None else prompts.slots.pick(rows)
+        return Prompts(embeds_BTD, ids_BT, list(map(len, ids)), [prompts.cached[row] for row in rows], slots)
 
     def text(self, row: Sequence[int]) -> str:
         """Return the text of decoded tokens up to the first that ends an answer."""

@@ -22,7 +22,7 @@ def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig,
     Args:
         receiver: The receiver that reads it.
         trial: The configuration under test: its task, splits, number of samples and batch size apply.
-        slots: The codec under test: the prefix gets its k and place.
+        slots: The codec under test: the prefix gets its k, place and channel.
         root: Folder in which such prefixes are kept.
     """
     config = constant_config(trial, slots).model_copy(update={"receiver": receiver.name})
@@ -49,7 +49,15 @@ def constant_config(trial: TrialConfig, slots: CodecConfig) -> TrialConfig:
         receiver=trial.receiver,
         task=trial.task,
         splits=trial.splits,
-        codec=CodecConfig(encoder="constant", k=slots.k, place=slots.place, calibration="norm", scale_gate=1.0),
+        codec=CodecConfig(
+            encoder="constant",
+            channel=slots.channel,
+            channel_layers=slots.channel_layers,
+            k=slots.k,
+            place=slots.place,
+            calibration="norm",
+            scale_gate=1.0,
+        ),
         losses=Losses(ce=CrossEntropyTerm()),
         training=TrainingConfig(epochs=1, epoch_samples=samples, batch_size=batch_size, lr=2e-2, weight_decay=0.0),
         evaluation=EvaluationConfig(batch_size=batch_size),

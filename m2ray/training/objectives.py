@@ -20,6 +20,7 @@ from m2ray.codec.encoders import sinusoidal_positions
 from m2ray.codec.prefix_statistics import mean_cosine
 from m2ray.config.objectives import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm
 from m2ray.config.trial import TrialConfig
+from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.model.requests import AnswerOutput
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.references import References
@@ -68,14 +69,15 @@ class Heads(nn.Module):
     def __init__(self, config: TrialConfig, receiver: Receiver) -> None:
         super().__init__()
         losses, self.k, width = config.losses, config.codec.k, receiver.width
-        flat = self.k * width
+        slot = open_channel(receiver, config.codec.channel, config.codec.channel_layers).channel.width
+        flat = self.k * slot
         self.rebuild = self.tokens = self.critic = None
         if losses.reconstruction:
             self.rebuild = nn.Sequential(nn.Linear(flat, 512), nn.GELU(), nn.Linear(512, width))
         if losses.reconstruction_tokens:
             self.tokens = nn.ModuleDict(
                 {
-                    "slots": nn.Linear(width, self.WIDTH),
+                    "slots": nn.Linear(slot, self.WIDTH),
                     "decoder": nn.TransformerDecoderLayer(self.WIDTH, 4, 256, 0.0, "gelu", batch_first=True),
                     "out": nn.Linear(self.WIDTH, len(receiver.embedding_ND)),
                 }

@@ -22,6 +22,7 @@ from m2ray.codec.codec import Codec, CodecOutput
 from m2ray.codec.encoders import Segments, mean_state
 from m2ray.codec.prefix_statistics import prefix_metrics
 from m2ray.config.trial import TrialConfig
+from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.layout import Layout
 from m2ray.receiver.model.kv_cache import autocast_dtype
 from m2ray.receiver.model.requests import AnswerOutput, EncodedMessage, ForwardOutput, ForwardRequest
@@ -52,7 +53,8 @@ class CodecLoss(nn.Module):
         super().__init__()
         self.codec, self.heads = codec, heads
         self.config = config
-        self._receiver = (receiver,)  # in a tuple: frozen, not part of this module
+        # In a tuple: frozen, not part of this module.
+        self._receiver = (open_channel(receiver, config.codec.channel, config.codec.channel_layers),)
         self.rows_at_once: int | None = None
 
     def forward(self, batch: Sequence[AnyEpisode], k: int, step: int, log: bool) -> Loss:
@@ -95,7 +97,7 @@ class CodecLoss(nn.Module):
         total, metrics = weighted_sum(signals, losses, step, steps)
         metrics |= gaps
         if log:
-            metrics |= prefix_metrics(everything, receiver.embedding_norm)
+            metrics |= prefix_metrics(everything, receiver.channel.unit)
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def _slot_states(
@@ -169,10 +171,10 @@ class CodecLoss(nn.Module):
         known = {key: cache[key] for key in keys if key in cache}
         if new := [key[0] for key in keys if key not in known]:
             layout: Layout = receiver.layout(new, k, place)
-            zeros_BKD = torch.zeros(len(new), k, receiver.width, device=receiver.device)
+            zeros_BKD = torch.zeros(len(new), k, receiver.channel.width, device=receiver.device)
             references = receiver.references(new)
             request = receiver.answer_request(layout, zeros_BKD, references.length, False, grad=False)
-            output = yield request._replace(key=("null", k, place, *new))
+            output = yield request._replace(key=("null", k, place, receiver.channel, *new))
             with torch.no_grad():
                 logits_BAW = receiver.gather_answer(layout, references.length, output).logits_BAW
                 nll_BA = reference_nll(logits_BAW, references)
@@ -230,10 +232,15 @@ def run_batched(
     for i in range(len(generators)):
         advance(i, None)
     while waiting:
-        kind = next((request.states, request.grad) for request in waiting.values())
-        alike = {i: waiting.pop(i) for i in list(waiting) if (waiting[i].states, waiting[i].grad) == kind}
+        kind = next(_kind(request) for request in waiting.values())
+        alike = {i: waiting.pop(i) for i in list(waiting) if _kind(waiting[i]) == kind}
         unique = {i if request.key is None else request.key: request for i, request in alike.items()}
         outputs = dict(zip(unique, receiver.forward(list(unique.values()), rows_at_once), strict=True))
         for i, request in alike.items():
             advance(i, outputs[i if request.key is None else request.key])
     return [results[i] for i in range(len(generators))]
+
+
+def _kind(request: ForwardRequest) -> tuple[object, ...]:
+    """Return what requests have in common that run in one batch."""
+    return request.states, request.grad, request.slots.channel if request.slots else None

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from m2ray.codec.checkpoints import TASK_FILE
+from m2ray.codec.checkpoints import SENT, TASK_FILE
+from m2ray.codec.sent_size import sent_size
 from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors, training_tensors
 from m2ray.codec.untrained import untrained_codec
 from m2ray.config.trial import TrialConfig
@@ -251,6 +252,8 @@ class Trainer:
             record = {**self.about, "seed": self.seed, "step": self.step, "trial": self.config.model_dump()}
             if self._task_file:
                 record[TASK_FILE] = self._task_file
+            messages = [episode.message for episode in self.search_episodes]
+            record[SENT] = sent_size(self.loss_module.codec, messages)
             kept = {name: value for name, value in metrics.items() if name != "episode_nll"}
             self.loss_module.codec.save(checkpoint, {**record, "receiver": self.receiver.name, "metrics": kept})
             write_json(self.folder / "history.json", self.history)

@@ -13,7 +13,8 @@
 5. adapt        scripts/adapt_and_sweep.py for SmolLM2-135M
 
 Each step writes FOLDER/STEP.json and exits with 0 (done), 75 (time is up: the same command continues) or 1
-(failed). Steps 4 and 5 need fetched receivers. `--device cpu --tiny` rehearses a step on random receivers and few samples.
+(failed). Steps 4 and 5 need fetched receivers. `--device cpu --tiny` rehearses a step on random receivers and few
+samples.
 What a bare machine needs is carried there by `gpu_carry.py`.
 """
 

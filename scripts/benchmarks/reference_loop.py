@@ -31,7 +31,8 @@ def encode_message(receiver: Receiver, message: str) -> EncodedMessage:
     ids_1T = torch.tensor([receiver.tokens(message)], device=receiver.device)
     with torch.no_grad():
         states = receiver.model(ids_1T, use_cache=False, output_hidden_states=True).hidden_states
-    return EncodedMessage(ids_1T, torch.ones_like(ids_1T, dtype=torch.bool), states[0], states[1], states[-1])
+    mask_1T = torch.ones_like(ids_1T, dtype=torch.bool)
+    return EncodedMessage(ids_1T, mask_1T, states[0], states[1], states[-1], own_BTD=states[0])
 
 
 def nll_per_token(receiver: Receiver, episode: Episode, prefix_KD: Tensor, place: Place) -> Tensor:

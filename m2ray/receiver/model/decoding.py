@@ -7,7 +7,7 @@ without, greedy or sampled. Answers of one task differ in a few values, so a few
 How the passes are run is up to a `Reader`: with a KV cache, or from the first token each time.
 
 Shapes: B rows, T columns of the cache, G draft tokens, S rows that still agree, F tokens fed per row, D width,
-V tokens that carry the answer, W words of the vocabulary.
+L layers, V tokens that carry the answer, W words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from m2ray.receiver.model.causal_model import CausalModel
 
@@ -44,6 +45,7 @@ class Prefill(NamedTuple):
     states_BGD: Tensor  # last hidden states at the prompt's last token and at each draft token
     mask_BT: Tensor
     lengths_B: Tensor  # of the prompts
+    blocked_BLT: Tensor | None = None  # columns that other tokens do not attend to, per layer
 
 
 class Continuation(NamedTuple):
@@ -90,6 +92,7 @@ class CachedReader:
         self._model, self._limit = model, limit
         self._states_BGD, self._cache = prefill.states_BGD, prefill.cache
         self._mask_BT, self._lengths_B = prefill.mask_BT, prefill.lengths_B
+        self._blocked_BLT = prefill.blocked_BLT
         self._fed = prefill.states_BGD.shape[1] - 1
         self._certain = 0  # 1 where the first token fed was picked already
 
@@ -110,6 +113,7 @@ class CachedReader:
         if len(places) < len(self._mask_BT):
             self._cache.batch_select_indices(torch.tensor(places, device=device))
             self._mask_BT, self._lengths_B = self._mask_BT[places], self._lengths_B[places]
+            self._blocked_BLT = None if self._blocked_BLT is None else self._blocked_BLT[places]
         columns_F = torch.arange(self._fed, device=device)
         before = self._mask_BT.shape[1] - self._fed
         kept_BF = columns_F < agreed_B1 + self._certain
@@ -118,11 +122,15 @@ class CachedReader:
         columns_F = torch.arange(self._fed, device=device)
         counts_B1 = torch.tensor([[len(tokens)] for tokens in feed], device=device)
         self._mask_BT = torch.cat([self._mask_BT[:, :before], kept_BF, columns_F < counts_B1], dim=1)
+        if self._blocked_BLT is not None:
+            added = self._mask_BT.shape[1] - self._blocked_BLT.shape[2]
+            self._blocked_BLT = F.pad(self._blocked_BLT, (0, added))
         written_B1 = torch.tensor([[len(row.written) - 1] for row in rows], device=device)
         ids_BF = torch.tensor([tokens + [0] * (self._fed - len(tokens)) for tokens in feed], device=device)
         output = self._model.run(
             self._model.embed(ids_BF),
             ids_BF,
+            blocked_BLC=self._blocked_BLT,
             position_ids=self._lengths_B[:, None] + written_B1 + columns_F.clamp(max=counts_B1 - 1),
             attention_mask=self._mask_BT,
             use_cache=True,
