@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from m2ray.receiver.layout import PLACES, Layout
+from m2ray.receiver.model.decoding import Kept
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import episodes
+from m2ray.tasks.episodes import Episode, episodes
 from m2ray.tasks.registry import level
 
 EASY = level("easy")
@@ -126,6 +127,23 @@ def answer_len(receiver: Receiver) -> int:
     return len(receiver.answer_frame(EASY).ids_A)
 
 
+def decoded_logits(
+    receiver: Receiver,
+    episodes: Sequence[Episode],
+    texts: Sequence[str] | int,
+    prefix_BKD: Tensor | None = None,
+    max_new_tokens: int = 128,
+) -> Tensor:
+    """Return the logits [B, V, W] that decoding sees at the values of the reference answers."""
+    references = receiver.references(episodes)
+    keeps = Kept(references.positions(), lambda position, logits_BW: logits_BW)
+    kept_BVW = receiver.decode_answers(
+        episodes, texts, references, keeps, receiver.end_ids, prefix_BKD, "message", 0.0, max_new_tokens, 0
+    ).kept_BV
+    assert kept_BVW is not None
+    return kept_BVW
+
+
 @torch.no_grad()
 def logit_error(receiver: Receiver) -> float:
     """Return the largest error of teacher-forced logits: of text, of decoding, and of vectors in each place."""
@@ -134,8 +152,8 @@ def logit_error(receiver: Receiver) -> float:
     own = own_answer_logits(model, text, None, count)
     worst = error(own, list(receiver.logits(text, None, count)))
     values_V = receiver.answer_frame(EASY).positions_V
-    decoded = receiver.generate_and_score(EPISODES, MESSAGES, max_new_tokens=2)
-    worst = max(worst, error([each[values_V] for each in own], list(decoded.logits_BVW)))
+    decoded = decoded_logits(receiver, EPISODES, MESSAGES, max_new_tokens=2)
+    worst = max(worst, error([each[values_V] for each in own], list(decoded)))
     for place in PLACES:
         layout = receiver.layout(EPISODES, SLOTS, place)
         own = own_answer_logits(model, layout, vectors_BKD, count)

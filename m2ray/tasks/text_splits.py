@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from m2ray.tasks.episodes import part_of_hash
 from m2ray.tasks.level import shuffled
-from m2ray.tasks.text_episodes import TextEpisode
+from m2ray.tasks.text_episodes import TextEpisode, simplify
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
 
@@ -119,11 +118,6 @@ def _join_similar(groups: dict[str, str], joined: Any, similarity: float) -> Non
                 joined.merge(groups[texts[i]], groups[texts[j]])
         for band in shared:
             band.append(i)
-
-
-def simplify(text: str) -> str:
-    """Return text without case, spaces and punctuation; the text itself where nothing else is in it."""
-    return re.sub(r"[\W_]+", "", text.casefold()) or text.strip()
 
 
 def _shingles(text: str) -> set[str]:

@@ -33,7 +33,7 @@ def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver
     start = load_codec(folder, receiver)
     if (start.record.get("trial") or {}).get("task") != config.task.model_dump(mode="json"):
         raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
-    given, wanted = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
+    given, wanted = ({**dict(codec_config), "k": None} for codec_config in (start.config, config.codec))
     if given != wanted:
         differ = [f"codec.{key} is {given[key]}, not {wanted[key]}" for key in wanted if given[key] != wanted[key]]
         raise UserError(

@@ -121,8 +121,9 @@ class PathMeasurer:
         ids_BT = pad([a + b for a, b in zip(prompts, drafts, strict=True)], twin.pad_id).to(twin.device)
         cached = [prompt[: len(prompt) // 2] for prompt in prompts]
         batch = Prompts(twin.causal.embed(ids_BT), ids_BT, list(map(len, prompts)), cached)
+        seeds = range(len(prompts))
         with torch.no_grad():
-            return twin.decode_prompts(batch, drafts, [], range(len(prompts)), 0.0, NEW_TOKENS, picked).rows
+            return twin.decode_prompts(batch, drafts, None, seeds, 0.0, NEW_TOKENS, picked_logits=picked).rows
 
     def _spoiled(self, tokens: list[int], at: int) -> list[int]:
         padded = (tokens + self._rows.replaced(tokens or [0]) * NEW_TOKENS)[:NEW_TOKENS]

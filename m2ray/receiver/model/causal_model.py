@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from m2ray.receiver.channel import Slots, entering, recording
 from m2ray.receiver.layout import UNLIMITED
+from m2ray.receiver.model.requests import States
 
 
 class Ways(NamedTuple):
@@ -57,7 +59,7 @@ class ModelOutput(NamedTuple):
     """The output of a model's layers."""
 
     last_BTD: Tensor  # what `CausalModel.head` turns into logits
-    hidden: tuple[Tensor, ...]  # [B, T, D] after each layer; empty where no states were requested
+    hidden: tuple[Tensor, ...]  # the states requested: [B, T, D] after each layer, or one tensor of a channel
     cache: Any
 
 
@@ -85,24 +87,47 @@ class CausalModel:
         embeds_BTD: Tensor = self.own.get_input_embeddings()(ids_BT)
         return embeds_BTD
 
-    def run(self, embeds_BTD: Tensor, ids_BT: Tensor, states: bool = False, **arguments: Any) -> ModelOutput:
+    @cached_property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The model's layers, in order; empty where they are not the modules of one list."""
+        count = getattr(self.own.config.get_text_config(), "num_hidden_layers", 0)
+        lists = (module for module in self.trunk.modules() if isinstance(module, nn.ModuleList))
+        return next((tuple(each) for each in lists if len(each) == count), ())
+
+    def run(
+        self,
+        embeds_BTD: Tensor,
+        ids_BT: Tensor,
+        states: States = False,
+        slots: Slots | None = None,
+        blocked_BLC: Tensor | None = None,
+        **arguments: Any,
+    ) -> ModelOutput:
         """Run the layers.
 
         Args:
             embeds_BTD: The input embeddings.
             ids_BT: The token ids at the same positions, for models that read more from them than embeddings; a
                 filler token at slots.
-            states: Return hidden states.
+            states: The states to return.
+            slots: Vectors that enter at other modules than the embeddings.
+            blocked_BLC: Columns that other tokens do not attend to; see `Slots.blocked_columns`.
             arguments: Of the model: cache, mask and positions.
         """
-        arguments = {"use_cache": False, "output_hidden_states": states, **arguments}
-        if self.ways.ids:
-            output = self._entered(embeds_BTD, input_ids=ids_BT, **arguments)
-        else:
-            output = self.trunk(inputs_embeds=embeds_BTD, **arguments)
+        channel = None if isinstance(states, bool) else states
+        arguments = {"use_cache": False, "output_hidden_states": states is True, **arguments}
+        with entering(slots, blocked_BLC, self.layers), recording(channel) as recorded:
+            if self.ways.ids:
+                output = self._entered(embeds_BTD, input_ids=ids_BT, **arguments)
+            else:
+                output = self.trunk(inputs_embeds=embeds_BTD, **arguments)
         self._output_type = type(output)
         last_BTD = output.logits if self.ways.trunk is None else output[0]
-        hidden = tuple(_main_stream(layer, embeds_BTD) for layer in output.hidden_states[1:]) if states else ()
+        hidden: tuple[Tensor, ...] = ()
+        if channel is not None:
+            hidden = (channel.join(recorded),)
+        elif states:
+            hidden = tuple(_main_stream(layer, embeds_BTD) for layer in output.hidden_states[1:])
         return ModelOutput(last_BTD, hidden, output.get(self.cache_argument))
 
     def head(self, states_XD: Tensor) -> Tensor:
