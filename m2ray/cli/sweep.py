@@ -17,7 +17,7 @@ from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.settings import HELP, parse_settings
-from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
+from m2ray.config.sweep_record import PROGRESS_FILE, read_sweep_record, record_file, write_sweep_record
 from m2ray.engine.record import check_results_folder, describe_sweep, lock_results_folder, settle_changes
 from m2ray.receiver.loading import resolve_receiver
 from m2ray.util.errors import UserError, one_line
@@ -195,7 +195,7 @@ def run_sweep(
         withdrawn = read_sweep_record(root).get("withdrawn", {})
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)
         form: OutputForm = "json" if args.json else "quiet" if args.quiet else "people"
-        with Progress(root.name, proposer.total, count_work(plan).jobs, form) as progress:
+        with Progress(root.name, proposer.total, count_work(plan).jobs, form, root / PROGRESS_FILE) as progress:
             sweep = Sweep(plan, root, proposer, progress)
             sweep.run()
             check_stopped()
@@ -228,6 +228,7 @@ def report_results(root: Path, failures: Mapping[str, str], started: float, args
     except Exception as error:
         cause = one_line(f"{type(error).__name__}: {error}")
         failures["reports"] = f"{cause}; to repeat: python -m m2ray.report {root}"
+    (root / PROGRESS_FILE).unlink(missing_ok=True)
     if not args.json:
         print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
     for name, cause in failures.items():

@@ -140,7 +140,7 @@ class GateConfig(StrictModel):
 
 
 def registered_gate(folder: Path) -> GateConfig | None:
-    """Return the gate that the sweep in a results folder was registered with; None where there is no record of one.
+    """Return the gate that the sweep in a results folder was registered with; None where no record names one.
 
     Raises:
         UserError: The record is damaged.

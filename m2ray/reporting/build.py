@@ -122,10 +122,10 @@ def write_reports(judged: JudgedFolder) -> None:
 
 
 class ChosenGate(NamedTuple):
-    """The gate that judges, and what sets its files apart where it is not the one that the sweep was registered with.
+    """The gate that judges, and what sets its files apart where the sweep was registered with another one.
 
-    `mark` is the end of these files' names, `note` the line that they and the terminal begin with; both are empty for
-    the registered gate, and where none was registered.
+    `mark` is the end of these files' names, `note` the line that they begin with; both are empty for the
+    registered gate, and where none was registered.
     """
 
     gate: GateConfig

@@ -17,7 +17,14 @@ from m2ray.reporting import build as build_module
 from m2ray.reporting.build import build
 from m2ray.reporting.html import headline
 from m2ray.reporting.leaderboard import anything_passes, configuration_lines, judge_runs, make_leaderboard
-from m2ray.reporting.leaderboard_text import display_cells, leaderboard_text, legend, reasons
+from m2ray.reporting.leaderboard_text import (
+    display_cells,
+    leaderboard_text,
+    legend,
+    print_leaderboard,
+    reasons,
+    short_names,
+)
 
 CONTENT, REFERENCE = load_gate("content"), load_gate("reference")
 ONE_OF_THREE = [CARRIES, PRIMES, PRIMES]
@@ -320,3 +327,37 @@ def test_a_record_of_an_earlier_version_has_what_the_reference_gate_lets_through
     (folder / "sweep.yaml").write_text(json.dumps({"gate": registered}))
     build(folder)
     assert "Gate `reference` is known to pass an untrained codec" in (folder / "leaderboard.md").read_text()
+
+
+# --- on the terminal -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_printed_board_fits_the_terminal(width, capsys, monkeypatch):
+    names = ["segments-k4-fff3b16e", "segments-k4-779773c1", "attempt-02"]
+    leaderboard = leaderboard_of(*(content_rows(name) for name in names))
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_leaderboard(leaderboard)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"config", "normal", "verdict"} <= set(lines[1].split())
+    assert lines[3].startswith("attempt-02 ")
+    assert any(line.startswith("k4-a = segments-k4-779773c1: PASS:") for line in lines)
+    assert any(line.startswith("k4-b ") for line in lines)
+
+
+def test_a_board_that_goes_into_a_file_has_all_columns(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    leaderboard = leaderboard_of(content_rows("a"))
+    print_leaderboard(leaderboard)
+    header = capsys.readouterr().out.splitlines()[1]
+    assert [name for name in display_cells(leaderboard)[0] if name not in header] == []
+
+
+def test_short_names_are_those_of_sampled_configurations_and_taken_once():
+    configs = ["segments-k8-00000001", "memory-k8-00000002", "k8-a", "segments-k8-00000003-7", "mine-k8"]
+    assert short_names(pd.DataFrame({"config": configs})) == {
+        "segments-k8-00000001": "k8-b",
+        "memory-k8-00000002": "k8-c",
+        "segments-k8-00000003-7": "k8-d",
+    }
