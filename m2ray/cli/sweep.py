@@ -111,12 +111,23 @@ def _load(args: Namespace) -> tuple[Plan, Path]:
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     search = search_overrides(args.trials, args.seeds, args.deterministic)
     plan = load_plan(find_space(args.space), overrides, search, parse_settings(args.set))
-    root = args.results / (args.name or plan.space.name)
+    root = _root(args, plan)
     if root.is_symlink():
         raise UserError(f"{root}: a link to {root.resolve()}; give that folder by --results and --name")
     root = root.resolve()
     check_results_folder(root, args.resume, args.name, args.dry_run)
     return plan, root
+
+
+def _root(args: Namespace, plan: Plan) -> Path:
+    folder: Path = args.results / (args.name or plan.space.name)
+    return folder
+
+
+def results_folder(argv: Sequence[str]) -> Path:
+    """Return the results folder of a command line."""
+    args = _parser().parse_args(argv)
+    return _root(args, load_plan(find_space(args.space), {}, {}, parse_settings(args.set)))
 
 
 def search_overrides(trials: int | None, seeds: str | None, deterministic: bool) -> dict[str, Any]:

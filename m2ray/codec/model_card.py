@@ -35,7 +35,7 @@ def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -
         text.append(f"Made by `{made}`, configuration {record['config']}, training seed {record['seed']}.")
     text.append(
         "Evaluate it on messages that it was not trained on, with any seeds:\n\n"
-        f"    python -m m2ray.evaluate {where} --seeds {EXAMPLE_SEEDS}\n\nOr load it in Python:\n\n"
+        f"    python -m m2ray.evaluate {where} --episodes {EXAMPLE_SEEDS}\n\nOr load it in Python:\n\n"
         "```python\nimport m2ray\n\n"
         f'receiver = m2ray.load_receiver("{record.get("receiver", "mini")}")\n'
         f'codec = m2ray.Codec.from_pretrained("{where}", receiver=receiver)\n```'

@@ -87,12 +87,12 @@ def held_out_episodes(
     try:
         requested = parse_seeds(seeds)
     except ValueError as error:
-        raise UserError(f"--seeds: {error}") from None
+        raise UserError(f"--episodes: {error}") from None
     source.check_unseen(requested, trial.splits)
     confirm = trial.splits.seeds("confirm")
     if trial.task.file is not None and requested.start < confirm.stop and confirm.start < requested.stop:
         raise UserError(
-            f"--seeds {seeds}: lines of splits.confirm {trial.splits.confirm}, which a diagnosis must not use; "
+            f"--episodes {seeds}: lines of splits.confirm {trial.splits.confirm}, which a diagnosis must not use; "
             "choose other lines"
         )
     return source.get(requested, "search")

@@ -30,10 +30,10 @@ def test_it_prints_p0_p1_and_what_the_gate_needs_and_keeps_the_rows(task, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--receiver: missing; without a checkpoint give --receiver, --task and --seeds"),
+        ([], "--receiver: missing; without a checkpoint give --receiver, --task and --episodes"),
         (["--receiver", "mini", "--seeds", "0:9"], "--task: missing"),
-        (["--receiver", "mini", "--task", "TASK"], "--seeds: missing"),
-        (["--receiver", "mini", "--task", "TASK", "--seeds", "9:1"], "--seeds: "),
+        (["--receiver", "mini", "--task", "TASK"], "--episodes: missing"),
+        (["--receiver", "mini", "--task", "TASK", "--seeds", "9:1"], "--episodes: "),
         (
             ["--receiver", "mini", "--task", "TASK", "--seeds", "0:9", "--conditions", "normal"],
             "needs a checkpoint",
