@@ -136,7 +136,8 @@ def test_a_setting_that_can_show_nothing_is_invalid_and_not_a_fail_of_the_codec(
     assert useless_text.verdict.tolist() == ["INVALID SETTING"] * 4
     assert useless_text.reason[0].startswith("'text leaves room' does not hold: P1 - P0 = +5.0 points")
     assert not anything_passes(useless_text)
-    assert headline(useless_text)[0] == "0 of 1 configuration passed on confirm: 1 INVALID SETTING."
+    assert headline(useless_text)[0].startswith("Nothing can be said about ")
+    assert "0 of 1 configuration passed on confirm: 1 INVALID SETTING." in headline(useless_text)
 
 
 # --- what passes ---------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def test_one_of_three_seeds_passing_does_not_pass_the_configuration():
         luck = leaderboard_of(content_rows("luck", ONE_OF_THREE), gate=gate)
         assert luck.verdict.tolist() == ["FAIL", "PASS", "FAIL", "FAIL"]
         assert not anything_passes(luck)
-        assert headline(luck)[0] == "0 of 1 configuration passed on confirm: 1 FAIL."
+        assert "0 of 1 configuration passed on confirm: 1 FAIL." in headline(luck)
     assert luck.reason[0].startswith("seed 1: 'normal clears the bar' does not hold: ")
 
 
@@ -248,7 +249,7 @@ def test_points_that_were_taken_out_stay_as_withdrawn_with_what_was_known(tmp_pa
         "taken out of the space on 2026-11-27 11:00:00; nothing is known of it"
     )
     assert not anything_passes(leaderboard)
-    assert headline(leaderboard)[0] == "0 of 1 configuration passed on confirm: 1 FAIL."
+    assert "0 of 1 configuration passed on confirm: 1 FAIL." in headline(leaderboard)
     assert "taken" in (folder / "attempts" / "taken.md").read_text()
     assert "withdrawn" in (folder / "report.html").read_text()
 

@@ -68,6 +68,7 @@ def test_a_failed_configuration_has_the_reference_reports_sections(folder):
         "Gate sweep results",
         "Communication-matters subset",
         "Retention",
+        "Answers that cannot be read",
         "Nats per answer value",
         "Critical finding: shuffle > normal",
         "Decision log",
