@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from m2ray.cli.runner import DONE, Parser
-from m2ray.config.trial import EVALUATION_SPLITS
+from m2ray.config.task import EVALUATION_SPLITS
 from m2ray.evaluation.rows import FAILED, configuration_rows
 from m2ray.judging.comparison import Comparison, Difference, System, compare, describe, sample_text
 from m2ray.judging.read_any import are_rows, read_any

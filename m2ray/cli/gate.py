@@ -16,6 +16,7 @@ import pandas as pd
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
 from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, has_parameter
 from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
+from m2ray.config.split_names import CONFIRM, family, is_confirm
 from m2ray.evaluation.rows import configuration_rows
 from m2ray.judging.arms import Counts
 from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together
@@ -129,8 +130,8 @@ def judge_bare_counts(counts: Counts, k: int, gate: GateConfig) -> int:
 def judge_file(args: Namespace, gate: GateConfig) -> int:
     """Judge all configurations in a file, print the requested ones, and return the exit code.
 
-    All configurations of a split are Holm-corrected together, whichever are printed: requesting a single one does
-    not make it the only one that was tried.
+    All configurations of a split are Holm-corrected together, and those of all looks at confirm, whichever are
+    printed: requesting a single one does not make it the only one that was tried.
 
     Raises:
         UserError: there are no rows of a codec, none is the requested one, or the outcomes cannot be judged.
@@ -143,10 +144,12 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
             f"Not the registered gate: {gate.name} ({gate.digest}); the sweep was registered with "
             f"{registered.name} ({registered.digest})."
         )
-    cells = cells_in(rows, args.split)
+    cells = cells_in(rows)
     if not cells:
         raise UserError(f"{path}: no rows of a codec; give those of m2ray.evaluate, or the folder of a sweep")
     wanted = [cell for cell in cells if _is_wanted(cell, rows, args)]
+    if args.split is None and any(is_confirm(cell.split) for cell in cells):
+        wanted = [cell for cell in wanted if is_confirm(cell.split)]
     if not wanted:
         runs = rows[rows.config != ""][["config", "seed", "split"]].drop_duplicates()
         if (runs.config == args.config).any():
@@ -157,9 +160,9 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
             f"{path}: no rows of that --config, --seed and --split; choose from {', '.join(names)}{more}"
         )
     passed = []
-    for split in dict.fromkeys(cell.split for cell in wanted):
-        own = [cell for cell in cells if cell.split == split]
-        parts = [configuration_rows(rows, cell.config, split) for cell in own]
+    for split in dict.fromkeys(family(cell.split) for cell in wanted):
+        own = [cell for cell in cells if family(cell.split) == split]
+        parts = [configuration_rows(rows, *cell) for cell in own]
         try:
             judged = judge_together(parts, gate)
         except UserError:
@@ -168,7 +171,7 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
         for cell, configuration in zip(own, judged, strict=True):
             if cell in wanted:
                 passed.append(_print(cell, configuration, gate, args.seed))
-        if split not in ("confirm", ""):
+        if split not in (CONFIRM, ""):
             print(f"Split {split}: a verdict counts on confirm only, on episodes that no choice was based on.")
     return DONE if all(passed) else NOT_PASSED
 
@@ -199,7 +202,8 @@ def read_file(path: Path, split: str | None) -> pd.DataFrame:
 
 def _is_wanted(cell: Cell, rows: pd.DataFrame, args: Namespace) -> bool:
     own = rows[(rows.config == cell.config) & (rows.split == cell.split)]
-    return args.config in (None, cell.config) and (args.seed is None or bool((own.seed == args.seed).any()))
+    named = args.config in (None, cell.config) and args.split in (None, cell.split)
+    return named and (args.seed is None or bool((own.seed == args.seed).any()))
 
 
 def _print(cell: Cell, judged: JudgedConfiguration, gate: GateConfig, seed: int | None) -> bool:

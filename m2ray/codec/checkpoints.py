@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2ray.config.trial import TaskConfig, TrialConfig
+from m2ray.config.task import TaskConfig
+from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.strict_yaml import validate
 
 TASK_FILE = "task_file"  # key of the digest of `task.file`
+SENT = "sent"  # key of what a message costs (`m2ray.codec.sent_size`); its entries are leaderboard columns
 CORE = ("codec", "receiver_digest", "digest")  # keys that every record has; those of the training come on top
 
 
@@ -65,7 +67,7 @@ def checkpoint_id(folder: Path) -> CheckpointId:
         if not isinstance(record.get(key), kind):
             file = f"{folder}/config.json"
             raise UserError(f"{file}: {key}: missing or not {kind.__name__}; give a checkpoint of m2ray.train")
-    params = json.dumps(record.get("params", {}), sort_keys=True)
+    params = json.dumps({**record.get("params", {}), **record.get(SENT, {})}, sort_keys=True)
     return CheckpointId(record["config"], record["seed"], record["digest"], record["step"], params)
 
 

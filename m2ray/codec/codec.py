@@ -1,8 +1,8 @@
-"""The codec: a message, as the receiver reads it, becomes k prefix vectors in the receiver's embedding space.
+"""The codec: a message, as the receiver reads it, becomes k prefix vectors in one of the receiver's channels.
 
     messages --encoder--> latent_BKD --bottleneck--> latent_BKD --calibration--> prefix_BKD
 
-Shapes: B messages, K slots, D width of the receiver, G groups of a slot's vector, C codes of a codebook.
+Shapes: B messages, K slots, D width of the channel, G groups of a slot's vector, C codes of a codebook.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from m2ray.codec.model_card import LIBRARY, model_card
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
 from m2ray.config.trial import CodecConfig
+from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.loading import is_hub_name, load_receiver
 from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
@@ -59,21 +60,28 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         if config.k + 1 >= receiver.max_positions:
             raise UserError(f"codec.k: {config.k} slots exceed the receiver's context; use a smaller k")
         self.config = config
+        receiver = open_channel(receiver, config.channel, config.channel_layers)
+        self._receiver = (receiver,)  # in a tuple: frozen, not part of this module
         self.record: dict[str, Any] = {"receiver": receiver.name}  # of a loaded codec, all of its config.json
         self.receiver_digest = receiver.digest
-        self.unit = receiver.embedding_norm
-        self.width = receiver.width
+        self.unit = receiver.channel.unit
+        self.width = receiver.channel.width
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
         with plugins.blame(plugins.ENCODERS, config.encoder):
             self.encoder: nn.Module = make(config, receiver)
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
-        self.norm = nn.LayerNorm(receiver.width) if config.calibration == "layernorm" else None
+        self.norm = nn.LayerNorm(self.width) if config.calibration == "layernorm" else None
         gate = config.scale_gate if self.norm else math.log(config.scale_gate)
         self.gate = nn.Parameter(torch.tensor(gate))
 
     @property
+    def receiver(self) -> Receiver:
+        """The receiver, whose slots are filled through the codec's channel."""
+        return self._receiver[0]
+
+    @property
     def scale_gate(self) -> Tensor:
-        """The learned prefix norm over the mean token-embedding norm."""
+        """The learned prefix norm over the channel's unit, such as the mean token-embedding norm."""
         return self.gate if self.norm else self.gate.exp()
 
     def forward(
@@ -118,7 +126,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         )
 
     def calibrate(self, latent_BKD: Tensor, scale_gate: float | None = None) -> Tensor:
-        """Scale latents like token embeddings: LayerNorm or unit norm, times the unit and scale_gate."""
+        """Scale latents like the receiver's own vectors: LayerNorm or unit norm, times the unit and scale_gate."""
         gate = self.scale_gate if scale_gate is None else scale_gate
         if self.norm is not None:
             return cast(Tensor, self.norm(latent_BKD)) * (self.unit / math.sqrt(self.width)) * gate
@@ -198,20 +206,20 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         return model_card({**record, "receiver_digest": self.receiver_digest}, kwargs.get("repo_id") or "FOLDER")
 
 
-def min_parameters(config: CodecConfig, width: int) -> int:
-    """Return a lower bound on a codec's parameters, from its configuration and the receiver's width.
+def min_parameters(config: CodecConfig, width: int, out: int) -> int:
+    """Return a lower bound on a codec's parameters, from its configuration and the widths of receiver and channel.
 
     A plugin's encoder counts as none: nothing is known of it.
     """
     hidden = config.width
     bounds = {
-        "last_token": hidden * (width + hidden + config.k * width),
-        "resampler": hidden * (2 * width + config.layers * hidden + config.k),
-        "segments": hidden * (2 * width + config.layers * hidden),
+        "last_token": hidden * (width + hidden + config.k * out),
+        "resampler": hidden * (width + out + config.layers * hidden + config.k),
+        "segments": hidden * (width + out + config.layers * hidden),
         "memory": (config.k + config.lora_rank) * width,
-        "constant": config.k * width,
+        "constant": config.k * out,
     }
-    return bounds.get(config.encoder, 0) + (config.codebook * width if config.bottleneck == "vq" else 0)
+    return bounds.get(config.encoder, 0) + (config.codebook * out if config.bottleneck == "vq" else 0)
 
 
 def load_codec(folder: Path, receiver: Receiver) -> Codec:
@@ -230,7 +238,8 @@ def load_codec(folder: Path, receiver: Receiver) -> Codec:
     config = validate(CodecConfig, record["codec"], f"{file}: codec")
     tensors, _ = load_tensors(folder / "codec.safetensors")
     # The weights are compared with a codec that is built first. A damaged record must not make it gigabytes large.
-    if min_parameters(config, receiver.width) > sum(tensor.numel() for tensor in tensors.values()):
+    channel = open_channel(receiver, config.channel, config.channel_layers).channel
+    if min_parameters(config, receiver.width, channel.width) > sum(tensor.numel() for tensor in tensors.values()):
         raise UserError(f"{folder}/codec.safetensors: fewer weights than config.json implies; restore either")
     codec = Codec(config, receiver)
     try:

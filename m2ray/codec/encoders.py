@@ -1,6 +1,7 @@
 """Encoders: modules that turn messages, as the receiver reads them, into k latent vectors each.
 
-An encoder is built from (CodecConfig, Receiver), and its forward pass is (EncodedMessage, k) -> latent_BKD.
+An encoder is built from (CodecConfig, Receiver), and its forward pass is (EncodedMessage, k) -> latent_BKD. The
+receiver is a view through the codec's channel: `receiver.channel.width` is D, `receiver.width` that of embeddings.
 Encoders that learn a fixed number of slots ignore k. Attribute names are keys of saved checkpoints, and the order
 in which parameters are drawn decides the initial weights of a seed: change neither.
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.config.trial import CodecConfig
+from m2ray.receiver.channel import recording
 from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import UserError
@@ -39,7 +41,7 @@ class LastToken(nn.Module):
             nn.Linear(width, width),
             nn.GELU(),
             nn.LayerNorm(width),
-            nn.Linear(width, config.k * receiver.width),
+            nn.Linear(width, config.k * receiver.channel.width),
         )
 
     def forward(self, messages: EncodedMessage, k: int) -> Tensor:
@@ -84,7 +86,7 @@ class Resampler(nn.Module):
             width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerDecoder(layer, config.layers)
-        self.out = nn.Linear(width, receiver.width)
+        self.out = nn.Linear(width, receiver.channel.width)
 
     def forward(self, messages: EncodedMessage, k: int) -> Tensor:
         """Return latents [B, K, D]; see the module's docstring."""
@@ -95,12 +97,14 @@ class Resampler(nn.Module):
 
 
 class Segments(nn.Module):
-    """Encoder that starts on the embedding manifold.
+    """Encoder that starts on the manifold of the receiver's own vectors.
 
-    Slot j is the sum of the token embeddings of the j-th of k segments of the message, plus a learned change that
-    starts at zero. The same weights serve any k: with as many slots as tokens the untrained encoder is the
-    identity, from where training can anneal k. With `cut: clauses` each clause of the message gets the same share
-    of the slots, so that a slot that holds a clause holds all of it, whatever its length.
+    In the channel `embeddings` slot j is the sum of the token embeddings of the j-th of k segments of the message,
+    plus a learned change that starts at zero. The same weights serve any k: with as many slots as tokens the
+    untrained encoder is the identity, from where training can anneal k. In other channels slot j starts as the
+    mean of the receiver's own vectors at the segment's tokens, of the message on its own. With `cut: clauses` each
+    clause of the message gets the same share of the slots, so that a slot that holds a clause holds all of it,
+    whatever its length.
 
     With `start: states` slot j starts as the receiver's hidden state after its first layer at the segment's last
     word, where attention has already bound the words before it. At that state's own norm a pretrained receiver
@@ -110,7 +114,7 @@ class Segments(nn.Module):
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
         width = config.width
-        self.unit, self.start = receiver.embedding_norm, config.start
+        self.unit, self.start, self.channel = receiver.channel.unit, config.start, config.channel
         ends_N = torch.zeros(len(receiver.embedding_ND), dtype=torch.bool)
         if config.cut == "clauses":
             vocabulary = receiver.tokenizer.get_vocab().items()
@@ -123,7 +127,7 @@ class Segments(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU())
-        self.change = nn.Linear(2 * width, receiver.width)
+        self.change = nn.Linear(2 * width, receiver.channel.width)
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.change.bias)
 
@@ -142,8 +146,9 @@ class Segments(nn.Module):
         """Return latents [B, K, D]; see the module's docstring."""
         share_BKT = segment_shares(messages.mask_BT, self.ends_N[messages.ids_BT], k)
         tokens_BTW = self.layers(self.features(messages), src_key_padding_mask=~messages.mask_BT)
-        start_BKD = self._start(messages, share_BKT)
         mean_BKT = share_BKT / share_BKT.sum(dim=2, keepdim=True).clamp(min=1)
+        own = self.channel != "embeddings"
+        start_BKD = mean_BKT @ messages.own_BTD.float() if own else self._start(messages, share_BKT)
         slots_K = torch.arange(k, device=tokens_BTW.device) / k * 24
         pooled_BKW = mean_BKT @ tokens_BTW + sinusoidal_positions(slots_K, tokens_BTW.shape[2])
         # The change is in units of an embedding's entries: a learning rate then means the same for any receiver.
@@ -151,7 +156,7 @@ class Segments(nn.Module):
         return start_BKD + unit * cast(Tensor, self.change(self.mix(pooled_BKW)))
 
     def _start(self, messages: EncodedMessage, share_BKT: Tensor) -> Tensor:
-        """Return the slots of the untrained encoder, [B, K, D]."""
+        """Return the slots of the untrained encoder in the channel `embeddings`, [B, K, D]."""
         if self.start == "words":
             return share_BKT @ messages.embeds_BTD.float()
         words_BK = self.word_positions(messages, share_BKT.shape[1])
@@ -189,7 +194,10 @@ def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
 
 
 class Memory(nn.Module):
-    """Encoder that is the receiver itself, with LoRA and k memory tokens whose last states are the latents.
+    """Encoder that is the receiver itself, with LoRA and k memory tokens.
+
+    The latents are the memory tokens' last states; in other channels than `embeddings`, the receiver's own vectors
+    at the memory tokens.
 
     The adapted weights exist only inside this forward pass (`functional_call`). The receiver that later reads the
     prefix is unchanged, so that one receiver can serve many codecs at once.
@@ -213,9 +221,12 @@ class Memory(nn.Module):
                 f"receiver {receiver.name}: has no {' or '.join(self.TARGETS)} for the encoder memory; "
                 "use another encoder"
             )
-        self.out = nn.Linear(receiver.width, receiver.width)
-        nn.init.eye_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.channel = receiver.channel if config.channel != "embeddings" else None
+        self.out: nn.Module = nn.Identity()
+        if self.channel is None:
+            self.out = nn.Linear(receiver.width, receiver.width)
+            nn.init.eye_(self.out.weight)
+            nn.init.zeros_(self.out.bias)
 
     @staticmethod
     def _std(receiver: Receiver) -> float:
@@ -240,7 +251,10 @@ class Memory(nn.Module):
         memory_BKD = self.memory_KD.to(embeds_BTD.dtype).expand(len(lengths_B), -1, -1)
         embeds_BTD = embeds_BTD.index_put((rows_B1, slots_BK), memory_BKD)
         inputs = {"inputs_embeds": embeds_BTD, "use_cache": False}
-        states_BTD = torch.func.functional_call(decoder, adapted, (), inputs)[0]
+        with recording(self.channel) as recorded:
+            states_BTD = torch.func.functional_call(decoder, adapted, (), inputs)[0]
+        if self.channel is not None:
+            states_BTD = self.channel.join(recorded)
         return cast(Tensor, self.out(states_BTD[rows_B1, slots_BK].float()))
 
 
@@ -250,7 +264,11 @@ class Constant(nn.Module):
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
         picks_K = torch.randint(len(receiver.embedding_ND), (config.k,))
-        self.vectors_KD = nn.Parameter(receiver.embedding_ND[picks_K.to(receiver.device)].float().cpu().clone())
+        if config.channel == "embeddings":
+            vectors_KD = receiver.embedding_ND[picks_K.to(receiver.device)]
+        else:
+            vectors_KD = receiver.own_vectors([picks_K.tolist()])[0]
+        self.vectors_KD = nn.Parameter(vectors_KD.float().cpu().clone())
 
     def forward(self, messages: EncodedMessage, k: int) -> Tensor:
         """Return latents [B, K, D]; see the module's docstring."""

@@ -30,9 +30,10 @@ class VectorQuantizer(nn.Module):
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
-        if receiver.width % config.groups:
-            raise UserError(f"codec.groups: {config.groups} does not divide the receiver's width {receiver.width}")
-        shape = (config.groups, config.codebook, receiver.width // config.groups)
+        width = receiver.channel.width
+        if width % config.groups:
+            raise UserError(f"codec.groups: {config.groups} does not divide the receiver's width {width}")
+        shape = (config.groups, config.codebook, width // config.groups)
         # The names of buffers are keys of saved checkpoints: do not rename them.
         self.register_buffer("codes_GCE", torch.randn(shape))
         self.register_buffer("count_GC", torch.zeros(shape[:2]))

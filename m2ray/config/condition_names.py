@@ -29,10 +29,19 @@ BUILT_IN: dict[str, DependsOn] = {
     "near": "checkpoint",
 }
 NAMES = tuple(BUILT_IN)
-TABLE_ORDER = tuple(sorted(NAMES, key="identity".__eq__))  # identity last: it checks the setting, not a codec
+IDENTITY = "identity"
+TABLE_ORDER = tuple(sorted(NAMES, key=IDENTITY.__eq__))  # identity last: it checks the setting, not a codec
 # Words in a configuration for conditions whose parameter follows from it: see `TrialConfig.conditions_on`.
 WORDS = ("facts", "tokens", "drop")
-EXAMPLES = ("facts-1", "tokens-8", "text-16", "noise-1", "drop-1", "scale_gate=0.5")  # names with a parameter
+EXAMPLES = (
+    "facts-1",
+    "tokens-8",
+    "text-16",
+    "noise-1",
+    "drop-1",
+    "bits-8",
+    "scale_gate=0.5",
+)  # names with a parameter
 
 _COUNT = r"([1-9][0-9]{0,17})"
 _NUMBER = r"([0-9]{1,20}(\.[0-9]{0,20})?(e[+-]?[0-9]{1,3})?)"
@@ -40,6 +49,7 @@ _TEXT = re.compile(f"text-{_COUNT}")
 _FACTS = re.compile(f"facts-{_COUNT}")
 _TOKENS = re.compile(f"tokens-{_COUNT}")
 _DROP = re.compile(f"drop-{_COUNT}")
+_BITS = re.compile("bits-([1-9]|1[0-6])")
 _NOISE = re.compile(f"noise-{_NUMBER}")
 _SCALE_GATE = re.compile(f"scale_gate={_NUMBER}")
 
@@ -95,6 +105,11 @@ def dropped_slot(name: str) -> int | None:
     return _count(_DROP, name)
 
 
+def bits_count(name: str) -> int | None:
+    """Return the bits of a number in a name such as `bits-8`, at most 16; None for another name."""
+    return _count(_BITS, name)
+
+
 def noise_name(scale: float) -> str:
     """Return the name of the condition that injects noise of a norm: `noise-1`, the mean token-embedding norm."""
     return f"noise-{scale:g}"
@@ -117,5 +132,5 @@ def scale_gate_of(name: str) -> float | None:
 
 def has_parameter(name: str) -> bool:
     """Return True for a name that carries a parameter, such as `drop-3`."""
-    read = (text_limit, facts_count, tokens_count, dropped_slot, noise_scale, scale_gate_of)
+    read = (text_limit, facts_count, tokens_count, dropped_slot, bits_count, noise_scale, scale_gate_of)
     return any(parameter(name) is not None for parameter in read)

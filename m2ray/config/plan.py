@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import optuna
 from m2ray.config.axis import Axis, Scalar
 from m2ray.config.settings import OPTION, is_set, overlap, with_settings
 from m2ray.config.space import Point, Space
-from m2ray.config.trial import TrialConfig
+from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import load_yaml, read_yaml, validate
 from m2ray.util.trees import get_key, merge_trees, set_key
@@ -25,6 +27,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 # For each choice or bound of an axis: random draws to find configurations where it applies, and how many to check.
 _CHECK_DRAWS, _CHECK_TIMES = 256, 3
+MAX_GRID = 10_000  # combinations
 
 
 class Sampled(NamedTuple):
@@ -43,20 +46,25 @@ class Plan:
         base: The keys that all configurations share, overrides included.
         points: The configurations of the points, by name.
         checked: Configurations in which every choice and bound of every axis occurs.
+        added_seeds: Training seeds that were added to the sweep, for what it judges.
     """
 
     def __init__(self, space: Space, file: Path, overrides: Mapping[str, Any] | None = None) -> None:
         self.overrides = dict(overrides or {})
         self.space, self.file = _with_overrides(space, self.overrides), file
+        self.added_seeds: list[int] = []
         self.base = self.space.trial
         # What `when` is compared with: a key that the file omits has its default. Losses have no defaults.
-        self._defaults = merge_trees(TrialConfig().model_dump(exclude={"losses"}), self.base)
+        defaults = {**TrialConfig().model_dump(exclude={"losses"}), "codec": dict(CodecConfig())}
+        self._defaults = merge_trees(defaults, self.base)
         # Fails if an axis names a key below a plain value of `trial`.
         self._with(self.base, dict.fromkeys(space.axes), "trial")
         self.checked = self._check_axes()
         self.points: dict[str, TrialConfig] = {
             name: self._point(name, point) for name, point in space.points.items()
         }
+        if space.search.sampler == "grid":
+            _ = self._grid  # refused now if it is too large
 
     @property
     def example(self) -> TrialConfig:
@@ -68,6 +76,31 @@ class Plan:
         """The points, and configurations in which every choice and bound of every axis occurs."""
         return [*self.points.values(), *self.checked]
 
+    def extended(self, trials: int, seeds: Sequence[int], source: str = "--add-trials") -> Plan:
+        """Return the plan with trials, and with training seeds of what is judged, added.
+
+        Raises:
+            UserError: there are no axes to sample, or a seed is among the others.
+        """
+        if trials and self.space.search.sampler == "grid":
+            raise UserError(
+                f"{source}: {self.file} is a grid, which has every combination; add training seeds instead"
+            )
+        if trials and not self.space.axes:
+            raise UserError(f"{source}: {self.file} has no axes to sample; add training seeds instead")
+        if twice := [seed for seed in seeds if seed in self.judged_seeds or seeds.count(seed) > 1]:
+            raise UserError(f"--add-seeds: {twice[0]} is a training seed already; give others")
+        plan, search = copy.copy(self), self.space.search
+        search = search.model_copy(update={"trials": search.trials + trials})
+        plan.space = self.space.model_copy(update={"search": search})
+        plan.added_seeds = [*self.added_seeds, *seeds]
+        return plan
+
+    @property
+    def judged_seeds(self) -> list[int]:
+        """The training seeds of what is judged on confirm."""
+        return [*self.space.search.seeds, *self.added_seeds]
+
     @property
     def workers(self) -> int:
         """The largest number of processes of any training."""
@@ -75,7 +108,12 @@ class Plan:
 
     @property
     def samples(self) -> int:
-        """The number of configurations to sample: `search.trials`, or fewer where the axes have no more."""
+        """The number of configurations to sample: `search.trials`, or fewer where the axes have no more.
+
+        Of a grid, that of all combinations.
+        """
+        if self.space.search.sampler == "grid":
+            return self._grid
         trials = self.space.search.trials
         enough = trials + len(self.points)
         if not trials or math.prod(axis.size for axis in self.space.axes.values() if not axis.when) >= enough:
@@ -85,6 +123,22 @@ class Plan:
             return trials
         points = {config_name(config) for config in self.points.values()}
         return min(trials, len({self.sampled(chosen).name for chosen in few} - points))
+
+    @cached_property
+    def _grid(self) -> int:
+        """The number of combinations of the axes that are not points.
+
+        Raises:
+            UserError: there are too many.
+        """
+        found = list(itertools.islice(self.combinations(), MAX_GRID + 1))
+        if len(found) > MAX_GRID:
+            raise UserError(
+                f"{self.file}: search.sampler: a grid of more than {MAX_GRID:,} combinations; shorten the axes, "
+                "or sample some with search.trials"
+            )
+        points = {config_name(config) for config in self.points.values()}
+        return len({self.sampled(chosen).name for chosen in found} - points)
 
     def combinations(self) -> Iterator[dict[str, Scalar]]:
         """Yield every combination of the axes' values once, as `suggest` returns them.
@@ -112,6 +166,12 @@ class Plan:
     @staticmethod
     def _applies(axis: Axis, tree: Mapping[str, Any]) -> bool:
         return all(get_key(tree, other) in values for other, values in axis.when.items())
+
+    def on_axes(self, config: TrialConfig) -> dict[str, Scalar]:
+        """Return a configuration's values on the axes that apply to it and can take them."""
+        tree = config.model_dump()
+        applying = {key: get_key(tree, key) for key, axis in self.space.axes.items() if self._applies(axis, tree)}
+        return {key: value for key, value in applying.items() if self.space.axes[key].contains(value)}
 
     def _check_axes(self) -> list[TrialConfig]:
         """Validate every choice and bound of each axis in some of the configurations where it applies.
@@ -149,9 +209,8 @@ class Plan:
     def _pool(self, key: str, axis: Axis) -> list[Scalar]:
         """Return an axis's choices or bounds, and the values between the bounds that a `when` names."""
         named = [value for other in self.space.axes.values() for value in other.when.get(key, [])]
-        low, high = axis.int_ or (1, 0)
-        between = [value for value in named if isinstance(value, int) and low <= value <= high]
-        return axis.choices_or_bounds() + between
+        whole = axis.int_ is not None or axis.logint is not None
+        return axis.choices_or_bounds() + [value for value in named if whole and axis.contains(value)]
 
     def _point(self, name: str, point: Point) -> TrialConfig:
         """Return the configuration of a point."""

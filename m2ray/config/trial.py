@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,6 +17,7 @@ from pydantic import (
 from m2ray.config.condition_names import (
     NAMES,
     WORDS,
+    bits_count,
     drop_name,
     facts_name,
     has_parameter,
@@ -27,13 +26,9 @@ from m2ray.config.condition_names import (
     tokens_name,
 )
 from m2ray.config.objectives import CrossEntropyTerm, Losses
-from m2ray.tasks.episodes import PARTS, check_held_out, task_name
-from m2ray.tasks.held_out import HeldOut
-from m2ray.tasks.level import defines_change_fact
-from m2ray.tasks.registry import level as task_level
+from m2ray.config.task import ALL, Splits, TaskConfig, is_text_file
 from m2ray.util import plugins
-from m2ray.util.files import file_digest
-from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Share, StrictModel
+from m2ray.util.strict_yaml import Count, NonNegative, Positive, Share, StrictModel
 
 # The built-in encoders, which `m2ray.codec.encoders` defines; plugins add others.
 ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
@@ -48,121 +43,26 @@ def _is_encoder(name: str) -> str:
 Encoder = Annotated[str, AfterValidator(_is_encoder), WithJsonSchema({"enum": list(ENCODERS), "type": "string"})]
 
 
-def parse_seeds(text: str) -> range:
-    """Return the range of episode seeds that a text such as `42:542` names, end excluded.
-
-    Raises:
-        ValueError: the text is not of that form, or the range is empty.
-    """
-    match = SEED_RANGE.fullmatch(text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise ValueError(f"{text!r} is not a range of seeds; write it as 1000:1100 (end excluded)")
-    return range(int(match[1]), int(match[2]))
-
-
-def _check_seeds(text: str) -> str:
-    parse_seeds(text)
-    return text
-
-
-Seeds = Annotated[str, AfterValidator(_check_seeds)]
-EVALUATION_SPLITS = ("search", "select", "confirm")
-
-
-class Splits(StrictModel):
-    """Disjoint episode seeds of each split; `m2ray.tasks.episodes` also keeps their messages apart by content."""
-
-    train: Seeds = "100000:1000000"
-    search: Seeds = "1000:1200"
-    select: Seeds = "4000:4500"
-    confirm: Seeds = "2000:3000"
-
-    @model_validator(mode="after")
-    def _disjoint(self) -> Splits:
-        ranges = {name: parse_seeds(getattr(self, name)) for name in type(self).model_fields}
-        for (name, seeds), (other_name, other) in itertools.combinations(ranges.items(), 2):
-            if seeds.start < other.stop and other.start < seeds.stop:
-                raise ValueError(
-                    f"{name} {seeds.start}:{seeds.stop} overlaps {other_name} {other.start}:{other.stop}; "
-                    "keep them apart"
-                )
-        return self
-
-    def seeds(self, name: str) -> range:
-        """Return the seeds of a split."""
-        return parse_seeds(getattr(self, name))
-
-
-class TaskConfig(StrictModel):
-    """The episodes, and the wording of A's messages."""
-
-    level: str = "easy"
-    messages: Annotated[str, Field(description="template, or the name of a receiver that writes the messages")] = (
-        "template"
-    )
-    file: Annotated[str | None, Field(description="JSONL file of episodes, instead of drawn ones")] = None
-    held_out: Annotated[
-        HeldOut | None, Field(description="facts, pairs or lengths that only messages of confirm contain")
-    ] = None
-
-    @field_validator("level")
-    @classmethod
-    def _exists(cls, name: str) -> str:
-        return task_level(name).name
-
-    @model_validator(mode="after")
-    def _can_be_drawn(self) -> TaskConfig:
-        if self.held_out is None:
-            return self
-        if self.file is not None:
-            raise ValueError("held_out: needs drawn episodes, not those of a file; remove held_out or file")
-        for part in PARTS:
-            check_held_out(task_level(self.level), self.held_out, part)
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `held_out` where it is not set, so that digests and records of such tasks stay the same."""
-        tree: dict[str, Any] = handler(self)
-        if tree.get("held_out", ...) is None:
-            del tree["held_out"]
-        return tree
-
-    @property
-    def name(self) -> str:
-        """Name of the task, for rows."""
-        return task_name(task_level(self.level), self.held_out)
-
-    @property
-    def file_digest(self) -> str | None:
-        """Digest of the content of `file`; None for drawn episodes.
-
-        Raises:
-            UserError: the file is gone.
-        """
-        return None if self.file is None else file_digest(Path(self.file))
-
-    def shortest_message(self, part: str) -> int | None:
-        """Return the smallest number of facts in a drawn message of a part, in the template's wording.
-
-        None for messages in a sender's words, for those of a file, and where a level does not state the number.
-        """
-        if self.file is not None or self.messages != "template":
-            return None
-        level = task_level(self.level)
-        drawn = self.held_out.drawn_lengths(level, part) if self.held_out else ()
-        return min(drawn, default=level.sent_facts)
-
-    @property
-    def has_near_messages(self) -> bool:
-        """False if the condition `near` can never run: the level cannot change a fact, or a sender LM writes."""
-        return self.messages == "template" and defines_change_fact(task_level(self.level))
-
-
 class CodecConfig(StrictModel):
     """The codec: the encoder, the bottleneck of the latent, and the scale of the prefix."""
 
     encoder: Encoder = "segments"
+    channel: Annotated[
+        Literal["embeddings", "kv", "hidden"],
+        Field(
+            description="where the vectors enter the receiver: as input embeddings; as keys and values of some "
+            "layers; or as hidden states after one layer"
+        ),
+    ] = "embeddings"
+    channel_layers: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...] | None,
+        Field(
+            strict=False,
+            min_length=1,
+            description="layers of the channel, counted from 0. kv: those that get keys and values, default all. "
+            "hidden: the one whose output is replaced",
+        ),
+    ] = None
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
     place: Annotated[
         Literal["message", "before", "after"], Field(description="where they stand in B's prompt")
@@ -190,11 +90,56 @@ class CodecConfig(StrictModel):
         ),
     ] = "norm"
     scale_gate: Annotated[
-        Positive, Field(description="initial prefix norm over mean token-embedding norm; learned")
+        Positive,
+        Field(
+            description="initial prefix norm over the mean norm of the receiver's own vectors in the channel "
+            "(token embeddings); learned"
+        ),
     ] = 1.5
     bottleneck: Literal["none", "vq"] = "none"
     codebook: Annotated[int, Field(ge=2, le=65536, description="vq: codes per group")] = 512
     groups: Annotated[int, Field(ge=1, le=64, description="vq: codes per slot; each covers a share of D")] = 1
+
+    @field_validator("channel_layers", mode="before")
+    @classmethod
+    def _one_layer(cls, layers: Any) -> Any:
+        # An axis of a space searches numbers, not lists.
+        return [layers] if isinstance(layers, int) and not isinstance(layers, bool) else layers
+
+    @field_validator("channel_layers")
+    @classmethod
+    def _in_order(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers and list(layers) != sorted(set(layers)):
+            raise ValueError(f"{list(layers)}: name each layer once, in ascending order")
+        return layers
+
+    @model_validator(mode="after")
+    def _fit_channel(self) -> CodecConfig:
+        layers = self.channel_layers
+        if self.channel == "embeddings" and layers is not None:
+            raise ValueError("channel_layers: the channel embeddings has none; remove it, or set channel")
+        if self.channel == "hidden" and (layers is None or len(layers) != 1):
+            raise ValueError("channel_layers: the channel hidden needs exactly one layer, such as [4]")
+        if self.channel != "embeddings" and self.start != "words":
+            raise ValueError("start: only the channel embeddings uses it; remove it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the channel `embeddings`, so that digests and records of such codecs stay the same."""
+        tree: dict[str, Any] = handler(self)
+        if tree.get("channel") == "embeddings":
+            del tree["channel"]
+        if tree.get("channel_layers", ...) is None:
+            del tree["channel_layers"]
+        return tree
+
+    @property
+    def slots_at(self) -> str:
+        """The slots' place and channel, as rows name them: `message`, `after kv`, `message hidden 3`."""
+        if self.channel == "embeddings":
+            return self.place
+        return " ".join([self.place, self.channel, ",".join(map(str, self.channel_layers or ()))]).rstrip()
 
 
 class Anneal(StrictModel):
@@ -333,6 +278,23 @@ class TrialConfig(StrictModel):
         ),
     ] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_file(cls, tree: Any) -> Any:
+        """Use all lines of a text file where no splits are named: its parts are disjoint by their groups."""
+        task = tree.get("task") if isinstance(tree, dict) else None
+        if isinstance(task, dict) and "splits" not in tree and is_text_file(task):
+            return {**tree, "splits": dict.fromkeys(Splits.model_fields, ALL)}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> TrialConfig:
+        if not self.task.is_text_file:
+            self.splits.check_ranges()
+        if self.task.is_text and self.evaluation.score == "success":
+            raise ValueError("evaluation.score: success needs a task with countable answers; use gain")
+        return self
+
     @model_validator(mode="after")
     def _consistent(self) -> TrialConfig:
         losses, codec, training = self.losses, self.codec, self.training
@@ -344,12 +306,17 @@ class TrialConfig(StrictModel):
                     raise ValueError(f"losses.{name}: needs codec.bottleneck: vq; set that or remove the loss")
         if losses.slots and codec.encoder != "segments":
             raise ValueError("losses.slots: only the encoder segments has slots for words; remove it")
+        if losses.slots and codec.channel != "embeddings":
+            raise ValueError("losses.slots: needs codec.channel: embeddings, whose slots have states; remove it")
         if codec.start != "words" and codec.encoder != "segments":
             raise ValueError("codec.start: only the encoder segments uses it; remove it")
         if training.anneal and codec.encoder != "segments":
             raise ValueError("training.anneal: only the encoder segments works with any k; remove it")
         if training.anneal and training.anneal.start < codec.k:
             raise ValueError(f"training.anneal.start: below codec.k = {codec.k}; start at {codec.k} or above")
+        names = [*self.evaluation.conditions, *self.evaluation.confirm_conditions]
+        if codec.bottleneck == "vq" and (rounded := next(filter(bits_count, names), None)):
+            raise ValueError(f"evaluation: condition {rounded!r}: a vq codec sends codes, not numbers; remove it")
         if training.batch_size % self.workers:
             raise ValueError(f"training.batch_size: not a multiple of {self.workers} workers; change either")
         if training.epoch_samples < training.batch_size:

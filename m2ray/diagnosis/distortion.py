@@ -74,7 +74,8 @@ def send_prefixes(
         for part in (training, episodes)
     )
     for scheme in transmission_schemes(codec, fit_MKD):
-        injection = Injection(None, list(scheme.restore(prefix_EKD)), codec.config.place)
+        restored, channel = list(scheme.restore(prefix_EKD)), codec.receiver.channel
+        injection = Injection(None, restored, codec.config.place, channel=channel)
         solved_E, _ = decode_success(receiver, trial, episodes, injection)
         yield Transmission(codec_name(folder), scheme.scheme, scheme.setting, scheme.bits, solved_E)
 

@@ -60,7 +60,7 @@ def free_vectors(
     """Fit vectors to each episode's own answer, with the receiver frozen and without the message.
 
     Args:
-        receiver: Agent B.
+        receiver: Agent B, as read through the vectors' channel.
         episodes: Episodes of one level.
         k: Number of vectors of an episode.
         place: Their place in B's prompt.
@@ -87,8 +87,8 @@ class _Fit:
 
     def __init__(self, receiver: Receiver, episodes: Sequence[Episode], k: int, place: Place) -> None:
         self.receiver, self.episodes, self.k, self.place = receiver, episodes, k, place
-        # Vectors are in units of a typical embedding entry, so that a step means the same for any receiver.
-        self.unit = receiver.embedding_norm / math.sqrt(receiver.width)
+        # Vectors are in units of a typical entry, so that a step means the same for any receiver and channel.
+        self.unit = receiver.channel.unit / math.sqrt(receiver.channel.width)
         self.starts = [1] * len(episodes)
         self.best_EKD = self._start_vectors(0)  # of the current start
         self.kept_EKD = self.best_EKD.clone()  # of earlier starts
@@ -101,11 +101,10 @@ class _Fit:
         self.kept_loss_E = self.best_loss_E.clone()
 
     def _start_vectors(self, number: int) -> Tensor:
-        """Return the vectors of all episodes' start of a number: random token embeddings."""
+        """Return the vectors of all episodes' start of a number: the receiver's own at random tokens."""
         generator = torch.Generator().manual_seed(number)
-        embedding_ND = self.receiver.embedding_ND
-        ids_EK = torch.randint(len(embedding_ND), (len(self.episodes), self.k), generator=generator)
-        return embedding_ND[ids_EK.to(embedding_ND.device)].float() / self.unit
+        ids_EK = torch.randint(self.receiver.vocabulary, (len(self.episodes), self.k), generator=generator)
+        return torch.stack(self.receiver.own_vectors(ids_EK.tolist())).float() / self.unit
 
     def best_of_starts(self) -> Tensor:
         """Return the best vectors of each episode, in the receiver's units."""

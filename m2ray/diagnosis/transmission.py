@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from m2ray.codec.codec import Codec
-from m2ray.config.trial import CodecConfig
-
-Restore = Callable[[Tensor], Tensor]  # from the prefixes that are sent, [E, K, D], to those that arrive
+from m2ray.codec.sent_size import vq_bits
+from m2ray.evaluation.rounding import Restore, rounded
 
 UNCHANGED = "as it is"
 NUMBER_BITS = (1, 2, 3, 4, 6, 8, 16)
@@ -74,23 +73,6 @@ def transmission_schemes(codec: Codec, fit_MKD: Tensor) -> Iterator[Transmission
 
 def _unchanged(prefix_EKD: Tensor) -> Tensor:
     return prefix_EKD
-
-
-def vq_bits(config: CodecConfig) -> float:
-    """Return the bits of a message through a VQ bottleneck."""
-    return config.k * config.groups * math.log2(config.codebook)
-
-
-def rounded(fit_MKD: Tensor, bits: int) -> Restore:
-    """Send each number as one of 2^bits equal steps of its range, fitted per slot and dimension."""
-    low_KD, high_KD = fit_MKD.amin(0), fit_MKD.amax(0)
-    step_KD = ((high_KD - low_KD) / 2**bits).clamp(min=torch.finfo(torch.float32).tiny)
-
-    def restore(prefix_EKD: Tensor) -> Tensor:
-        code_EKD = ((prefix_EKD - low_KD) / step_KD).floor().clamp(0, 2**bits - 1)
-        return low_KD + (code_EKD + 0.5) * step_KD
-
-    return restore
 
 
 def coded(fit_MKD: Tensor, parts: int, codes: int) -> Restore:

@@ -1,6 +1,8 @@
 """Content-free conditions: prefixes that do not depend on the right message, or from which none can be read.
 
-Shapes: E episodes, K slots, D width.
+Vectors are those of the codec's channel, whichever it is.
+
+Shapes: E episodes, K slots, D width of the channel.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ ROTATION_SEED = 0
 
 
 def null(inputs: ConditionInputs) -> Injection:
-    """Inject true zeros; not decode(0), which leaks through its bias."""
+    """Inject true zeros; not decode(0), which leaks through its bias. No token attends to a `kv` slot of zeros."""
     return inputs.inject(torch.zeros_like(inputs.prefixes_EKD))
 
 
@@ -33,7 +35,7 @@ def constant(inputs: ConditionInputs) -> Injection:
     codec = inputs.constant
     assert codec is not None, "the condition constant needs a trained content-free codec"
     prefixes_EKD = inputs.encode(lambda messages: codec(messages).prefix_BKD)
-    return Injection(None, list(prefixes_EKD), codec.config.place)
+    return inputs.inject(prefixes_EKD)
 
 
 def mean(inputs: ConditionInputs) -> Injection:
@@ -57,10 +59,12 @@ def matched(inputs: ConditionInputs) -> Injection:
 def rotate(inputs: ConditionInputs) -> Injection:
     """Inject the right message's prefix under one random rotation, the same for all episodes and codecs.
 
-    Norms and angles between vectors stay; all that B knows of directions is lost.
+    Norms and angles between vectors stay; all that B knows of directions is lost. The keys, and the values, of
+    each layer of a channel `kv` are rotated on their own.
     """
-    prefixes_EKD = inputs.prefixes_EKD
-    return inputs.inject(prefixes_EKD @ rotation(prefixes_EKD.shape[-1]).to(prefixes_EKD))
+    parts = torch.split(inputs.prefixes_EKD, inputs.view.channel.part_widths, dim=-1)
+    rotated = [part_EKF @ rotation(part_EKF.shape[-1]).to(part_EKF) for part_EKF in parts]
+    return inputs.inject(torch.cat(rotated, dim=-1))
 
 
 @lru_cache(maxsize=4)
@@ -72,7 +76,7 @@ def rotation(width: int) -> Tensor:
 
 
 def noise(inputs: ConditionInputs, scale: float) -> Injection:
-    """Inject vectors in random directions, of `scale` times the mean token-embedding norm."""
+    """Inject vectors in random directions, of `scale` times the channel's unit (the mean embedding norm)."""
     codec = inputs.tested_codec
     noise_EKD = inputs.noise((codec.config.k, codec.width), stream=3)
-    return inputs.inject(torch.nn.functional.normalize(noise_EKD, dim=-1) * scale * inputs.receiver.embedding_norm)
+    return inputs.inject(torch.nn.functional.normalize(noise_EKD, dim=-1) * scale * inputs.view.channel.unit)

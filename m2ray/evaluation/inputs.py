@@ -1,6 +1,6 @@
 """Inputs and output of a condition: `ConditionInputs` and `Injection`.
 
-Shapes: E episodes, K slots, D width.
+Shapes: E episodes, K slots, D width of the channel.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from m2ray.codec.codec import Codec
+from m2ray.receiver.channel import Channel
+from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.layout import Place
 from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 
 STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
 
@@ -25,7 +27,7 @@ STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
 class Injection(NamedTuple):
     """B's input: a text per episode in the message's place, or vectors [K, D] per episode in open slots.
 
-    With both, the vectors take the place of the text's own embeddings.
+    With both, the vectors take the place of the text's own. They are of a channel, None for `embeddings`.
     """
 
     texts: list[str] | None
@@ -33,6 +35,11 @@ class Injection(NamedTuple):
     place: Place
     partners: list[int] | None = None  # index of the episode whose message was used, per episode
     facts: list[tuple[Any, ...]] | None = None  # of the message used, where it is no episode's own
+    channel: Channel | None = None
+
+    def reader(self, receiver: Receiver) -> Receiver:
+        """Return the receiver, whose slots are filled through the channel of the vectors."""
+        return receiver if self.channel is None else receiver.through(self.channel)
 
 
 @dataclass
@@ -40,7 +47,7 @@ class ConditionInputs:
     """Inputs that a condition can use. `codec` and `constant` are None where no requested condition needs them."""
 
     receiver: Receiver
-    episodes: Sequence[Episode]
+    episodes: Sequence[AnyEpisode]
     codec: Codec | None
     constant: Codec | None
     batch_size: int
@@ -50,6 +57,12 @@ class ConditionInputs:
         """The codec under test."""
         assert self.codec is not None, "this condition needs a codec"
         return self.codec
+
+    @cached_property
+    def view(self) -> Receiver:
+        """The receiver, whose slots are filled through the tested codec's channel."""
+        config = self.tested_codec.config
+        return open_channel(self.receiver, config.channel, config.channel_layers)
 
     @cached_property
     def latents_EKD(self) -> Tensor:
@@ -69,7 +82,7 @@ class ConditionInputs:
         parts = []
         with torch.no_grad():
             for start in range(0, len(texts), self.batch_size):
-                parts.append(forward(self.receiver.encode_messages(texts[start : start + self.batch_size])))
+                parts.append(forward(self.view.encode_messages(texts[start : start + self.batch_size])))
         return torch.cat(parts).detach()  # a view of a parameter keeps its gradient even here
 
     def noise(self, shape: Sequence[int], stream: int) -> Tensor:
@@ -82,4 +95,5 @@ class ConditionInputs:
 
     def inject(self, prefixes_EKD: Sequence[Tensor] | Tensor, partners: list[int] | None = None) -> Injection:
         """Return an injection of prefixes in the place of the tested codec's."""
-        return Injection(None, list(prefixes_EKD), self.tested_codec.config.place, partners)
+        place = self.tested_codec.config.place
+        return Injection(None, list(prefixes_EKD), place, partners, channel=self.view.channel)

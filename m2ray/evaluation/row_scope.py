@@ -1,7 +1,9 @@
 """The rule for what a condition's rows depend on, and so for which evaluations share rows.
 
 Rows of a condition that depends on the checkpoint belong to it alone. Rows that depend on the slots are shared by
-all checkpoints with the same k and place, rows that depend on the receiver by all.
+all checkpoints with the same k, place and channel, rows that depend on the receiver by all. A row's `place` names
+the channel too (`m2ray.config.trial.CodecConfig.slots_at`); `identity` belongs to the receiver in the channel
+`embeddings` only, in others to the slots.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from m2ray.codec.checkpoints import CheckpointId
-from m2ray.config.condition_names import DependsOn
+from m2ray.config.condition_names import IDENTITY, DependsOn
 
 
 class RowScope(NamedTuple):
@@ -24,6 +26,16 @@ class RowScope(NamedTuple):
     step: int = 0
     k: int = 0
     place: str = ""
+
+
+def scope_kind(name: str, depends_on: DependsOn, place: str) -> DependsOn:
+    """Return what a condition's rows depend on where the slots are in a place and channel."""
+    return "slots" if name == IDENTITY and names_channel(place) else depends_on
+
+
+def names_channel(place: str) -> bool:
+    """Return whether the column `place` names another channel than `embeddings`."""
+    return " " in place
 
 
 def row_scope(depends_on: DependsOn, checkpoint: CheckpointId | None, k: int, place: str) -> RowScope:
@@ -38,6 +50,8 @@ def row_scope(depends_on: DependsOn, checkpoint: CheckpointId | None, k: int, pl
 def is_shared_with(rows: pd.DataFrame, k: int, place: str) -> pd.Series[bool]:
     """Return which rows belong to no checkpoint and are shared by checkpoints with this k and place."""
     shared: pd.Series[bool] = (rows.config == "") & ((rows.k == 0) | ((rows.k == k) & (rows.place == place)))
+    if names_channel(place):  # it has an identity of its own
+        shared &= (rows.k != 0) | (rows.condition != IDENTITY)
     return shared
 
 

@@ -46,11 +46,7 @@ def are_rows(rows: pd.DataFrame) -> bool:
     return "checkpoint" in rows
 
 
-def cells_in(rows: pd.DataFrame, split: str | None) -> list[Cell]:
-    """Return the configurations with outcomes on a split; default: confirm if there is one, else every split."""
+def cells_in(rows: pd.DataFrame) -> list[Cell]:
+    """Return the configurations with outcomes, and their splits."""
     own = rows[(rows.config != "") & (rows.condition != FAILED)]
-    if split is None and (own.split == "confirm").any():
-        split = "confirm"
-    if split is not None:
-        own = own[own.split == split]
     return [Cell(*cell) for cell in own[list(Cell._fields)].drop_duplicates().itertuples(index=False, name=None)]

@@ -35,6 +35,7 @@ from m2ray.reporting.html import Page, write_page
 from m2ray.reporting.knockout import draw_knockouts
 from m2ray.reporting.leaderboard import JudgedRun, judge_runs, make_leaderboard
 from m2ray.reporting.leaderboard_text import leaderboard_text, legend, reasons
+from m2ray.reporting.pareto import draw_pareto, sized_successes
 from m2ray.reporting.provenance import provenance
 from m2ray.reporting.search_figures import draw_scores, draw_search
 from m2ray.reporting.sections import config_section
@@ -225,6 +226,9 @@ def draw_all(
         if any(scale_gate_of(name) is not None for run in shown for name in run.rows.condition.unique()):
             caption = "Success against the prefix's scale"
             drawn.append(DrawnFigure("scale_gate", caption, draw_scale_gates(shown, styles)))
+        if sized_successes(shown):
+            caption = "Success against bytes per message, beside the text and the text cut"
+            drawn.append(DrawnFigure("pareto", caption, draw_pareto(shown, styles)))
         drawn.append(DrawnFigure("outcomes", "Episodes that each condition solves", draw_outcomes(shown)))
         if leaderboard.score.notna().any():
             drawn.append(DrawnFigure("scores", "Search score of every training, by k", draw_scores(leaderboard)))

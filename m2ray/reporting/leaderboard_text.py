@@ -39,7 +39,7 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
     """
     conditions = [name for name in DISPLAYED if name not in MEANINGS or _has_values(leaderboard, name)]
 
-    repeated = has_repeated_messages(leaderboard)
+    repeated, sized = has_repeated_messages(leaderboard), _has_values(leaderboard, "bytes")
 
     def text(value: Any, form: str = "{}") -> str:
         return "" if pd.isna(value) else form.format(value)
@@ -55,6 +55,7 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
                 "config": str(line["config"]),
                 "seed": text(line["seed"]) or text(line["seeds"]),
                 "k": text(line["k"]),
+                **({"bytes": text(line["bytes"], "{:,.0f}")} if sized else {}),
                 "split": text(line["split"]),
                 "n": text(line["n"]),
                 **({"messages": text(line["messages"])} if repeated else {}),
@@ -147,6 +148,10 @@ def _explain_columns(leaderboard: pd.DataFrame) -> str:
         sentences.append(
             "`messages` is how many different messages the n episodes have; where many repeat, intervals and "
             "tests count messages, not episodes, and the reason says so."
+        )
+    if _has_values(leaderboard, "bytes"):
+        sentences.append(
+            "`bytes` is what the codec sends for a message: its codes, or its vectors in the receiver's precision."
         )
     sentences += [meaning for name, meaning in MEANINGS.items() if _has_values(leaderboard, name)]
     return " ".join(sentences)

@@ -22,14 +22,14 @@ def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig,
     Args:
         receiver: The receiver that reads it.
         trial: The configuration under test: its task, splits, number of samples and batch size apply.
-        slots: The codec under test: the prefix gets its k and place.
+        slots: The codec under test: the prefix gets its k, place and channel.
         root: Folder in which such prefixes are kept.
     """
     config = constant_config(trial, slots).model_copy(update={"receiver": receiver.name})
     # The name contains all that decides the weights, so that a short training never stands in for a long one.
     settings = hashlib.sha256(config.model_dump_json(exclude={"receiver"}).encode()).hexdigest()[:8]
     codec = config.codec
-    folder = root / f"constant-{trial.task.level}-{receiver.digest}-k{codec.k}-{codec.place}-{settings}"
+    folder = root / f"constant-{trial.task.family}-{receiver.digest}-k{codec.k}-{codec.place}-{settings}"
     checkpoint = folder / "epoch-01"
     with file_lock(folder / "lock"):
         if not (checkpoint / "config.json").is_file():
@@ -49,7 +49,15 @@ def constant_config(trial: TrialConfig, slots: CodecConfig) -> TrialConfig:
         receiver=trial.receiver,
         task=trial.task,
         splits=trial.splits,
-        codec=CodecConfig(encoder="constant", k=slots.k, place=slots.place, calibration="norm", scale_gate=1.0),
+        codec=CodecConfig(
+            encoder="constant",
+            channel=slots.channel,
+            channel_layers=slots.channel_layers,
+            k=slots.k,
+            place=slots.place,
+            calibration="norm",
+            scale_gate=1.0,
+        ),
         losses=Losses(ce=CrossEntropyTerm()),
         training=TrainingConfig(epochs=1, epoch_samples=samples, batch_size=batch_size, lr=2e-2, weight_decay=0.0),
         evaluation=EvaluationConfig(batch_size=batch_size),

@@ -16,8 +16,7 @@ def check_layers(config: TrialConfig, receiver: Receiver) -> None:
     Raises:
         UserError: `losses.slots` compares states after each layer but the last, and there is only one.
     """
-    layers = int(receiver.model.config.get_text_config().num_hidden_layers)
-    if config.losses.slots and layers < 2:
+    if config.losses.slots and receiver.layers < 2:
         raise UserError(
             f"losses.slots: compares states after each layer but the last, and receiver {receiver.name} has one "
             "layer; remove it"
@@ -34,7 +33,7 @@ def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver
     start = load_codec(folder, receiver)
     if (start.record.get("trial") or {}).get("task") != config.task.model_dump(mode="json"):
         raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
-    given, wanted = (codec_config.model_dump(exclude={"k"}) for codec_config in (start.config, config.codec))
+    given, wanted = ({**dict(codec_config), "k": None} for codec_config in (start.config, config.codec))
     if given != wanted:
         differ = [f"codec.{key} is {given[key]}, not {wanted[key]}" for key in wanted if given[key] != wanted[key]]
         raise UserError(

@@ -266,7 +266,9 @@ def test_a_checkpoint_from_before_a_setting_existed_still_loads(tiny, tmp_path):
 @pytest.mark.parametrize("bottleneck", ["none", "vq"])
 def test_a_record_that_asks_for_gigabytes_is_refused_before_they_are_made(tiny, tmp_path, encoder, bottleneck):
     codec = make(tiny, encoder=encoder, bottleneck=bottleneck, codebook=16)
-    assert min_parameters(codec.config, tiny.width) <= sum(t.numel() for t in codec.state_dict().values())
+    assert min_parameters(codec.config, tiny.width, codec.width) <= sum(
+        t.numel() for t in codec.state_dict().values()
+    )
     codec.save(tmp_path, {})
     record = json.loads((tmp_path / "config.json").read_text())
     record["codec"] |= {"k": 4096, "width": 8192, "layers": 32, "lora_rank": 256, "codebook": 65536}

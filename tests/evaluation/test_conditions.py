@@ -292,8 +292,8 @@ class TestTextConditions:
                 assert torch.equal(vectors, all_vectors[:count])
 
     def test_p0_and_p1_are_no_message_and_the_whole_message(self, inputs):
-        assert inject("P0", inputs) == ([""] * len(EPISODES), None, "message", None, None)
-        assert inject("P1", inputs) == ([e.message for e in EPISODES], None, "message", None, None)
+        assert inject("P0", inputs) == ([""] * len(EPISODES), None, "message", None, None, None)
+        assert inject("P1", inputs) == ([e.message for e in EPISODES], None, "message", None, None, None)
 
     def test_identity_is_the_messages_own_token_embeddings(self, inputs):
         injection = inject("identity", inputs)

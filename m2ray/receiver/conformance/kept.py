@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from m2ray.util.files import cache_root, write_json
 
 def tested(receiver: Receiver) -> Conformance:
     """Return a receiver's check: the kept one, or a new one that is kept."""
-    file = _file_of(receiver)
+    file = kept_file(receiver)
     result = _read(file)
     if result is None:
         result = check(receiver)
@@ -42,7 +44,7 @@ def use_tested_ways(receiver: Receiver) -> Receiver:
 
     def test_longer(columns: int) -> Ways:
         nonlocal result
-        file = _file_of(receiver)
+        file = kept_file(receiver)
         result = _read(file) or result  # another process may have tested them
         target = max(result.ways.tested, 1)
         while target < columns:
@@ -62,8 +64,9 @@ def versions() -> dict[str, str]:
     return {"m2ray": code_digest(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
-def _file_of(receiver: Receiver) -> Path:
-    key: list[Any] = [receiver.digest, str(receiver.dtype), receiver.device.type, versions()]
+def kept_file(receiver: Receiver, about: Sequence[Any] = ()) -> Path:
+    """Return the file of a receiver's check, or of another test of it, named by what it is about."""
+    key: list[Any] = [receiver.digest, str(receiver.dtype), receiver.device.type, versions(), *about]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_root() / "receiver-checks" / f"{receiver.digest}-{digest}.json"
 
@@ -78,4 +81,4 @@ def _read(file: Path) -> Conformance | None:
 def _keep(file: Path, result: Conformance) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not a result
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, result.to_json())
+        write_json(file, asdict(result))

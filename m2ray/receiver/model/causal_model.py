@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-UNLIMITED = 1 << 30  # columns
+from m2ray.receiver.channel import Slots, entering, recording
+from m2ray.receiver.layout import UNLIMITED
+from m2ray.receiver.model.requests import States
 
 
 class Ways(NamedTuple):
@@ -57,7 +59,7 @@ class ModelOutput(NamedTuple):
     """The output of a model's layers."""
 
     last_BTD: Tensor  # what `CausalModel.head` turns into logits
-    hidden: tuple[Tensor, ...]  # [B, T, D] after each layer; empty where no states were requested
+    hidden: tuple[Tensor, ...]  # the states requested: [B, T, D] after each layer, or one tensor of a channel
     cache: Any
 
 
@@ -85,61 +87,93 @@ class CausalModel:
         embeds_BTD: Tensor = self.own.get_input_embeddings()(ids_BT)
         return embeds_BTD
 
-    def run(self, embeds_BTD: Tensor, ids_BT: Tensor, states: bool = False, **arguments: Any) -> ModelOutput:
+    @cached_property
+    def layers(self) -> tuple[nn.Module, ...]:
+        """The model's layers, in order; empty where they are not the modules of one list."""
+        count = getattr(self.own.config.get_text_config(), "num_hidden_layers", 0)
+        lists = (module for module in self.trunk.modules() if isinstance(module, nn.ModuleList))
+        return next((tuple(each) for each in lists if len(each) == count), ())
+
+    def run(
+        self,
+        embeds_BTD: Tensor,
+        ids_BT: Tensor,
+        states: States = False,
+        slots: Slots | None = None,
+        blocked_BLC: Tensor | None = None,
+        **arguments: Any,
+    ) -> ModelOutput:
         """Run the layers.
 
         Args:
             embeds_BTD: The input embeddings.
             ids_BT: The token ids at the same positions, for models that read more from them than embeddings; a
                 filler token at slots.
-            states: Return hidden states.
+            states: The states to return.
+            slots: Vectors that enter at other modules than the embeddings.
+            blocked_BLC: Columns that other tokens do not attend to; see `Slots.blocked_columns`.
             arguments: Of the model: cache, mask and positions.
         """
-        arguments = {"use_cache": False, "output_hidden_states": states, **arguments}
-        if self.ways.ids:
-            given, module = self._entered
-            given.value = embeds_BTD
-            output = module(input_ids=ids_BT, **arguments)
-            given.value = None
-        else:
-            output = self.trunk(inputs_embeds=embeds_BTD, **arguments)
+        channel = None if isinstance(states, bool) else states
+        arguments = {"use_cache": False, "output_hidden_states": states is True, **arguments}
+        with entering(slots, blocked_BLC, self.layers), recording(channel) as recorded:
+            if self.ways.ids:
+                output = self._entered(embeds_BTD, input_ids=ids_BT, **arguments)
+            else:
+                output = self.trunk(inputs_embeds=embeds_BTD, **arguments)
         self._output_type = type(output)
         last_BTD = output.logits if self.ways.trunk is None else output[0]
-        hidden = tuple(_main_stream(layer, embeds_BTD) for layer in output.hidden_states[1:]) if states else ()
+        hidden: tuple[Tensor, ...] = ()
+        if channel is not None:
+            hidden = (channel.join(recorded),)
+        elif states:
+            hidden = tuple(_main_stream(layer, embeds_BTD) for layer in output.hidden_states[1:])
         return ModelOutput(last_BTD, hidden, output.get(self.cache_argument))
 
     def head(self, states_XD: Tensor) -> Tensor:
         """Return the logits [X, W] of the last layer's output [X, D]; X is any number of dimensions."""
         if self.ways.trunk is None:
             return states_XD
-        given, module = self._left
-        given.value = self._output_type(last_hidden_state=states_XD.reshape(-1, 1, states_XD.shape[-1]))
-        ids_X1 = torch.zeros(len(given.value[0]), 1, dtype=torch.long, device=states_XD.device)
-        logits_X1W = module(input_ids=ids_X1, use_cache=False).logits
+        states_X1D = states_XD.reshape(-1, 1, states_XD.shape[-1])
+        ids_X1 = torch.zeros(len(states_X1D), 1, dtype=torch.long, device=states_XD.device)
+        given = self._output_type(last_hidden_state=states_X1D)
+        logits_X1W = self._left(given, input_ids=ids_X1, use_cache=False).logits
         logits_XW: Tensor = logits_X1W.reshape(*states_XD.shape[:-1], -1)
         return logits_XW
 
     @cached_property
-    def _entered(self) -> tuple[_Given, Any]:
-        """A copy of the trunk in which the embedding layer's output is given."""
+    def _entered(self) -> _WithGivenPart:
+        """The trunk with a given output of its embedding layer."""
         # Transformers adds hooks to the layers when hidden states are first requested. A copy that did it again
         # would get every state twice.
         ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self._device)
         self.trunk(input_ids=ids_11, use_cache=False, output_hidden_states=True)
-        embedding = self.own.get_input_embeddings()
-        given = _Given(embedding)
-        return given, _with_replaced(self.trunk, _path_of(self.trunk, embedding), given)
+        return _WithGivenPart(self.trunk, _path_of(self.trunk, self.own.get_input_embeddings()))
 
     @cached_property
-    def _left(self) -> tuple[_Given, Any]:
-        """A copy of the model in which the trunk's output is given."""
+    def _left(self) -> _WithGivenPart:
+        """The model with a given output of the trunk."""
         assert self.ways.trunk is not None
-        given = _Given(self.trunk)
-        return given, _with_replaced(self.own, self.ways.trunk, given)
+        return _WithGivenPart(self.own, self.ways.trunk)
 
     @property
     def _device(self) -> torch.device:
         return next(self.own.parameters()).device
+
+
+class _WithGivenPart:
+    """A copy of a module, run with a given output of one of its parts; it shares all weights with the original."""
+
+    def __init__(self, module: nn.Module, path: str) -> None:
+        self._given = _Given(module.get_submodule(path))
+        self._module = _with_replaced(module, path, self._given)
+
+    def __call__(self, output: Any, **arguments: Any) -> Any:
+        self._given.value = output
+        try:
+            return self._module(**arguments)
+        finally:
+            self._given.value = None  # it may hold a graph of gradients
 
 
 class _Given(nn.Module):

@@ -7,7 +7,7 @@ without, greedy or sampled. Answers of one task differ in a few values, so a few
 How the passes are run is up to a `Reader`: with a KV cache, or from the first token each time.
 
 Shapes: B rows, T columns of the cache, G draft tokens, S rows that still agree, F tokens fed per row, D width,
-V values of an answer, W words of the vocabulary.
+L layers, V tokens that carry the answer, W words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from m2ray.receiver.model.causal_model import CausalModel
 
@@ -27,7 +28,14 @@ class DecodedTokens(NamedTuple):
 
     rows: list[list[int]]
     truncated: list[bool]  # per row: it reached its limit without a token that ends it
-    logits_BVW: Tensor | None  # predict the drafts' tokens at the requested positions, if any
+    kept_BV: Tensor | None  # what was kept of the logits that predict the drafts' tokens, if anything
+
+
+class Kept(NamedTuple):
+    """What to keep of the logits that predict draft tokens: whole ones over a vocabulary would fill the memory."""
+
+    positions: Sequence[int]  # in the drafts, ascending
+    of: Callable[[int, Tensor], Tensor]  # of a position and its logits [B, W]
 
 
 class Prefill(NamedTuple):
@@ -37,6 +45,7 @@ class Prefill(NamedTuple):
     states_BGD: Tensor  # last hidden states at the prompt's last token and at each draft token
     mask_BT: Tensor
     lengths_B: Tensor  # of the prompts
+    blocked_BLT: Tensor | None = None  # columns that other tokens do not attend to, per layer
 
 
 class Continuation(NamedTuple):
@@ -83,6 +92,7 @@ class CachedReader:
         self._model, self._limit = model, limit
         self._states_BGD, self._cache = prefill.states_BGD, prefill.cache
         self._mask_BT, self._lengths_B = prefill.mask_BT, prefill.lengths_B
+        self._blocked_BLT = prefill.blocked_BLT
         self._fed = prefill.states_BGD.shape[1] - 1
         self._certain = 0  # 1 where the first token fed was picked already
 
@@ -103,6 +113,7 @@ class CachedReader:
         if len(places) < len(self._mask_BT):
             self._cache.batch_select_indices(torch.tensor(places, device=device))
             self._mask_BT, self._lengths_B = self._mask_BT[places], self._lengths_B[places]
+            self._blocked_BLT = None if self._blocked_BLT is None else self._blocked_BLT[places]
         columns_F = torch.arange(self._fed, device=device)
         before = self._mask_BT.shape[1] - self._fed
         kept_BF = columns_F < agreed_B1 + self._certain
@@ -111,11 +122,15 @@ class CachedReader:
         columns_F = torch.arange(self._fed, device=device)
         counts_B1 = torch.tensor([[len(tokens)] for tokens in feed], device=device)
         self._mask_BT = torch.cat([self._mask_BT[:, :before], kept_BF, columns_F < counts_B1], dim=1)
+        if self._blocked_BLT is not None:
+            added = self._mask_BT.shape[1] - self._blocked_BLT.shape[2]
+            self._blocked_BLT = F.pad(self._blocked_BLT, (0, added))
         written_B1 = torch.tensor([[len(row.written) - 1] for row in rows], device=device)
         ids_BF = torch.tensor([tokens + [0] * (self._fed - len(tokens)) for tokens in feed], device=device)
         output = self._model.run(
             self._model.embed(ids_BF),
             ids_BF,
+            blocked_BLC=self._blocked_BLT,
             position_ids=self._lengths_B[:, None] + written_B1 + columns_F.clamp(max=counts_B1 - 1),
             attention_mask=self._mask_BT,
             use_cache=True,
@@ -210,7 +225,7 @@ class Decoder:
         self,
         reader: Reader,
         drafts: Sequence[Sequence[int]],
-        positions: Collection[int],
+        keeps: Kept | None,
         seeds: Sequence[int],
         limits: Sequence[int],
         exact: Reader | None = None,
@@ -220,7 +235,7 @@ class Decoder:
         Args:
             reader: Runs the passes.
             drafts: A draft per row; empty for none.
-            positions: Draft positions whose logits are returned.
+            keeps: What to keep of the logits at draft tokens.
             seeds: Seed of each row's sampling noise.
             limits: Most tokens of each row.
             exact: Takes over where `reader` cannot go on.
@@ -229,11 +244,10 @@ class Decoder:
         written: list[list[int]] = [[] for _ in drafts]
         batch = _Batch(list(range(len(drafts))), [list(draft[:-1]) for draft in drafts], reader.start())
         kept: list[Tensor] = []
-        wanted = set(positions)
         first = True
         while batch.rows:
-            agreed = self._pick_tokens(batch, written, generators, limits, wanted, kept)
-            wanted = set()  # the first pass holds all of them
+            agreed = self._pick_tokens(batch, written, generators, limits, keeps, kept)
+            keeps = None  # the first pass holds all of them
             following = [
                 # A row that agreed with none of its draft writes a different answer: it gets no more drafts.
                 Continuation(
@@ -260,12 +274,12 @@ class Decoder:
         written: list[list[int]],
         generators: Sequence[torch.Generator],
         limits: Sequence[int],
-        wanted: Collection[int],
+        keeps: Kept | None,
         kept: list[Tensor],
     ) -> list[int]:
         """Pick tokens, position by position, as long as a row agrees with its draft.
 
-        Appends to `written`, and to `kept` the logits at the positions wanted.
+        Appends to `written`, and to `kept` what `keeps` returns.
 
         Returns:
             How many draft tokens of each row B agreed with.
@@ -274,9 +288,9 @@ class Decoder:
         agreeing = list(range(len(batch.rows)))
         # One position at a time: logits over a whole vocabulary at every position are gigabytes.
         for position in range(batch.states_BGD.shape[1]):
-            if position in wanted:
+            if keeps is not None and position in keeps.positions:
                 every_BW = self._model.head(batch.states_BGD[:, position])
-                kept.append(every_BW)
+                kept.append(keeps.of(position, every_BW))
                 logits_SW = every_BW[agreeing]
             elif agreeing:
                 logits_SW = self._model.head(batch.states_BGD[agreeing, position])

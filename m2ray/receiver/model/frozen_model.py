@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,12 +19,13 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from m2ray.receiver.channel import Channel, Slots, join_slots
 from m2ray.receiver.digest import Source, receiver_digest, source_of
-from m2ray.receiver.layout import Layout, Place, PromptBuilder, pad
+from m2ray.receiver.layout import UNLIMITED, Layout, Place, PromptBuilder, pad
 from m2ray.receiver.model.causal_model import PLAIN, CausalModel, Ways
 from m2ray.receiver.model.kv_cache import PromptPrefixCache, autocast_dtype
-from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest
-from m2ray.tasks.episodes import Episode
+from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest, States
+from m2ray.tasks.episodes import AnyEpisode
 
 MESSAGE_CACHE_BYTES = 32 << 20  # hidden states of messages
 CACHED_NULLS = 20_000  # answer NLLs under zeros
@@ -41,6 +42,7 @@ class _Rows(NamedTuple):
     ids_BT: Tensor
     lengths: list[int]
     cached: list[list[int]]  # tokens before each row, in the KV cache
+    slots: Slots | None = None
 
     @property
     def columns(self) -> int:
@@ -50,7 +52,8 @@ class _Rows(NamedTuple):
     def pick(self, rows: Sequence[int], columns: int) -> _Rows:
         """Return some rows, cut to a number of columns."""
         embeds_BTD, ids_BT = self.embeds_BTD[list(rows), :columns], self.ids_BT[list(rows), :columns]
-        return _Rows(embeds_BTD, ids_BT, [self.lengths[i] for i in rows], [self.cached[i] for i in rows])
+        slots = None if self.slots is None else self.slots.pick(rows)
+        return _Rows(embeds_BTD, ids_BT, [self.lengths[i] for i in rows], [self.cached[i] for i in rows], slots)
 
 
 class FrozenModel(PromptBuilder):
@@ -64,7 +67,6 @@ class FrozenModel(PromptBuilder):
         card: Its `m2ray.json`.
         ways: The ways of running the model that give its own numbers. The default is slow, and exact for any
             model; `m2ray.receiver.loading` finds the fast ones.
-        test_ways: Returns the ways tested for longer rows than before.
         source: What the receiver was made from, for its digest.
     """
 
@@ -76,16 +78,19 @@ class FrozenModel(PromptBuilder):
         name: str,
         card: dict[str, Any],
         ways: Ways = PLAIN,
-        test_ways: Callable[[int], Ways] | None = None,
         source: Source | None = None,
     ) -> None:
         super().__init__(tokenizer, style, name, model.config, model.generation_config)
+        self.max_positions = min(self.max_positions, _positions(model))
         self.card = card
-        self.test_ways = test_ways
+        # Returns the ways tested for longer rows than before.
+        self.test_ways: Callable[[int], Ways] | None = None
         self._source = source
+        self.opened: dict[Hashable, Channel] = {}  # see `m2ray.receiver.conformance.opening`
+        self._views: dict[Channel, Any] = {}
         # Answer NLL [A] under zeros, by episode, k, place and autocast dtype. No codec enters it: all share it.
-        self.null_nll_cache: LRUCache[Hashable, Tensor] = LRUCache(CACHED_NULLS)
-        self._message_cache = _message_cache()
+        self.null_nll_cache: LRUCache[Hashable, Tensor]
+        self._forget()
         self.set_model(model.eval().requires_grad_(False), ways)
         self.check_vocabulary(self.vocabulary)
 
@@ -95,14 +100,32 @@ class FrozenModel(PromptBuilder):
         self.causal = CausalModel(model, ways)
         self.prompt_cache = PromptPrefixCache(self.causal)
         self.clear_caches()
+        self._views.clear()
 
     def run_in(self: Frozen, ways: Ways) -> Frozen:
         """Return the same receiver, run in other ways; it shares all but caches of what was run."""
         twin = copy.copy(self)
-        twin.test_ways = None
-        twin.null_nll_cache, twin._message_cache = LRUCache(CACHED_NULLS), _message_cache()
+        twin.test_ways, twin._views = None, {}
+        twin._forget()
         twin.set_model(self.model, ways)
         return twin
+
+    def _forget(self) -> None:
+        """Start with caches of its own."""
+        self.null_nll_cache = LRUCache(CACHED_NULLS)
+        self._message_cache, self._own_cache = _message_cache(), _message_cache()
+
+    def through(self: Frozen, channel: Channel) -> Frozen:
+        """Return the same receiver, whose slots are filled through a channel; it shares model and prompt cache."""
+        if channel is self.channel:
+            return self
+        if channel not in self._views:
+            view = copy.copy(self)
+            view.channel, view._views = channel, {}
+            view._forget()
+            self._views[channel] = view
+        found: Frozen = self._views[channel]
+        return found
 
     # --- properties ---
 
@@ -125,9 +148,7 @@ class FrozenModel(PromptBuilder):
         embedding = self.model.get_input_embeddings()
         if type(embedding) is torch.nn.Embedding and embedding.max_norm is None:
             return embedding.weight
-        with torch.no_grad():
-            ids_N = torch.arange(len(embedding.weight), device=self.device)
-            return torch.cat([self.causal.embed(part_N) for part_N in torch.split(ids_N, EMBEDDED_AT_ONCE)])
+        return torch.cat(list(self._every_embedding()))
 
     @property
     def vocabulary(self) -> int:
@@ -140,23 +161,37 @@ class FrozenModel(PromptBuilder):
         return self.causal.embed(torch.zeros(1, 1, dtype=torch.long, device=self.device)).shape[-1]
 
     @cached_property
+    def layers(self) -> int:
+        """L, the number of layers; configurations of encoders and decoders name several."""
+        ids_BT = torch.tensor([[self.pad_id]], device=self.device)
+        with torch.no_grad():
+            return len(self.causal.run(self.causal.embed(ids_BT), ids_BT, states=True).hidden)
+
+    @cached_property
     def embedding_norm(self) -> float:
         """Mean Euclidean norm of a token's embedding as it enters the model: the unit of prefix norms."""
-        ids_N = torch.arange(self.vocabulary, device=self.device)
-        with torch.no_grad():
-            norms = [self.causal.embed(part).float().norm(dim=1) for part in torch.split(ids_N, EMBEDDED_AT_ONCE)]
-        return float(torch.cat(norms).mean())
+        return float(torch.cat([part_ND.float().norm(dim=1) for part_ND in self._every_embedding()]).mean())
+
+    def _every_embedding(self) -> Iterator[Tensor]:
+        """Yield what enters the model for each token, [N, D] at a time."""
+        for ids_N in torch.split(torch.arange(self.vocabulary, device=self.device), EMBEDDED_AT_ONCE):
+            yield self.causal.embed(ids_N).detach()
 
     @cached_property
     def digest(self) -> str:
         """All that decides the receiver's numbers, in 16 hex digits; see `m2ray.receiver.digest`."""
         return receiver_digest(self, self._source or source_of(self.model, self.tokenizer))
 
+    @cached_property
+    def channel(self) -> Channel:
+        """The channel of the slots: input embeddings, unless this is a view made by `through`."""
+        return Channel("embeddings", (), self.width, self.embedding_norm)
+
     # --- forward ---
 
     def layout(
         self,
-        episodes: Sequence[Episode],
+        episodes: Sequence[AnyEpisode],
         texts: Sequence[str] | int,
         place: Place = "message",
         open_texts: bool = False,
@@ -170,10 +205,16 @@ class FrozenModel(PromptBuilder):
 
     def _embed_ids(self, ids_BT: Tensor, slots_BK: Tensor, prefix_BKD: Tensor | None) -> Tensor:
         embeds_BTD = self.causal.embed(ids_BT)
-        if prefix_BKD is None or slots_BK.shape[1] == 0:
+        if prefix_BKD is None or slots_BK.shape[1] == 0 or self.channel.kind != "embeddings":
             return embeds_BTD
         rows_B1 = torch.arange(len(embeds_BTD), device=self.device)[:, None]
         return embeds_BTD.index_put((rows_B1, slots_BK), prefix_BKD.to(embeds_BTD.dtype))
+
+    def slots(self, columns_BK: Tensor, prefix_BKD: Tensor | None) -> Slots | None:
+        """Return the vectors that enter elsewhere than in the input embeddings."""
+        if prefix_BKD is None or columns_BK.shape[1] == 0 or self.channel.kind == "embeddings":
+            return None
+        return Slots(self.channel, columns_BK, prefix_BKD)
 
     def ways_for(self, columns: int) -> Ways:
         """Return the ways of running rows, tested up to `columns`."""
@@ -185,7 +226,7 @@ class FrozenModel(PromptBuilder):
         """Run requests as one batch where that is exact, else rows of one length at a time.
 
         Args:
-            requests: Requests with equal `states` and `grad`.
+            requests: Requests with equal `states` and `grad`, and with slots of one channel.
             rows_at_once: Rows per model call. Activations are then recomputed for the gradients instead of kept
                 (see `m2ray.training.microbatch`).
         """
@@ -201,8 +242,8 @@ class FrozenModel(PromptBuilder):
             outputs.append(ForwardOutput(last_BTD, tuple(hidden)))
         return outputs
 
-    def _run(self, rows: _Rows, states: bool, rows_at_once: int | None) -> list[Tensor]:
-        """Return the last layer's output and, with `states`, the output of every layer, at the rows' columns."""
+    def _run(self, rows: _Rows, states: States, rows_at_once: int | None) -> list[Tensor]:
+        """Return the last layer's output and the states requested, at the rows' columns."""
         columns = rows.columns
         ways = self.ways_for(columns)
         if not any(rows.cached):
@@ -230,9 +271,13 @@ class FrozenModel(PromptBuilder):
             pad(ids, self.pad_id).to(self.device),
             [len(row) for row in ids],
             [[] for _ in ids],
+            None if rows.slots is None else rows.slots.shifted(self._counts(rows.cached)),
         )
 
-    def _run_whole(self, rows: _Rows, states: bool, rows_at_once: int | None) -> list[Tensor]:
+    def _counts(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        return torch.tensor([len(row) for row in rows], device=self.device)
+
+    def _run_whole(self, rows: _Rows, states: States, rows_at_once: int | None) -> list[Tensor]:
         """Run rows without cached tokens: all together where padding is exact, else those of one length."""
         if len(set(rows.lengths)) == 1:
             return self._run_in_parts(rows.pick(range(len(rows.lengths)), rows.lengths[0]), states, rows_at_once)
@@ -248,21 +293,28 @@ class FrozenModel(PromptBuilder):
         order = torch.tensor([i for members in by_length.values() for i in members], device=self.device).argsort()
         return [torch.cat(layer)[order] for layer in zip(*parts, strict=True)]
 
-    def _run_in_parts(self, rows: _Rows, states: bool, rows_at_once: int | None) -> list[Tensor]:
+    def _run_in_parts(self, rows: _Rows, states: States, rows_at_once: int | None) -> list[Tensor]:
         """Run rows in model calls of `rows_at_once`."""
         size = rows_at_once or len(rows.cached)
         recompute = rows_at_once is not None and torch.is_grad_enabled()
         parts = []
         for first in range(0, len(rows.cached), size):
             some = slice(first, first + size)
-            run = partial(self._call, ids_BT=rows.ids_BT[some], cached=rows.cached[some], states=states)
+            slots = None if rows.slots is None else rows.slots.pick(some)
+            run = partial(
+                self._call, ids_BT=rows.ids_BT[some], cached=rows.cached[some], states=states, slots=slots
+            )
             part_BTD = rows.embeds_BTD[some]
             parts.append(checkpoint(run, part_BTD, use_reentrant=False) if recompute else run(part_BTD))
         return [torch.cat(layer) for layer in zip(*parts, strict=True)] if parts[1:] else parts[0]
 
-    def _call(self, embeds_BTD: Tensor, ids_BT: Tensor, cached: list[list[int]], states: bool) -> list[Tensor]:
-        arguments = self.prompt_cache.forward_arguments(cached, embeds_BTD.shape[1])
-        output = self.causal.run(embeds_BTD, ids_BT, states, **arguments)
+    def _call(
+        self, embeds_BTD: Tensor, ids_BT: Tensor, cached: list[list[int]], states: States, slots: Slots | None
+    ) -> list[Tensor]:
+        columns = embeds_BTD.shape[1]
+        arguments = self.prompt_cache.forward_arguments(cached, columns)
+        blocked_BLC = None if slots is None else slots.blocked_columns(columns, before=max(map(len, cached)))
+        output = self.causal.run(embeds_BTD, ids_BT, states, slots, blocked_BLC, **arguments)
         return [output.last_BTD, *output.hidden]
 
     # --- messages ---
@@ -281,34 +333,73 @@ class FrozenModel(PromptBuilder):
         lengths_B = torch.tensor([len(row) for row in rows], device=self.device)
         mask_BT = torch.arange(ids_BT.shape[1], device=self.device) < lengths_B[:, None]
         embeds_BTD = self.causal.embed(ids_BT)
+        both = self._known_or_new(self._message_cache, rows, self._message_states)
+        first_BTD, states_BTD = pad_sequence(both, batch_first=True).unbind(2)
+        own_BTD = embeds_BTD
+        if self.channel.kind != "embeddings":
+            own_BTD = pad_sequence(self._known_or_new(self._own_cache, rows, self.own_vectors), batch_first=True)
+        return EncodedMessage(ids_BT, mask_BT, embeds_BTD, first_BTD, states_BTD, own_BTD)
+
+    def _known_or_new(
+        self,
+        cache: LRUCache[Hashable, Tensor],
+        rows: Sequence[Sequence[int]],
+        compute: Callable[[Sequence[tuple[int, ...]]], list[Tensor]],
+    ) -> list[Tensor]:
+        """Return a tensor for each message, from the cache or computed for all new ones together."""
         dtype = autocast_dtype(self.device)
         keys = [(dtype, tuple(row)) for row in rows]
-        known = {key: self._message_cache[key] for key in keys if key in self._message_cache}
+        known = {key: cache[key] for key in keys if key in cache}
         if new := list(dict.fromkeys(key for key in keys if key not in known)):
-            for key, both_T2D in zip(new, self._message_states([key[1] for key in new]), strict=True):
-                self._message_cache[key] = known[key] = both_T2D
-        first_BTD, states_BTD = pad_sequence([known[key] for key in keys], batch_first=True).unbind(2)
-        return EncodedMessage(ids_BT, mask_BT, embeds_BTD, first_BTD, states_BTD)
+            for key, tensor in zip(new, compute([key[1] for key in new]), strict=True):
+                cache[key] = known[key] = tensor
+        return [known[key] for key in keys]
 
     def _message_states(self, rows: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Return the hidden states of messages after the first and the last layer, [T, 2, D] each."""
+        layers = self._run_alone(rows, True)
+        # The output of the trunk is the last layer's, normalized. The whole model's output is logits.
+        last_FTD = layers[0] if self.causal.ways.trunk is not None else layers[-1]
+        return self._without_opening(rows, torch.stack([layers[1], last_FTD], dim=2))
+
+    @torch.no_grad()
+    def own_vectors(self, rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return the model's own vectors in its channel at the tokens of messages on their own, [T, D] each."""
+        if self.channel.kind == "embeddings":
+            return [self.causal.embed(torch.tensor(list(row), device=self.device)) for row in rows]
+        return self._without_opening(rows, self._run_alone(rows, self.channel)[1])
+
+    def _run_alone(self, rows: Sequence[Sequence[int]], states: States) -> list[Tensor]:
+        """Run messages behind the opening tokens."""
         opening = self.opening_ids
         ids_FT = pad([[*opening, *row] for row in rows], self.pad_id).to(self.device)
         lengths = [len(opening) + len(row) for row in rows]
         nothing: list[list[int]] = [[] for _ in rows]
-        layers = self._run(_Rows(self.causal.embed(ids_FT), ids_FT, lengths, nothing), True, None)
-        # The output of the trunk is the last layer's, normalized. The whole model's output is logits.
-        last_FTD = layers[0] if self.causal.ways.trunk is not None else layers[-1]
-        both_FT2D = torch.stack([layers[1], last_FTD], dim=2)
+        return self._run(_Rows(self.causal.embed(ids_FT), ids_FT, lengths, nothing), states, None)
+
+    def _without_opening(self, rows: Sequence[Sequence[int]], states_FTX: Tensor) -> list[Tensor]:
+        first = len(self.opening_ids)
         return [
-            both_T2D[len(opening) : length].clone() for both_T2D, length in zip(both_FT2D, lengths, strict=True)
+            states_TX[first : first + len(row)].clone() for row, states_TX in zip(rows, states_FTX, strict=True)
         ]
 
     def clear_caches(self) -> None:
         """Free the memory of all caches: messages, prompt prefixes, answers under zeros."""
-        self._message_cache.clear()
-        self.null_nll_cache.clear()
+        for each in (self, *self._views.values()):
+            each._message_cache.clear()
+            each._own_cache.clear()
+            each.null_nll_cache.clear()
         self.prompt_cache.clear()
+
+
+def _positions(model: Any) -> int:
+    """Return how many tokens fit into a model's tables of positions that begin behind a padding row (RoBERTa)."""
+    tables = [
+        table.num_embeddings - table.padding_idx - 1
+        for name, table in model.named_modules()
+        if "position" in name and isinstance(table, torch.nn.Embedding) and table.padding_idx is not None
+    ]
+    return min(tables, default=UNLIMITED)
 
 
 def _message_cache() -> LRUCache[Hashable, Tensor]:
@@ -323,4 +414,5 @@ def _join(requests: Sequence[ForwardRequest]) -> _Rows:
         torch.cat([F.pad(r.ids_BT, (0, width - r.ids_BT.shape[1])) for r in requests]),
         [length for request in requests for length in request.lengths],
         [tokens for request in requests for tokens in request.cached_tokens],
+        join_slots([(len(request.embeds_BTD), request.slots) for request in requests]),
     )

@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from m2ray.receiver.channel import Channel, Slots
+
+States = bool | Channel  # hidden states after every layer, none, or what a channel's modules write
+
 
 class ForwardRequest(NamedTuple):
     """A forward pass to be run: rows of embeddings that follow tokens whose KV cache is kept."""
@@ -19,16 +23,17 @@ class ForwardRequest(NamedTuple):
     ids_BT: Tensor  # the token ids at the same positions; a filler token at slots
     lengths: list[int]  # per row, the embeddings that count; what follows is padding
     cached_tokens: list[list[int]]  # per row, the tokens before the embeddings
-    states: bool  # return hidden states
-    grad: bool  # let gradients flow back to the embeddings
+    states: States  # the states to return
+    grad: bool  # let gradients flow back to the embeddings and slots
     key: Hashable = None  # requests without gradients and with equal keys have equal outputs
+    slots: Slots | None = None  # vectors that enter elsewhere than in the embeddings
 
 
 class ForwardOutput(NamedTuple):
     """The output of a forward pass."""
 
     last_BTD: Tensor
-    hidden: tuple[Tensor, ...]  # [B, T, D] after each layer; empty where no states were requested
+    hidden: tuple[Tensor, ...]  # the states requested: [B, T, D] after each layer, or one tensor of a channel
 
 
 class AnswerOutput(NamedTuple):
@@ -45,19 +50,20 @@ class AnswerOutput(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts to be continued, padded on the right."""
+    """Prompts to be continued, each followed by the draft of its answer, padded on the right."""
 
     embeds_BTD: Tensor
     ids_BT: Tensor  # the token ids at the same positions; a filler token at slots
-    lengths: list[int]
+    lengths: list[int]  # without the drafts
     cached: list[list[int]]  # per row, its leading tokens whose KV cache is kept
+    slots: Slots | None = None  # vectors that enter elsewhere than in the embeddings
 
 
 class DecodedAnswers(NamedTuple):
-    """Answers that the receiver decoded, and its logits on the reference answers."""
+    """Answers that the receiver decoded, and how well it predicted the reference answers."""
 
     texts: list[str]
-    logits_BVW: Tensor  # predict the reference answers' V values
+    nll_B: Tensor  # nats per token that carries the reference answer
     truncated: list[bool]  # the answer reached its limit of new tokens without its end
 
 
@@ -69,3 +75,4 @@ class EncodedMessage(NamedTuple):
     embeds_BTD: Tensor
     first_BTD: Tensor  # hidden states after the first layer
     states_BTD: Tensor  # hidden states after the last layer
+    own_BTD: Tensor  # the receiver's own vectors in the codec's channel; in `embeddings`, embeds_BTD
