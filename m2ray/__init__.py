@@ -12,9 +12,45 @@ print(m2ray.judge(rows).verdict)
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from m2ray.api import Codec, Receiver, episodes, evaluate, judge, level, load_receiver, verify
+    from m2ray.api import (
+        Codec,
+        Receiver,
+        UserError,
+        Verdict,
+        draw_by_k,
+        draw_conditions,
+        episodes,
+        evaluate,
+        judge,
+        level,
+        load_receiver,
+        read_rows,
+        sweep,
+        train,
+        verify,
+    )
 
-__all__ = ["Codec", "Receiver", "episodes", "evaluate", "judge", "level", "load_receiver", "verify"]
+__all__ = [
+    "Codec",
+    "Receiver",
+    "UserError",
+    "Verdict",
+    "draw_by_k",
+    "draw_conditions",
+    "episodes",
+    "evaluate",
+    "judge",
+    "level",
+    "load_receiver",
+    "read_rows",
+    "sweep",
+    "train",
+    "verify",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from m2ray.codec.codec import Codec
     from m2ray.codec.encoders import last_state, mean_state
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
     from m2ray.config.trial import CodecConfig, EvaluationConfig
     from m2ray.evaluation.conditions import Condition
     from m2ray.evaluation.inputs import ConditionInputs, Injection
+    from m2ray.evaluation.rows import read_rows
     from m2ray.judging.verdict import Verdict
     from m2ray.receiver.loading import load_receiver
     from m2ray.receiver.model.requests import AnswerOutput, EncodedMessage
     from m2ray.receiver.receiver import Receiver
+    from m2ray.reporting.leaderboard import JudgedRun
     from m2ray.tasks.answers import verify
     from m2ray.tasks.episodes import Episode, episodes
     from m2ray.tasks.level import Draw, Fact, Level
@@ -33,13 +36,13 @@ if TYPE_CHECKING:
     from m2ray.util.errors import UserError
 
 _HOMES = {
-    "AnswerOutput": "receiver.requests",
+    "AnswerOutput": "receiver.model.requests",
     "Codec": "codec.codec",
     "CodecConfig": "config.trial",
     "Condition": "evaluation.conditions",
     "ConditionInputs": "evaluation.inputs",
     "Draw": "tasks.level",
-    "EncodedMessage": "receiver.requests",
+    "EncodedMessage": "receiver.model.requests",
     "Episode": "tasks.episodes",
     "EvaluationConfig": "config.trial",
     "Fact": "tasks.level",
@@ -55,6 +58,7 @@ _HOMES = {
     "level": "tasks.registry",
     "load_receiver": "receiver.loading",
     "mean_state": "codec.encoders",
+    "read_rows": "evaluation.rows",
     "verify": "tasks.answers",
 }
 
@@ -76,6 +80,8 @@ __all__ = [
     "Signals",
     "UserError",
     "Verdict",
+    "draw_by_k",
+    "draw_conditions",
     "episodes",
     "evaluate",
     "judge",
@@ -83,9 +89,13 @@ __all__ = [
     "level",
     "load_receiver",
     "mean_state",
+    "read_rows",
+    "sweep",
+    "train",
     "verify",
 ]
 
+NEEDED = ("config", "seed", "k", "condition", "episode", "success")  # columns of rows that can be judged
 CONDITIONS = ("normal", "null", "random", "shuffle", "P0", "P1", "identity")
 
 
@@ -93,6 +103,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module m2ray.api has no attribute {name!r}")
     return getattr(importlib.import_module(f"m2ray.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def evaluate(
@@ -158,10 +172,139 @@ def judge(rows: pd.DataFrame, gate: str | Path | None = None) -> Verdict:
         gate: `content`, the default, `reference`, or a gate file.
 
     Raises:
-        UserError: a condition that the gate needs is missing.
+        UserError: a column or a condition that the gate needs is missing, or the rows are of several codecs.
     """
     # Imported here because they load pandas and scipy.
     from m2ray.config.gate_file import load_gate
     from m2ray.judging.gate import judge_together
+    from m2ray.util.errors import UserError
 
+    _check_columns(rows)
+    for column in ("config", "split"):
+        own = rows[rows.config != ""]
+        if column in rows and len(values := sorted(own[column].unique())) > 1:
+            raise UserError(
+                f"rows: hold {len(values)} values of {column} ({', '.join(map(str, values[:4]))}); keep one, "
+                "beside the rows without a config"
+            )
     return judge_together([rows], load_gate(gate))[0].verdict
+
+
+def _check_columns(rows: pd.DataFrame) -> None:
+    """Refuse what is not a frame with the columns of rows.
+
+    Raises:
+        UserError: names the argument, and the column.
+    """
+    from m2ray.util.errors import UserError  # see above
+
+    if not hasattr(rows, "columns"):
+        raise UserError(f"rows: a {type(rows).__name__}; give the frame of m2ray.evaluate or m2ray.read_rows")
+    for name in NEEDED:
+        if name not in rows.columns:
+            raise UserError(
+                f"rows: column {name}: missing; give the frame of m2ray.evaluate or m2ray.read_rows as it is"
+            )
+
+
+def train(config: str | Path | Mapping[str, Any], seed: int = 0, out: str | Path | None = None) -> Path:
+    """Train one configuration in this process, and print a line per epoch.
+
+    Args:
+        config: A YAML file as `python -m m2ray.train` takes it, or its keys as a mapping.
+        seed: Training seed.
+        out: Folder of the training; default: results/train/ and the name of the file.
+
+    Returns:
+        The folder of the last checkpoint, for `Codec.from_pretrained`.
+
+    Raises:
+        UserError: the settings are not valid, the folder exists, or the training failed.
+    """
+    # Imported here because they load torch.
+    from m2ray.cli.train import load_config, output_folder, run_training
+    from m2ray.config.trial import TrialConfig
+    from m2ray.util.strict_yaml import validate
+
+    if isinstance(config, (str, Path)):
+        file = Path(config)
+        settings, name = load_config(file, {}), file.stem
+    else:
+        settings, name = validate(TrialConfig, dict(config), "config"), "config"
+    folder = output_folder(Path(out) if out is not None else Path("results/train") / name, seed, resume=False)
+    run_training(settings, seed, folder, {"config": name, "params": {}})
+    return folder / f"epoch-{settings.training.epochs:02d}"
+
+
+def sweep(
+    space: str | Path = "quickstart",
+    name: str | None = None,
+    results: str | Path = "results",
+    settings: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    address: str | None = None,
+) -> pd.DataFrame:
+    """Run a sweep, as `python -m m2ray.sweep` does, and return its leaderboard.
+
+    Args:
+        space: A YAML file, or the name of a packaged space.
+        name: Folder below `results`; default: the name of the space.
+        results: Folder for the results of sweeps.
+        settings: Dotted keys to set, such as {"codec.k": 8}; see `--set`.
+        resume: Continue a sweep that was stopped.
+        address: Address of a running Ray cluster; default: start a local one.
+
+    Raises:
+        UserError: see `python -m m2ray.sweep`.
+        RuntimeError: the sweep was stopped.
+    """
+    # Imported here because it takes a second.
+    import json
+
+    import pandas as pd
+
+    from m2ray.cli.runner import DONE, SOME_FAILED
+    from m2ray.cli.sweep import main, results_folder
+
+    argv = [str(space), "--results", str(results), *(["--name", name] if name is not None else [])]
+    argv += [word for key, value in (settings or {}).items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    argv += [*(["--resume"] if resume else []), *(["--address", address] if address is not None else [])]
+    if (code := main(argv)) not in (DONE, SOME_FAILED):
+        raise RuntimeError(f"the sweep ended with exit code {code}; resume=True continues it")
+    return pd.read_csv(results_folder(argv) / "leaderboard.csv")
+
+
+def draw_conditions(rows: pd.DataFrame, gate: str | Path | None = None) -> Figure:
+    """Draw success under each condition with its interval, a panel per configuration.
+
+    Args:
+        rows: Rows of one or more configurations, with those that they share.
+        gate: As in `judge`.
+    """
+    from m2ray.reporting import figures  # loads matplotlib
+
+    return figures.draw_conditions(_judged(rows, gate))
+
+
+def draw_by_k(rows: pd.DataFrame, gate: str | Path | None = None) -> Figure:
+    """Draw success with the right message by k, beside no message, full text and priming.
+
+    The arguments are those of `draw_conditions`.
+    """
+    from m2ray.reporting import figures  # see above
+
+    runs = _judged(rows, gate)
+    return figures.draw_by_k(runs, figures.line_styles([run.config for run in runs]))
+
+
+def _judged(rows: pd.DataFrame, gate: str | Path | None) -> list[JudgedRun]:
+    """Return the runs of rows that have a verdict, as the figures show them."""
+    # Imported here because they load pandas and matplotlib.
+    from m2ray.config.gate_file import load_gate
+    from m2ray.reporting.figures import runs_to_draw
+    from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
+
+    _check_columns(rows)
+    chosen = load_gate(gate)
+    runs = judge_runs(rows, chosen)
+    return runs_to_draw(runs, make_leaderboard(rows, runs, chosen))

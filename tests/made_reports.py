@@ -8,8 +8,10 @@ from made_rows import GOOD, make_rows
 from m2ray.config.axis import Axis
 from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import KEY, RowStore, failure_row, write_rows
+from m2ray.reporting.answers import sampled_answers
 from m2ray.reporting.build import config_sections
 from m2ray.reporting.document import Figure
+from m2ray.reporting.figures import runs_to_draw
 from m2ray.reporting.html import Page, write_page
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.reporting.search_figures import EndedTrial
@@ -79,7 +81,8 @@ def write_made_page(folder, about=None, figures=(), left_out=(), gate=None):
     runs = judge_runs(rows, gate)
     leaderboard = make_leaderboard(rows, runs, gate)
     sections = config_sections(folder, runs, leaderboard, gate, about or {})
-    write_page(folder, Page(about or {}, leaderboard, gate, sections, figures, left_out))
+    answers = sampled_answers(runs_to_draw(runs, leaderboard))
+    write_page(folder, Page(about or {}, leaderboard, gate, sections, figures, left_out, answers=answers))
     return (folder / "report.html").read_text(), leaderboard, sections
 
 

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
+from made_rows import make_rows
 
 import m2ray
+import m2ray.api
+from m2ray.cli import sweep
 from m2ray.evaluation.confirm_ledger import ConfirmLedger
 from m2ray.util.errors import UserError
 
@@ -76,6 +80,57 @@ def test_messages_that_codec_or_receiver_may_have_been_trained_on_are_refused(mo
         m2ray.evaluate(codec, receiver, [*judged, trained[2]], ["P0"])
     with pytest.raises(UserError, match=r"episodes: none; give some"):
         m2ray.evaluate(codec, receiver, [], ["P0"])
+
+
+def test_the_public_names_are_listed_and_exist():
+    assert dir(m2ray) == sorted(m2ray.__all__)
+    assert dir(m2ray.api) == sorted(m2ray.api.__all__)
+    assert set(m2ray.__all__) <= set(m2ray.api.__all__)
+    assert all(getattr(m2ray.api, name) is not None for name in m2ray.api.__all__)
+
+
+def test_rows_that_cannot_be_judged_are_refused_by_name():
+    rows = pd.concat([make_rows(), make_rows(config="b")])
+    with pytest.raises(UserError, match=r"rows: column success: missing; give the frame of m2ray\.evaluate"):
+        m2ray.judge(rows.drop(columns="success"))
+    with pytest.raises(UserError, match="rows: a list; give the frame of"):
+        m2ray.judge([1, 2])
+    with pytest.raises(UserError, match=r"rows: hold 2 values of config \(a, b\); keep one"):
+        m2ray.judge(rows)
+    with pytest.raises(UserError, match=r"rows: hold 2 values of split \(confirm, search\); keep one"):
+        m2ray.judge(pd.concat([make_rows(), make_rows(split="search")]))
+    with pytest.raises(UserError, match="rows: column k: missing"):
+        m2ray.draw_conditions(rows.drop(columns="k"))
+
+
+def test_a_printed_verdict_reads_like_the_board():
+    verdict = m2ray.judge(make_rows(), "reference")
+    first, second = str(verdict).splitlines()
+    assert first == "PASS: all criteria hold"
+    assert second == (
+        "solved of n = 200: normal 75.0%, null 30.0%, random 30.0%, shuffle 15.0%, P0 30.0%, P1 90.0%, "
+        "identity 90.0%"
+    )
+
+
+def test_a_training_is_started_and_its_checkpoint_loaded(tmp_path, tiny_folder, tiny):
+    splits = {"train": "100:400", "search": "1000:1012", "select": "4000:4004", "confirm": "2000:2012"}
+    training = {"epochs": 1, "epoch_samples": 32, "batch_size": 16}
+    codec = {"k": 3, "width": 32, "layers": 1}
+    config = {"receiver": str(tiny_folder), "splits": splits, "codec": codec, "training": training}
+    importlib.import_module("m2ray.train")  # the command
+    checkpoint = m2ray.train(config, seed=1, out=tmp_path / "out")
+    assert checkpoint == (tmp_path / "out" / "seed-1" / "epoch-01").resolve()
+    assert m2ray.Codec.from_pretrained(checkpoint, receiver=tiny).config.k == 3
+    with pytest.raises(UserError, match=r"config: codec\.k: 0 is below 1"):
+        m2ray.train({"codec": {"k": 0}})
+
+
+def test_a_sweep_is_checked_as_on_the_command_line(tmp_path):
+    importlib.import_module("m2ray.sweep")
+    with pytest.raises(UserError, match=r"--set: codec\.k: 0 is below 1"):
+        m2ray.sweep(results=tmp_path, settings={"codec.k": 0})
+    assert sweep.results_folder(["gate1", "--results", str(tmp_path), "--name", "x"]) == tmp_path / "x"
 
 
 def test_a_codec_is_saved_and_loaded_as_on_the_hub(tmp_path):

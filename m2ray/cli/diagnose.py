@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2ray.cli.runner import DONE, Parser
+from m2ray.cli.runner import DONE, EPISODES, Parser
 from m2ray.codec.checkpoints import checkpoint_id, trial_of
 from m2ray.codec.codec import load_codec
 from m2ray.diagnosis.free_vectors import FREE_EPISODES
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         trial = trial.model_copy(update={"receiver": args.receiver})
     receiver = load_receiver(trial.receiver)
     codec = load_codec(args.checkpoint, receiver)
-    episodes = held_out_episodes(trial, receiver, args.split, args.seeds)
+    episodes = held_out_episodes(trial, receiver, args.split, args.episodes)
     derangement(episodes)  # refuses too few messages before anything is measured
     constants = cache_root() / "constants"
     diagnosis, shown = diagnose(receiver, codec, trial, episodes, checkpoint, constants, args.ceilings)
@@ -51,7 +51,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     parser.add_argument("checkpoint", type=Path, help="folder with codec.safetensors and config.json")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", choices=("search", "select"), help=f"default: {HELD_OUT_MESSAGES} fresh seeds")
-    which.add_argument("--seeds", help="episode seeds A:B, end excluded; messages of the search part")
+    which.add_argument(*EPISODES, help="seeds A:B, end excluded; messages of the search part")
     parser.add_argument("--receiver", help="folder or name of the receiver, if it has moved")
     parser.add_argument(
         "--ceilings",

@@ -6,7 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2ray.cli.runner import DONE, Parser
+from m2ray.cli.runner import DONE, EPISODES, Parser
 from m2ray.codec.checkpoints import trial_of
 from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.distortion import (
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     trials = load_trials(args.checkpoints, args.receiver)
     first = next(iter(trials.values()))
     receiver = load_receiver(first.receiver)
-    episodes = held_out_episodes(first, receiver, None, args.seeds)
+    episodes = held_out_episodes(first, receiver, None, args.episodes)
     sent: list[Transmission] = []
     for folder, trial in trials.items():
         sent += send_prefixes(receiver, trial, folder, episodes, args.messages)
@@ -43,9 +43,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     """Read the command line; refuse a number or a folder that cannot be used."""
     parser = Parser(prog="python -m m2ray.distortion", description="Success against bits per message.")
     parser.add_argument("checkpoints", nargs="+", type=Path, help="folders with codec.safetensors and config.json")
-    parser.add_argument(
-        "--seeds", help="episode seeds A:B of messages never seen in training; default: fresh ones"
-    )
+    parser.add_argument(*EPISODES, help="seeds A:B of messages never seen in training; default: fresh ones")
     parser.add_argument(
         "--messages",
         type=int,

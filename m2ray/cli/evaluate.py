@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2ray.cli.runner import DONE, Parser
+from m2ray.cli.runner import DONE, EPISODES, Parser
 from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.config.gate_file import load_gate
 from m2ray.config.task import EVALUATION_SPLITS
@@ -33,13 +33,13 @@ def main(argv: Sequence[str]) -> int:
         # Loads torch and pandas: --help and bad options must not wait for them.
         from m2ray.diagnosis.fitness import measure_fitness
 
-        _write(args.out, measure_fitness(args.receiver, args.task, args.seeds, args.conditions))
+        _write(args.out, measure_fitness(args.receiver, args.task, args.episodes, args.conditions))
         return DONE
     if args.task is not None:
         raise UserError("--task: the checkpoint names its own task; leave it out")
     trial = trial_of(args.checkpoint)
     names = _condition_names(args, trial)
-    split = args.split or args.seeds or "search"
+    split = args.split or args.episodes or "search"
     look = None if split in ("search", "select") else ConfirmLook(args.checkpoint, trial, split, argv)
     if look is not None and not args.unlock:
         look.check_first()
@@ -63,13 +63,13 @@ def _parser() -> Parser:
         "checkpoint",
         type=Path,
         nargs="?",
-        help="folder with codec.safetensors and config.json; without it, --receiver, --task and --seeds measure "
-        "whether a receiver is fit for a task",
+        help="folder with codec.safetensors and config.json; without it, --receiver, --task and --episodes "
+        "measure whether a receiver is fit for a task",
     )
     parser.add_argument("--task", help="without a checkpoint: YAML file with a task, such as `level: easy`")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--split", choices=EVALUATION_SPLITS, help="default: search")
-    which.add_argument("--seeds", help="episode seeds A:B, end excluded; messages of the confirm part")
+    which.add_argument(*EPISODES, help="seeds A:B, end excluded; messages of the confirm part")
     parser.add_argument(
         "--conditions", help="comma-separated; default: those that the checkpoint's configuration names"
     )
@@ -132,7 +132,7 @@ class ConfirmLook:
         try:
             seeds, confirm = split_seeds(trial, split), source.seeds(trial.splits, "confirm")
         except ValueError as error:
-            raise UserError(f"--seeds: {error}") from None
+            raise UserError(f"--episodes: {error}") from None
         if split != "confirm":
             source.check_unseen(seeds, trial.splits)
         record = read_record(checkpoint)
@@ -158,9 +158,9 @@ class ConfirmLook:
         if self._is_of_confirm_split:
             check_first_look(self._folder, self._split)
         if self._earlier.looked_at:
-            option = "--split confirm" if self._split == "confirm" else f"--seeds {self._split}"
+            option = "--split confirm" if self._split == "confirm" else f"--episodes {self._split}"
             raise UserError(
-                f"{option}: {self._earlier.summary}; use fresh --seeds A:B, or look again with --unlock, "
+                f"{option}: {self._earlier.summary}; use fresh --episodes A:B, or look again with --unlock, "
                 "which is recorded"
             )
 
@@ -191,7 +191,7 @@ def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str])
     from m2ray.evaluation.confirm_ledger import sweep_of
     from m2ray.receiver.episode_source import open_source
 
-    option = f"splits.{split}" if split in EVALUATION_SPLITS else "--seeds"
+    option = f"splits.{split}" if split in EVALUATION_SPLITS else "--episodes"
     lines = {option: split_seeds(trial, split)}
     open_source(trial.task).check_receiver_lines(load_receiver(trial.receiver), lines)
     sweep = sweep_of(checkpoint)

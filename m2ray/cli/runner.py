@@ -7,14 +7,18 @@ Exit codes: 0 done; 1 judged and not passed; 2 bad input, or a full disk; 3 done
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, BinaryIO, NoReturn, cast
 
 from m2ray.util.errors import DISK_FULL, UserError, describe_os_error, one_line
 
+# Seeds of episodes; the second is the older name, which is that of training seeds in other commands.
+EPISODES = ("--episodes", "--seeds")
 DONE, NOT_PASSED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 
 
@@ -24,6 +28,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a one-line error instead of printing the usage block."""
         raise UserError(f"{self.prog}: {message}; see `{self.prog} --help`")
+
+
+class _CallableModule(ModuleType):
+    """A command's module that stands for the function of the same name too, which importing it would hide."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        api = importlib.import_module("m2ray.api")  # loads torch, which the command's --help need not wait for
+        return getattr(api, self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+def call_the_function(module: str) -> None:
+    """Let a command's module, such as `m2ray.sweep`, be called like the function `m2ray.api.sweep`."""
+    sys.modules[module].__class__ = _CallableModule
 
 
 def _check_current_folder() -> None:

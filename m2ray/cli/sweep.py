@@ -17,7 +17,7 @@ from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.settings import HELP, parse_settings
-from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
+from m2ray.config.sweep_record import PROGRESS_FILE, read_sweep_record, record_file, write_sweep_record
 from m2ray.engine.growth import Growth, Registered, grow, read_growth, read_training_seeds, search_at_start
 from m2ray.engine.record import (
     check_results_folder,
@@ -131,7 +131,7 @@ def _load(args: Namespace, growth: Growth) -> tuple[Plan, Path]:
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     search = search_overrides(args.trials, args.seeds, args.deterministic)
     plan = load_plan(find_space(args.space), overrides, search, parse_settings(args.set))
-    root = args.results / (args.name or plan.space.name)
+    root = _root(args, plan)
     if root.is_symlink():
         raise UserError(f"{root}: a link to {root.resolve()}; give that folder by --results and --name")
     root = root.resolve()
@@ -139,6 +139,17 @@ def _load(args: Namespace, growth: Growth) -> tuple[Plan, Path]:
     if args.resume and (began := search_at_start(root, growth)):
         plan = load_plan(plan.file, overrides, {**began, **search})
     return plan, root
+
+
+def _root(args: Namespace, plan: Plan) -> Path:
+    folder: Path = args.results / (args.name or plan.space.name)
+    return folder
+
+
+def results_folder(argv: Sequence[str]) -> Path:
+    """Return the results folder of a command line."""
+    args = _parser().parse_args(argv)
+    return _root(args, load_plan(find_space(args.space), {}, {}, parse_settings(args.set)))
 
 
 def search_overrides(trials: int | None, seeds: str | None, deterministic: bool) -> dict[str, Any]:
@@ -218,7 +229,7 @@ def run_sweep(
         withdrawn = read_sweep_record(root).get("withdrawn", {})
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)
         form: OutputForm = "json" if args.json else "quiet" if args.quiet else "people"
-        with Progress(root.name, proposer.total, count_work(plan).jobs, form) as progress:
+        with Progress(root.name, proposer.total, count_work(plan).jobs, form, root / PROGRESS_FILE) as progress:
             sweep = Sweep(plan, root, proposer, progress, gate)
             sweep.run()
             check_stopped()
@@ -258,6 +269,7 @@ def report_results(root: Path, failures: Mapping[str, str], started: float, args
     except Exception as error:
         cause = one_line(f"{type(error).__name__}: {error}")
         failures["reports"] = f"{cause}; to repeat: python -m m2ray.report {root}"
+    (root / PROGRESS_FILE).unlink(missing_ok=True)
     if not args.json:
         print(f"\n{time.monotonic() - started:.0f} s; everything is in {root}")
     for name, cause in failures.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="continue from the last epoch in the folder")
     args = parser.parse_args(argv)
     config = load_config(args.config, parse_settings(args.set))
-    folder = output_folder(args)
+    out = args.out or Path("results/train") / args.config.stem
+    folder = output_folder(out, args.seed, args.resume)
     try:
         run_training(config, args.seed, folder, {"config": args.config.stem, "params": {}})
     except UserError as error:
@@ -50,15 +50,15 @@ def load_config(file: Path, settings: Mapping[str, Any]) -> TrialConfig:
     return validate(TrialConfig, tree, lambda key: OPTION if is_set(key, settings) else str(file))
 
 
-def output_folder(args: Namespace) -> Path:
+def output_folder(out: Path, seed: int, resume: bool) -> Path:
     """Return the folder of the training seed; refuse a new one that exists, and one to resume that does not."""
-    folder = (args.out or Path("results/train") / args.config.stem).resolve() / f"seed-{args.seed}"
-    if not 0 <= args.seed < 2**32:
-        raise UserError(f"--seed {args.seed}: out of range; use 0 to {2**32 - 1}")
+    folder = out.resolve() / f"seed-{seed}"
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed}: out of range; use 0 to {2**32 - 1}")
     check_writable("--out", folder)
-    if folder.exists() and not args.resume:
+    if folder.exists() and not resume:
         raise UserError(f"{folder}: already there; continue with --resume, or choose another --out")
-    if args.resume and not folder.exists():
+    if resume and not folder.exists():
         raise UserError(f"--resume: {folder} does not exist; check --out and --seed, or leave --resume out")
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,13 @@ from huggingface_hub import ModelCard, ModelCardData
 
 LIBRARY = "m2ray"
 EXAMPLE_SEEDS = "5000000:5001000"  # episode seeds in example commands; any unused seeds will do
+
+
+def without_folders(word: str) -> str:
+    """Return a local path, also that of `KEY=PATH`, without its folders; other words as they are."""
+    option, equals, path = word.rpartition("=")
+    local = path.startswith(("/", "~", "./", "../"))
+    return f"{option}{equals}{path.rstrip('/').rpartition('/')[2]}" if local else word
 
 
 def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -> ModelCard:
@@ -20,6 +28,8 @@ def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -
         train_command: The command that trains it again; empty if there is none.
     """
     codec, published = record["codec"], record.get("published", {})
+    where = without_folders(where)
+    receiver = without_folders(str(record.get("receiver", "unknown")))
     trial = record.get("trial", {})
     verdict = published.get("verdict", "none: the codec has not been judged by a gate")
     data = ModelCardData(library_name=LIBRARY, license="apache-2.0", tags=["latent-communication", "soft-prefix"])
@@ -27,17 +37,18 @@ def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -
         f"---\n{data.to_yaml()}\n---",
         f"# {where.rstrip('/').rpartition('/')[2]}",
         f"A codec: it turns agent A's message into {codec['k']} soft-prefix vectors (encoder {codec['encoder']}, "
-        f"place {codec['place']}) for the frozen receiver {record.get('receiver', 'unknown')} (digest "
+        f"place {codec['place']}) for the frozen receiver {receiver} (digest "
         f"{record['receiver_digest']}). The digest of the codec is {record['digest']}.",
         f"Task level: {trial.get('task', {}).get('level', 'unknown')}. Verdict: {verdict}.",
     ]
     if made := published.get("made"):
+        made = shlex.join(map(without_folders, shlex.split(made)))
         text.append(f"Made by `{made}`, configuration {record['config']}, training seed {record['seed']}.")
     text.append(
         "Evaluate it on messages that it was not trained on, with any seeds:\n\n"
-        f"    python -m m2ray.evaluate {where} --seeds {EXAMPLE_SEEDS}\n\nOr load it in Python:\n\n"
+        f"    python -m m2ray.evaluate {where} --episodes {EXAMPLE_SEEDS}\n\nOr load it in Python:\n\n"
         "```python\nimport m2ray\n\n"
-        f'receiver = m2ray.load_receiver("{record.get("receiver", "mini")}")\n'
+        f'receiver = m2ray.load_receiver("{receiver if "receiver" in record else "mini"}")\n'
         f'codec = m2ray.Codec.from_pretrained("{where}", receiver=receiver)\n```'
     )
     if train_command:

@@ -12,6 +12,9 @@ from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
 from m2ray.util.strict_yaml import read_yaml
 
+LOCK_FILE = "sweep.lock"  # held while a sweep runs in the folder
+PROGRESS_FILE = "progress.json"  # phase, share and time left; removed by a sweep that ends
+
 
 class Change(NamedTuple):
     """A setting that differs: its dotted key, its value before, and its value now."""

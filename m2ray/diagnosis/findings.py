@@ -124,6 +124,11 @@ class Diagnosis:
         return self.ahead["P0"].low > READS * self.text_gain
 
     @property
+    def is_read(self) -> bool:
+        """True if B reads the prefix and is helped by it; what is lost then is a part of the message."""
+        return self.prefix_helps and self.gaps["shuffle"].digits.low > READS * self.worth > 0
+
+    @property
     def findings(self) -> list[Finding]:
         """The findings, first whether the receiver reads the prefix."""
         rules = (
@@ -237,14 +242,14 @@ def check_stages(d: Diagnosis) -> Iterator[Finding]:
     """Find the stages at which the message is lost, unless the receiver recovers it anyway."""
     if d.retention.value >= RECOVERED:
         return
-    lost = False
+    lost, what = False, "A part of the message" if d.is_read else "The message"
     for before, stage in zip(d.path, d.path[1:], strict=False):
         earlier, later = d.probes[before], d.probes[stage]
         if later.held < KEEPS * earlier.held and later.facts.high < earlier.facts.low:
             lost = True
             yield Finding(
                 f"lost_{stage}",
-                f"The message is lost {LOSS[stage]}: probes are right about its facts {probe_accuracy(earlier)} "
+                f"{what} is lost {LOSS[stage]}: probes are right about its facts {probe_accuracy(earlier)} "
                 f"of the time from {STAGE[before]}, {probe_accuracy(later)} from {STAGE[stage]} (chance 50%).",
             )
     if not lost:
@@ -256,9 +261,10 @@ def check_collapse(d: Diagnosis) -> Iterator[Finding]:
     """Find prefixes that are all alike, or differ in one way only."""
     prefix = d.maps["prefix"]
     if prefix.cosine > ALIKE or prefix.effective_rank < ONE_WAY:
+        alike = "Nearly alike, though B tells them apart" if d.is_read else "Collapsed"
         yield Finding(
             "collapsed",
-            f"Collapsed: prefixes of different messages have mean cosine {prefix.cosine:.3f} and effective rank "
+            f"{alike}: prefixes of different messages have mean cosine {prefix.cosine:.3f} and effective rank "
             f"{prefix.effective_rank:.1f}; what varies between them is {percent(prefix.spread)} of their norm.",
         )
 

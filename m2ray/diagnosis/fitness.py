@@ -1,4 +1,4 @@
-"""Measure whether a receiver is fit for a task: `m2ray.evaluate --receiver R --task TASK.yaml --seeds A:B`.
+"""Measure whether a receiver is fit for a task: `m2ray.evaluate --receiver R --task TASK.yaml --episodes A:B`.
 
 A sweep measures it before anything is trained, on its search split.
 """
@@ -43,9 +43,9 @@ def measure_fitness(
     Raises:
         UserError: an option is missing or wrong, or a condition needs a codec.
     """
-    for option, value in {"receiver": receiver, "task": task, "seeds": seeds}.items():
+    for option, value in {"receiver": receiver, "task": task, "episodes": seeds}.items():
         if value is None:
-            raise UserError(f"--{option}: missing; without a checkpoint give --receiver, --task and --seeds")
+            raise UserError(f"--{option}: missing; without a checkpoint give --receiver, --task and --episodes")
     assert receiver is not None
     assert task is not None
     assert seeds is not None
@@ -56,7 +56,7 @@ def measure_fitness(
     try:
         chosen = parse_seeds(seeds)
     except ValueError as error:
-        raise UserError(f"--seeds: {error}") from None
+        raise UserError(f"--episodes: {error}") from None
     source = open_source(load_yaml(TaskConfig, Path(task)))
     rows = evaluate(load_receiver(receiver), source.get(chosen, PART), PART, names, EvaluationConfig())
     print(markdown(_table(rows, names)))

@@ -110,12 +110,12 @@ def held_out_episodes(
     try:
         requested = parse_seeds(seeds)
     except ValueError as error:
-        raise UserError(f"--seeds: {error}") from None
+        raise UserError(f"--episodes: {error}") from None
     source.check_unseen(requested, trial.splits)
     confirm = source.seeds(trial.splits, "confirm")
     if trial.task.file is not None and not set(confirm).isdisjoint(requested):
         raise UserError(
-            f"--seeds {seeds}: lines of splits.confirm {trial.splits.confirm}, which a diagnosis must not use; "
+            f"--episodes {seeds}: lines of splits.confirm {trial.splits.confirm}, which a diagnosis must not use; "
             "choose other lines"
         )
     return puzzles(source.get(requested, "search"))

@@ -136,7 +136,7 @@ def probed_facts(fit: Sequence[Episode], held_out: Sequence[Episode]) -> list[Fa
     if not facts:
         raise UserError(
             f"diagnose: no fact is stated by {HELD_COUNT} of {len(held_out)} held-out messages and by {FIT_COUNT} "
-            f"of {len(fit)} of the training part; give more --seeds A:B, or a longer splits.train"
+            f"of {len(fit)} of the training part; give more --episodes A:B, or a longer splits.train"
         )
     return facts
 

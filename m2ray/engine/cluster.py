@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from m2ray.config.space import Resources
 from m2ray.engine import ray_internals
 from m2ray.util.errors import UserError, describe_error, last_line
 
+# Of the folder of Ray's sessions: below it stand session_DATE_TIME_PID/sockets/plasma_store, 64 characters.
+MAX_SESSION_FOLDER = 43
 START_TRIES = 3  # on a busy machine a local node may miss Ray's deadline
 NO_CLUSTER = (
     "no Ray cluster answers ({error}); start one with `ray up cluster.yaml` or `ray start --head`, or leave "
@@ -43,7 +46,7 @@ def start(address: str | None, nested: bool, preload: Sequence[str] = ()) -> Non
     """
     for key, value in {**ray_internals.ENVIRONMENT, **ray_internals.MALLOC}.items():
         os.environ.setdefault(key, value)
-    if address is None or not (Path.home() / ".ray" / "auth_token").is_file():
+    if address is None or not Path(os.path.expanduser("~/.ray/auth_token")).is_file():
         # A token that another Ray left there does not concern a local cluster, whose ports are on loopback. Set
         # here, "token" would reach the processes that Ray starts, but not this one, which read it at the import.
         os.environ.setdefault(ray_internals.AUTH_MODE, "disabled")
@@ -51,6 +54,7 @@ def start(address: str | None, nested: bool, preload: Sequence[str] = ()) -> Non
     if address is None:
         # Without "local" Ray would join a cluster that `ray start` has left on this machine.
         options |= {"address": "local", "include_dashboard": nested, "dashboard_host": "127.0.0.1"}
+        options["_temp_dir"] = str(session_folder())
         for name in (ray_internals.ADDRESS, ray_internals.DASHBOARD_ADDRESS):
             os.environ.pop(name, None)
         os.environ.setdefault(ray_internals.PRELOAD_MODULES, ",".join(preload))
@@ -59,6 +63,39 @@ def start(address: str | None, nested: bool, preload: Sequence[str] = ()) -> Non
         options["address"] = address
         os.environ.setdefault(ray_internals.CONNECT_ATTEMPTS, "1")
     _init(address, options)
+
+
+def session_folder() -> Path:
+    """Return the folder for the sessions of a local Ray: the usual one, else a short one of this user.
+
+    Sockets lie there, whose paths the system limits to 107 characters and Ray to ASCII. The folder of another
+    user cannot be written.
+
+    Raises:
+        UserError: no such folder can be used.
+    """
+    usual = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
+    own = f"ray-{os.getuid()}"
+    for folder in (usual, usual.with_name(own), Path("/tmp") / own, Path("/dev/shm") / own):
+        if _is_usable(folder):
+            return folder
+    raise UserError(
+        f"TMPDIR: neither {usual} nor /tmp/{own} can hold Ray's sockets (writable, at most {MAX_SESSION_FOLDER} "
+        "ASCII characters); set TMPDIR to a short folder of your own"
+    )
+
+
+def _is_usable(folder: Path) -> bool:
+    """Return whether Ray can keep its sessions in a folder, which need not exist."""
+    text = str(folder)
+    if len(text) > MAX_SESSION_FOLDER or not text.isascii() or not folder.is_absolute():
+        return False
+    try:
+        folder.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
 
 
 def _init(address: str | None, options: dict[str, Any]) -> None:

@@ -6,15 +6,21 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from m2ray.judging.statistics import wilson
+from m2ray.util.files import write_json
+from m2ray.util.tables import fit_columns
 
 COLUMNS = ("configuration", "state", "epoch", "k", "score", "shuffle gap", "prefix cosine", "normal %")
+DROPPED_FIRST = ("prefix cosine", "shuffle gap", "k", "epoch", "normal %", "score")  # on a narrow terminal
+NOTE_S = 2.0  # between two notes of the state for other shells
 MIN_SHARE = 0.05  # of the work, from which on the remaining time is estimated
 
 OutputForm = Literal["people", "quiet", "json"]
@@ -31,14 +37,18 @@ class Progress:
         configurations: Their number at the end.
         jobs: Evaluation jobs at the end.
         form: For people; quiet, which prints failures only; or json, one object per line.
+        file: Where phase, share and time left are kept for `m2ray.status`; None: nowhere.
     """
 
-    def __init__(self, name: str, configurations: int, jobs: int, form: OutputForm = "people") -> None:
+    def __init__(
+        self, name: str, configurations: int, jobs: int, form: OutputForm = "people", file: Path | None = None
+    ) -> None:
         self._console, self._form = Console(), form
         self._name, self._configurations, self._jobs = name, configurations, jobs
         self._rows: dict[str, dict[str, Any]] = {}
         self._phase, self._trained_before, self._jobs_done, self._share_before = "starting", 0, 0, 0.0
         self._started = time.monotonic()
+        self._file, self._noted = file, -math.inf
         # The table is built at each refresh, so that its time moves on between events.
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
 
@@ -100,14 +110,34 @@ class Progress:
         trained += self._trained_before
         return (trained / self._configurations + min(1.0, self._jobs_done / self._jobs)) / 2
 
-    def _summary(self) -> str:
-        share, spent = self._share(), time.monotonic() - self._started
+    def _left(self, spent: float) -> float | None:
+        """Return the estimate of the seconds that are left; None as long as too little is done."""
+        share = self._share()
         done = share - self._share_before
-        left = f", about {spent * (1 - share) / done:.0f} s left" if done > MIN_SHARE else ""
-        return f"{spent:.0f} s, {share:.0%}{left}"
+        return spent * (1 - share) / done if done > MIN_SHARE else None
+
+    def _summary(self) -> str:
+        spent = time.monotonic() - self._started
+        left = self._left(spent)
+        return f"{spent:.0f} s, {self._share():.0%}" + ("" if left is None else f", about {left:.0f} s left")
+
+    def _note(self, at_once: bool) -> None:
+        """Keep the state for other shells; events that follow soon are left out."""
+        now = time.monotonic()
+        if self._file is None or (now - self._noted < NOTE_S and not at_once):
+            return
+        self._noted, left = now, self._left(now - self._started)
+        state = {
+            "phase": self._phase,
+            "share": round(self._share(), 4),
+            "left_s": None if left is None else round(left),
+            "at": round(time.time()),
+        }
+        write_json(self._file, state)
 
     def _print(self, text: str, event: Mapping[str, Any], failure: bool = False) -> None:
         """Print an event as an object for programs, or as text for people, who see only part of them."""
+        self._note(at_once=event["event"] == "phase")
         if self._form == "json":
             seconds = round(time.monotonic() - self._started, 1)
             print(json.dumps({"seconds": seconds, "share": round(self._share(), 4), **event}), flush=True)
@@ -120,14 +150,19 @@ class Progress:
             self._console.print(text, style="bold red", markup=False, highlight=False)
 
     def _table(self) -> Table:
-        table = Table(title=f"{self._name}: {self._phase}", caption=self._summary())
-        for column in COLUMNS:
-            table.add_column(column, no_wrap=column == COLUMNS[-1])
+        lines = [list(COLUMNS)]
         for name, row in sorted(list(self._rows.items()), key=lambda item: -item[1].get("score", -1e9)):
             score, gap, cosine = (
                 f"{row[key]:.3f}" if key in row else "" for key in ("score", "shuffle_gap", "prefix_cosine")
             )
             epoch = f"{row['progress']}/{row['epochs_total']}"
             k, normal = str(row.get("k", "")), row.get("normal", "")
-            table.add_row(name, row.get("state", ""), epoch, k, score, gap, cosine, normal)
+            lines.append([name, row.get("state", ""), epoch, k, score, gap, cosine, normal])
+        # Rich draws a line and two blanks between columns, and a line and a blank at either end.
+        header, *body = fit_columns(lines, self._console.width - 4, DROPPED_FIRST, between=3)
+        table = Table(title=f"{self._name}: {self._phase}", caption=self._summary())
+        for column in header:
+            table.add_column(column, no_wrap=True)
+        for cells in body:
+            table.add_row(*map(escape, cells))
         return table

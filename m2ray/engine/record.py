@@ -22,7 +22,14 @@ import yaml
 from m2ray.codec.checkpoints import TASK_FILE
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
-from m2ray.config.sweep_record import Change, Extension, read_sweep_record, record_file, write_sweep_record
+from m2ray.config.sweep_record import (
+    LOCK_FILE,
+    Change,
+    Extension,
+    read_sweep_record,
+    record_file,
+    write_sweep_record,
+)
 from m2ray.config.trial import TrialConfig
 from m2ray.receiver.loading import load_receiver
 from m2ray.util import plugins
@@ -32,7 +39,6 @@ from m2ray.util.files import check_writable
 from m2ray.util.locks import Locked, try_lock
 from m2ray.util.strict_yaml import validate
 
-LOCK_FILE = "sweep.lock"
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 # Entries that may not change unnoticed when a sweep is resumed.
 MOVED_RECEIVER = "space.trial.receiver"  # where it is; its digest decides

@@ -3,7 +3,7 @@
 A codec that was chosen on some messages must be judged on others. The ledger knows which messages of a task a
 receiver has answered before, whatever the folder, name or command, so that a copied folder, a published codec,
 another --name or the Python API do not make a second look a first. Looks are recorded by a sweep's confirm stage,
-by `m2ray.evaluate` on confirm or on --seeds, and by `m2ray.api.evaluate`.
+by `m2ray.evaluate` on confirm or on --episodes, and by `m2ray.api.evaluate`.
 
 The ledger helps honest users to keep count. It is not a protection: whoever deletes the file, or works on another
 machine, has looked at nothing.
@@ -293,9 +293,9 @@ def check_first_look(folder: Path, split: str) -> None:
         UserError: it has been looked at.
     """
     if (folder / LOG_FILE).is_file() or _sweep_looked(folder):
-        place = "confirm" if split == "confirm" else f"--seeds {split} overlaps confirm, which"
+        place = "confirm" if split == "confirm" else f"--episodes {split} overlaps confirm, which"
         raise UserError(
-            f"{folder}: {place} has been looked at; use fresh --seeds A:B, or look again with --unlock, "
+            f"{folder}: {place} has been looked at; use fresh --episodes A:B, or look again with --unlock, "
             "which the report will list"
         )
 

@@ -135,7 +135,7 @@ def write_rows(path: Path, rows: pd.DataFrame) -> None:
     write_atomic(path, _bytes(_checked(_ordered(rows), str(path))))
 
 
-def read_rows(path: Path) -> pd.DataFrame:
+def read_rows(path: Path | str) -> pd.DataFrame:
     """Return the rows of a Parquet file or of a results folder.
 
     A file of rows may come from anywhere, but in a sweep's folder one without a checksum was not written by the
@@ -144,6 +144,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     Raises:
         UserError: missing, damaged, not Parquet, or a column is missing or of another type.
     """
+    path = Path(path)
     if path.is_dir():
         return RowStore(path).read()
     if not path.is_file():

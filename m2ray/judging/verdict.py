@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from m2ray.config.condition_names import TABLE_ORDER
 from m2ray.config.gate_file import GateName, Grades
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Counts
+from m2ray.util.text import percent
 
 INVALID, FAIL, PART, PASS, WHOLE = "INVALID SETTING", "FAIL", "PART", "PASS", "WHOLE"
 PASSES = (PASS, WHOLE)
@@ -144,6 +146,17 @@ class Verdict:
         if self.not_shown:
             parts.append(f"not shown: {', '.join(self.not_shown)}")
         return "; ".join(parts)
+
+    def __str__(self) -> str:
+        """Return the verdict as the leaderboard words it, and the success rates below it."""
+        caveats = f" ({self.caveats})" if self.caveats else ""
+        rates = [
+            f"{name} {percent(successes / n)}"
+            for name in TABLE_ORDER
+            if name in self.counts
+            for successes, n in [self.counts[name]]
+        ]
+        return f"{self.verdict}: {self.reason}{caveats}\nsolved of n = {self.n}: {', '.join(rates)}"
 
     def amount(self, name: str) -> Amount:
         """Return a measure by name, with NaN for all values if it is missing."""

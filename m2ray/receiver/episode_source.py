@@ -139,7 +139,7 @@ class EpisodeSource:
         Raises:
             UserError: a message of these lines is a training message.
         """
-        self._check_contents({"splits.train": splits.seeds("train"), "--seeds": seeds})
+        self._check_contents({"splits.train": splits.seeds("train"), "--episodes": seeds})
 
     def check_not_trained_on(self, episodes: Sequence[Episode], splits: Splits) -> None:
         """Refuse episodes with messages that a codec of this task was trained on.

@@ -137,7 +137,7 @@ class TextSource:
         for seed in seeds:
             if self._parts[seed] == "train":
                 raise UserError(
-                    f"{self.config.file}: line {seed + 1}: is of part train, which --seeds must not hold; name "
+                    f"{self.config.file}: line {seed + 1}: is of part train, which --episodes must not hold; name "
                     "other lines, or --split confirm"
                 )
 

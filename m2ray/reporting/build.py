@@ -18,6 +18,7 @@ from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.evaluation.confirm_ledger import looks_of
 from m2ray.evaluation.rows import RowStore
+from m2ray.reporting.answers import sampled_answers
 from m2ray.reporting.diagnosis_table import write_arms
 from m2ray.reporting.document import PLAIN_NAME, Figure, Section, Text, section_markdown
 from m2ray.reporting.figures import FOLDER as FIGURES
@@ -106,11 +107,12 @@ def write_reports(judged: JudgedFolder) -> None:
     """
     folder, gate, record, runs, leaderboard, source, mark, note = judged
     sections = config_sections(folder, runs, leaderboard, gate, record)
+    answers = sampled_answers(runs_to_draw(runs, leaderboard))
     if mark:
         # Figures name verdicts: these are drawn for the page only.
         with tempfile.TemporaryDirectory() as drawn:
             figures, left_out = draw_all(folder, runs, leaderboard, record, Path(drawn))
-            page = Page(record, leaderboard, gate, sections, figures, left_out, note)
+            page = Page(record, leaderboard, gate, sections, figures, left_out, note, answers)
             write_page(folder, page, f"report{mark}.html", Path(drawn))
         return
     figures, left_out = draw_all(folder, runs, leaderboard, record)
@@ -119,14 +121,14 @@ def write_reports(judged: JudgedFolder) -> None:
         report = section._replace(blocks=[Text(line) for line in source])
         write_atomic(folder / REPORTS / f"{section.title}.md", (section_markdown(report) + "\n").encode())
     write_arms(folder)
-    write_page(folder, Page(record, leaderboard, gate, sections, figures, left_out))
+    write_page(folder, Page(record, leaderboard, gate, sections, figures, left_out, answers=answers))
 
 
 class ChosenGate(NamedTuple):
-    """The gate that judges, and what sets its files apart where it is not the sweep's registered one.
+    """The gate that judges, and what sets its files apart where the sweep was registered with another one.
 
-    `mark` is the end of these files' names, `note` the line that they and the terminal begin with; both are
-    empty for the registered gate, and where none was registered.
+    `mark` is the end of these files' names, `note` the line that they begin with; both are empty for the
+    registered gate, and where none was registered.
     """
 
     gate: GateConfig

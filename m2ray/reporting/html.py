@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from m2ray.config.gate_file import GateConfig
 from m2ray.diagnosis.store import FOLDER
 from m2ray.evaluation.confirm_ledger import looks_of
 from m2ray.judging.verdict import ALL_HOLD, FAIL, INVALID, PART, PASS, PASSES, WHOLE
+from m2ray.reporting.answers import VIEWED
 from m2ray.reporting.document import Figure, Section
 from m2ray.reporting.leaderboard import FAILED_RUN, VERDICTS, configuration_lines, seed_lines
 from m2ray.reporting.leaderboard_text import display_cells, legend
@@ -46,7 +48,14 @@ VERDICT_CLASSES = {
     INVALID: "fail",
     FAILED_RUN: "fail",
 }  # CSS classes
+CARRIES = {  # by verdict, in plain words
+    WHOLE: "carries the message nearly as well as the text",
+    PASS: "carries the message",
+    PART: "carries less than half of what the text gains",
+    FAIL: "comes closest, but is not shown to carry the message",
+}
 TEXT_COLUMNS = ("config", "reason")  # never numbers, even if a name looks like one
+FIRST_FIGURES = 3  # those that matter most; others are folded
 LARGEST_SVG = 100_000  # bytes; a larger one is embedded as PNG, which is smaller
 PNG_COLOURS = 256  # of an embedded PNG
 
@@ -61,6 +70,7 @@ class Page(NamedTuple):
     figures: Sequence[Figure]
     left_out: Sequence[str]  # figures that are missing, and why
     note: str = ""  # above everything else
+    answers: Sequence[dict[str, Any]] = ()  # for the viewer: see `m2ray.reporting.answers`
 
 
 def write_page(folder: Path, page: Page, name: str = FILE, figures: Path | None = None) -> None:
@@ -99,10 +109,15 @@ def _contents(folder: Path, page: Page) -> dict[str, Any]:
         "headline": headline(page.leaderboard),
         "confirm_looks": looks_of(folder),
         "verdicts": list(dict.fromkeys(page.leaderboard.verdict)),
+        "summary": summary_lines(page.leaderboard, anchors),
         "columns": columns,
         "lines": lines,
         "legend": legend(page.leaderboard, page.gate),
-        "figures": [*page.figures, *other_figures(folder)],
+        "first_figures": page.figures[:FIRST_FIGURES],
+        "more_figures": [*page.figures[FIRST_FIGURES:], *other_figures(folder)],
+        "answers": answers_json(page.answers),
+        "runs": [entry["run"] for entry in page.answers],
+        "viewed": VIEWED,
         "left_out": page.left_out,
         "configurations": [config_entry(s, page.leaderboard, anchors[s.title]) for s in page.sections],
         "record": record_table(page.record, page.gate),
@@ -129,27 +144,64 @@ def csp_hash(text: str) -> str:
 
 
 def headline(leaderboard: pd.DataFrame) -> list[str]:
-    """Return how many configurations passed, the success of the best or of the closest to it, and its amount."""
+    """Return in plain words which configuration carries how much, by which verdict, and how many passed."""
     judged = configuration_lines(leaderboard[leaderboard.verdict.isin(VERDICTS)])
     if judged.empty:
         return ["Nothing has been judged on confirm."]
     passed = judged[judged.verdict.isin(PASSES)]
     counts = ", ".join(f"{(judged.verdict == name).sum()} {name}" for name in dict.fromkeys(judged.verdict))
     count = f"{len(passed)} of {pluralize(len(judged), 'configuration')} passed on confirm: {counts}."
-    title, line = "Highest success, not passed", judged.sort_values("normal").iloc[-1]
-    if len(passed):
-        title, line = "Best that passed, by verdict and search score", passed.iloc[0]
-    rate = f"{100 * line.normal:.1f} % [{100 * line.normal_ci_low:.1f}, {100 * line.normal_ci_high:.1f}]"
+    line = passed.iloc[0] if len(passed) else judged.sort_values("normal").iloc[-1]
+    if line.verdict == INVALID:
+        first = f"Nothing can be said about {line.config}: the setting is not valid."
+    else:
+        first = f"{line.config} {CARRIES[line.verdict]}: {line.verdict}."
     baselines = (("P0", "without a message"), ("P1", "with the full text"))
     others = [f", {100 * line[name]:.1f} % {words}" for name, words in baselines if not pd.isna(line[name])]
-    noun = "seeds" if " " in line.seeds else "seed"
-    run = f"{line.config}, training {noun} {line.seeds.replace(' ', ', ')}, k = {line.k}"
-    lines = [count, f"{title}: {run} solves {rate} of {line.n} episodes with its prefix{''.join(others)}."]
-    has_amount = line.verdict in GRADED and line.reason != ALL_HOLD
-    return [*lines, f"Amount: {line.reason}."] if has_amount else lines
+    rate = f"{100 * line.normal:.1f} % [{100 * line.normal_ci_low:.1f}, {100 * line.normal_ci_high:.1f}]"
+    solved = (
+        f"With {pluralize(line.k, 'vector')} in place of the text, the receiver solves {rate} of {line.n} episodes"
+        f"{''.join(others)}."
+    )
+    lines = [first, solved, count]
+    if line.verdict in GRADED and line.reason != ALL_HOLD:
+        return [*lines, f"Amount: {line.reason}."]
+    return lines if line.verdict in PASSES else [*lines, f"Why: {line.reason}."]
+
+
+def answers_json(answers: Sequence[dict[str, Any]]) -> Markup:
+    """Return the viewer's answers as JSON that no text in it can leave."""
+    text = json.dumps(list(answers), separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 # --- leaderboard ---------------------------------------------------------------------------------------------
+
+
+class SummaryLine(NamedTuple):
+    """A configuration in the summary: what it carries, and why it has its verdict."""
+
+    config: str
+    anchor: str | None
+    verdict: str
+    css_class: str
+    normal: str
+    amount: str
+    reason: str
+
+
+def summary_lines(leaderboard: pd.DataFrame, anchors: dict[str, str]) -> list[SummaryLine]:
+    """Return one line per configuration, in the leaderboard's order."""
+    lines = []
+    for line in configuration_lines(leaderboard).to_dict("records"):
+        rate, low, high = (100 * line[name] for name in ("normal", "normal_ci_low", "normal_ci_high"))
+        normal = "" if pd.isna(rate) else f"{rate:.1f} % [{low:.1f}, {high:.1f}]"
+        retention = line["retention"]
+        amount = "" if pd.isna(retention) else f"{100 * retention:.0f} % of the text's gain"
+        config, verdict, reason = (str(line[name]) for name in ("config", "verdict", "reason"))
+        css_class = VERDICT_CLASSES.get(verdict, "")
+        lines.append(SummaryLine(config, anchors.get(config), verdict, css_class, normal, amount, reason))
+    return lines
 
 
 class Column(NamedTuple):

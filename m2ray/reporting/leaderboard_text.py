@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import string
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -10,7 +15,14 @@ from tabulate import tabulate
 from m2ray.config.gate_file import GateConfig
 from m2ray.judging import statistics as stats
 from m2ray.reporting.leaderboard import seed_lines
+from m2ray.util.tables import terminal_text, terminal_width
 
+SAMPLED_NAME = re.compile(r".+-(k\d+)-[0-9a-f]{8}(?:-\d+)?")  # of a sampled configuration: `plan.config_name`
+# Columns that a narrow terminal goes without, the first to go first; all are in leaderboard.md.
+DROPPED_FIRST = (
+    *("null", "init", "tokens", "constant", "near", "split", "messages", "score", "k"),
+    *("P1", "P0", "shuffle", "n", "seed", "retention", "95 % CI"),
+)
 DISPLAYED = ("null", "shuffle", "near", "P0", "constant", "init", "tokens", "P1")
 MEANINGS = {  # of columns that are left out if no line has a value
     "constant": "`constant` is the best prefix without content: what priming alone can reach.",
@@ -80,10 +92,34 @@ def leaderboard_text(leaderboard: pd.DataFrame, style: str) -> str:
     return tabulate(display_cells(leaderboard), headers="keys", tablefmt=style, disable_numparse=True)
 
 
+def short_names(leaderboard: pd.DataFrame) -> dict[str, str]:
+    """Return short names of sampled configurations, by name: `k16-a` for the first with 16 slots on the board."""
+    taken, names = set(leaderboard.config), {}
+    for config in dict.fromkeys(leaderboard.config):
+        if match := SAMPLED_NAME.fullmatch(config):
+            free = (f"{match[1]}-{letters}" for letters in _letters() if f"{match[1]}-{letters}" not in taken)
+            names[config] = next(free)
+            taken.add(names[config])
+    return names
+
+
+def _letters() -> Iterator[str]:
+    """Yield a to z, then aa to zz, and so on."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
+
+
 def print_leaderboard(leaderboard: pd.DataFrame) -> None:
-    """Print the leaderboard and its reasons."""
-    print("\n" + leaderboard_text(leaderboard, "simple") + "\n")
-    print("\n".join(reasons(leaderboard)))
+    """Print the leaderboard, no wider than the terminal, and its reasons."""
+    width, short = terminal_width(), short_names(leaderboard)
+    lines = display_cells(leaderboard)
+    cells = [
+        [short.get(text, text) if name == "config" else text for name, text in line.items()] for line in lines
+    ]
+    print("\n" + terminal_text([list(lines[0]), *cells], DROPPED_FIRST) + "\n")
+    for config, line in zip(leaderboard.config, reasons(leaderboard), strict=True):
+        text = f"{short[config]} = {line}" if config in short else line
+        print(textwrap.fill(text, width, subsequent_indent="  ", break_on_hyphens=False) if width else text)
 
 
 def legend(leaderboard: pd.DataFrame, gate: GateConfig) -> list[str]:

@@ -18,6 +18,7 @@ from m2ray.util.files import write_atomic, write_json
 
 # Folders of a results folder that a sweep, or scripts/adapt_and_sweep.py, writes.
 RESERVED = ("adapter", "attempts", "checkpoints", "diagnoses", "figures", "ray", "rows")
+UNCONFIRMED = "-not-confirmed"  # end of the folder's name of a codec without a verdict
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -32,7 +33,7 @@ def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = Fals
         sweep: Results folder of a finished sweep.
         config: Configuration on its leaderboard.
         seed: Training seed.
-        name: Name of the new folder.
+        name: Name of the new folder; that of a codec that was not judged on confirm ends in `-not-confirmed`.
         replace: Write into a folder of that name that is already there, as after an interrupted call.
 
     Returns:
@@ -42,11 +43,16 @@ def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = Fals
         UserError: The sweep has no checkpoint of this configuration and seed, or the name is not a plain folder
             name, is taken, or is one that sweeps use.
     """
-    target = sweep / name
-    _check_name(target, name, replace)
+    _check_name(name)
     source = _last_checkpoint(sweep, config, seed)
+    verdict, confirmed = _leaderboard_verdict(sweep, config, seed)
+    if not confirmed and not name.endswith(UNCONFIRMED):
+        name += UNCONFIRMED
+    target = sweep / name
+    if target.exists() and not replace:
+        raise UserError(f"--as: {target} is already there; choose another name, or remove it first")
     published = {
-        "verdict": _leaderboard_verdict(sweep, config, seed),
+        "verdict": verdict,
         "made": str(read_sweep_record(sweep)["command"]),
     }
     record = {**read_record(source), "published": published}
@@ -55,19 +61,18 @@ def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = Fals
     shutil.copyfile(source / "codec.safetensors", target / "codec.safetensors")
     write_json(target / "config.json", record)
     write_atomic(target / "trial.yaml", yaml.safe_dump(record["trial"], sort_keys=False).encode())
-    train = ["python", "-m", "m2ray.train", str(target / "trial.yaml"), "--seed", str(seed)]
+    where = f"results/{sweep.resolve().name}/{name}"  # not the folder here, which means nothing elsewhere
+    train = ["python", "-m", "m2ray.train", f"{where}/trial.yaml", "--seed", str(seed)]
     train_command = shlex.join([*train, "--out", f"results/train/{name}"])
-    write_atomic(target / "README.md", str(model_card(record, str(target), train_command)).encode())
+    write_atomic(target / "README.md", str(model_card(record, where, train_command)).encode())
     return target
 
 
-def _check_name(target: Path, name: str, replace: bool) -> None:
+def _check_name(name: str) -> None:
     if NAME.fullmatch(name) is None:
         raise UserError(f"--as: {name!r} is not a plain folder name; use letters, digits, - and _")
     if name in RESERVED:
         raise UserError(f"--as: {name!r} is a folder that sweeps use; choose another name, such as best")
-    if target.exists() and not replace:
-        raise UserError(f"--as: {target} is already there; choose another name, or remove it first")
 
 
 def _last_checkpoint(sweep: Path, config: str, seed: int) -> Path:
@@ -82,8 +87,11 @@ def _last_checkpoint(sweep: Path, config: str, seed: int) -> Path:
     raise UserError(f"{sweep}: no checkpoint of {config}; use one of the configurations: {configs}")
 
 
-def _leaderboard_verdict(sweep: Path, config: str, seed: int) -> str:
-    """Return the verdict of a training seed, and before it that of its configuration if it has several seeds."""
+def _leaderboard_verdict(sweep: Path, config: str, seed: int) -> tuple[str, bool]:
+    """Return the verdict of a training seed, and whether it was given on confirm.
+
+    Where its configuration has several seeds, the configuration's comes before it.
+    """
     leaderboard = pd.read_csv(sweep / "leaderboard.csv")
     lines = leaderboard[leaderboard.config == config]
     of_seed = lines[lines.seed == seed]
@@ -94,10 +102,16 @@ def _leaderboard_verdict(sweep: Path, config: str, seed: int) -> str:
     own = lines[lines.seed.isna()]
     text = _verdict_text(of_seed.iloc[0])
     if own.empty:
-        return text
+        return text, of_seed.iloc[0].split == "confirm"
     seeds = str(own.seeds.iloc[0]).replace(" ", ", ")
-    return f"{_verdict_text(own.iloc[0])} over training seeds {seeds}; of this seed: {text}"
+    both = f"{_verdict_text(own.iloc[0])} over training seeds {seeds}; of this seed: {text}"
+    return both, of_seed.iloc[0].split == "confirm"
 
 
 def _verdict_text(line: pd.Series) -> str:
+    if line.split != "confirm":
+        return (
+            f"none: NOT CONFIRMED, evaluated on {line.split} only, which it may have been chosen by, "
+            f"n = {line.n:.0f}: normal {100 * line.normal:.1f} %"
+        )
     return f"{line.verdict} on {line.split}, n = {line.n:.0f}: normal {100 * line.normal:.1f} %"

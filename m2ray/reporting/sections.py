@@ -27,6 +27,7 @@ from m2ray.judging.verdict_tables import (
     scale_gate_table,
     summary_table,
 )
+from m2ray.reporting.answers import unreadable_table
 from m2ray.reporting.document import Block, Bullets, Commands, Figure, Grid, Link, Section, Text
 from m2ray.reporting.knockout import knockout_sections
 from m2ray.reporting.leaderboard import JudgedRun, deciding_runs
@@ -34,6 +35,11 @@ from m2ray.util.files import sha256_of
 from m2ray.util.tables import Table
 from m2ray.util.text import percent, pluralize
 from m2ray.util.trees import get_key
+
+DIFFERS = (
+    "The codec passed its gate. What follows was measured on fewer and other messages, by thresholds of its own: "
+    "where the two differ, the verdict counts."
+)
 
 
 def config_section(
@@ -156,6 +162,7 @@ def metric_sections(run: JudgedRun, verdict: Verdict, gate: GateConfig) -> list[
     if verdict.retention is not None:
         retention = retention_line(verdict.retention) + " (paired, 95 %)"
         sections.append(Section("Retention", [Text(retention)]))
+    sections.append(Section("Answers that cannot be read", [Grid(unreadable_table(run.rows))]))
     sections += amount_sections(verdict)
     normal_nll, p0_nll = outcomes(run.rows, ["normal", "P0"], "nll")
     nats = f"normal {normal_nll.mean():.3f}, P0 {p0_nll.mean():.3f}; score on search {run.score:+.3f}"
@@ -212,10 +219,12 @@ def diagnosis_sections(root: Path, run: JudgedRun) -> list[Section]:
         Figure("Where the message is lost", f"{path}/stages.png"),
         Figure("Similarity of messages at each stage", f"{path}/maps.png"),
     ]
-    return [
-        Section("Diagnosis", [Text(messages), Bullets(sentences), Link("all figures", f"{path}/diagnosis.md")]),
-        Section("Root cause", [Grid(diagnosis["root_cause"]), *figures]),
-    ]
+    passed = run.verdict is not None and run.verdict.passed
+    blocks: list[Block] = [Text(messages), Bullets(sentences), Link("all figures", f"{path}/diagnosis.md")]
+    if passed and run.split == "confirm" and diagnosis["findings"][0]["name"] != "healthy":
+        blocks.insert(1, Text(DIFFERS))
+    title = "What arrives, step by step" if passed else "Root cause"
+    return [Section("Diagnosis", blocks), Section(title, [Grid(diagnosis["root_cause"]), *figures])]
 
 
 # --- artifacts and commands ----------------------------------------------------------------------------------
@@ -262,5 +271,5 @@ def commands(root: Path, runs: Sequence[JudgedRun]) -> list[str]:
     checkpoints = {run.checkpoint for run in runs}
     for name, digest in published_codecs(root).items():
         if digest in checkpoints:
-            lines.append(["python", "-m", "m2ray.evaluate", f"{folder}/{name}", "--seeds", EXAMPLE_SEEDS])
+            lines.append(["python", "-m", "m2ray.evaluate", f"{folder}/{name}", "--episodes", EXAMPLE_SEEDS])
     return [shlex.join(line) for line in lines]

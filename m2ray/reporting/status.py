@@ -10,22 +10,25 @@ from typing import Any
 import pandas as pd
 
 from m2ray.config.split_names import most_conclusive
-from m2ray.config.sweep_record import read_sweep_record
-from m2ray.evaluation.rows import FAILED, RowStore
+from m2ray.config.sweep_record import LOCK_FILE, PROGRESS_FILE, read_sweep_record
+from m2ray.evaluation.rows import FAILED, WHOLE, RowStore
 from m2ray.judging import statistics as stats
 from m2ray.util.errors import UserError
 from m2ray.util.journal import Journal
+from m2ray.util.locks import lock_holder
 
 
 def status_of(folder: Path) -> dict[str, Any]:
     """Return the progress of a sweep, from its folder or its sweep.yaml; write nothing.
 
     Returns:
-        `name`, `command`, `last_change_s` (seconds since a file of the folder last changed), `rows` (their
-        number), and `configurations`, highest search score first. Each has its `config`, its `state` (waits,
-        training, trained or failed), `epochs` trained of each training seed, mean `score` of the latest
-        checkpoints, and the success rate `normal` with its interval `normal_ci` on `n` episodes of `split`, the
-        most conclusive split that it was evaluated on.
+        `state` (running; done; or stopped, killed and died alike), `phase`, `share` and `left_s` (seconds left) of
+        a sweep that is not done, None where unknown, `holder` (the process that runs it), `name`, `command`,
+        `last_change_s` (seconds since a file of the folder last changed), `rows` (their number), and
+        `configurations`, highest search score first. Each has its `config`, its `state` (waits, training, trained
+        or failed), `epochs` trained of each training seed, mean `score` of the latest checkpoints, and the success
+        rate `normal` with its interval `normal_ci` on `n` episodes of `split`, the most conclusive split that it
+        was evaluated on.
 
     Raises:
         UserError: Not the folder of a sweep.
@@ -34,6 +37,7 @@ def status_of(folder: Path) -> dict[str, Any]:
         folder = folder.parent
     if not (folder / "sweep.yaml").is_file():
         raise UserError(f"{folder}: no sweep.yaml; give results/NAME of a sweep")
+    activity = _activity(folder)  # first: a sweep may end while the rest is read
     record, rows = read_sweep_record(folder), RowStore(folder).read()
     configurations = [
         {"config": config, "state": state, **_latest_epochs(folder, config), **_success(rows, config)}
@@ -42,12 +46,40 @@ def status_of(folder: Path) -> dict[str, Any]:
     configurations.sort(key=lambda line: -(line["score"] if line["score"] is not None else -1e9))
     changed = max((file.stat().st_mtime for file in folder.rglob("*") if file.is_file()), default=0.0)
     return {
-        "name": folder.name,
+        **activity,
+        "name": folder.resolve().name,
         "command": record.get("command", ""),
         "last_change_s": round(time.time() - changed),
         "rows": len(rows),
         "configurations": configurations,
     }
+
+
+def _activity(folder: Path) -> dict[str, Any]:
+    """Return whether a sweep runs, is done or was stopped, and how far it is."""
+    holder = lock_holder(folder / LOCK_FILE)
+    noted = _noted(folder / PROGRESS_FILE)
+    left = noted.get("left_s")
+    if holder is not None and left is not None:
+        left = max(0, round(left - (time.time() - noted["at"])))
+    begun = bool(noted) or (folder / "rows").is_dir()
+    done = holder is None and not begun and (folder / WHOLE).is_file()
+    return {
+        "state": "running" if holder is not None else "done" if done else "stopped",
+        "phase": noted.get("phase"),
+        "share": noted.get("share"),
+        "left_s": left,
+        "holder": holder,
+    }
+
+
+def _noted(file: Path) -> dict[str, Any]:
+    """Return what a sweep has noted of its progress; empty where there is no note."""
+    try:
+        noted = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) and {"phase", "share", "left_s", "at"} <= set(noted) else {}
 
 
 def _states(folder: Path, record: dict[str, Any], rows: pd.DataFrame) -> dict[str, str]:

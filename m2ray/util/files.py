@@ -100,5 +100,10 @@ def sha256_of(path: Path) -> str:
 
 
 def cache_root() -> Path:
-    """Return the user's cache folder for m2ray."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "m2ray"
+    """Return the user's cache folder for m2ray; for a user without a home directory, one in TMPDIR."""
+    if chosen := os.environ.get("XDG_CACHE_HOME"):
+        return Path(chosen) / "m2ray"
+    home = Path(os.path.expanduser("~"))  # stays `~` where the user has none
+    if home.is_absolute() and home.is_dir():
+        return home / ".cache" / "m2ray"
+    return Path(tempfile.gettempdir()) / f"m2ray-cache-{os.getuid()}"

@@ -61,6 +61,22 @@ def try_lock(path: Path, holder: str) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
+def lock_holder(path: Path) -> str | None:
+    """Return what the process that holds a lock wrote about itself; None where nobody holds it.
+
+    Nothing is written. Where the file cannot be read, or there are no locks, nobody is taken to hold it.
+    """
+    try:
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().decode(errors="replace")
+    except OSError:
+        pass
+    return None
+
+
 def _open_locked(path: Path) -> BinaryIO | None:
     """Return the file at this path, locked; None where the file system has no locks."""
     while True:

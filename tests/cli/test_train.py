@@ -280,11 +280,14 @@ class TestEvaluateRefuses:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (["--seeds", "5"], "--seeds: '5' is not a range of seeds; write it as 1000:1100"),
-            (["--seeds", "9:3"], "--seeds: '9:3' is not a range of seeds"),
-            (["--seeds=-4:9"], "--seeds: '-4:9' is not a range of seeds"),
+            (["--seeds", "5"], "--episodes: '5' is not a range of seeds; write it as 1000:1100"),
+            (["--seeds", "9:3"], "--episodes: '9:3' is not a range of seeds"),
+            (["--seeds=-4:9"], "--episodes: '-4:9' is not a range of seeds"),
             (["--seeds", "5:6"], "condition shuffle: too few different messages among the episodes; use more"),
-            (["--seeds", "5:9", "--split", "search"], "argument --split: not allowed with argument --seeds"),
+            (
+                ["--seeds", "5:9", "--split", "search"],
+                "argument --split: not allowed with argument --episodes/--seeds",
+            ),
             (["--split", "train"], "argument --split: invalid choice: 'train'"),
             (["--conditions", "normal,decode"], "--conditions: 'decode' does not exist; use some of normal, null"),
             (["--out", "rows.csv"], "--out rows.csv: rows are Parquet; name it something.parquet"),
@@ -340,7 +343,7 @@ class TestEvaluateRefuses:
         assert_says(line, "no such folder")  # a failed look is no look
         look = ["--split", "confirm", "--conditions", "P0,normal"]
         go(evaluate, checkpoint, *look)
-        said = "seed-0: .*confirm.* has been looked at; use fresh --seeds A:B, or look again with --unlock"
+        said = "seed-0: .*confirm.* has been looked at; use fresh --episodes A:B, or look again with --unlock"
         for at in (checkpoint, first):
             assert_says(refused(evaluate, at, *look), said)
             assert_says(refused(evaluate, at, "--seeds", "1990:2001"), said)
@@ -360,7 +363,7 @@ class TestEvaluateRefuses:
         assert_says(
             line, f"{' '.join(words)}: 1[0-2] of 1[0-2] messages were looked at before, by 20.* m2ray.evaluate"
         )
-        assert_says(line, r"; use fresh --seeds A:B, or look again with --unlock, which is recorded$")
+        assert_says(line, r"; use fresh --episodes A:B, or look again with --unlock, which is recorded$")
         go(evaluate, copied, "--seeds", "9000:9012", "--conditions", "P0,normal")
         capfd.readouterr()
         go(evaluate, copied, *look, "--unlock")
@@ -400,7 +403,7 @@ class TestEvaluateRefuses:
         change(checkpoint, trial__splits=splits)
         look = ["--seeds", "12:22", "--conditions", "P0"]
         assert_says(
-            refused(evaluate, checkpoint, "--seeds", "5:15"), "line 6: its message is in --seeds and, from"
+            refused(evaluate, checkpoint, "--seeds", "5:15"), "line 6: its message is in --episodes and, from"
         )
         monkeypatch.setattr(tiny, "card", {"train_seeds": "0:100", "level": "easy"})
         line = refused(evaluate, checkpoint, *look)

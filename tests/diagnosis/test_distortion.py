@@ -237,7 +237,7 @@ def test_a_prefix_rounded_to_16_bits_solves_what_it_solves_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "error"),
     [
-        (["A", "--seeds", "5:1"], "--seeds: '5:1' is not a range of seeds"),
+        (["A", "--seeds", "5:1"], "--episodes: '5:1' is not a range of seeds"),
         (["A", "--messages", "1"], "--messages 1: too few"),
         (["A", "A2"], "CHECKPOINT: two are of the same configuration, seed and step"),
         (["A", "OTHER"], "OTHER: of another receiver, task or evaluation"),

@@ -165,7 +165,7 @@ def test_lines_of_a_file_that_are_in_training_or_on_confirm_are_refused(tiny, tm
     assert [e.seed for e in held_out_episodes(conf, tiny, None, None)] == list(range(20, 30))
     assert [e.seed for e in held_out_episodes(conf, tiny, None, "32:36")] == list(range(32, 36))
     assert {e.seed for e in probe_messages(conf, tiny, 300)} <= set(range(20))
-    with pytest.raises(UserError, match="--seeds"):
+    with pytest.raises(UserError, match="--episodes"):
         held_out_episodes(conf, tiny, None, "10:30")
     with pytest.raises(UserError, match="which a diagnosis must not use; choose other lines"):
         held_out_episodes(conf, tiny, None, "38:42")
@@ -205,7 +205,7 @@ def test_too_few_messages_for_diagnoses_are_refused_before_a_sweep(tiny):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--seeds", "5:5"], r"--seeds: '5:5' is not a range of seeds"),
+        (["--seeds", "5:5"], r"--episodes: '5:5' is not a range of seeds"),
         (["--split", "confirm"], r"argument --split: invalid choice: 'confirm'"),
         (["--ceilings", "-1"], r"--ceilings -1: give a number of episodes, or 0"),
         (["--seeds", "0:3"], r"no fact is stated by 5 of 3 held-out messages"),

@@ -1,5 +1,6 @@
 """What people see while a sweep runs: plain lines in a log, a live table on a terminal."""
 
+import io
 import json
 import os
 import pty
@@ -9,6 +10,7 @@ import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from m2ray.engine.progress import Progress
 
@@ -72,6 +74,21 @@ def test_a_terminal_shows_a_table_that_moves():
     assert len(set(re.findall(r"(\d+) s, \d+%", text))) >= 3  # time goes on between events
     assert re.search(r"\d+ s, \d+%, about \d+ s left", text)
     assert text.rstrip().endswith("the end")
+
+
+def test_a_narrow_terminal_keeps_the_telling_part_of_a_name():
+    """Columns are dropped first, then the beginning of names."""
+    board = Progress("night", configurations=2, jobs=4)
+    names = [f"segments-k16-{digits}" for digits in ("fff3b16e", "779773c1")]
+    for name in names:
+        board.reported(name, {**EPOCH, "progress": 2})
+    for width, shown in ((100, names), (60, names), (28, ["3b16e", "773c1"])):
+        console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None)
+        board._console = console
+        console.print(board._table())
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert all(any(name in line for line in lines) for name in shown), lines
 
 
 def lines_of(capsys, act) -> list[str]:

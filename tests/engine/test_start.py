@@ -1,9 +1,13 @@
 """A local Ray's start: processes are ready before anything is asked of them, and then keep to their own CPUs."""
 
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import pytest
 import ray
 from scripted_search import EPOCHS, ScriptedSearch, config
 
@@ -11,6 +15,7 @@ from m2ray.config.space import Resources
 from m2ray.engine import cluster
 from m2ray.engine.evaluator_pool import Pool
 from m2ray.engine.tune_search import run_search
+from m2ray.util.errors import UserError
 
 MODULE = "wave"  # of the standard library; nothing here imports it
 
@@ -46,6 +51,38 @@ def test_torch_that_was_imported_early_keeps_to_the_cpus_of_each_process(monkeyp
         pool.close()
     finally:
         cluster.stop()
+
+
+def test_a_short_folder_holds_the_sessions_where_the_usual_one_cannot(tmp_path, monkeypatch):
+    own = Path("/tmp") / f"ray-{os.getuid()}"
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "ray").write_text("another's")  # cannot be written
+    for folder in (tmp_path / ("long" * 12), Path(tempfile.mkdtemp(prefix="é", dir="/tmp"))):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        assert cluster.session_folder() == own
+    monkeypatch.setattr(tempfile, "tempdir", str(taken))
+    assert cluster.session_folder() in (taken / own.name, own)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert cluster.session_folder() in (Path("/tmp/ray"), own)
+
+
+def test_no_folder_for_the_sessions_is_one_line(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_SESSION_FOLDER", 3)
+    with pytest.raises(UserError, match="set TMPDIR to a short folder of your own"):
+        cluster.session_folder()
+
+
+@pytest.mark.slow
+def test_ray_starts_below_a_long_folder_with_a_name_that_is_not_ascii(tmp_path):
+    folder = tmp_path / ("é" * 30)
+    folder.mkdir()
+    code = "from m2ray.engine import cluster; cluster.start(None, nested=False); cluster.stop(); print('up')"
+    env = {**os.environ, "TMPDIR": str(folder), "LANG": "C", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "up\n", done.stderr
 
 
 def test_a_trial_gets_a_process_that_has_imported_what_it_was_told_to(tmp_path, monkeypatch):

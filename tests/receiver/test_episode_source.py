@@ -99,7 +99,7 @@ class TestFile:
             source.get(range(4, 11), "search")
         with pytest.raises(UserError, match=r"splits.train needs line 999999; shorten splits.train"):
             source.check_disjoint(Splits())
-        with pytest.raises(UserError, match=r"--seeds needs line 11; shorten --seeds"):
+        with pytest.raises(UserError, match=r"--episodes needs line 11; shorten --episodes"):
             source.check_unseen(range(8, 12), splits())
 
     def test_a_file_with_all_messages_apart_passes(self, tmp_path):
@@ -137,7 +137,7 @@ class TestFile:
     def test_evaluation_on_training_lines_is_refused(self, tmp_path):
         source = self.source(tmp_path, self.different(10))
         with pytest.raises(
-            UserError, match=r"line 4: its message is in --seeds and, from line 4, in splits.train"
+            UserError, match=r"line 4: its message is in --episodes and, from line 4, in splits.train"
         ):
             source.check_unseen(range(3, 6), splits())
 
@@ -199,9 +199,9 @@ class TestTrainedOn:
     ):
         monkeypatch.setattr(tiny, "card", {"train_seeds": "0:100", "level": "easy"})
         self.source(tmp_path, self.CONFIRM[:10]).check_receiver(tiny, splits())
-        with pytest.raises(UserError, match=r"line 3: .* remove such lines from --seeds"):
+        with pytest.raises(UserError, match=r"line 3: .* remove such lines from --episodes"):
             self.source(tmp_path, [*self.CONFIRM[:2], *self.TRAIN]).check_receiver_lines(
-                tiny, {"--seeds": range(1, 3)}
+                tiny, {"--episodes": range(1, 3)}
             )
 
     def test_drawn_messages_of_training_seeds_are_not_training_messages(self):

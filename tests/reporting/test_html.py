@@ -3,19 +3,25 @@
 import base64
 import hashlib
 import html as entities
+import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from made_reports import EVIL, SVG, hostile_page, results_folder, run_rows, write_made_page
+from made_rows import make_rows
 from PIL import Image
 
+from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import failure_row
+from m2ray.reporting.answers import sampled_answers, unreadable_table
 from m2ray.reporting.build import build
 from m2ray.reporting.document import section_markdown
-from m2ray.reporting.html import LARGEST_SVG, data_url, headline, inline_code, number_of
+from m2ray.reporting.html import LARGEST_SVG, answers_json, data_url, headline, inline_code, number_of
+from m2ray.reporting.leaderboard import judge_runs
 from m2ray.reporting.leaderboard_text import display_cells
 from m2ray.util.errors import UserError
 
@@ -56,7 +62,8 @@ def reader(page):
 
 def test_words_from_files_are_words_and_nothing_else(page, reader):
     text = page[0]
-    assert len(reader.all("script")) == len(reader.all("style")) == 1
+    assert reader.all("script") == [{"type": "application/json", "id": "answers-data"}, {}]
+    assert len(reader.all("style")) == 1
     assert not [attrs for _, attrs in reader.elements for name in attrs if name.startswith("on")]
     assert not [attrs for attrs in reader.all("img") if not attrs["src"].startswith("data:image/")]
     assert "49" not in re.findall(r"&amp;amp;(\S*)", text)
@@ -114,7 +121,9 @@ def test_the_table_is_the_leaderboard(page):
     for (_, line), shown in zip(lines, display_cells(leaderboard), strict=True):
         cells = [Reader(cell).text for cell in re.findall(r"<t[dh].*?</t[dh]>", line, re.S)]
         assert sorted(cells[:-1]) == sorted(shown.values())
-    options = re.findall(r"<option[^>]*>(.*?)</option>", text)
+    options = re.findall(
+        r"<option[^>]*>(.*?)</option>", text.partition('id="all-columns"')[2].partition("</form>")[0]
+    )
     assert options == ["all", *dict.fromkeys(leaderboard.verdict)]
 
 
@@ -131,17 +140,58 @@ def test_each_configuration_holds_every_section_of_its_markdown(page):
         assert part.partition("</section>")[0].count("<table>") == len(tables)
 
 
-def test_the_headline_counts_what_passed_and_names_the_best(page):
+def test_the_headline_says_in_words_which_carries_how_much_and_by_which_verdict(page):
     assert headline(page[1]) == [
+        "winner carries the message: PASS.",
+        "With 4 vectors in place of the text, the receiver solves 75.0 % [68.9, 81.1] of 200 episodes, 30.0 % "
+        "without a message, 90.0 % with the full text.",
         "1 of 2 configurations passed on confirm: 1 PASS, 1 FAIL.",
-        "Best that passed, by verdict and search score: winner, training seeds 0, 1, k = 4 solves 75.0 % "
-        "[68.9, 81.1] of 200 episodes with its prefix, 30.0 % without a message, 90.0 % with the full text.",
     ]
     leaderboard = page[1]
     none = headline(leaderboard[leaderboard.verdict != "PASS"])
-    assert none[0] == "0 of 1 configuration passed on confirm: 1 FAIL."
-    assert none[1].startswith("Highest success, not passed: loser, training seed 0, k = 4 solves 32.0 %")
+    assert none[0] == "loser comes closest, but is not shown to carry the message: FAIL."
+    assert none[1].startswith("With 4 vectors in place of the text, the receiver solves 32.0 %")
+    assert none[2] == "0 of 1 configuration passed on confirm: 1 FAIL."
+    assert none[3].startswith("Why: BACKWARDS: ")
     assert headline(leaderboard[leaderboard.verdict == "failed"]) == ["Nothing has been judged on confirm."]
+
+
+def test_the_summary_has_a_line_per_configuration_with_verdict_normal_amount_and_why(page):
+    text, leaderboard, _ = page
+    table = re.search(r'<table id="summary">.*?</table>', text, re.S)[0]
+    lines = [
+        [Reader(cell).text for cell in re.findall(r"<t[dh].*?</t[dh]>", line, re.S)]
+        for line in re.findall(r"<tr>(.*?)</tr>", table, re.S)
+    ]
+    assert lines[0] == ["configuration", "verdict", "normal [95 %]", "keeps", "why"]
+    assert [line[0] for line in lines[1:]] == list(dict.fromkeys(leaderboard.config))
+    assert lines[1] == ["winner", "PASS", "75.0 % [68.9, 81.1]", "75 % of the text's gain", "all criteria hold"]
+    assert lines[-1][1:4] == ["failed", "", ""]
+
+
+def test_the_answers_are_those_of_the_rows_and_cannot_break_out(tmp_path):
+    rows = run_rows("a", splits=("confirm",))
+    rows = rows.assign(answer=[EVIL if i % 2 else f"{i}" for i in range(len(rows))])
+    runs = judge_runs(rows, load_gate("reference"))
+    (entry,) = sampled_answers(runs)
+    assert entry["run"] == "a, seed 0, split confirm"
+    expected = {
+        (row.episode, row.condition): (row.answer, int(row.success))
+        for row in rows[rows.condition.isin(["normal", "shuffle", "P0", "P1"])].itertuples()
+        if row.episode < 2100
+    }
+    assert {(episode, name): (answer, right) for episode, name, answer, right in entry["answers"]} == expected
+    text = answers_json([entry])
+    assert "<" not in text
+    assert json.loads(text) == [entry]
+
+
+def test_shares_of_unparsed_and_truncated_answers_are_told():
+    rows = make_rows().assign(parsed=[i % 4 > 0 for i in range(1400)])
+    rows["truncated"] = pd.array([True, *[False] * 199, *[None] * 200, *[False] * 1000], dtype="boolean")
+    table = {line[0]: line[1:] for line in unreadable_table(rows)}
+    assert table["identity"] == ["200", "25.0%", "0.5%"]
+    assert table["normal"] == ["200", "25.0%", "unknown"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ const load = (width) => new Promise((done) => {
   document.body.append(frame);
 });
 const run = async () => {
-  for (const width of [375, 1280]) {
+  for (const width of [390, 1366]) {
     const frame = await load(width), page = frame.contentDocument, get = (id) => page.getElementById(id);
     const shown = () => [...get("leaderboard-table").tBodies[0].rows].filter((row) => !row.hidden).map((row) =>
       row.cells[0].textContent);
@@ -41,6 +41,15 @@ const run = async () => {
       get(id).dispatchEvent(new Event("input", { bubbles: true }));
       return [shown(), get("count").value];
     };
+    const listed = () => [...get("answers-table").tBodies[0].rows].map((row) => [...row.cells].map((cell) =>
+      cell.textContent));
+    const chosen = (id, value) => {
+      get(id).value = value;
+      get(id).dispatchEvent(new Event("input", { bubbles: true }));
+      return [listed(), get("answers-count").value];
+    };
+    const answers = () => [chosen("answers-run", "1"), chosen("answers-condition", "P0"),
+      chosen("answers-outcome", "1"), chosen("answers-words", "2001")];
     const box = page.documentElement, body = frame.contentWindow.getComputedStyle(page.body);
     seen[width] = {
       first: shown(), width: box.scrollWidth,
@@ -49,6 +58,11 @@ const run = async () => {
       sorted: page.querySelectorAll("[aria-sort]").length,
       verdict: typed("verdict", "FAIL"), both: typed("words", "no such word"), none: typed("verdict", ""),
       words: typed("words", "WINNER criteria"),
+      summary: [...get("summary").querySelectorAll("tbody th, tbody td")].every((cell) => {
+        const place = cell.getBoundingClientRect();
+        return place.left >= 0 && place.right <= width && (place.height > 0 || cell.textContent === "");
+      }),
+      answers: answers(),
       image: page.images[0].naturalWidth, ground: body.backgroundColor,
     };
     const anchor = page.querySelector("#leaderboard-table a").hash;
@@ -104,7 +118,7 @@ def test_it_sorts_filters_and_opens_at_phone_and_desktop_width_without_console_e
     rest = [name for name, value in zip(leaderboard.config, leaderboard.shuffle, strict=True) if pd.isna(value)]
     down = list(evaluated.sort_values("shuffle", ascending=False, kind="stable").config)
     up = list(evaluated.sort_values("shuffle", kind="stable").config)
-    for width in ("375", "1280"):
+    for width in ("390", "1366"):
         shown = found[width]
         assert shown["width"] <= int(width)
         assert shown["first"] == order
@@ -115,12 +129,19 @@ def test_it_sorts_filters_and_opens_at_phone_and_desktop_width_without_console_e
         assert shown["both"][0] == shown["none"][0] == []
         assert shown["words"][0] == ["winner", "winner", "winner"]  # over the seeds, and each of two
         assert shown["image"] == 9
+        assert shown["summary"] is True, "all of the summary is visible without scrolling sideways"
+        every, under_p0, right, one = shown["answers"]
+        assert every[1] == "400 of 400 answers, the first 50 shown"
+        assert every[0][0][:2] == ["2000", "normal"]
+        assert under_p0[1].startswith("100 of 400 answers")
+        assert {(line[1], line[3]) for line in right[0]} == {("P0", "right")}
+        assert all("2001" in line[0] or "2001" in line[2] for line in one[0])
         assert shown["opened"] is True
 
 
 @pytest.mark.slow
 def test_it_is_dark_if_the_reader_prefers_dark(browse):
-    light = browse("--blink-settings=preferredColorScheme=1")[0]["375"]["ground"]
-    dark = browse("--blink-settings=preferredColorScheme=0")[0]["375"]["ground"]
+    light = browse("--blink-settings=preferredColorScheme=1")[0]["390"]["ground"]
+    dark = browse("--blink-settings=preferredColorScheme=0")[0]["390"]["ground"]
     assert sum(map(int, re.findall(r"\d+", light))) > 700
     assert sum(map(int, re.findall(r"\d+", dark))) < 150

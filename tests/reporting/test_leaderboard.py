@@ -17,7 +17,14 @@ from m2ray.reporting import build as build_module
 from m2ray.reporting.build import build
 from m2ray.reporting.html import headline
 from m2ray.reporting.leaderboard import anything_passes, configuration_lines, judge_runs, make_leaderboard
-from m2ray.reporting.leaderboard_text import display_cells, leaderboard_text, legend, reasons
+from m2ray.reporting.leaderboard_text import (
+    display_cells,
+    leaderboard_text,
+    legend,
+    print_leaderboard,
+    reasons,
+    short_names,
+)
 
 CONTENT, REFERENCE = load_gate("content"), load_gate("reference")
 ONE_OF_THREE = [CARRIES, PRIMES, PRIMES]
@@ -129,7 +136,8 @@ def test_a_setting_that_can_show_nothing_is_invalid_and_not_a_fail_of_the_codec(
     assert useless_text.verdict.tolist() == ["INVALID SETTING"] * 4
     assert useless_text.reason[0].startswith("'text leaves room' does not hold: P1 - P0 = +5.0 points")
     assert not anything_passes(useless_text)
-    assert headline(useless_text)[0] == "0 of 1 configuration passed on confirm: 1 INVALID SETTING."
+    assert headline(useless_text)[0].startswith("Nothing can be said about ")
+    assert "0 of 1 configuration passed on confirm: 1 INVALID SETTING." in headline(useless_text)
 
 
 # --- what passes ---------------------------------------------------------------------------------------------
@@ -140,7 +148,7 @@ def test_one_of_three_seeds_passing_does_not_pass_the_configuration():
         luck = leaderboard_of(content_rows("luck", ONE_OF_THREE), gate=gate)
         assert luck.verdict.tolist() == ["FAIL", "PASS", "FAIL", "FAIL"]
         assert not anything_passes(luck)
-        assert headline(luck)[0] == "0 of 1 configuration passed on confirm: 1 FAIL."
+        assert "0 of 1 configuration passed on confirm: 1 FAIL." in headline(luck)
     assert luck.reason[0].startswith("seed 1: 'normal clears the bar' does not hold: ")
 
 
@@ -278,7 +286,7 @@ def test_points_that_were_taken_out_stay_as_withdrawn_with_what_was_known(tmp_pa
         "taken out of the space on 2026-11-27 11:00:00; nothing is known of it"
     )
     assert not anything_passes(leaderboard)
-    assert headline(leaderboard)[0] == "0 of 1 configuration passed on confirm: 1 FAIL."
+    assert "0 of 1 configuration passed on confirm: 1 FAIL." in headline(leaderboard)
     assert "taken" in (folder / "attempts" / "taken.md").read_text()
     assert "withdrawn" in (folder / "report.html").read_text()
 
@@ -357,3 +365,37 @@ def test_a_record_of_an_earlier_version_has_what_the_reference_gate_lets_through
     (folder / "sweep.yaml").write_text(json.dumps({"gate": registered}))
     build(folder)
     assert "Gate `reference` is known to pass an untrained codec" in (folder / "leaderboard.md").read_text()
+
+
+# --- on the terminal -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_printed_board_fits_the_terminal(width, capsys, monkeypatch):
+    names = ["segments-k4-fff3b16e", "segments-k4-779773c1", "attempt-02"]
+    leaderboard = leaderboard_of(*(content_rows(name) for name in names))
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_leaderboard(leaderboard)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"config", "normal", "verdict"} <= set(lines[1].split())
+    assert lines[3].startswith("attempt-02 ")
+    assert any(line.startswith("k4-a = segments-k4-779773c1: PASS:") for line in lines)
+    assert any(line.startswith("k4-b ") for line in lines)
+
+
+def test_a_board_that_goes_into_a_file_has_all_columns(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    leaderboard = leaderboard_of(content_rows("a"))
+    print_leaderboard(leaderboard)
+    header = capsys.readouterr().out.splitlines()[1]
+    assert [name for name in display_cells(leaderboard)[0] if name not in header] == []
+
+
+def test_short_names_are_those_of_sampled_configurations_and_taken_once():
+    configs = ["segments-k8-00000001", "memory-k8-00000002", "k8-a", "segments-k8-00000003-7", "mine-k8"]
+    assert short_names(pd.DataFrame({"config": configs})) == {
+        "segments-k8-00000001": "k8-b",
+        "memory-k8-00000002": "k8-c",
+        "segments-k8-00000003-7": "k8-d",
+    }

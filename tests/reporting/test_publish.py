@@ -86,6 +86,37 @@ def test_a_codec_of_several_seeds_has_the_verdict_of_its_configuration_first(swe
     )
 
 
+def test_a_card_has_no_local_paths(sweep):
+    command = (
+        f"python -m m2ray.sweep '{sweep}/my space.yaml' --receiver /data/models/big --set a.b={sweep}/x.jsonl"
+    )
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump({"command": command}))
+    folder = sweep / "checkpoints" / CONFIG / "seed-0" / "epoch-01"
+    record = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**record, "receiver": "/data/models/big"}))
+    card = (publish(sweep, CONFIG, 0, "best") / "README.md").read_text()
+    assert "/data" not in card
+    assert str(sweep) not in card
+    assert str(sweep.parent) not in card
+    assert "`python -m m2ray.sweep 'my space.yaml' --receiver big --set a.b=x.jsonl`" in card
+    assert 'from_pretrained("results/sweep/best"' in card
+    assert 'load_receiver("big")' in card
+
+
+def test_a_codec_that_was_not_confirmed_says_so_in_name_and_card(sweep):
+    line = {"config": CONFIG, "seed": 0, "verdict": "not confirmed", "split": "select", "n": 8, "normal": 0.83}
+    pd.DataFrame([line]).to_csv(sweep / "leaderboard.csv", index=False)
+    best = publish(sweep, CONFIG, 0, "best")
+    assert best.name == "best-not-confirmed"
+    card = (best / "README.md").read_text()
+    assert "# best-not-confirmed" in card
+    assert (
+        "Verdict: none: NOT CONFIRMED, evaluated on select only, which it may have been chosen by, n = 8:" in card
+    )
+    with pytest.raises(UserError, match="best-not-confirmed is already there"):
+        publish(sweep, CONFIG, 0, "best")
+
+
 @pytest.mark.parametrize(
     ("config", "seed", "name", "error"),
     [

@@ -68,6 +68,7 @@ def test_a_failed_configuration_has_the_reference_reports_sections(folder):
         "Gate sweep results",
         "Communication-matters subset",
         "Retention",
+        "Answers that cannot be read",
         "Nats per answer value",
         "Critical finding: shuffle > normal",
         "Decision log",
@@ -196,7 +197,7 @@ def test_artifacts_have_their_digests_and_published_codecs_are_found_by_theirs(f
     assert "other" not in first + second
     (commands,) = blocks(find(section, "Commands"), Commands)
     assert [line.split()[2] for line in commands.lines] == ["m2ray.gate", "m2ray.report", "m2ray.evaluate"]
-    assert commands.lines[2].startswith(f"python -m m2ray.evaluate results/{folder.name}/best --seeds ")
+    assert commands.lines[2].startswith(f"python -m m2ray.evaluate results/{folder.name}/best --episodes ")
 
 
 def test_a_diagnosis_gives_its_sentences_root_cause_and_figures(folder):

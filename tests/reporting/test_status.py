@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,64 @@ def test_status_agrees_with_rows_and_checkpoints(json_sweep, capsys):
     assert all(line["config"] in text for line in found["configurations"])
     assert main([str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["configurations"] == found["configurations"]
+
+
+@pytest.fixture
+def published(tmp_path):
+    """The folder of a sweep that is done."""
+    for name in ("sweep.yaml", "rows.parquet"):
+        shutil.copy(Path(__file__).parents[2] / "results" / "recipe-mini" / name, tmp_path)
+    return tmp_path
+
+
+def headline(folder, capsys):
+    assert main([str(folder)]) == 0
+    return capsys.readouterr().out.splitlines()[0].removeprefix(f"{folder.name}: ")
+
+
+def test_a_sweep_that_ended_is_done(published, capsys):
+    assert status_of(published)["state"] == "done"
+    assert headline(published, capsys) == "done; python -m m2ray.report shows the leaderboard"
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from m2ray.engine.progress import Progress
+from m2ray.engine.record import lock_results_folder
+root = Path(sys.argv[1])
+with lock_results_folder(root), Progress("mine", 2, 2, "quiet", root / "progress.json") as progress:
+    progress.phase("search: 2 configurations")
+    progress.reported("a", {"progress": 1, "epochs_total": 2, "k": 8, "score": 0.1})
+    progress.phase("select: 1 configuration")
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_running_sweep_and_a_killed_one_are_told_apart(published, capsys):
+    command = [sys.executable, "-c", HOLD, str(published)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        files = {path: path.stat().st_mtime for path in published.rglob("*")}
+        found, line = status_of(published), headline(published, capsys)
+        assert {path: path.stat().st_mtime for path in published.rglob("*")} == files, "status must not write"
+        process.kill()
+    assert (found["state"], found["phase"], found["share"]) == ("running", "select: 1 configuration", 0.125)
+    assert found["left_s"] >= 0
+    assert found["holder"].startswith(f"process {process.pid} on ")
+    assert line.startswith(f"running ({found['holder']}): 12%, select: 1 configuration; about ")
+    assert status_of(published)["state"] == "stopped"
+    assert headline(published, capsys).startswith("not running; stopped, killed or died at 12%, select: 1 config")
+
+
+def test_the_table_fits_the_terminal(published, capsys, monkeypatch):
+    for width in (60, 80):
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert main([str(published)]) == 0
+        table = capsys.readouterr().out.splitlines()[3:]
+        assert max(map(len, table)) <= width
+        assert "normal %" in table[0]
 
 
 def test_status_of_no_sweep_is_one_line(tmp_path):

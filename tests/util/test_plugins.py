@@ -133,6 +133,34 @@ def test_the_document_shows_the_whole_example():
         assert re.fullmatch(r"(\"\"\".*\"\"\")?\s*", text), "all of the file is shown, except its docstring"
 
 
+@pytest.mark.slow
+def test_the_encoder_of_the_document_gets_its_verdict(tmp_path):
+    shown = (ROOT / "docs" / "plugs.md").read_text()
+    project, code, space = (
+        re.findall(rf"```{kind}\n(.*?)```", shown, re.DOTALL)[0] for kind in ("ini", "py", "yml")
+    )
+    source, site = tmp_path / "my_encoder", tmp_path / "site"
+    source.mkdir()
+    (source / "pyproject.toml").write_text(project)
+    (source / "my_encoder.py").write_text(code)
+    (tmp_path / "space.yaml").write_text(space)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(site), str(source)], check=True)
+    smaller = {
+        "training.epoch_samples": 64,
+        "evaluation.constant_samples": 64,
+        "search.seeds": "[0]",
+        "judge.diagnose": 0,
+        "splits.confirm": "2000:2040",
+        "splits.search": "1000:1020",
+    }
+    words = [word for key, value in smaller.items() for word in ("--set", f"{key}={value}")]
+    done = run_python(site, tmp_path, "-m", "m2ray.sweep", "space.yaml", *words)
+    assert done.returncode == DONE, done.stdout + done.stderr
+    assert re.search(r"^parts: (INVALID SETTING|FAIL|PART|PASS|WHOLE): ", done.stdout, re.MULTILINE)
+    assert (tmp_path / "results" / "my-encoder" / "report.html").is_file()
+
+
 def test_the_configuration_of_the_document_is_valid(installed, tmp_path):
     (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "plugs.md").read_text(), re.DOTALL)
     (tmp_path / "config.yaml").write_text(block)

@@ -52,6 +52,34 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   filter();
 
+  const data = document.getElementById("answers-data");
+  if (data) {
+    const runs = JSON.parse(data.textContent);
+    const get = (name) => document.getElementById(`answers-${name}`);
+    const [run, condition, outcome, text] = ["run", "condition", "outcome", "words"].map(get);
+    const tableOfAnswers = get("table").tBodies[0];
+    const SHOWN = 50;
+    const show = () => {
+      const wanted = text.value.toLowerCase();
+      const all = runs[run.value].answers;
+      const found = all.filter(([episode, name, answer, right]) =>
+        (!condition.value || name === condition.value) && (!outcome.value || right === Number(outcome.value)) &&
+        `${episode} ${answer}`.toLowerCase().includes(wanted));
+      tableOfAnswers.replaceChildren(...found.slice(0, SHOWN).map(([episode, name, answer, right]) => {
+        const row = document.createElement("tr");
+        for (const cell of [episode, name, answer, right ? "right" : "wrong"]) row.insertCell().textContent = cell;
+        row.lastElementChild.className = right ? "verdict pass" : "verdict fail";
+        return row;
+      }));
+      const cut = found.length > SHOWN ? `, the first ${SHOWN} shown` : "";
+      get("count").value = `${found.length} of ${all.length} answers${cut}`;
+    };
+    get("filter").hidden = false;
+    get("filter").addEventListener("input", show);
+    get("filter").addEventListener("submit", (event) => event.preventDefault());
+    show();
+  }
+
   const openTarget = () => {
     const target = document.getElementById(location.hash.slice(1));
     if (target instanceof HTMLDetailsElement) {
