@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from m2ray.engine.forecast import Forecast
 from m2ray.judging.statistics import wilson
 
 COLUMNS = ("configuration", "state", "epoch", "k", "score", "shuffle gap", "prefix cosine", "normal %")
-MIN_SHARE = 0.05  # of the work, from which on the remaining time is estimated
 
 OutputForm = Literal["people", "quiet", "json"]
 
@@ -28,16 +28,15 @@ class Progress:
 
     Args:
         name: The sweep's name.
-        configurations: Their number at the end.
-        jobs: Evaluation jobs at the end.
+        forecast: The work, and what is done of it.
         form: For people; quiet, which prints failures only; or json, one object per line.
     """
 
-    def __init__(self, name: str, configurations: int, jobs: int, form: OutputForm = "people") -> None:
+    def __init__(self, name: str, forecast: Forecast, form: OutputForm = "people") -> None:
         self._console, self._form = Console(), form
-        self._name, self._configurations, self._jobs = name, configurations, jobs
+        self._name, self._forecast = name, forecast
         self._rows: dict[str, dict[str, Any]] = {}
-        self._phase, self._trained_before, self._jobs_done, self._share_before = "starting", 0, 0, 0.0
+        self._phase = "starting"
         self._started = time.monotonic()
         # The table is built at each refresh, so that its time moves on between events.
         self._live = Live(console=self._console, refresh_per_second=2, transient=True, get_renderable=self._table)
@@ -50,20 +49,22 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self._live.stop()
 
-    def restored(self, trained: int, jobs: int) -> None:
-        """Record how many configurations and evaluation jobs an earlier run had done."""
-        self._trained_before, self._jobs_done = trained, jobs
-        self._share_before = self._share()
+    def restored(self, ended: Collection[str], answers: int) -> None:
+        """Record which configurations had ended in an earlier run, and how many answers it had decoded."""
+        self._forecast.restored(ended, answers)
 
     def phase(self, text: str) -> None:
         """Begin a new phase of the sweep."""
         self._phase = text
         self._print(text, {"event": "phase", "phase": text})
 
-    def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """Record an epoch's metrics of a configuration."""
+    def reported(self, name: str, metrics: Mapping[str, Any], epoch_samples: int = 1) -> None:
+        """Record an epoch's metrics of a configuration, whose epochs have so many samples."""
         state = "COLLAPSED" if metrics.get("collapsed") else "training"
         row = self._rows.setdefault(name, {})
+        seconds = metrics.get("seconds", 0.0) - (row.get("seconds", 0.0) if metrics.get("epoch") != 1 else 0.0)
+        done, total = metrics["progress"] * epoch_samples, metrics["epochs_total"] * epoch_samples
+        self._forecast.epoch(name, done, total, max(0.0, seconds))
         row.update(metrics, state=state)
         text = f"{name}: epoch {row['progress']}/{row['epochs_total']}  k {row['k']}"
         text += f"  score {row['score']:+.3f} {row.get('unit', 'nats')}"
@@ -77,14 +78,16 @@ class Progress:
         row = self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})
         early = row["progress"] < row["epochs_total"]
         row["state"] = "failed" if cause else "stopped early" if early else "trained"
-        row["ended"] = True
+        self._forecast.ended(name)
         text = f"{name}: stopped early, clearly behind the best" if early else ""
         event = {"event": "ended", "config": name, "state": row["state"], "cause": cause}
         self._print(f"{name}: FAILED: {cause}" if cause else text, event, failure=bool(cause))
 
-    def evaluated(self, label: str, cause: str) -> None:
-        """Record that an evaluation job ended."""
-        self._jobs_done += 1
+    def evaluated(
+        self, label: str, cause: str, answers: int = 0, seconds: float = 0.0, constant: bool = False
+    ) -> None:
+        """Record that an evaluation job ended; see `Forecast.answered`."""
+        self._forecast.answered(answers, seconds, constant)
         text = f"evaluated {label}" + (f": FAILED: {cause}" if cause else "")
         self._print(text, {"event": "evaluated", "job": label, "cause": cause}, failure=bool(cause))
 
@@ -94,23 +97,17 @@ class Progress:
         share = f"{100 * solved / episodes:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
         self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})["normal"] = share
 
-    def _share(self) -> float:
-        rows = list(self._rows.values())
-        trained = sum(1.0 if row.get("ended") else row["progress"] / row["epochs_total"] for row in rows)
-        trained += self._trained_before
-        return (trained / self._configurations + min(1.0, self._jobs_done / self._jobs)) / 2
-
     def _summary(self) -> str:
-        share, spent = self._share(), time.monotonic() - self._started
-        done = share - self._share_before
-        left = f", about {spent * (1 - share) / done:.0f} s left" if done > MIN_SHARE else ""
-        return f"{spent:.0f} s, {share:.0%}{left}"
+        spent = time.monotonic() - self._started
+        left_s = self._forecast.left_s(spent)
+        left = "" if left_s is None else f", about {left_s:.0f} s left"
+        return f"{spent:.0f} s, {self._forecast.share:.0%}{left}"
 
     def _print(self, text: str, event: Mapping[str, Any], failure: bool = False) -> None:
         """Print an event as an object for programs, or as text for people, who see only part of them."""
         if self._form == "json":
             seconds = round(time.monotonic() - self._started, 1)
-            print(json.dumps({"seconds": seconds, "share": round(self._share(), 4), **event}), flush=True)
+            print(json.dumps({"seconds": seconds, "share": round(self._forecast.share, 4), **event}), flush=True)
         elif self._form == "quiet":
             if failure:
                 print(text, flush=True)
