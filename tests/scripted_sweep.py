@@ -21,6 +21,7 @@ from m2ray.engine import sweep as engine
 from m2ray.engine.budget import Budget
 from m2ray.engine.confirm_looks import ConfirmLooks
 from m2ray.engine.evaluator_pool import FinishedJob
+from m2ray.engine.forecast import forecast
 from m2ray.engine.growth import Growth, grow
 from m2ray.engine.jobs import split_seeds
 from m2ray.engine.progress import Progress
@@ -128,7 +129,7 @@ class ScriptedSweep:
         monkeypatch.setattr(engine, "run_search", self._search)
         monkeypatch.setattr(engine, "Budget", lambda *args: Budget(*args, clock=lambda: self.seconds))
         monkeypatch.setattr(engine, "trials_at_once", lambda resources: 1)
-        with Progress("scripted", proposer.total, 1, "quiet") as progress:
+        with Progress("scripted", forecast(plan), "quiet") as progress:
             engine.Sweep(plan, self.root, proposer, progress, self.gate).run()
         self.evaluated = pool.done
 

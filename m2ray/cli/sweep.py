@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser
@@ -175,25 +176,32 @@ def check_and_start(
     """Start Ray, and meanwhile check the plan: each takes seconds, and neither needs the other."""
     from m2ray.engine import cluster  # loads Ray: --help and --dry-run must not wait for it
 
+    stopping = Event()
+
     def check() -> Registered:
         from m2ray.engine.confirm_looks import ConfirmLooks  # load torch, while Ray starts
         from m2ray.engine.preflight import check_plan
 
         check_plan(plan, gate)
         record = describe_sweep(plan, gate, argv)
-        registered = Registered(plan, record, growth, record["command"])
-        if not args.resume:
-            return registered
-        grown = grow(plan, root, growth)
-        ConfirmLooks(root, grown).check_fresh_messages()
-        settle_changes(root, record, args.accept_changes)
-        return registered._replace(plan=grown)
+        grown = plan
+        if args.resume:
+            grown = grow(plan, root, growth)
+            ConfirmLooks(root, grown).check_fresh_messages()
+            settle_changes(root, record, args.accept_changes)
+        if not stopping.is_set():
+            announce(args, f"{root.name}: checked; Ray starts")
+        return Registered(grown, record, growth, record["command"])
 
     try:
         with ThreadPoolExecutor(1) as executor:
             checked = executor.submit(check)
-            cluster.start(args.address, nested=plan.workers > 1, preload=PRELOAD)
-            check_stopped()
+            try:
+                cluster.start(args.address, nested=plan.workers > 1, preload=PRELOAD)
+                check_stopped()
+            except BaseException:
+                stopping.set()
+                raise
             while not wait([checked], timeout=LOOK_S).done:
                 check_stopped()
             return checked.result()
@@ -202,13 +210,21 @@ def check_and_start(
         raise
 
 
+def announce(args: Namespace, text: str) -> None:
+    """Print a first line of progress: seconds pass until the cluster is up and has work."""
+    if args.json:
+        print(json.dumps({"event": "phase", "phase": text, "share": 0.0, "seconds": 0.0}), flush=True)
+    elif not args.quiet:
+        print(text, flush=True)
+
+
 def run_sweep(
     registered: Registered, gate: GateConfig, root: Path, args: Namespace, started: float, lock: ExitStack
 ) -> int:
     """Run the sweep on a cluster that is up, then report; return the exit code."""
     # Loads Ray and torch: see above.
     from m2ray.engine import cluster
-    from m2ray.engine.cost_estimate import count_work
+    from m2ray.engine.forecast import forecast
     from m2ray.engine.preflight import Unfit
     from m2ray.engine.progress import Progress
     from m2ray.engine.proposer import OptunaProposer
@@ -229,7 +245,7 @@ def run_sweep(
         withdrawn = read_sweep_record(root).get("withdrawn", {})
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)
         form: OutputForm = "json" if args.json else "quiet" if args.quiet else "people"
-        with Progress(root.name, proposer.total, count_work(plan).jobs, form, root / PROGRESS_FILE) as progress:
+        with Progress(root.name, forecast(plan), form, root / PROGRESS_FILE) as progress:
             sweep = Sweep(plan, root, proposer, progress, gate)
             sweep.run()
             check_stopped()

@@ -11,8 +11,9 @@ from m2ray.codec.checkpoints import CheckpointId, checkpoint_id, read_record
 from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob
 from m2ray.diagnosis.store import diagnosis_folder, read_diagnosis, record_failure
+from m2ray.engine.cost_estimate import ANSWERS_PER_DIAGNOSIS
 from m2ray.engine.evaluator_pool import FinishedJob, Pool
-from m2ray.engine.jobs import EvaluationJob, evaluation_jobs, receiver_job
+from m2ray.engine.jobs import EvaluationJob, evaluation_jobs, may_train, receiver_job
 from m2ray.engine.progress import Progress
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.row_scope import row_scope, scope_kind
@@ -43,7 +44,7 @@ class Evaluations:
         """Learn from the rows on disk what need not be evaluated again, and forget what failed.
 
         Returns:
-            The number of evaluations that are recorded.
+            The number of answers that are recorded.
         """
         for line in self.store.set_aside():
             print(f"{line}; evaluated again", file=sys.stderr)
@@ -53,8 +54,7 @@ class Evaluations:
             rows = rows[rows.condition != FAILED]
             write_rows(self.store.whole, rows)
             self._known |= set(rows[KEY].itertuples(index=False, name=None))
-        # The conditions of a job are recorded together.
-        return len({(*key[:-1], key[-1] == "constant") for key in self._known})
+        return len(rows)
 
     def queue(self, trial: TrialConfig, split: str, folder: Path, seeds: tuple[int, ...] | None = None) -> None:
         """Queue the evaluation of a checkpoint on a split, less what is recorded or queued already.
@@ -108,7 +108,10 @@ class Evaluations:
             self._record(finished)
 
     def _record(self, finished: FinishedJob) -> None:
-        self._progress.evaluated(finished.job.label, finished.cause)
+        job, constant = finished.job, may_train(finished.job)
+        answers = ANSWERS_PER_DIAGNOSIS * job.episodes if isinstance(job, DiagnosisJob) else 0
+        answers = answers if finished.rows is None else len(finished.rows)
+        self._progress.evaluated(job.label, finished.cause, answers, finished.seconds, constant)
         if finished.rows is not None:
             self.store.append(finished.rows)
             normal = finished.rows[finished.rows.condition == "normal"]

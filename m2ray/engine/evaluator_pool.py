@@ -33,11 +33,12 @@ class Evaluator:
 
 @dataclass
 class FinishedJob:
-    """A job that ended: its rows, if it is of a kind that has any, or the cause of its failure."""
+    """A job that ended: its rows, if it is of a kind that has any, or the cause of its failure; and its time."""
 
     job: Job
     rows: pd.DataFrame | None
     cause: str
+    seconds: float = 0.0
 
 
 @dataclass
@@ -137,8 +138,9 @@ class Pool:
 
     def _collect(self, reference: Any) -> list[FinishedJob]:
         running = self._running.pop(reference)
+        seconds = time.monotonic() - running.started
         try:
-            finished = FinishedJob(running.job, ray.get(reference), "")
+            finished = FinishedJob(running.job, ray.get(reference), "", seconds)
         except ray.exceptions.RayTaskError as error:
             finished = FinishedJob(running.job, None, last_line(str(error.cause or error)))
         except ray.exceptions.RayError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from m2ray.engine.forecast import Forecast
 from m2ray.judging.statistics import wilson
 from m2ray.util.files import write_json
 from m2ray.util.tables import fit_columns
@@ -21,7 +22,6 @@ from m2ray.util.tables import fit_columns
 COLUMNS = ("configuration", "state", "epoch", "k", "score", "shuffle gap", "prefix cosine", "normal %")
 DROPPED_FIRST = ("prefix cosine", "shuffle gap", "k", "epoch", "normal %", "score")  # on a narrow terminal
 NOTE_S = 2.0  # between two notes of the state for other shells
-MIN_SHARE = 0.05  # of the work, from which on the remaining time is estimated
 
 OutputForm = Literal["people", "quiet", "json"]
 
@@ -34,19 +34,16 @@ class Progress:
 
     Args:
         name: The sweep's name.
-        configurations: Their number at the end.
-        jobs: Evaluation jobs at the end.
+        forecast: The work, and what is done of it.
         form: For people; quiet, which prints failures only; or json, one object per line.
         file: Where phase, share and time left are kept for `m2ray.status`; None: nowhere.
     """
 
-    def __init__(
-        self, name: str, configurations: int, jobs: int, form: OutputForm = "people", file: Path | None = None
-    ) -> None:
+    def __init__(self, name: str, forecast: Forecast, form: OutputForm = "people", file: Path | None = None) -> None:
         self._console, self._form = Console(), form
-        self._name, self._configurations, self._jobs = name, configurations, jobs
+        self._name, self._forecast = name, forecast
         self._rows: dict[str, dict[str, Any]] = {}
-        self._phase, self._trained_before, self._jobs_done, self._share_before = "starting", 0, 0, 0.0
+        self._phase = "starting"
         self._started = time.monotonic()
         self._file, self._noted = file, -math.inf
         # The table is built at each refresh, so that its time moves on between events.
@@ -60,20 +57,22 @@ class Progress:
     def __exit__(self, *exc: object) -> None:
         self._live.stop()
 
-    def restored(self, trained: int, jobs: int) -> None:
-        """Record how many configurations and evaluation jobs an earlier run had done."""
-        self._trained_before, self._jobs_done = trained, jobs
-        self._share_before = self._share()
+    def restored(self, ended: Collection[str], answers: int) -> None:
+        """Record which configurations had ended in an earlier run, and how many answers it had decoded."""
+        self._forecast.restored(ended, answers)
 
     def phase(self, text: str) -> None:
         """Begin a new phase of the sweep."""
         self._phase = text
         self._print(text, {"event": "phase", "phase": text})
 
-    def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
-        """Record an epoch's metrics of a configuration."""
+    def reported(self, name: str, metrics: Mapping[str, Any], epoch_samples: int = 1) -> None:
+        """Record an epoch's metrics of a configuration, whose epochs have so many samples."""
         state = "COLLAPSED" if metrics.get("collapsed") else "training"
         row = self._rows.setdefault(name, {})
+        seconds = metrics.get("seconds", 0.0) - (row.get("seconds", 0.0) if metrics.get("epoch") != 1 else 0.0)
+        done, total = metrics["progress"] * epoch_samples, metrics["epochs_total"] * epoch_samples
+        self._forecast.epoch(name, done, total, max(0.0, seconds))
         row.update(metrics, state=state)
         text = f"{name}: epoch {row['progress']}/{row['epochs_total']}  k {row['k']}"
         text += f"  score {row['score']:+.3f} {row.get('unit', 'nats')}"
@@ -87,14 +86,16 @@ class Progress:
         row = self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})
         early = row["progress"] < row["epochs_total"]
         row["state"] = "failed" if cause else "stopped early" if early else "trained"
-        row["ended"] = True
+        self._forecast.ended(name)
         text = f"{name}: stopped early, clearly behind the best" if early else ""
         event = {"event": "ended", "config": name, "state": row["state"], "cause": cause}
         self._print(f"{name}: FAILED: {cause}" if cause else text, event, failure=bool(cause))
 
-    def evaluated(self, label: str, cause: str) -> None:
-        """Record that an evaluation job ended."""
-        self._jobs_done += 1
+    def evaluated(
+        self, label: str, cause: str, answers: int = 0, seconds: float = 0.0, constant: bool = False
+    ) -> None:
+        """Record that an evaluation job ended; see `Forecast.answered`."""
+        self._forecast.answered(answers, seconds, constant)
         text = f"evaluated {label}" + (f": FAILED: {cause}" if cause else "")
         self._print(text, {"event": "evaluated", "job": label, "cause": cause}, failure=bool(cause))
 
@@ -104,33 +105,22 @@ class Progress:
         share = f"{100 * solved / episodes:.0f} [{100 * low:.0f}, {100 * high:.0f}]"
         self._rows.setdefault(name, {"progress": 0, "epochs_total": 1})["normal"] = share
 
-    def _share(self) -> float:
-        rows = list(self._rows.values())
-        trained = sum(1.0 if row.get("ended") else row["progress"] / row["epochs_total"] for row in rows)
-        trained += self._trained_before
-        return (trained / self._configurations + min(1.0, self._jobs_done / self._jobs)) / 2
-
-    def _left(self, spent: float) -> float | None:
-        """Return the estimate of the seconds that are left; None as long as too little is done."""
-        share = self._share()
-        done = share - self._share_before
-        return spent * (1 - share) / done if done > MIN_SHARE else None
-
     def _summary(self) -> str:
         spent = time.monotonic() - self._started
-        left = self._left(spent)
-        return f"{spent:.0f} s, {self._share():.0%}" + ("" if left is None else f", about {left:.0f} s left")
+        left_s = self._forecast.left_s(spent)
+        left = "" if left_s is None else f", about {left_s:.0f} s left"
+        return f"{spent:.0f} s, {self._forecast.share:.0%}{left}"
 
     def _note(self, at_once: bool) -> None:
         """Keep the state for other shells; events that follow soon are left out."""
         now = time.monotonic()
         if self._file is None or (now - self._noted < NOTE_S and not at_once):
             return
-        self._noted, left = now, self._left(now - self._started)
+        self._noted, left_s = now, self._forecast.left_s(now - self._started)
         state = {
             "phase": self._phase,
-            "share": round(self._share(), 4),
-            "left_s": None if left is None else round(left),
+            "share": round(self._forecast.share, 4),
+            "left_s": None if left_s is None else round(left_s),
             "at": round(time.time()),
         }
         write_json(self._file, state)
@@ -140,7 +130,7 @@ class Progress:
         self._note(at_once=event["event"] == "phase")
         if self._form == "json":
             seconds = round(time.monotonic() - self._started, 1)
-            print(json.dumps({"seconds": seconds, "share": round(self._share(), 4), **event}), flush=True)
+            print(json.dumps({"seconds": seconds, "share": round(self._forecast.share, 4), **event}), flush=True)
         elif self._form == "quiet":
             if failure:
                 print(text, flush=True)

@@ -78,8 +78,8 @@ class _Observer:
         self._sweep, self._proposer, self._evaluations = sweep, proposer, evaluations
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
-        self._sweep.progress.reported(name, metrics)
         config = self._sweep.proposer.configs[name]
+        self._sweep.progress.reported(name, metrics, config.training.epoch_samples)
         self._evaluations.queue(config, "search", Path(metrics["checkpoint"]))
 
     def tick(self) -> None:
@@ -109,7 +109,7 @@ class Sweep:
         """Run all stages; what an earlier run has done is not done again."""
         judge = self.plan.space.judge
         recorded = self.evaluations.restore()
-        self.progress.restored(len(self.proposer.ended), recorded)
+        self.progress.restored(self.proposer.ended, recorded)
         try:
             self._check_receiver()
             self._search()

@@ -12,14 +12,16 @@ import time
 import pytest
 from rich.console import Console
 
+from m2ray.engine.forecast import Forecast
 from m2ray.engine.progress import Progress
 
 EPOCH = {"epochs_total": 4, "k": 8, "score": 0.25, "shuffle_gap": 0.5, "prefix_cosine": 0.75}
 
 SHOW = """
 import time
+from m2ray.engine.forecast import Forecast
 from m2ray.engine.progress import Progress
-with Progress("night", configurations=2, jobs=4) as board:
+with Progress("night", Forecast({}, 2, 4, answers=4)) as board:
     board.phase("search: 2 configurations")
     for progress in (1, 2, 3, 4):
         epoch = {"progress": progress, "epochs_total": 4}
@@ -92,7 +94,7 @@ def test_a_narrow_terminal_keeps_the_telling_part_of_a_name():
 
 
 def lines_of(capsys, act) -> list[str]:
-    with Progress("night", configurations=2, jobs=4) as board:
+    with Progress("night", Forecast({}, 2, each=4, answers=32)) as board:
         act(board)
     return capsys.readouterr().out.splitlines()
 
@@ -117,18 +119,32 @@ def test_a_log_gets_one_line_an_event(capsys):
     ]
 
 
-def test_progress_counts_training_and_evaluation_alike(capsys):
+def test_progress_counts_training_and_evaluation_by_their_cost(capsys):
     def act(board):
         board.phase("begin")
         board.reported("a", {**EPOCH, "progress": 2})
         board.ended("b", "loss nan")
         for _ in range(4):
-            board.evaluated("a", "")
+            board.evaluated("a", "", answers=8)
         board.reported("a", {**EPOCH, "progress": 4})
 
     shares = [re.search(r"(\d+)%", line)[1] for line in lines_of(capsys, act)]
-    # half of configuration a; b is over; jobs 1 to 4 of 4; the rest of a
-    assert shares == ["0", "12", "38", "50", "62", "75", "88", "100"]
+    # 2 of 8 samples, which cost 4 answers each, beside 32 answers; then 2 of 4, since b is over; 4 times 8 answers
+    assert shares == ["0", "12", "17", "33", "50", "67", "83", "100"]
+
+
+def test_costs_are_those_that_were_measured():
+    forecast = Forecast({"point": 10}, 1, each=10, answers=200)
+    forecast.epoch("point", 5, 10, seconds=5)  # 1 s a sample
+    forecast.answered(20, seconds=2)  # 0.1 s an answer
+    forecast.answered(20, seconds=99, constant=True)  # with a training: not a measure
+    # 5 of 20 s of training, 4 of 20 s of evaluation
+    assert forecast.share == pytest.approx(9 / 40)
+    assert forecast.left_s(18.0) == pytest.approx(62.0)
+    forecast.epoch("sampled", 2, 4, seconds=2)  # shorter than the longest
+    assert forecast.share == pytest.approx(11 / 34)
+    forecast.ended("sampled")  # stopped early
+    assert forecast.share == pytest.approx(11 / 32)
 
 
 def test_what_an_earlier_run_did_counts_but_not_towards_the_speed(capsys, monkeypatch):
@@ -136,7 +152,7 @@ def test_what_an_earlier_run_did_counts_but_not_towards_the_speed(capsys, monkey
     monkeypatch.setattr(time, "monotonic", lambda: next(now))
 
     def act(board):
-        board.restored(trained=1, jobs=2)
+        board.restored(ended={"a"}, answers=16)
         board.phase("search")
         board.reported("b", {**EPOCH, "progress": 2})
 
@@ -154,9 +170,10 @@ def test_a_figure_that_a_codec_does_not_have_is_left_out(capsys, missing):
 
 
 EVENTS = """
+from m2ray.engine.forecast import Forecast
 from m2ray.engine.progress import Progress
 import sys
-with Progress("night", configurations=1, jobs=1, form=sys.argv[1]) as board:
+with Progress("night", Forecast({}, 1, 1, answers=1), form=sys.argv[1]) as board:
     board.phase("search: 1 configuration")
     board.reported("good", {"progress": 1, "epochs_total": 1, "k": 8, "score": 0.25, "collapsed": False})
     board.ended("good", "")

@@ -1,0 +1,111 @@
+"""The share of a sweep's work that is done, and the time that is left.
+
+Work is training samples and answers to decode. What each costs is measured while the sweep runs; trials and
+evaluators share the machine, so that both kinds of work pass at the same joint speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from m2ray.config.plan import Plan
+from m2ray.config.trial import TrialConfig
+from m2ray.engine.cost_estimate import ANSWERS_PER_DIAGNOSIS, count_work, longest_config
+
+SAMPLE_COST = 4.0  # of a training sample, in answers, until both are measured
+MIN_SHARE = 0.05  # of the work, from which on the remaining time is estimated
+
+
+class Forecast:
+    """The work of a sweep, and what is done of it.
+
+    Args:
+        points: Training samples of each point, all its training seeds together.
+        sampled: Number of configurations that are sampled.
+        each: Training samples of the longest of them.
+        answers: Answers to decode.
+        constant: Training samples of the content-free prefixes.
+        constant_jobs: Evaluations that need one.
+    """
+
+    def __init__(
+        self,
+        points: Mapping[str, float],
+        sampled: int,
+        each: float,
+        answers: float,
+        constant: float = 0.0,
+        constant_jobs: int = 0,
+    ) -> None:
+        self._points, self._sampled, self._each = points, sampled, each
+        self._answers, self._constant, self._constant_jobs = max(1.0, answers), constant, max(1, constant_jobs)
+        self._total: dict[str, float] = {}  # samples by configuration, of what has reported or ended
+        self._done: dict[str, float] = {}
+        self._answered = self._constant_done = 0.0
+        self._trained_s = self._trained = self._answered_s = self._answers_timed = 0.0
+        self._share_before = 0.0
+
+    def restored(self, ended: Collection[str], answers: int) -> None:
+        """Count what an earlier run has done, but not towards the speed."""
+        for name in ended:
+            self._total[name] = self._done[name] = self._points.get(name, self._each)
+        self._answered = float(answers)
+        self._share_before = self.share
+
+    def epoch(self, name: str, done: float, total: float, seconds: float) -> None:
+        """Count an epoch of a configuration, which has now trained so many of its samples."""
+        self._trained += max(0.0, done - self._done.get(name, 0.0))
+        self._trained_s += seconds
+        self._done[name], self._total[name] = done, total
+
+    def ended(self, name: str) -> None:
+        """Count a configuration as over: what it has not trained is not left."""
+        self._total[name] = self._done.setdefault(name, 0.0)
+
+    def answered(self, answers: int, seconds: float, constant: bool = False) -> None:
+        """Count a job of an evaluator; one that may have trained a content-free prefix first times nothing."""
+        self._answered += answers
+        if constant:
+            self._constant_done += self._constant / self._constant_jobs
+        else:
+            self._answered_s += seconds
+            self._answers_timed += answers
+
+    @property
+    def _cost(self) -> float:
+        """The cost of a training sample, in answers."""
+        if self._trained and self._answers_timed and self._trained_s and self._answered_s:
+            return (self._trained_s / self._trained) / (self._answered_s / self._answers_timed)
+        return SAMPLE_COST
+
+    @property
+    def share(self) -> float:
+        """The share of the work that is done."""
+        unknown = [total for name, total in self._points.items() if name not in self._total]
+        waiting = max(0, self._sampled - sum(name not in self._points for name in self._total))
+        samples = sum(self._total.values()) + sum(unknown) + waiting * self._each + self._constant
+        trained = sum(self._done.values()) + min(self._constant_done, self._constant)
+        answered = min(self._answered, self._answers)
+        return (trained * self._cost + answered) / max(samples * self._cost + self._answers, 1e-9)
+
+    def left_s(self, spent_s: float) -> float | None:
+        """Return the seconds that are left, after so many; None before anything can be said."""
+        done = self.share - self._share_before
+        return spent_s * (1 - self.share) / done if done > MIN_SHARE * (1 - self._share_before) else None
+
+
+def forecast(plan: Plan) -> Forecast:
+    """Return the forecast of a sweep that has not begun."""
+    work, seeds, judge = count_work(plan), len(plan.space.search.seeds), plan.space.judge
+
+    def samples(config: TrialConfig) -> float:
+        return float(config.training.epochs * config.training.epoch_samples * seeds)
+
+    return Forecast(
+        {name: samples(config) for name, config in plan.points.items()},
+        plan.samples,
+        samples(longest_config(plan)),
+        work.answers + work.diagnoses * ANSWERS_PER_DIAGNOSIS * judge.diagnose,
+        work.constant_samples,
+        seeds * (len(plan.points) + min(judge.confirm, plan.samples)),
+    )
