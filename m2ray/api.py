@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from m2ray.util.errors import UserError
 
 _HOMES = {
-    "AnswerOutput": "receiver.requests",
+    "AnswerOutput": "receiver.model.requests",
     "Codec": "codec.codec",
     "CodecConfig": "config.trial",
     "Condition": "evaluation.conditions",
     "ConditionInputs": "evaluation.inputs",
     "Draw": "tasks.level",
-    "EncodedMessage": "receiver.requests",
+    "EncodedMessage": "receiver.model.requests",
     "Episode": "tasks.episodes",
     "EvaluationConfig": "config.trial",
     "Fact": "tasks.level",
