@@ -143,6 +143,7 @@ def join_slots(each: Sequence[tuple[int, Slots | None]]) -> Slots | None:
     given = [slots for _, slots in each if slots is not None]
     if not given:
         return None
+    assert len({slots.channel for slots in given}) == 1, "slots of several channels in one batch"
     most = max(slots.columns_BK.shape[1] for slots in given)
     columns, vectors = [], []
     for rows, slots in each:
