@@ -127,7 +127,7 @@ def evaluate(
     from m2ray.config.trial import EvaluationConfig, TrialConfig
     from m2ray.evaluation import runner
     from m2ray.evaluation.confirm_ledger import ConfirmLedger, new_look
-    from m2ray.receiver.episode_source import EpisodeSource, check_not_of_receiver
+    from m2ray.receiver.episode_source import check_not_of_receiver, open_source
     from m2ray.util.errors import UserError
     from m2ray.util.strict_yaml import validate
 
@@ -136,12 +136,12 @@ def evaluate(
     check_not_of_receiver(receiver, episodes)
     if "trial" in codec.record:
         trial = validate(TrialConfig, codec.record["trial"], "codec.record: trial")
-        EpisodeSource(trial.task).check_not_trained_on(episodes, trial.splits)
+        open_source(trial.task).check_not_trained_on(episodes, trial.splits)
     seeds = [episode.seed for episode in episodes]
     split = f"{min(seeds)}:{max(seeds) + 1}"
     checkpoint = CheckpointId("codec", 0, codec.digest, 0, "{}")
     rows = runner.evaluate(receiver, episodes, split, conditions, config or EvaluationConfig(), checkpoint, codec)
-    ledger = ConfirmLedger(episodes[0].level.name, receiver.digest)
+    ledger = ConfirmLedger(episodes[0].family, receiver.digest)
     look = new_look(episodes, "m2ray.evaluate in Python", f"codec {checkpoint.checkpoint}", split)
     earlier = ledger.earlier(look)
     if earlier.looked_at and "published" not in codec.record:

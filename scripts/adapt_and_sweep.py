@@ -43,7 +43,7 @@ from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, run_command
 from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.sweep_record import record_file
-from m2ray.config.trial import parse_seeds
+from m2ray.config.task import parse_seeds
 from m2ray.engine.record import PACKAGES
 from m2ray.engine.sweep import STOP_GRACE_S
 from m2ray.judging.statistics import wilson

@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m2ray.receiver.layout import Layout, Place
+from m2ray.receiver.layout import PLACES, Layout
+from m2ray.receiver.model.decoding import Kept
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import episodes
+from m2ray.tasks.episodes import Episode, episodes
 from m2ray.tasks.registry import level
 
 EASY = level("easy")
 EPISODES = episodes(EASY, range(6), "search")
 MESSAGES = [episode.message for episode in EPISODES]
-PLACES: tuple[Place, ...] = ("before", "message", "after")
 SLOTS = 3
 BOUND = 1e-3  # in standard deviations of a position's logits, float32
 
@@ -33,7 +33,7 @@ def own_logits(
     """Return the model's own logits [T, W] of one row, with vectors at some of its positions."""
     if vectors_KD is None:
         return _run(model, input_ids=torch.tensor([list(ids)]))
-    if _reads_embeddings_only(model):
+    if _reads_embeddings_only(model, frozenset(ids)):
         embeds_1TD = model.get_input_embeddings()(torch.tensor([list(ids)])).clone()
         embeds_1TD[0, list(slots_K)] = vectors_KD
         return _run(model, inputs_embeds=embeds_1TD)
@@ -60,11 +60,14 @@ def _with_hook(model: Any, ids: Sequence[int], slots_K: Sequence[int], vectors_K
         handle.remove()
 
 
-@lru_cache(1)
+@lru_cache(64)
 @torch.no_grad()
-def _reads_embeddings_only(model: Any) -> bool:
-    """Return whether a model can be given embeddings alone. Some also read token ids, or look them up."""
-    row = [3 + i * i % 17 for i in range(12)]
+def _reads_embeddings_only(model: Any, ids: frozenset[int]) -> bool:
+    """Return whether a model can be given embeddings alone, in rows of some tokens.
+
+    Some also read token ids, or look them up. Some read positions off their padding token.
+    """
+    row = [*ids, *(3 + i * i % 17 for i in range(12))]
     text_TD = model.get_input_embeddings()(torch.tensor([row]))[0]
     vectors_TD = (text_TD + text_TD.flip(0)) / 2
     try:
@@ -123,6 +126,23 @@ def answer_len(receiver: Receiver) -> int:
     return len(receiver.answer_frame(EASY).ids_A)
 
 
+def decoded_logits(
+    receiver: Receiver,
+    episodes: Sequence[Episode],
+    texts: Sequence[str] | int,
+    prefix_BKD: Tensor | None = None,
+    max_new_tokens: int = 128,
+) -> Tensor:
+    """Return the logits [B, V, W] that decoding sees at the values of the reference answers."""
+    references = receiver.references(episodes)
+    keeps = Kept(references.positions(), lambda position, logits_BW: logits_BW)
+    kept_BVW = receiver.decode_answers(
+        episodes, texts, references, keeps, receiver.end_ids, prefix_BKD, "message", 0.0, max_new_tokens, 0
+    ).kept_BV
+    assert kept_BVW is not None
+    return kept_BVW
+
+
 @torch.no_grad()
 def logit_error(receiver: Receiver) -> float:
     """Return the largest error of teacher-forced logits: of text, of decoding, and of vectors in each place."""
@@ -131,8 +151,8 @@ def logit_error(receiver: Receiver) -> float:
     own = own_answer_logits(model, text, None, count)
     worst = error(own, list(receiver.logits(text, None, count)))
     values_V = receiver.answer_frame(EASY).positions_V
-    decoded = receiver.generate_and_score(EPISODES, MESSAGES, max_new_tokens=2)
-    worst = max(worst, error([each[values_V] for each in own], list(decoded.logits_BVW)))
+    decoded = decoded_logits(receiver, EPISODES, MESSAGES, max_new_tokens=2)
+    worst = max(worst, error([each[values_V] for each in own], list(decoded)))
     for place in PLACES:
         layout = receiver.layout(EPISODES, SLOTS, place)
         own = own_answer_logits(model, layout, vectors_BKD, count)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from m2ray.cli.runner import DONE, Parser
 from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.config.gate_file import load_gate
-from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig
+from m2ray.config.task import EVALUATION_SPLITS
+from m2ray.config.trial import TrialConfig
 from m2ray.receiver.loading import load_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.files import cache_root, check_writable
@@ -28,17 +29,11 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.out is not None:
         check_out(args.out)
-
-    # Loads torch and pandas: --help and bad options must not wait for them.
-    from m2ray.evaluation.rows import write_rows
-
     if args.checkpoint is None:
-        from m2ray.diagnosis.fitness import measure_fitness  # see above
+        # Loads torch and pandas: --help and bad options must not wait for them.
+        from m2ray.diagnosis.fitness import measure_fitness
 
-        rows = measure_fitness(args.receiver, args.task, args.seeds, args.conditions)
-        if args.out is not None:
-            write_rows(args.out, rows)
-            print(f"rows: {args.out}")
+        _write(args.out, measure_fitness(args.receiver, args.task, args.seeds, args.conditions))
         return DONE
     if args.task is not None:
         raise UserError("--task: the checkpoint names its own task; leave it out")
@@ -53,9 +48,8 @@ def main(argv: Sequence[str]) -> int:
     print(wilson_table(rows))
     if look is not None:
         print(f"{split}: {look.record()}")
+    _write(args.out, rows)
     if args.out is not None:
-        write_rows(args.out, rows)
-        print(f"rows: {args.out}")
         if not (lacking := [name for name in load_gate().required if name not in names]):
             print(f"next: python -m m2ray.gate {args.out}")
         else:
@@ -132,24 +126,24 @@ class ConfirmLook:
         # Loads torch: see above.
         from m2ray.engine.jobs import split_seeds
         from m2ray.evaluation.confirm_ledger import ConfirmLedger, folder_of, new_look
-        from m2ray.receiver.episode_source import EpisodeSource
+        from m2ray.receiver.episode_source import open_source
 
+        source = open_source(trial.task)
         try:
-            seeds, confirm = split_seeds(trial, split), trial.splits.seeds("confirm")
+            seeds, confirm = split_seeds(trial, split), source.seeds(trial.splits, "confirm")
         except ValueError as error:
             raise UserError(f"--seeds: {error}") from None
-        source = EpisodeSource(trial.task)
         if split != "confirm":
             source.check_unseen(seeds, trial.splits)
         record = read_record(checkpoint)
         command = shlex.join(["python", "-m", "m2ray.evaluate", *argv])
         episodes = source.without_sender(seeds, "confirm")
         self._look = new_look(episodes, command, f"checkpoint {record['digest']}", split)
-        self._ledger = ConfirmLedger(trial.task.level, str(record["receiver_digest"]))
+        self._ledger = ConfirmLedger(trial.task.family, str(record["receiver_digest"]))
         self._earlier = self._ledger.earlier(self._look)
         self._checkpoint, self._split, self._published = checkpoint, split, "published" in record
         self._folder = folder_of(checkpoint)
-        self._is_of_confirm_split = seeds.start < confirm.stop and confirm.start < seeds.stop
+        self._is_of_confirm_split = not set(confirm).isdisjoint(seeds)
 
     def check_first(self) -> None:
         """Refuse a second look.
@@ -195,16 +189,25 @@ def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str])
     # Loads torch: see above.
     from m2ray.engine.jobs import EvaluationJob, run_evaluation, split_seeds
     from m2ray.evaluation.confirm_ledger import sweep_of
-    from m2ray.receiver.episode_source import EpisodeSource
+    from m2ray.receiver.episode_source import open_source
 
     option = f"splits.{split}" if split in EVALUATION_SPLITS else "--seeds"
     lines = {option: split_seeds(trial, split)}
-    EpisodeSource(trial.task).check_receiver_lines(load_receiver(trial.receiver), lines)
+    open_source(trial.task).check_receiver_lines(load_receiver(trial.receiver), lines)
     sweep = sweep_of(checkpoint)
     # A published folder stays as it is.
     published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
     return run_evaluation(EvaluationJob(trial, split, tuple(dict.fromkeys(names)), checkpoint, constants))
+
+
+def _write(out: Path | None, rows: pd.DataFrame) -> None:
+    """Write rows where they are wanted."""
+    from m2ray.evaluation.rows import write_rows  # loads pandas
+
+    if out is not None:
+        write_rows(out, rows)
+        print(f"rows: {out}")
 
 
 def wilson_table(rows: pd.DataFrame) -> str:

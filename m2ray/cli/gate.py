@@ -10,18 +10,17 @@ import re
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
 from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, has_parameter
-from m2ray.config.gate_file import GateConfig, load_gate
-from m2ray.evaluation.rows import FAILED, configuration_rows, read_rows
+from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
+from m2ray.config.split_names import CONFIRM, family, is_confirm
+from m2ray.evaluation.rows import configuration_rows
 from m2ray.judging.arms import Counts
 from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together
-from m2ray.judging.outcome_files import SUFFIXES, read_outcomes
+from m2ray.judging.read_any import Cell, are_rows, cells_in, read_any
 from m2ray.judging.verdict import INVALID
 from m2ray.judging.verdict_tables import print_configuration, print_counts, print_decision, print_verdict
 from m2ray.util.errors import UserError
@@ -128,28 +127,29 @@ def judge_bare_counts(counts: Counts, k: int, gate: GateConfig) -> int:
 # --- files ---------------------------------------------------------------------------------------------------
 
 
-class Cell(NamedTuple):
-    """A configuration on a split."""
-
-    config: str
-    split: str
-
-
 def judge_file(args: Namespace, gate: GateConfig) -> int:
     """Judge all configurations in a file, print the requested ones, and return the exit code.
 
-    All configurations of a split are Holm-corrected together, whichever are printed: requesting a single one does
-    not make it the only one that was tried.
+    All configurations of a split are Holm-corrected together, and those of all looks at confirm, whichever are
+    printed: requesting a single one does not make it the only one that was tried.
 
     Raises:
         UserError: there are no rows of a codec, none is the requested one, or the outcomes cannot be judged.
     """
     path: Path = args.file
     rows = read_file(path, args.split)
-    cells = cells_in(rows, args.split)
+    registered = registered_gate(path) if path.is_dir() else None
+    if registered is not None and registered.digest != gate.digest:
+        print(
+            f"Not the registered gate: {gate.name} ({gate.digest}); the sweep was registered with "
+            f"{registered.name} ({registered.digest})."
+        )
+    cells = cells_in(rows)
     if not cells:
         raise UserError(f"{path}: no rows of a codec; give those of m2ray.evaluate, or the folder of a sweep")
     wanted = [cell for cell in cells if _is_wanted(cell, rows, args)]
+    if args.split is None and any(is_confirm(cell.split) for cell in cells):
+        wanted = [cell for cell in wanted if is_confirm(cell.split)]
     if not wanted:
         runs = rows[rows.config != ""][["config", "seed", "split"]].drop_duplicates()
         if (runs.config == args.config).any():
@@ -160,9 +160,9 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
             f"{path}: no rows of that --config, --seed and --split; choose from {', '.join(names)}{more}"
         )
     passed = []
-    for split in dict.fromkeys(cell.split for cell in wanted):
-        own = [cell for cell in cells if cell.split == split]
-        parts = [configuration_rows(rows, cell.config, split) for cell in own]
+    for split in dict.fromkeys(family(cell.split) for cell in wanted):
+        own = [cell for cell in cells if family(cell.split) == split]
+        parts = [configuration_rows(rows, *cell) for cell in own]
         try:
             judged = judge_together(parts, gate)
         except UserError:
@@ -171,7 +171,7 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
         for cell, configuration in zip(own, judged, strict=True):
             if cell in wanted:
                 passed.append(_print(cell, configuration, gate, args.seed))
-        if split not in ("confirm", ""):
+        if split not in (CONFIRM, ""):
             print(f"Split {split}: a verdict counts on confirm only, on episodes that no choice was based on.")
     return DONE if all(passed) else NOT_PASSED
 
@@ -187,44 +187,23 @@ def _blame(path: Path, cells: Sequence[Cell], parts: Sequence[pd.DataFrame], gat
 
 
 def read_file(path: Path, split: str | None) -> pd.DataFrame:
-    """Read rows, a results folder, or outcomes of any system.
+    """Read what is judged, and name the columns that nothing reads.
 
     Raises:
-        UserError: it is none of them, or --split is given with outcomes.
+        UserError: it cannot be judged, or --split is given with outcomes.
     """
-    if path.is_dir() or not path.is_file() or (path.suffix == ".parquet" and _is_rows(path)):
-        return read_rows(path)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: neither rows nor outcomes; name outcomes {', '.join(SUFFIXES)}")
-    if split is not None:
+    rows, unused = read_any(path)
+    if split is not None and not are_rows(rows):
         raise UserError("--split: goes with rows of m2ray.evaluate, outcomes have no splits; remove it")
-    outcomes, unused = read_outcomes(path)
     if unused:
         print(f"Not read: column{'s' * (len(unused) > 1)} {', '.join(unused)}.")
-    return outcomes
-
-
-def _is_rows(path: Path) -> bool:
-    """Return whether a Parquet file holds rows of this package; a damaged one does, for its error to say so."""
-    try:
-        return {"config", "checkpoint", "receiver"} <= set(pq.read_schema(path).names)
-    except (OSError, ValueError):
-        return True
+    return rows
 
 
 def _is_wanted(cell: Cell, rows: pd.DataFrame, args: Namespace) -> bool:
     own = rows[(rows.config == cell.config) & (rows.split == cell.split)]
-    return args.config in (None, cell.config) and (args.seed is None or bool((own.seed == args.seed).any()))
-
-
-def cells_in(rows: pd.DataFrame, split: str | None) -> list[Cell]:
-    """Return the configurations with outcomes on a split; default: confirm if there is one, else every split."""
-    own = rows[(rows.config != "") & (rows.condition != FAILED)]
-    if split is None and (own.split == "confirm").any():
-        split = "confirm"
-    if split is not None:
-        own = own[own.split == split]
-    return [Cell(*cell) for cell in own[list(Cell._fields)].drop_duplicates().itertuples(index=False, name=None)]
+    named = args.config in (None, cell.config) and args.split in (None, cell.split)
+    return named and (args.seed is None or bool((own.seed == args.seed).any()))
 
 
 def _print(cell: Cell, judged: JudgedConfiguration, gate: GateConfig, seed: int | None) -> bool:

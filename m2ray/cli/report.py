@@ -20,6 +20,10 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     judged = judge_folder(args.folder, args.gate)
     print_leaderboard(judged.leaderboard)
+    if judged.note:
+        print(f"\n{judged.note}")
     write_reports(judged)
-    print(f"\nwritten: {args.folder}/report.html, leaderboard.csv, leaderboard.md, attempts/, figures/")
+    mark = judged.mark
+    others = "" if mark else ", attempts/, figures/"
+    print(f"\nwritten: {args.folder}/report{mark}.html, leaderboard{mark}.csv, leaderboard{mark}.md{others}")
     return DONE

@@ -16,8 +16,17 @@ from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser
 from m2ray.config.gate_file import GateConfig, load_plan_gate
 from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
+from m2ray.config.settings import HELP, parse_settings
 from m2ray.config.sweep_record import read_sweep_record, record_file, write_sweep_record
-from m2ray.engine.record import check_results_folder, describe_sweep, lock_results_folder, settle_changes
+from m2ray.engine.growth import Growth, Registered, grow, read_growth, read_training_seeds, search_at_start
+from m2ray.engine.record import (
+    check_results_folder,
+    describe_sweep,
+    extend,
+    forget,
+    lock_results_folder,
+    settle_changes,
+)
 from m2ray.receiver.loading import resolve_receiver
 from m2ray.util.errors import UserError, one_line
 from m2ray.util.stopping import Stopped, check_stopped, stoppable
@@ -37,11 +46,15 @@ def main(argv: Sequence[str]) -> int:
         for name, about in packaged_spaces().items():
             print(f"{name:<18} {about}")
         return DONE
-    if args.accept_changes and not args.resume:
-        raise UserError("--accept-changes: goes with --resume; add that or leave it out")
     if args.json and args.dry_run:
         raise UserError("--json: goes with a sweep that runs; leave it or --dry-run out")
-    plan, root = _load(args)
+    growth = read_growth(args.add_trials, args.add_seeds)
+    if growth.option and args.dry_run:
+        raise UserError(f"{growth.option}: goes with a sweep that runs; leave it or --dry-run out")
+    args.resume = "--resume" if args.resume else growth.option
+    if args.accept_changes and not args.resume:
+        raise UserError("--accept-changes: goes with --resume; add that or leave it out")
+    plan, root = _load(args, growth)
     gate = load_plan_gate(plan)
     try:
         resolve_receiver(plan.example.receiver)
@@ -55,11 +68,12 @@ def main(argv: Sequence[str]) -> int:
         with stoppable(), ExitStack() as lock:
             if args.resume:
                 lock.enter_context(lock_results_folder(root))
-            record = check_and_start(plan, gate, root, argv, args)
-            return run_sweep(plan, root, record, args, started, lock)
+            registered = check_and_start(plan, gate, root, argv, args, growth)
+            return run_sweep(registered, gate, root, args, started, lock)
     except Stopped as stopped:
         begun = record_file(root).is_file()
-        advice = f"the same command with --resume continues {root}" if begun else "nothing had begun"
+        option = f"--resume instead of {growth.option}" if growth.option else "--resume"
+        advice = f"the same command with {option} continues {root}" if begun else "nothing had begun"
         print(f"stopped; {advice}", file=sys.stderr)
         return stopped.code
 
@@ -74,6 +88,7 @@ def _parser() -> Parser:
         "--receiver",
         help="mini, mini-arithmetic, a fetched one, a folder, or a hub name; replaces the space's own",
     )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=HELP)
     parser.add_argument("--trials", type=int, help="configurations to sample, beyond the points")
     parser.add_argument("--name", help="folder below --results; default: the space's name")
     parser.add_argument("--seeds", help="training seeds of each configuration, such as 0,1,2")
@@ -90,6 +105,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("--address", help="address of a running Ray cluster, or auto; default: a local one")
     parser.add_argument("--resume", action="store_true", help="continue a sweep that was stopped")
+    parser.add_argument("--add-trials", type=int, help="continue a sweep with so many sampled configurations more")
+    parser.add_argument(
+        "--add-seeds", help="continue a sweep with further training seeds, such as 3,4, of what it judges"
+    )
     parser.add_argument("--accept-changes", action="store_true", help="with --resume: accept settings that differ")
     parser.add_argument(
         "--dry-run", action="store_true", help="print configurations, cost and checks; train nothing"
@@ -104,16 +123,21 @@ def _parser() -> Parser:
     return parser
 
 
-def _load(args: Namespace) -> tuple[Plan, Path]:
-    """Return the plan and the results folder that the command line names."""
+def _load(args: Namespace, growth: Growth) -> tuple[Plan, Path]:
+    """Return the plan and the results folder that the command line names.
+
+    A sweep that grows has the trials and seeds that it began with, whether the file or the command line gave them.
+    """
     overrides: dict[str, Any] = {"receiver": args.receiver} if args.receiver else {}
     search = search_overrides(args.trials, args.seeds, args.deterministic)
-    plan = load_plan(find_space(args.space), overrides, search)
+    plan = load_plan(find_space(args.space), overrides, search, parse_settings(args.set))
     root = args.results / (args.name or plan.space.name)
     if root.is_symlink():
         raise UserError(f"{root}: a link to {root.resolve()}; give that folder by --results and --name")
     root = root.resolve()
     check_results_folder(root, args.resume, args.name, args.dry_run)
+    if args.resume and (began := search_at_start(root, growth)):
+        plan = load_plan(plan.file, overrides, {**began, **search})
     return plan, root
 
 
@@ -123,10 +147,7 @@ def search_overrides(trials: int | None, seeds: str | None, deterministic: bool)
     if trials is not None:
         overrides["trials"] = trials
     if seeds is not None:
-        try:
-            overrides["seeds"] = [int(part) for part in seeds.split(",")]
-        except ValueError:
-            raise UserError(f"--seeds: {seeds!r} is not a list of whole numbers; write 0,1,2") from None
+        overrides["seeds"] = read_training_seeds("--seeds", seeds)
     return overrides
 
 
@@ -138,23 +159,24 @@ def _dry_run(plan: Plan, gate: GateConfig, root: Path) -> None:
 
 
 def check_and_start(
-    plan: Plan, gate: GateConfig, root: Path, argv: Sequence[str], args: Namespace
-) -> Mapping[str, Any]:
-    """Start Ray, and meanwhile check the plan: each takes seconds, and neither needs the other.
-
-    Returns:
-        The sweep's record, for sweep.yaml.
-    """
+    plan: Plan, gate: GateConfig, root: Path, argv: Sequence[str], args: Namespace, growth: Growth
+) -> Registered:
+    """Start Ray, and meanwhile check the plan: each takes seconds, and neither needs the other."""
     from m2ray.engine import cluster  # loads Ray: --help and --dry-run must not wait for it
 
-    def check() -> Mapping[str, Any]:
-        from m2ray.engine.preflight import check_plan  # loads torch, while Ray starts
+    def check() -> Registered:
+        from m2ray.engine.confirm_looks import ConfirmLooks  # load torch, while Ray starts
+        from m2ray.engine.preflight import check_plan
 
         check_plan(plan, gate)
         record = describe_sweep(plan, gate, argv)
-        if args.resume:
-            settle_changes(root, record, args.accept_changes)
-        return record
+        registered = Registered(plan, record, growth, record["command"])
+        if not args.resume:
+            return registered
+        grown = grow(plan, root, growth)
+        ConfirmLooks(root, grown).check_fresh_messages()
+        settle_changes(root, record, args.accept_changes)
+        return registered._replace(plan=grown)
 
     try:
         with ThreadPoolExecutor(1) as executor:
@@ -170,37 +192,44 @@ def check_and_start(
 
 
 def run_sweep(
-    plan: Plan, root: Path, record: Mapping[str, Any], args: Namespace, started: float, lock: ExitStack
+    registered: Registered, gate: GateConfig, root: Path, args: Namespace, started: float, lock: ExitStack
 ) -> int:
     """Run the sweep on a cluster that is up, then report; return the exit code."""
     # Loads Ray and torch: see above.
     from m2ray.engine import cluster
     from m2ray.engine.cost_estimate import count_work
+    from m2ray.engine.preflight import Unfit
     from m2ray.engine.progress import Progress
     from m2ray.engine.proposer import OptunaProposer
     from m2ray.engine.sweep import Sweep
     from m2ray.util.journal import Journal
 
+    plan, growth = registered.plan, registered.growth
     try:
         check_stopped()
         cluster.check_resources(plan.space.resources, plan.workers, local=args.address is None)
         if not args.resume:  # a new folder is made, and locked, after all checks
             lock.enter_context(lock_results_folder(root))
-            check_results_folder(
-                root, args.resume, args.name, args.dry_run
-            )  # another may have ended there meanwhile
-            write_sweep_record(root, record)
+            # Another sweep may have ended there meanwhile.
+            check_results_folder(root, args.resume, args.name, args.dry_run)
+            write_sweep_record(root, registered.record)
+        if growth.option:
+            extend(root, growth.trials, growth.seeds, registered.command)
         withdrawn = read_sweep_record(root).get("withdrawn", {})
         proposer = OptunaProposer(plan, root / "checkpoints", Journal(root / "trials.jsonl"), withdrawn)
         form: OutputForm = "json" if args.json else "quiet" if args.quiet else "people"
         with Progress(root.name, proposer.total, count_work(plan).jobs, form) as progress:
-            sweep = Sweep(plan, root, proposer, progress)
+            sweep = Sweep(plan, root, proposer, progress, gate)
             sweep.run()
             check_stopped()
             progress.phase("report: tables and pictures")
+    except Unfit as error:
+        if not args.resume:
+            forget(root)
+        raise UserError(f"{plan.file}: {error}") from None
     finally:
         cluster.stop()
-    failures = {**proposer.failures, **sweep.evaluations.diagnosis_failures}
+    failures = {**proposer.failures, **sweep.seed_failures, **sweep.evaluations.diagnosis_failures}
     return report_results(root, failures, started, args)
 
 
@@ -210,17 +239,20 @@ def report_results(root: Path, failures: Mapping[str, str], started: float, args
     What is judged is written and printed first, and an error while the rest is drawn does not lose it.
     """
     # Loads pandas, statsmodels and matplotlib: see above.
+    from m2ray.evaluation.confirm_ledger import looks_line
     from m2ray.reporting.build import judge_folder, write_reports
     from m2ray.reporting.leaderboard import anything_passes
     from m2ray.reporting.leaderboard_text import print_leaderboard
 
     judged, failures = judge_folder(root), dict(failures)
-    leaderboard = judged.leaderboard
+    leaderboard, looks = judged.leaderboard, judged.record.get("looks", [])
     if args.json:
         lines = json.loads(leaderboard.to_json(orient="records"))
-        print(json.dumps({"event": "board", "results": str(root), "board": lines}))
+        print(json.dumps({"event": "board", "results": str(root), "looks": len(looks), "board": lines}))
     else:
         print_leaderboard(leaderboard)
+        if len(looks) > 1:
+            print(f"\n{looks_line(looks)}")
     try:
         write_reports(judged)
     except Exception as error:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from m2ray.cli.runner import DONE, Parser
 from m2ray.config.plan import refuse_sweep_record
+from m2ray.config.settings import HELP, OPTION, is_set, parse_settings, with_settings
 from m2ray.config.space import Resources
 from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError
@@ -20,11 +21,12 @@ def main(argv: Sequence[str]) -> int:
     """Train, print one line per epoch, and name the command that evaluates the checkpoint."""
     parser = Parser(prog="python -m m2ray.train", description="Train one codec.")
     parser.add_argument("config", type=Path, help="YAML with the keys of `trial` in a search space")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=HELP)
     parser.add_argument("--seed", type=int, default=0, help="training seed")
     parser.add_argument("--out", type=Path, help="folder; default: results/train/<name of the file>")
     parser.add_argument("--resume", action="store_true", help="continue from the last epoch in the folder")
     args = parser.parse_args(argv)
-    config = load_config(args.config)
+    config = load_config(args.config, parse_settings(args.set))
     folder = output_folder(args)
     try:
         run_training(config, args.seed, folder, {"config": args.config.stem, "params": {}})
@@ -35,8 +37,8 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def load_config(file: Path) -> TrialConfig:
-    """Read a configuration; refuse a search space, or the record of a sweep."""
+def load_config(file: Path, settings: Mapping[str, Any]) -> TrialConfig:
+    """Read a configuration, with the settings of the command line; refuse a space, or the record of a sweep."""
     data = read_yaml(file)
     refuse_sweep_record(file, data)
     if {"name", "trial", "points", "axes"} & set(data):
@@ -44,7 +46,8 @@ def load_config(file: Path) -> TrialConfig:
             f"{file}: a search space, not one configuration; run `python -m m2ray.sweep {file}`, or "
             "put the keys below its `trial` into a file of their own"
         )
-    return validate(TrialConfig, data, str(file))
+    tree = with_settings(data, settings)
+    return validate(TrialConfig, tree, lambda key: OPTION if is_set(key, settings) else str(file))
 
 
 def output_folder(args: Namespace) -> Path:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from m2ray.config.trial import TaskConfig, TrialConfig
+from m2ray.config.task import TaskConfig
+from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.strict_yaml import validate
 

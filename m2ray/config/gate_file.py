@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from m2ray.config.plan import Plan
+from m2ray.config.sweep_record import read_sweep_record, record_file
 from m2ray.util.errors import UserError
-from m2ray.util.strict_yaml import Share, StrictModel, load_yaml
+from m2ray.util.strict_yaml import Share, StrictModel, load_yaml, validate
 
 GATES = Path(__file__).parent / "gates"  # one file for each gate in the package
 REFERENCE, CONTENT = GATES / "reference.yaml", GATES / "content.yaml"
@@ -128,6 +131,27 @@ class GateConfig(StrictModel):
         """The conditions without which there is no verdict."""
         needed = [criterion for criterion in self.criteria if not criterion.optional]
         return list(dict.fromkeys(name for criterion in needed for name in criterion.conditions))
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits of all that decides a verdict, whatever the gate calls itself."""
+        settings = self.model_dump(exclude={"name", "lets_through"})
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def registered_gate(folder: Path) -> GateConfig | None:
+    """Return the gate that the sweep in a results folder was registered with; None where no record names one.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    registered = read_sweep_record(folder).get("gate")
+    if registered is None:
+        return None
+    gate = validate(GateConfig, registered, f"{record_file(folder)}: gate")
+    if gate.name == REFERENCE.stem:  # records of earlier versions lack what it is known to pass
+        gate = gate.model_copy(update={"lets_through": reference_gate().lets_through})
+    return gate
 
 
 def load_gate(gate: Path | str | None = None) -> GateConfig:

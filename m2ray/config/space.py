@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from m2ray.config.axis import Axis
-from m2ray.util.strict_yaml import Count, NonNegative, StrictModel
+from m2ray.util.strict_yaml import Count, NonNegative, Positive, StrictModel
 
 # The keys that are the same for all configurations of a sweep, so that rows can be paired across configurations
 # and training curves are in one place.
@@ -33,6 +40,16 @@ class Search(StrictModel):
     seeds: Annotated[
         list[Seed], Field(min_length=1, description="training seeds of each configuration; the mean score counts")
     ] = [0]
+    sampler: Annotated[
+        Literal["tpe", "grid"],
+        Field(description="tpe: Optuna's; grid: every combination of the axes once, without trials"),
+    ] = "tpe"
+    max_hours: Annotated[
+        Positive | None, Field(description="hours of training and search, after which no new trial starts")
+    ] = None
+    max_core_hours: Annotated[
+        Positive | None, Field(description="the same in hours of the CPU cores that trials hold")
+    ] = None
     startup: Annotated[int, Field(ge=1, description="random configurations before TPE starts")] = 4
     sampler_seed: Seed = 0
     pruner: Literal["none", "asha", "wilcoxon"] = "none"
@@ -44,12 +61,25 @@ class Search(StrictModel):
         ),
     ] = False
 
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys that earlier versions lack where they are not set, so that records stay the same."""
+        tree: dict[str, Any] = handler(self)
+        unset = {"sampler": "tpe", "max_hours": None, "max_core_hours": None}
+        return {key: value for key, value in tree.items() if key not in unset or value != unset[key]}
+
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is given twice; keep one")
         return seeds
+
+    @model_validator(mode="after")
+    def _all_of_a_grid(self) -> Search:
+        if self.sampler == "grid" and self.trials:
+            raise ValueError("trials: a grid has every combination of its axes; leave it out, or sampler")
+        return self
 
     @model_validator(mode="after")
     def _unpruned(self) -> Search:
@@ -122,7 +152,13 @@ class Space(StrictModel):
     def _has_work(self) -> Space:
         if self.search.trials and not self.axes:
             raise ValueError("search.trials: there are no axes to sample; add axes or set it to 0")
-        if not self.search.trials and not self.points:
+        if self.search.sampler == "grid":
+            if not self.axes:
+                raise ValueError("search.sampler: there are no axes for a grid; add axes or leave it out")
+            for key, axis in self.axes.items():
+                if math.isinf(axis.size):
+                    raise ValueError(f"axes.{key}: a grid needs values to combine; add a step, or write choice")
+        elif not self.search.trials and not self.points:
             raise ValueError("points: nothing to run; add a point, or axes and search.trials")
         if self.judge.confirm > self.judge.select:
             raise ValueError("judge.confirm: more than judge.select; lower it")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,13 +26,9 @@ from m2ray.config.condition_names import (
     tokens_name,
 )
 from m2ray.config.objectives import CrossEntropyTerm, Losses
-from m2ray.tasks.episodes import PARTS, check_held_out, task_name
-from m2ray.tasks.held_out import HeldOut
-from m2ray.tasks.level import defines_change_fact
-from m2ray.tasks.registry import level as task_level
+from m2ray.config.task import ALL, Splits, TaskConfig, is_text_file
 from m2ray.util import plugins
-from m2ray.util.files import file_digest
-from m2ray.util.strict_yaml import SEED_RANGE, Count, NonNegative, Positive, Share, StrictModel
+from m2ray.util.strict_yaml import Count, NonNegative, Positive, Share, StrictModel
 
 # The built-in encoders, which `m2ray.codec.encoders` defines; plugins add others.
 ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
@@ -47,117 +41,6 @@ def _is_encoder(name: str) -> str:
 
 # The JSON schema lists the built-in names only.
 Encoder = Annotated[str, AfterValidator(_is_encoder), WithJsonSchema({"enum": list(ENCODERS), "type": "string"})]
-
-
-def parse_seeds(text: str) -> range:
-    """Return the range of episode seeds that a text such as `42:542` names, end excluded.
-
-    Raises:
-        ValueError: the text is not of that form, or the range is empty.
-    """
-    match = SEED_RANGE.fullmatch(text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise ValueError(f"{text!r} is not a range of seeds; write it as 1000:1100 (end excluded)")
-    return range(int(match[1]), int(match[2]))
-
-
-def _check_seeds(text: str) -> str:
-    parse_seeds(text)
-    return text
-
-
-Seeds = Annotated[str, AfterValidator(_check_seeds)]
-EVALUATION_SPLITS = ("search", "select", "confirm")
-
-
-class Splits(StrictModel):
-    """Disjoint episode seeds of each split; `m2ray.tasks.episodes` also keeps their messages apart by content."""
-
-    train: Seeds = "100000:1000000"
-    search: Seeds = "1000:1200"
-    select: Seeds = "4000:4500"
-    confirm: Seeds = "2000:3000"
-
-    @model_validator(mode="after")
-    def _disjoint(self) -> Splits:
-        ranges = {name: parse_seeds(getattr(self, name)) for name in type(self).model_fields}
-        for (name, seeds), (other_name, other) in itertools.combinations(ranges.items(), 2):
-            if seeds.start < other.stop and other.start < seeds.stop:
-                raise ValueError(
-                    f"{name} {seeds.start}:{seeds.stop} overlaps {other_name} {other.start}:{other.stop}; "
-                    "keep them apart"
-                )
-        return self
-
-    def seeds(self, name: str) -> range:
-        """Return the seeds of a split."""
-        return parse_seeds(getattr(self, name))
-
-
-class TaskConfig(StrictModel):
-    """The episodes, and the wording of A's messages."""
-
-    level: str = "easy"
-    messages: Annotated[str, Field(description="template, or the name of a receiver that writes the messages")] = (
-        "template"
-    )
-    file: Annotated[str | None, Field(description="JSONL file of episodes, instead of drawn ones")] = None
-    held_out: Annotated[
-        HeldOut | None, Field(description="facts, pairs or lengths that only messages of confirm contain")
-    ] = None
-
-    @field_validator("level")
-    @classmethod
-    def _exists(cls, name: str) -> str:
-        return task_level(name).name
-
-    @model_validator(mode="after")
-    def _can_be_drawn(self) -> TaskConfig:
-        if self.held_out is None:
-            return self
-        if self.file is not None:
-            raise ValueError("held_out: needs drawn episodes, not those of a file; remove held_out or file")
-        for part in PARTS:
-            check_held_out(task_level(self.level), self.held_out, part)
-        return self
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `held_out` where it is not set, so that digests and records of such tasks stay the same."""
-        tree: dict[str, Any] = handler(self)
-        if tree.get("held_out", ...) is None:
-            del tree["held_out"]
-        return tree
-
-    @property
-    def name(self) -> str:
-        """Name of the task, for rows."""
-        return task_name(task_level(self.level), self.held_out)
-
-    @property
-    def file_digest(self) -> str | None:
-        """Digest of the content of `file`; None for drawn episodes.
-
-        Raises:
-            UserError: the file is gone.
-        """
-        return None if self.file is None else file_digest(Path(self.file))
-
-    def shortest_message(self, part: str) -> int | None:
-        """Return the smallest number of facts in a drawn message of a part, in the template's wording.
-
-        None for messages in a sender's words, for those of a file, and where a level does not state the number.
-        """
-        if self.file is not None or self.messages != "template":
-            return None
-        level = task_level(self.level)
-        drawn = self.held_out.drawn_lengths(level, part) if self.held_out else ()
-        return min(drawn, default=level.sent_facts)
-
-    @property
-    def has_near_messages(self) -> bool:
-        """False if the condition `near` can never run: the level cannot change a fact, or a sender LM writes."""
-        return self.messages == "template" and defines_change_fact(task_level(self.level))
 
 
 class CodecConfig(StrictModel):
@@ -394,6 +277,23 @@ class TrialConfig(StrictModel):
             description="trackers that get the training curves, besides history.json; see m2ray.training.trackers"
         ),
     ] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_file(cls, tree: Any) -> Any:
+        """Use all lines of a text file where no splits are named: its parts are disjoint by their groups."""
+        task = tree.get("task") if isinstance(tree, dict) else None
+        if isinstance(task, dict) and "splits" not in tree and is_text_file(task):
+            return {**tree, "splits": dict.fromkeys(Splits.model_fields, ALL)}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> TrialConfig:
+        if not self.task.is_text_file:
+            self.splits.check_ranges()
+        if self.task.is_text and self.evaluation.score == "success":
+            raise ValueError("evaluation.score: success needs a task with countable answers; use gain")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> TrialConfig:

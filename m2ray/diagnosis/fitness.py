@@ -1,4 +1,7 @@
-"""Measure whether a receiver is fit for a task: `m2ray.evaluate --receiver R --task TASK.yaml --seeds A:B`."""
+"""Measure whether a receiver is fit for a task: `m2ray.evaluate --receiver R --task TASK.yaml --seeds A:B`.
+
+A sweep measures it before anything is trained, on its search split.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from m2ray.config.gate_file import load_gate
-from m2ray.config.trial import EvaluationConfig, TaskConfig, parse_seeds
+from m2ray.config.gate_file import GateConfig, load_gate
+from m2ray.config.task import TaskConfig, parse_seeds
+from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.runner import evaluate
-from m2ray.judging.arms import CountArms, count_successes
-from m2ray.judging.criteria import judge_criterion
+from m2ray.judging.arms import CountArms, RowArms, count_successes
+from m2ray.judging.criteria import MIN_CLUSTERS, answers_share, judge_criterion
 from m2ray.judging.statistics import wilson
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import load_yaml
 from m2ray.util.tables import markdown
 from m2ray.util.text import percent
 
+NEEDED = ("P0", "P1")
 PART = "search"  # messages of this part: measuring a receiver must not look at those of confirm
 
 
@@ -52,7 +57,7 @@ def measure_fitness(
         chosen = parse_seeds(seeds)
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
-    source = EpisodeSource(load_yaml(TaskConfig, Path(task)))
+    source = open_source(load_yaml(TaskConfig, Path(task)))
     rows = evaluate(load_receiver(receiver), source.get(chosen, PART), PART, names, EvaluationConfig())
     print(markdown(_table(rows, names)))
     if {"P0", "P1"} <= set(names):
@@ -60,19 +65,60 @@ def measure_fitness(
     return rows
 
 
+def fitness_line(rows: pd.DataFrame) -> str:
+    """Return what a receiver solves without a message and with its text: `P0 34.4%, P1 95.3% of 64 episodes`."""
+    counts = count_successes(rows)
+    shares = ", ".join(f"{name} {percent(solved / n)}" for name, (solved, n) in counts.items() if name in NEEDED)
+    return f"{shares} of {counts['P1'][1]} episodes"
+
+
+def why_unfit(rows: pd.DataFrame, gate: GateConfig) -> str:
+    """Return why the verdict on every codec would be INVALID SETTING; empty if that is not certain.
+
+    P0 and P1 of a few episodes are uncertain: what counts is that even the favourable bound of the interval does
+    not meet a criterion of the gate.
+
+    Args:
+        rows: Rows of the receiver under P0 and P1.
+        gate: The gate.
+    """
+    arms = RowArms(rows[rows.condition.isin(NEEDED)])
+    independent = arms.clusters or arms.episodes
+    if independent < MIN_CLUSTERS:
+        return ""
+    for criterion in gate.criteria:
+        if criterion.gate != "validity" or not set(criterion.conditions) <= set(NEEDED):
+            continue
+        if criterion.kind == "exceeds":
+            contrast, needed = arms.contrast(criterion.condition, str(criterion.against)), 100 * criterion.margin
+            if (high := 100 * contrast.high(gate.alpha)) < needed:
+                return (
+                    f"'{criterion.name}' cannot hold: {fitness_line(rows)}, a difference of "
+                    f"{100 * contrast.value:+.1f} points, at most {high:+.1f}; it needs {needed:+.1f}"
+                )
+        elif criterion.kind == "at_most" and criterion.column is not None:
+            share = answers_share(rows, criterion.condition, criterion.column)
+            if share is not None and wilson(round(share * independent), independent).low > criterion.at_most:
+                return (
+                    f"'{criterion.name}' cannot hold: {percent(share)} of the answers with the full text are "
+                    f"{criterion.column}, of {percent(criterion.at_most)} allowed"
+                )
+    return ""
+
+
 def _table(rows: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     table = [["condition", "n", "success %", "95 % CI", "truncated", "unparsed"]]
     for name in names:
         part = rows[rows.condition == name]
         low, high = wilson(int(part.success.sum()), len(part))
+        shares = [answers_share(rows, name, column) for column in ("truncated", "unparsed")]
         table.append(
             [
                 name,
                 str(len(part)),
                 f"{100 * part.success.mean():.1f}",
                 f"[{100 * low:.1f}, {100 * high:.1f}]",
-                percent(float(part.truncated.mean())),
-                percent(float(1 - part.parsed.mean())),
+                *("-" if share is None else percent(share) for share in shares),
             ]
         )
     return table

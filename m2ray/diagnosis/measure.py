@@ -37,9 +37,9 @@ from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
 from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.scoring import answer_nll, value_nll
+from m2ray.receiver.scoring import reference_nll, value_nll
 from m2ray.tasks.answers import verify
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode, Episode
 from m2ray.tasks.level import Fact
 from m2ray.training.constant_prefix import trained_constant
 
@@ -73,10 +73,11 @@ def diagnose(
     slots, batch_size = codec.config, trial.evaluation.batch_size
     constant = trained_constant(receiver, trial, slots, constants) if free_episodes else None
     held_out = ConditionInputs(receiver, episodes, codec, constant, batch_size)
-    fit = ConditionInputs(receiver, probe_messages(trial, receiver, len(episodes)), codec, constant, batch_size)
-    facts = probed_facts(fit.episodes, episodes)
+    fitted = probe_messages(trial, receiver, len(episodes))
+    fit = ConditionInputs(receiver, fitted, codec, constant, batch_size)
+    facts = probed_facts(fitted, episodes)
     shown = FigureInputs(stage_features(held_out), shared_facts(episodes))
-    probes = fit_probes(fit, shown.features, episodes, facts)
+    probes = fit_probes(fit, fitted, shown.features, episodes, facts)
 
     names = ["normal", "shuffle", "null", "P0", "P1", *(["constant"] if constant else [])]
     injections = {name: get_condition(name).inject(held_out) for name in names}
@@ -143,18 +144,23 @@ def message_path(codec: CodecConfig) -> tuple[str, ...]:
 
 
 def fit_probes(
-    fit: ConditionInputs, held_out: Mapping[str, Tensor], episodes: Sequence[Episode], facts: list[Fact]
+    fit: ConditionInputs,
+    fitted: Sequence[Episode],
+    held_out: Mapping[str, Tensor],
+    episodes: Sequence[Episode],
+    facts: list[Fact],
 ) -> dict[str, Probe]:
     """Fit a probe to every stage, and score it on held-out episodes.
 
     Args:
-        fit: The messages that fit the probes.
+        fit: The messages that fit the probes, for the codec.
+        fitted: Their episodes.
         held_out: Features of the held-out episodes by stage, [E, F].
         episodes: The held-out episodes.
         facts: The facts to probe for.
     """
     features = stage_features(fit)
-    known, wanted = read_fields(fit.episodes, facts), read_fields(episodes, facts)
+    known, wanted = read_fields(fitted, facts), read_fields(episodes, facts)
     return {name: probe(features[name], rows_EF, known, wanted) for name, rows_EF in held_out.items()}
 
 
@@ -177,16 +183,13 @@ class AnswerNll(NamedTuple):
 
 @torch.no_grad()
 def answer_nll_parts(
-    receiver: Receiver, episodes: Sequence[Episode], injection: Injection, batch_size: int
+    receiver: Receiver, episodes: Sequence[AnyEpisode], injection: Injection, batch_size: int
 ) -> AnswerNll:
     """Return the nats of the answer's values, as `m2ray.receiver.scoring.value_nll` does, and of its other tokens.
 
     All episodes have the same number of slots.
     """
-    frame = receiver.answer_frame(episodes[0].level)
-    digits_A = torch.zeros(len(frame.ids_A), dtype=torch.bool)
-    digits_A[frame.positions_V] = True
-    parts, reader = [], injection.reader(receiver)
+    digits, others, reader = [], [], injection.reader(receiver)
     for start in range(0, len(episodes), batch_size):
         chunk = slice(start, start + batch_size)
         batch, prefix_BKD = episodes[chunk], None
@@ -194,10 +197,13 @@ def answer_nll_parts(
         if injection.prefixes is not None:
             prefix_BKD = torch.stack(list(injection.prefixes[chunk]))
             texts = prefix_BKD.shape[1]
-        logits_BAW = reader.logits(reader.layout(batch, texts, injection.place), prefix_BKD, len(frame.ids_A))
-        parts.append(answer_nll(logits_BAW, frame, receiver.targets(batch)).cpu())
-    nll_EA = torch.cat(parts)
-    return AnswerNll(nll_EA[:, digits_A].mean(1), nll_EA[:, ~digits_A].mean(1))
+        references = receiver.references(batch)
+        layout = reader.layout(batch, texts, injection.place)
+        nll_BA = reference_nll(reader.logits(layout, prefix_BKD, references.length), references)
+        digits.append(references.value_mean(nll_BA).cpu())
+        format_BA = references.mask_BA & ~references.values_BA
+        others.append(((nll_BA * format_BA).sum(1) / format_BA.sum(1)).cpu())
+    return AnswerNll(torch.cat(digits), torch.cat(others))
 
 
 def nll_gaps(nll: Mapping[str, AnswerNll]) -> dict[str, Gap]:

@@ -5,17 +5,35 @@ Held-out messages are of the search part, or of the select split where it is nam
 
 from __future__ import annotations
 
-from m2ray.config.trial import Splits, TrialConfig, parse_seeds
+from collections.abc import Sequence
+
+from m2ray.config.task import Splits, parse_seeds
+from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.probes import probed_facts
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode, Episode
 from m2ray.training.schedule import training_batch
 from m2ray.util.errors import UserError
 
 HELD_OUT_MESSAGES = 1000  # where neither a split nor seeds are named
 PROBE_MESSAGES = 2000  # largest number of messages of the training part that fit the probes
 PROBE_TIMES = 4  # times as many messages fit the probes as are held out
+
+
+def puzzles(episodes: Sequence[AnyEpisode]) -> list[Episode]:
+    """Return the episodes; refuse those in free text, whose facts and exact answers are not known.
+
+    Raises:
+        UserError: they are in free text.
+    """
+    found = [episode for episode in episodes if isinstance(episode, Episode)]
+    if len(found) < len(episodes):
+        raise UserError(
+            f"task {episodes[0].task}: a diagnosis needs the facts and exact answers of a puzzle level; compare "
+            "the conditions of m2ray.evaluate instead"
+        )
+    return found
 
 
 def first_fresh_seed(trial: TrialConfig, receiver: Receiver) -> int:
@@ -34,10 +52,12 @@ def fresh_seeds(trial: TrialConfig, receiver: Receiver, count: int) -> range:
 
 def unseen_episodes(trial: TrialConfig, receiver: Receiver, count: int) -> list[Episode]:
     """Return fresh episodes of the search part; for a task file, the first lines of the search split."""
-    seeds = fresh_seeds(trial, receiver, count)
-    if trial.task.file is not None:
-        seeds = trial.splits.seeds("search")[:count]
-    return EpisodeSource(trial.task).get(seeds, "search")
+    source = open_source(trial.task)
+    if trial.task.file is None:
+        seeds: Sequence[int] = fresh_seeds(trial, receiver, count)
+    else:
+        seeds = source.seeds(trial.splits, "search")[:count]
+    return puzzles(source.get(seeds, "search"))
 
 
 def probe_messages(trial: TrialConfig, receiver: Receiver, held_out: int) -> list[Episode]:
@@ -46,18 +66,21 @@ def probe_messages(trial: TrialConfig, receiver: Receiver, held_out: int) -> lis
     For a task file they are the first lines of its train split. `held_out` is the number of held-out messages.
     """
     count = min(PROBE_MESSAGES, PROBE_TIMES * held_out)
-    seeds = fresh_seeds(trial, receiver, count)
-    if trial.task.file is not None:
-        seeds = trial.splits.seeds("train")[:count]
-    episodes = EpisodeSource(trial.task).get(seeds, "train")
+    source = open_source(trial.task)
+    if trial.task.file is None:
+        seeds: Sequence[int] = fresh_seeds(trial, receiver, count)
+    else:
+        seeds = source.seeds(trial.splits, "train")[:count]
+    episodes = puzzles(source.get(seeds, "train"))
     return list({episode.content: episode for episode in episodes}.values())
 
 
 def training_messages(trial: TrialConfig, training_seed: int, count: int) -> list[Episode]:
     """Return the first `count` of the episodes that the codec was trained on, or all where there are fewer."""
-    seeds, training = trial.splits.seeds("train"), trial.training
+    source, training = open_source(trial.task), trial.training
+    seeds = source.seeds(trial.splits, "train")
     count = min(count, len(seeds), training.epochs * training.epoch_samples)
-    return training_batch(EpisodeSource(trial.task), seeds, range(count), training_seed)
+    return puzzles(training_batch(source, seeds, range(count), training_seed))
 
 
 def check_messages(trial: TrialConfig, receiver: Receiver, count: int) -> None:
@@ -79,9 +102,9 @@ def held_out_episodes(
     Raises:
         UserError: `seeds` is not a range, or names lines of a file that are in training or on confirm.
     """
-    source = EpisodeSource(trial.task)
+    source = open_source(trial.task)
     if split is not None:
-        return source.get(trial.splits.seeds(split), split)
+        return puzzles(source.get(source.seeds(trial.splits, split), split))
     if seeds is None:
         return unseen_episodes(trial, receiver, HELD_OUT_MESSAGES)
     try:
@@ -89,10 +112,10 @@ def held_out_episodes(
     except ValueError as error:
         raise UserError(f"--seeds: {error}") from None
     source.check_unseen(requested, trial.splits)
-    confirm = trial.splits.seeds("confirm")
-    if trial.task.file is not None and requested.start < confirm.stop and confirm.start < requested.stop:
+    confirm = source.seeds(trial.splits, "confirm")
+    if trial.task.file is not None and not set(confirm).isdisjoint(requested):
         raise UserError(
             f"--seeds {seeds}: lines of splits.confirm {trial.splits.confirm}, which a diagnosis must not use; "
             "choose other lines"
         )
-    return source.get(requested, "search")
+    return puzzles(source.get(requested, "search"))

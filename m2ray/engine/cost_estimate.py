@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 
 from m2ray.codec.codec import Codec
 from m2ray.config.plan import Plan
-from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig
+from m2ray.config.task import EVALUATION_SPLITS
+from m2ray.config.trial import TrialConfig
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.inputs import Injection
 from m2ray.evaluation.row_scope import distinct_scopes
 from m2ray.evaluation.runner import answer_episodes
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.receiver import Receiver
 from m2ray.training.constant_prefix import constant_config
 from m2ray.training.objectives import Heads
@@ -59,17 +62,18 @@ def count_work(plan: Plan) -> Work:
     }
     slots = len({(c.codec.k, c.codec.slots_at) for c in plan.all})
     jobs = answers = constant_samples = 0
+    source = open_source(example.task)
     for split in EVALUATION_SPLITS:
         times = distinct_scopes(evaluations[split], slots)
         names = max((config.conditions_on(split) for config in plan.all), key=len)
         depends_on = [get_condition(name).depends_on for name in names]
         jobs += sum(times[kind] for kind in set(depends_on))
-        answers += len(example.splits.seeds(split)) * sum(times[kind] for kind in depends_on)
+        answers += len(source.seeds(example.splits, split)) * sum(times[kind] for kind in depends_on)
         if "constant" in names:
             jobs += times["checkpoint"]  # a job of its own
             constant_samples = max(constant_samples, _constant_samples(plan, evaluations[split] // seeds))
     diagnoses = 0
-    if space.judge.diagnose:
+    if space.judge.diagnose and not example.task.is_text:
         diagnoses = evaluations["confirm"] // (1 if space.judge.diagnose_seeds == "all" else seeds)
     return Work(samples, constant_samples, reports, jobs + diagnoses, answers, diagnoses)
 
@@ -85,10 +89,30 @@ def _constant_samples(plan: Plan, configurations: int) -> int:
 
 def estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
     """Return the minutes of training, and of evaluation with diagnosis, on this machine."""
+    with threads_of_trials(plan.space.resources.cpus_per_worker):
+        return _estimate_minutes(plan, receiver)
+
+
+@contextmanager
+def threads_of_trials(cpus: float) -> Iterator[None]:
+    """Run with as many threads as a trial has (`m2ray.engine.cluster.limit_threads`).
+
+    More would work less efficiently, and threads that wait count as processor time.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max(1, cpus))))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
     space, example, work = plan.space, plan.example, count_work(plan)
-    search_seeds = example.splits.seeds("search")
+    source = open_source(example.task)
+    search_seeds = source.seeds(example.splits, "search")
     timed_seeds = search_seeds[: min(TIMED_ROWS, example.evaluation.batch_size)]
-    episodes = EpisodeSource(example.task).get(timed_seeds, "search")
+    episodes = source.get(timed_seeds, "search")
     text = Injection([episode.message for episode in episodes], None, example.codec.place)
     batch_s = measure_seconds(receiver, lambda: answer_episodes(receiver, episodes, text, example.evaluation))
     answer_s = batch_s / len(episodes)
@@ -108,7 +132,8 @@ def estimate_minutes(plan: Plan, receiver: Receiver) -> tuple[float, float]:
 def seconds_per_sample(config: TrialConfig, receiver: Receiver) -> float:
     """Time a training step and return its seconds per sample."""
     rows = min(config.training.batch_size, TIMED_ROWS)
-    batch = training_batch(EpisodeSource(config.task), config.splits.seeds("train"), range(rows), 0)
+    source = open_source(config.task)
+    batch = training_batch(source, source.seeds(config.splits, "train"), range(rows), 0)
     codec, heads = Codec(config.codec, receiver).to(receiver.device), Heads(config, receiver).to(receiver.device)
     loss_module = CodecLoss(config, codec, heads, receiver)
 

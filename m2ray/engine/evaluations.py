@@ -12,7 +12,7 @@ from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob
 from m2ray.diagnosis.store import diagnosis_folder, read_diagnosis, record_failure
 from m2ray.engine.evaluator_pool import FinishedJob, Pool
-from m2ray.engine.jobs import EvaluationJob, evaluation_jobs
+from m2ray.engine.jobs import EvaluationJob, evaluation_jobs, receiver_job
 from m2ray.engine.progress import Progress
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.row_scope import row_scope, scope_kind
@@ -56,18 +56,29 @@ class Evaluations:
         # The conditions of a job are recorded together.
         return len({(*key[:-1], key[-1] == "constant") for key in self._known})
 
-    def queue(self, trial: TrialConfig, split: str, folder: Path) -> None:
-        """Queue the evaluation of a checkpoint on a split, less what is recorded or queued already."""
+    def queue(self, trial: TrialConfig, split: str, folder: Path, seeds: tuple[int, ...] | None = None) -> None:
+        """Queue the evaluation of a checkpoint on a split, less what is recorded or queued already.
+
+        The arguments are those of `EvaluationJob`.
+        """
         checkpoint = checkpoint_id(folder)
-        for job in evaluation_jobs(trial, split, folder, self._constants):
-            keys = {name: self._key(job, name, checkpoint) for name in job.names}
-            missing = {name: key for name, key in keys.items() if key not in self._known}
-            if missing:
-                self._known |= set(missing.values())
-                self._pool.submit(replace(job, names=tuple(missing)))
+        for job in evaluation_jobs(trial, split, folder, self._constants, seeds):
+            self._queue_missing(job, checkpoint)
+
+    def _queue_missing(self, job: EvaluationJob, checkpoint: CheckpointId | None) -> None:
+        keys = {name: self._key(job, name, checkpoint) for name in job.names}
+        missing = {name: key for name, key in keys.items() if key not in self._known}
+        if missing:
+            self._known |= set(missing.values())
+            self._pool.submit(replace(job, names=tuple(missing)))
+
+    def queue_receiver(self, trial: TrialConfig, split: str) -> None:
+        """Queue the conditions that need no codec, less what is recorded or queued already."""
+        if job := receiver_job(trial, split, self._constants):
+            self._queue_missing(job, None)
 
     @staticmethod
-    def _key(job: EvaluationJob, name: str, checkpoint: CheckpointId) -> tuple[object, ...]:
+    def _key(job: EvaluationJob, name: str, checkpoint: CheckpointId | None) -> tuple[object, ...]:
         codec = job.trial.codec
         kind = scope_kind(name, get_condition(name).depends_on, codec.slots_at)
         scope = row_scope(kind, checkpoint, codec.k, codec.slots_at)

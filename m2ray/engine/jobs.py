@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,13 +12,14 @@ import pandas as pd
 from m2ray.codec.checkpoints import check_task_file, checkpoint_id
 from m2ray.codec.codec import load_codec
 from m2ray.config.condition_names import DependsOn
-from m2ray.config.trial import EVALUATION_SPLITS, TrialConfig, parse_seeds
+from m2ray.config.task import EVALUATION_SPLITS, parse_seeds
+from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob, run_diagnosis
 from m2ray.evaluation.conditions import derangement, get_condition
 from m2ray.evaluation.row_cache import cached_rows
 from m2ray.evaluation.row_scope import scope_kind
 from m2ray.evaluation.runner import evaluate
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.training.constant_prefix import trained_constant
 
@@ -28,7 +29,8 @@ class EvaluationJob:
     """Episodes of one split under conditions that depend on the same things.
 
     `folder` is the checkpoint; None where no condition depends on one. `constants` is the folder of the trained
-    content-free prefixes, each shared by all checkpoints with the same k, place and training budget.
+    content-free prefixes, each shared by all checkpoints with the same k, place and training budget. `seeds` are
+    the episodes of a later look at confirm; None where `split` names them.
     """
 
     trial: TrialConfig
@@ -36,6 +38,7 @@ class EvaluationJob:
     names: tuple[str, ...]
     folder: Path | None
     constants: Path
+    seeds: tuple[int, ...] | None = None
 
     @property
     def label(self) -> str:
@@ -47,24 +50,35 @@ class EvaluationJob:
 Job = EvaluationJob | DiagnosisJob
 
 
-def evaluation_jobs(trial: TrialConfig, split: str, folder: Path, constants: Path) -> Iterator[EvaluationJob]:
+def evaluation_jobs(
+    trial: TrialConfig, split: str, folder: Path, constants: Path, seeds: tuple[int, ...] | None = None
+) -> Iterator[EvaluationJob]:
     """Yield a checkpoint's evaluation, one job for each kind of thing that conditions depend on.
 
-    `constant` is a job of its own: it may have to wait for a training.
+    `constant` is a job of its own: it may have to wait for a training. The arguments are those of `EvaluationJob`.
     """
     names, place = trial.conditions_on(split), trial.codec.slots_at
     kinds = {name: scope_kind(name, get_condition(name).depends_on, place) for name in names}
     for depends_on in get_args(DependsOn):
         group = tuple(name for name in names if name != "constant" and kinds[name] == depends_on)
         if group:
-            yield EvaluationJob(trial, split, group, None if depends_on == "receiver" else folder, constants)
+            own = None if depends_on == "receiver" else folder
+            yield EvaluationJob(trial, split, group, own, constants, seeds)
     if "constant" in names:
-        yield EvaluationJob(trial, split, ("constant",), folder, constants)
+        yield EvaluationJob(trial, split, ("constant",), folder, constants, seeds)
 
 
-def split_seeds(trial: TrialConfig, split: str) -> range:
+def receiver_job(trial: TrialConfig, split: str, constants: Path) -> EvaluationJob | None:
+    """Return the job of the conditions that need no codec, which all checkpoints share; None without any."""
+    names = tuple(n for n in trial.conditions_on(split) if get_condition(n).depends_on == "receiver")
+    return EvaluationJob(trial, split, names, None, constants) if names else None
+
+
+def split_seeds(trial: TrialConfig, split: str) -> Sequence[int]:
     """Return the episode seeds of a split, given by its name or as A:B."""
-    return trial.splits.seeds(split) if split in EVALUATION_SPLITS else parse_seeds(split)
+    if split in EVALUATION_SPLITS:
+        return open_source(trial.task).seeds(trial.splits, split)
+    return parse_seeds(split)
 
 
 def may_train(job: Job) -> bool:
@@ -87,7 +101,8 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
         UserError: receiver, checkpoint or episodes are missing, or do not fit each other.
     """
     receiver = load_receiver(job.trial.receiver)
-    source, seeds = EpisodeSource(job.trial.task), split_seeds(job.trial, job.split)
+    source = open_source(job.trial.task)
+    seeds: Sequence[int] = split_seeds(job.trial, job.split) if job.seeds is None else job.seeds
     if job.split not in EVALUATION_SPLITS:
         source.check_unseen(seeds, job.trial.splits)
     episodes = source.get(seeds, job.split if job.split in EVALUATION_SPLITS else "confirm")
@@ -100,6 +115,6 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
     codec, checkpoint = load_codec(job.folder, receiver), checkpoint_id(job.folder)
     constant = None
     if "constant" in job.names:
-        receiver.answer_frame(episodes[0].level)  # refuses another level before anything is trained
+        receiver.references(episodes[:1])  # refuses another level before anything is trained
         constant = trained_constant(receiver, job.trial, codec.config, job.constants)
     return evaluate(receiver, episodes, job.split, job.names, evaluation, checkpoint, codec, constant)

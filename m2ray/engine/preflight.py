@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from m2ray.codec.codec import Codec
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
-from m2ray.config.trial import EVALUATION_SPLITS
+from m2ray.config.task import EVALUATION_SPLITS
+from m2ray.diagnosis.fitness import NEEDED, fitness_line, why_unfit
 from m2ray.diagnosis.messages import check_messages
 from m2ray.engine.cost_estimate import count_work, estimate_minutes
+from m2ray.engine.jobs import receiver_job, run_evaluation
 from m2ray.evaluation.conditions import check_runnable, derangement
 from m2ray.evaluation.runner import check_no_leak
 from m2ray.receiver.conformance.opening import open_channel
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 from m2ray.training.start_weights import check_layers, load_start_weights
 from m2ray.training.trackers import check_installed
 from m2ray.util.errors import UserError
@@ -53,7 +57,8 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
         receiver = load_receiver(example.receiver)
         _check_codecs(plan, receiver)
         _check_episodes(plan, receiver)
-        if plan.space.judge.diagnose:
+        check_answers(plan, receiver)
+        if plan.space.judge.diagnose and not example.task.is_text:
             check_diagnosis(plan, receiver)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
@@ -77,17 +82,58 @@ def _check_codecs(plan: Plan, receiver: Receiver) -> None:
 
 def _check_episodes(plan: Plan, receiver: Receiver) -> None:
     example = plan.example
-    source = EpisodeSource(example.task)
-    receiver.answer_frame(source.level)  # refuses a level with words that the receiver does not know
+    source = open_source(example.task)
     source.check_disjoint(example.splits)
     source.check_receiver(receiver, example.splits)
     for split in EVALUATION_SPLITS:
-        episodes = source.get(example.splits.seeds(split), split)
+        episodes = source.get(source.seeds(example.splits, split), split)
+        receiver.reference_ids(episodes)  # refuses answers in words that the receiver does not know
         derangement(episodes)
         check_no_leak(receiver, episodes)
         runs = {(name, config.codec.k): None for config in plan.all for name in config.conditions_on(split)}
         for name, k in runs:
             check_runnable(name, episodes, k)
+
+
+def check_answers(plan: Plan, receiver: Receiver) -> None:
+    """Refuse a limit of new tokens that cuts the right answer off.
+
+    Raises:
+        UserError: names the tokens that it takes.
+    """
+    limit = plan.example.evaluation.max_new_tokens
+    source = open_source(plan.example.task)
+    episodes = source.without_sender(source.seeds(plan.example.splits, "search"), "search")
+    needed = max(map(len, receiver.reference_ids(episodes)))
+    if limit < needed:
+        raise UserError(
+            f"evaluation.max_new_tokens: {limit} cuts off the right answer, which takes {needed} tokens of "
+            f"{receiver.name} with its end; raise it to {needed} or more"
+        )
+
+
+def measure_receiver(plan: Plan) -> pd.DataFrame:
+    """Return the rows of the conditions that need no codec, on search; a sweep finds them in the cache."""
+    job = receiver_job(plan.example, "search", Path())
+    assert job is not None, "the gate needs P0 and P1"
+    return run_evaluation(job)
+
+
+class Unfit(UserError):
+    """Raised for a receiver on which no codec can be judged."""
+
+
+def check_fit(rows: pd.DataFrame, gate: GateConfig, receiver: str) -> None:
+    """Refuse a receiver on which every codec would get the verdict INVALID SETTING.
+
+    Raises:
+        Unfit: says why.
+    """
+    if set(NEEDED) <= set(rows.condition) and (cause := why_unfit(rows, gate)):
+        raise Unfit(
+            f"receiver {receiver}: unfit for this task, so every verdict would be INVALID SETTING; {cause}; use "
+            "another receiver, an easier level or other decoding"
+        )
 
 
 def check_diagnosis(plan: Plan, receiver: Receiver) -> None:
@@ -106,10 +152,15 @@ def check_diagnosis(plan: Plan, receiver: Receiver) -> None:
 
 
 def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
-    """Print configurations, cost and checks of a sweep that `check_plan` has passed."""
+    """Print configurations, cost and checks of a sweep that `check_plan` has passed.
+
+    Raises:
+        Unfit: no codec can be judged on the receiver.
+    """
     example = plan.example
     receiver = load_receiver(example.receiver)
-    episodes = EpisodeSource(example.task).get(example.splits.seeds("search")[:NOTED_EPISODES], "search")
+    source = open_source(example.task)
+    episodes = source.get(source.seeds(example.splits, "search")[:NOTED_EPISODES], "search")
     print(f"{plan.space.name}: {plan.space.about}")
     lines = [
         ("writes to", str(root)),
@@ -125,6 +176,9 @@ def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
     ]
     for title, text in lines:
         print(f"  {title:<16} {text}")
+    rows = measure_receiver(plan)
+    print(f"  {'fitness':<16} {fitness_line(rows)} of the search split")
+    check_fit(rows, gate, example.receiver)
 
 
 def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
@@ -132,13 +186,14 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
     trained = f", trained on level {receiver.card['level']}" if "level" in receiver.card else ""
     weights = _weights(receiver) / 1e6
     yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, digest {receiver.digest}{trained}"
-    yield "task", f"level {plan.example.task.name}"
+    yield "task", plan.example.task.name
+    sampled = "of the grid" if space.search.sampler == "grid" else "sampled"
     fewer = (
         f", as the axes have no more ({space.search.trials} requested)"
         if plan.samples < space.search.trials
         else ""
     )
-    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {plan.samples} sampled{fewer}"
+    yield "configurations", f"{pluralize(len(plan.points), 'point')} + {plan.samples} {sampled}{fewer}"
     for name in plan.points:
         yield "  point", name
     for key, axis in space.axes.items():
@@ -149,11 +204,15 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
         f"x {pluralize(len(space.search.seeds), 'seed')}, {work.samples:,} samples, {work.reports} checkpoints, "
         f"pruner {space.search.pruner}",
     )
+    for name in ("max_hours", "max_core_hours"):
+        if (limit := getattr(space.search, name)) is not None:
+            yield "budget", f"{name} {limit:g}: then no new trial starts"
 
 
 def _judging_lines(plan: Plan, gate: GateConfig) -> Iterator[tuple[str, str]]:
     example, work = plan.example, count_work(plan)
-    sizes = {split: len(example.splits.seeds(split)) for split in EVALUATION_SPLITS}
+    source = open_source(example.task)
+    sizes = {split: len(source.seeds(example.splits, split)) for split in EVALUATION_SPLITS}
     yield "episodes", ", ".join(f"{split} {size}" for split, size in sizes.items())
     yield "judged by", f"gate {gate.name}, {len(gate.criteria)} criteria"
     everywhere, confirm = (example.conditions_on(split) for split in ("search", "confirm"))
@@ -164,7 +223,7 @@ def _judging_lines(plan: Plan, gate: GateConfig) -> Iterator[tuple[str, str]]:
         yield "diagnosis", f"{pluralize(work.diagnoses, 'codec')} on {plan.space.judge.diagnose} messages each"
 
 
-def _cost_lines(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> Iterator[tuple[str, str]]:
+def _cost_lines(plan: Plan, receiver: Receiver, episodes: Sequence[AnyEpisode]) -> Iterator[tuple[str, str]]:
     work, tokens = count_work(plan), receiver.layout(episodes, plan.example.codec.k).ids_BT.shape[1]
     # Per weight and token 2 operations forward and 2 backward (to activations only), for the right message and a
     # wrong one.
@@ -183,7 +242,7 @@ def _weights(receiver: Receiver) -> int:
     return sum(parameter.numel() for parameter in receiver.model.parameters())
 
 
-def plan_notes(plan: Plan, receiver: Receiver, episodes: Sequence[Episode]) -> list[str]:
+def plan_notes(plan: Plan, receiver: Receiver, episodes: Sequence[AnyEpisode]) -> list[str]:
     """Return notes on settings that are valid but seldom meant, judged by a few messages."""
     messages = receiver.encode_messages([episode.message for episode in episodes])
     lengths_B = messages.mask_BT.sum(1)

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages.journal import JournalFileBackend
 
 from m2ray.config.axis import Scalar
 from m2ray.config.plan import Plan, Sampled, config_name
 from m2ray.config.trial import TrialConfig
+from m2ray.engine.study_file import StudyFile
 from m2ray.util.journal import Journal
 from m2ray.util.trees import get_key
 
@@ -43,32 +43,11 @@ LEADERBOARD_KEYS = (
     "training.epochs",
     "losses.contrast.weight",
 )
-
-
 CHANNEL_KEYS = ("codec.channel", "codec.channel_layers")  # where any configuration has another than the default
 
 
-class StudyFile:
-    """The study in a file that optuna-dashboard opens: `optuna-dashboard results/NAME/optuna.log`.
-
-    It is for inspection only. A sweep resumes from its own journal, and rewrites this file.
-    """
-
-    def __init__(self, file: Path, name: str, ended: Sequence[optuna.trial.FrozenTrial]) -> None:
-        file.unlink(missing_ok=True)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-        self._study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
-        for trial in ended:
-            self.add(trial)
-
-    def add(self, trial: optuna.trial.FrozenTrial) -> None:
-        """Add a trial that has ended."""
-        self._study.add_trial(trial)
-
-
 class OptunaProposer:
-    """Proposes the points, then `search.trials` suggestions by seeded multivariate TPE.
+    """Proposes the points, then `search.trials` suggestions by seeded multivariate TPE, or all of a grid.
 
     A suggestion that repeats a configuration is not trained again: Optuna is told the score that is known, or will
     be once the configuration has ended, and another suggestion is made. The search ends early where the axes have
@@ -103,11 +82,12 @@ class OptunaProposer:
         self._results: dict[int, tuple[optuna.Trial, float | None]] = {}  # by trial number, results to tell Optuna
         self._told = 0
         self._queue: deque[str] = deque(plan.points)
-        self._study_file: StudyFile | None = None
+        self._begun: set[str] = set()  # what has begun and not ended
+        self.closed = False  # start nothing new
+        self._combinations = plan.combinations()  # those that were taken from it are known
         self._replay()
-        if plan.space.search.trials:
-            ended = [trial for trial in self.study.get_trials() if trial.state.is_finished()]
-            self._study_file = StudyFile(root.parent / "optuna.log", plan.space.name, ended)
+        entries = [entry for entry in journal.entries() if entry["config"] not in withdrawn]
+        self._study_file = StudyFile(root.parent / "optuna.log", plan, entries)
 
     def _replay(self) -> None:
         """Bring study and queue to where the journal ends; a trial that began and did not end goes first."""
@@ -115,7 +95,10 @@ class OptunaProposer:
             name, event = entry["config"], entry["event"]
             if name in self._withdrawn:
                 continue
+            if event == "began":
+                self._begun.add(name)
             if event == "ended":
+                self._begun.discard(name)
                 self._queue = deque(other for other in self._queue if other != name)
                 self._end(name, entry["score"], entry["cause"])
             elif name not in self.configs or event == "repeated":
@@ -179,10 +162,8 @@ class OptunaProposer:
                 break
             trial, score = self._results.pop(number)
             state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-            ended = self.study.tell(trial, score, state=state)
+            self.study.tell(trial, score, state=state)
             self._told += 1
-            if self._study_file:
-                self._study_file.add(ended)
 
     @property
     def _at_once(self) -> int:
@@ -192,7 +173,16 @@ class OptunaProposer:
     def _can_suggest(self) -> bool:
         """Return whether Optuna knows all results that the next suggestion must use."""
         self._tell_results()
-        return not self.plan.space.search.deterministic or self._told > self._suggested - self._at_once
+        search = self.plan.space.search
+        waits = search.deterministic and search.sampler != "grid"
+        return not waits or self._told > self._suggested - self._at_once
+
+    @property
+    def left_out(self) -> list[str]:
+        """What has not begun: points by name, and the number of configurations that were to be sampled."""
+        points = [f"point {name}" for name in self._queue if name not in self._begun]
+        missing = self._wanted - len(self._chosen)
+        return [*points, *([f"{missing} sampled"] if missing else [])]
 
     @property
     def total(self) -> int:
@@ -205,6 +195,10 @@ class OptunaProposer:
         Returns:
             None after the last trial; WAIT where a running trial must end first.
         """
+        if self.closed:
+            self._queue = deque(sorted(self._queue, key=lambda name: name not in self._begun))
+            if not self._queue or self._queue[0] not in self._begun:
+                return None
         if self._queue:
             name = self._queue.popleft()
         else:
@@ -212,12 +206,19 @@ class OptunaProposer:
             if suggested is None or suggested == WAIT:
                 return suggested
             name = suggested
-        self._journal.append({"event": "began", "config": name, "chosen": self._chosen.get(name, {})})
+        self._begun.add(name)
+        chosen = self._chosen.get(name, {})
+        self._journal.append({"event": "began", "config": name, "chosen": chosen})
+        self._study_file.began(name, chosen)
+        return self.settings(name, self.plan.space.search.seeds)
+
+    def settings(self, name: str, seeds: Sequence[int]) -> dict[str, Any]:
+        """Return the settings of the trial that trains a configuration with these training seeds."""
         config = self.configs[name]
         return {
             "config": name,
             "trial": config.model_dump_json(),
-            "seeds": self.plan.space.search.seeds,
+            "seeds": list(seeds),
             "root": str(self.root),
             "point": name in self.plan.points,
             "params": self.params(config),
@@ -230,7 +231,8 @@ class OptunaProposer:
             if not self._can_suggest():
                 return WAIT
             chosen: Mapping[str, Scalar] | None = None
-            if self._repeats >= REPEATS_BEFORE_NEXT and (chosen := self._next_unknown()) is None:
+            takes_next = self._repeats >= REPEATS_BEFORE_NEXT or self.plan.space.search.sampler == "grid"
+            if takes_next and (chosen := self._next_unknown()) is None:
                 self._wanted = len(self._chosen)
                 break
             self.study.sampler = self._sampler()
@@ -239,6 +241,7 @@ class OptunaProposer:
             sampled = self.plan.sampled(values)
             if known := self._known.get(sampled.name):
                 self._journal.append({"event": "repeated", "config": known, "chosen": values})
+                self._study_file.repeated(known, values, known in self._scores, self._scores.get(known))
                 self._repeat(trial, known)
                 continue
             name = sampled.name
@@ -249,6 +252,7 @@ class OptunaProposer:
                 return name
             # The values do not fit together: the configuration has failed before its training.
             self._journal.append({"event": "began", "config": name, "chosen": values})
+            self._study_file.began(name, values)
             self.finished(name, None, sampled.error)
         self._tell_results()
         return None
@@ -270,11 +274,7 @@ class OptunaProposer:
 
     def _next_unknown(self) -> Mapping[str, Scalar] | None:
         """Return the first combination of the axes that no configuration has; None if there is none."""
-        tried = list(self._chosen.values())
-        for chosen in self.plan.combinations():
-            if chosen not in tried and self.plan.sampled(chosen).name not in self._known:
-                return chosen
-        return None
+        return next((c for c in self._combinations if self.plan.sampled(c).name not in self._known), None)
 
     def params(self, config: TrialConfig) -> dict[str, Scalar]:
         """Return a configuration's columns on the leaderboard."""
@@ -287,4 +287,5 @@ class OptunaProposer:
     def finished(self, name: str, score: float | None, cause: str) -> None:
         """Record in the journal how a trial ended, and tell Optuna."""
         self._journal.append({"event": "ended", "config": name, "score": score, "cause": cause})
+        self._study_file.ended(name, score)
         self._end(name, score, cause)

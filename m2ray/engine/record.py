@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -21,25 +22,35 @@ import yaml
 from m2ray.codec.checkpoints import TASK_FILE
 from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
-from m2ray.config.sweep_record import Change, read_sweep_record, record_file, write_sweep_record
+from m2ray.config.sweep_record import Change, Extension, read_sweep_record, record_file, write_sweep_record
+from m2ray.config.trial import TrialConfig
 from m2ray.receiver.loading import load_receiver
 from m2ray.util import plugins
 from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
 from m2ray.util.files import check_writable
 from m2ray.util.locks import Locked, try_lock
+from m2ray.util.strict_yaml import validate
 
 LOCK_FILE = "sweep.lock"
 PACKAGES = ("m2ray", "torch", "transformers", "ray", "optuna", "numpy", "scipy", "statsmodels", "pandas")
 # Entries that may not change unnoticed when a sweep is resumed.
+MOVED_RECEIVER = "space.trial.receiver"  # where it is; its digest decides
 DECISIVE = ("space", "points", "gate", "receiver", "code", "packages")
+BUDGET = ("space.search.max_hours", "space.search.max_core_hours")  # may change: they decide no outcome
 
 
-def check_results_folder(root: Path, resume: bool, name: str | None, dry: bool) -> None:
+def check_results_folder(root: Path, resume: str, name: str | None, dry: bool) -> None:
     """Refuse to mix two sweeps in one folder.
 
+    Args:
+        root: The folder.
+        resume: The option that continues a sweep there; empty for a new one.
+        name: The name that the command line gives.
+        dry: True if nothing will be written.
+
     Raises:
-        UserError: the folder holds a sweep and `--resume` was not given, or the other way round.
+        UserError: the folder holds a sweep and no option continues it, or the other way round.
     """
     if name is not None and (not name or name in (".", "..") or Path(name).name != name):
         raise UserError(f"--name: {name!r} is not a plain folder name; use letters, digits, - and _")
@@ -48,10 +59,10 @@ def check_results_folder(root: Path, resume: bool, name: str | None, dry: bool) 
     if exists and not resume and not dry:
         raise UserError(
             f"{root}: already holds a sweep (a clone of the repository has the published ones); choose another "
-            "--name, or resume with --resume"
+            "--name, resume with --resume, or sample more with --add-trials"
         )
     if resume and not exists:
-        raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave --resume out")
+        raise UserError(f"{root}: no sweep.yaml to resume; check --name and --results, or leave {resume} out")
 
 
 @contextmanager
@@ -119,7 +130,7 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
 
     Raises:
         UserError: names the first setting that differs, its old and its new value; or the file of the episodes
-            differs, which is never accepted.
+            or the points differ, which is never accepted.
     """
     before, now = read_sweep_record(folder), yaml.safe_load(yaml.safe_dump(dict(record)))
     # Rows of different episodes under the same numbers would mix.
@@ -129,7 +140,16 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
             f"began with (digest {now.get(TASK_FILE)}, was {before.get(TASK_FILE)}); restore the file, or start "
             "anew under another --name"
         )
-    changes = [change for key in DECISIVE for change in differences(key, before.get(key), now[key])]
+    changes = [
+        change
+        for key in DECISIVE
+        for change in differences(key, before.get(key), now[key])
+        if change.key != MOVED_RECEIVER
+    ]
+    budget = [change for change in changes if change.key in BUDGET]
+    changes = [change for change in changes if change.key not in BUDGET]
+    if changes and accept:
+        check_points(folder, before, now)
     if changes and not accept:
         key, old, new = changes[0]
         more = f"; {len(changes) - 1} more" if changes[1:] else ""
@@ -138,6 +158,8 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
             f"(was {old!r:.60}, is {new!r:.60}{more}); restore it, start anew under another --name, or resume "
             "with --resume --accept-changes"
         )
+    if budget and not changes:
+        write_sweep_record(folder, {**before, "space": now["space"]})
     if changes:
         dated = [{"date": now["date"], **change._asdict()} for change in changes]
         decisive = {key: now[key] for key in DECISIVE}
@@ -145,6 +167,34 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
         settled.pop("withdrawn", None)
         withdrawn = withdrawn_points(before, now)
         write_sweep_record(folder, {**settled, "withdrawn": withdrawn} if withdrawn else settled)
+
+
+def check_points(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse points that the sweep did not begin with: what is pre-registered cannot be written afterwards.
+
+    Points may be taken out, and come back.
+
+    Raises:
+        UserError: names the first point that was added, or is trained differently.
+    """
+    for name, point in now["points"].items():
+        known = before.get("points", {}).get(name)
+        if known is None and name in before.get("withdrawn", {}):
+            continue
+        if known is None or _trained(known) != _trained(point):
+            what = "was added" if known is None else "has other settings"
+            raise UserError(
+                f"{record_file(folder)}: points.{name}: {what}; points are fixed when a sweep starts: restore "
+                "it, or start anew under another --name"
+            )
+
+
+def _trained(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recorded point's settings of the training; keys that later versions added have their defaults."""
+    try:
+        return validate(TrialConfig, dict(point), "points").model_dump(include={"codec", "losses", "training"})
+    except UserError:  # of a version with other keys
+        return dict(point)
 
 
 def withdrawn_points(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -163,33 +213,19 @@ def withdrawn_points(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
     }
 
 
-def record_confirm_look(folder: Path, plan: Plan) -> str:
-    """Record a look at the confirm split in the user's ledger and in the sweep's record.
+def forget(folder: Path) -> None:
+    """Remove what a sweep wrote before anything was trained, so that another one can begin in the folder."""
+    shutil.rmtree(folder / "rows", ignore_errors=True)
+    for file in (folder / "optuna.log", record_file(folder)):
+        file.unlink(missing_ok=True)
 
-    A sweep that was killed in its confirm stage and resumed continues its look: see
-    `m2ray.evaluation.confirm_ledger`.
 
-    Returns:
-        The line about the look that reports show.
-    """
-    # Load torch and pandas, which `m2ray.sweep --help` must not wait for.
-    from m2ray.evaluation.confirm_ledger import ConfirmLedger, look_key, new_look
-    from m2ray.receiver.episode_source import EpisodeSource
-
-    record, example = read_sweep_record(folder), plan.example
-    points = {name: config.model_dump() for name, config in plan.points.items()}
-    key = look_key(folder, record, [plan.space.model_dump(by_alias=True), points])
-    looks = record.get("looks", [])
-    for recorded in looks:
-        if recorded["key"] == key:
-            return str(recorded["line"])
-    episodes = EpisodeSource(example.task).without_sender(example.splits.seeds("confirm"), "confirm")
-    ledger = ConfirmLedger(example.task.level, load_receiver(example.receiver).digest)
-    look = new_look(episodes, str(record.get("command")), f"sweep {folder.name}", "confirm", key)
-    line = ledger.earlier(look).line
-    ledger.record(look)
-    write_sweep_record(folder, {**record, "looks": [*looks, {"date": look.date, "key": key, "line": line}]})
-    return line
+def extend(folder: Path, trials: int, seeds: Sequence[int], command: str) -> None:
+    """Record in a sweep's record that trials, and training seeds of what it judges, are added."""
+    record = read_sweep_record(folder)
+    extension = Extension(time.strftime("%Y-%m-%d", time.gmtime()), command, trials, list(seeds))
+    extensions = [*record.get("extensions", []), extension._asdict()]
+    write_sweep_record(folder, {**record, "extensions": extensions})
 
 
 def differences(key: str, before: Any, now: Any) -> Iterator[Change]:

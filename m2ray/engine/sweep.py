@@ -4,7 +4,8 @@
               reported checkpoint under all conditions on the search split (`evaluations`, `evaluator_pool`,
               `jobs`)
     select    the best by search score are run on the select split
-    confirm   the best of those, and all points, are run once on the confirm split
+    seeds     training seeds that were added to the sweep are trained, of what is judged (`added_seeds`)
+    confirm   the best of those, and all points, are run once on confirm messages (`confirm_looks`)
     diagnose  what was confirmed is diagnosed
 
 An episode's way: job -> conditions -> receiver -> row (`m2ray.evaluation.runner`) -> row store -> verdict
@@ -16,21 +17,27 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from m2ray.codec.checkpoints import checkpoint_id, checkpoints, last_checkpoints
+from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
+from m2ray.config.split_names import CONFIRM
+from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
+from m2ray.engine.added_seeds import AddedSeeds
+from m2ray.engine.budget import Budget
+from m2ray.engine.confirm_looks import ConfirmLook, ConfirmLooks
 from m2ray.engine.evaluations import Evaluations
 from m2ray.engine.evaluator_pool import Pool
 from m2ray.engine.jobs import may_train, run_job
+from m2ray.engine.preflight import check_fit
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer, Wait
-from m2ray.engine.record import record_confirm_look
-from m2ray.engine.tune_search import run_search, trials_at_once
+from m2ray.engine.tune_search import Proposer, run_search, trials_at_once
 from m2ray.evaluation.rows import failure_row
 from m2ray.judging.selection import best_configs, paired_gain, with_baseline
 from m2ray.util.errors import UserError
@@ -40,17 +47,22 @@ from m2ray.util.text import pluralize
 STOP_GRACE_S = 60.0  # that a stopped sweep waits for running evaluations; a cloud gives two minutes
 
 
-class _SearchProposer:
-    """The proposer of a search, which also notifies the progress display and notices a full disk."""
+class _WatchedProposer:
+    """A proposer which also notifies the progress display, knows what runs, and notices a full disk."""
 
-    def __init__(self, proposer: OptunaProposer, progress: Progress) -> None:
+    def __init__(self, proposer: Proposer, progress: Progress) -> None:
         self._proposer, self._progress = proposer, progress
+        self.running: set[str] = set()
         self.disk_full = ""  # the cause that a trial gave
 
     def propose(self) -> dict[str, Any] | Wait | None:
-        return self._proposer.propose()
+        proposal = self._proposer.propose()
+        if isinstance(proposal, dict):
+            self.running.add(proposal["config"])
+        return proposal
 
     def finished(self, name: str, score: float | None, cause: str) -> None:
+        self.running.discard(name)
         if os.strerror(errno.ENOSPC) in cause:
             # Not a failure of the configuration, which begins again with --resume.
             self.disk_full = cause
@@ -59,10 +71,10 @@ class _SearchProposer:
         self._progress.ended(name, cause)
 
 
-class _SearchObserver:
-    """The observer of a search: evaluates each reported checkpoint and records what the evaluators finished."""
+class _Observer:
+    """The observer of trials: evaluates each reported checkpoint and records what the evaluators finished."""
 
-    def __init__(self, sweep: Sweep, proposer: _SearchProposer, evaluations: Evaluations) -> None:
+    def __init__(self, sweep: Sweep, proposer: _WatchedProposer, evaluations: Evaluations) -> None:
         self._sweep, self._proposer, self._evaluations = sweep, proposer, evaluations
 
     def reported(self, name: str, metrics: Mapping[str, Any]) -> None:
@@ -74,18 +86,24 @@ class _SearchObserver:
         check_stopped()
         if cause := self._proposer.disk_full:
             raise UserError(f"{self._sweep.root}: {cause}; free some and run the same command with --resume")
+        self._sweep.count_time(self._proposer.running)
         self._evaluations.collect()
 
 
 class Sweep:
     """One sweep in its results folder, on a cluster that is up."""
 
-    def __init__(self, plan: Plan, root: Path, proposer: OptunaProposer, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, root: Path, proposer: OptunaProposer, progress: Progress, gate: GateConfig
+    ) -> None:
+        self._gate = gate
         self.plan, self.root, self.proposer, self.progress = plan, root, proposer, progress
         self._trained = root / "checkpoints"
         resources = plan.space.resources
         self._pool = Pool(run_job, resources.evaluators, resources.gpus_per_evaluator, unlimited=may_train)
         self.evaluations = Evaluations(root, self._pool, progress, proposer.failures)
+        self._budget: Budget | None = None  # of the search, while it runs
+        self.seed_failures: dict[str, str] = {}  # causes, by configuration, why added seeds are not judged
 
     def run(self) -> None:
         """Run all stages; what an earlier run has done is not done again."""
@@ -93,13 +111,16 @@ class Sweep:
         recorded = self.evaluations.restore()
         self.progress.restored(len(self.proposer.ended), recorded)
         try:
+            self._check_receiver()
             self._search()
             latest = last_checkpoints(self._trained)
             candidates = self._best(latest, "search", judge.select)
             self.progress.phase(f"select: {pluralize(len(candidates), 'configuration')}")
-            self._evaluate(latest, candidates, "select")
-            winners = self._best(latest, "select", judge.confirm)
-            judged = [name for name in [*self.plan.points, *winners] if name not in self.proposer.failures]
+            self._evaluate(latest, candidates, "select", self.plan.space.search.seeds)
+            self.evaluations.finish()
+            judged = self._judged(latest, self._best(latest, "select", judge.confirm))
+            self._train_added_seeds(judged)
+            latest = last_checkpoints(self._trained)
             self._confirm(latest, judged)
             self._record_failures()
             self._diagnose(latest, [name for name in judged if name not in self.proposer.failures])
@@ -112,6 +133,21 @@ class Sweep:
 
     # --- stages ---
 
+    def _check_receiver(self) -> None:
+        """Run the receiver without a codec on the search split, and stop here if no codec could be judged on it.
+
+        Raises:
+            Unfit: says why.
+        """
+        if self.proposer.ended:
+            return
+        example = self.plan.example
+        self.progress.phase(f"receiver: {example.receiver} without a codec, on search")
+        self.evaluations.queue_receiver(example, "search")
+        self.evaluations.finish()
+        rows = self.evaluations.store.read()
+        check_fit(rows[rows.split == "search"], self._gate, example.receiver)
+
     def _search(self) -> None:
         space = self.plan.space
         configs, seeds = (
@@ -123,35 +159,117 @@ class Sweep:
             config = self.proposer.configs.get(folder.parts[-3])
             if config is not None:  # not a point that was withdrawn
                 self.evaluations.queue(config, "search", folder)
-        proposer = _SearchProposer(self.proposer, self.progress)
-        run_search(
-            proposer,
-            _SearchObserver(self, proposer, self.evaluations),
-            space.resources,
-            space.search.pruner,
-            max_epochs(self.plan),
-            self.root / "ray",
-            nested=self.plan.workers > 1,
-        )
+        self._budget = Budget(self.root, space.search)
+        self.count_time(())
+        self._run_trials(self.proposer, space.search.pruner, "search")
+        self._budget.save()
+        self._record_budget()
         if space.resources.gpus_per_evaluator <= space.resources.gpus_per_worker:
             self._pool.grow(trials_at_once(space.resources))  # evaluators take the trials' places
         self.evaluations.finish()
 
-    def _evaluate(self, latest: Mapping[tuple[str, int], Path], names: Sequence[str], split: str) -> None:
-        """Evaluate the latest checkpoints of configurations on a split."""
-        for (name, _), folder in sorted(latest.items()):
-            if name in names:
-                self.evaluations.queue(self.proposer.configs[name], split, folder)
+    def count_time(self, running: Collection[str]) -> None:
+        """Count the time of the search, while these configurations train; start nothing new once it is spent."""
+        if self._budget is None:
+            return
+        resources, configs = self.plan.space.resources, self.proposer.configs
+        workers = sum(configs[name].workers for name in running)
+        self._budget.tick(workers * resources.cpus_per_worker / resources.pack)
+        if self._budget.spent and not self.proposer.closed:
+            self.proposer.closed = True
+            if self.proposer.left_out:
+                self.progress.phase(f"{self._budget.spent} spent: what runs is finished, nothing new starts")
+
+    def _record_budget(self) -> None:
+        """Record what the search has left out, for the reports; end the count."""
+        assert self._budget is not None
+        record = read_sweep_record(self.root)
+        left_out = self.proposer.left_out if self._budget.spent else []
+        line = f"{self._budget.spent} spent; not trained: {', '.join(left_out)}"
+        if record.pop("budget", None) or left_out:
+            write_sweep_record(self.root, {**record, **({"budget": line} if left_out else {})})
+        self._budget = None
+
+    def _run_trials(self, proposer: Proposer, pruner: str, name: str) -> None:
+        """Train what a proposer has, and evaluate it on the search split meanwhile."""
+        watched = _WatchedProposer(proposer, self.progress)
+        run_search(
+            watched,
+            _Observer(self, watched, self.evaluations),
+            self.plan.space.resources,
+            pruner,
+            max_epochs(self.plan),
+            self.root / "ray",
+            nested=self.plan.workers > 1,
+            name=name,
+        )
+
+    def _evaluate(
+        self,
+        latest: Mapping[tuple[str, int], Path],
+        names: Sequence[str],
+        split: str,
+        training_seeds: Sequence[int],
+        seeds: tuple[int, ...] | None = None,
+    ) -> None:
+        """Queue the latest checkpoints of configurations for evaluation on a split."""
+        for (name, seed), folder in sorted(latest.items()):
+            if name in names and seed in training_seeds and self._is_alive(name):
+                self.evaluations.queue(self.proposer.configs[name], split, folder, seeds)
+
+    def _is_alive(self, name: str) -> bool:
+        """Return False for a configuration that failed, or a point that was withdrawn."""
+        return name in self.proposer.configs and name not in self.proposer.failures
+
+    def _judged(self, latest: Mapping[tuple[str, int], Path], winners: Sequence[str]) -> list[str]:
+        """Return what is judged on confirm: the points, what was judged there before, and the best on select."""
+        earlier = [name for look in self._looks().taken() for name in look.configurations]
+        trained = {name for name, _ in latest}  # a spent budget leaves points out
+        names = dict.fromkeys([*self.plan.points, *earlier, *winners])
+        return [name for name in names if name in trained and self._is_alive(name)]
+
+    def _looks(self) -> ConfirmLooks:
+        return ConfirmLooks(self.root, self.plan, self.evaluations.store.read())
+
+    def _train_added_seeds(self, judged: Sequence[str]) -> None:
+        """Train the seeds that were added to the sweep; those of a failed training are not judged."""
+        seeds = self.plan.added_seeds
+        if not seeds:
+            return
+        trainings = AddedSeeds(self.proposer, judged, seeds, self._trained)
+        self.progress.phase(f"added seeds {', '.join(map(str, seeds))}: {pluralize(len(judged), 'configuration')}")
+        self._run_trials(trainings, "none", "added-seeds")
         self.evaluations.finish()
+        self.seed_failures = trainings.failures
 
     def _confirm(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
-        """Evaluate what is judged on the confirm split, and record that its messages were looked at."""
-        rows = self.evaluations.store.read()
-        confirmed = rows[rows.split == "confirm"]
-        pending = any(rows_of(confirmed, folder).empty for (name, _), folder in latest.items() if name in judged)
-        look = record_confirm_look(self.root, self.plan) if pending else "judged before"
-        self.progress.phase(f"confirm: {pluralize(len(judged), 'configuration')}; {look}")
-        self._evaluate(latest, judged, "confirm")
+        """Evaluate what no look at confirm has judged yet in a new look, and finish the earlier looks."""
+        looks = self._looks()
+        pending = [name for name in looks.pending(judged) if name not in self.seed_failures]
+        if pending:
+            looks.open(pending)
+        rows, taken = self.evaluations.store.read(), looks.taken()
+        unfinished = [look for look in taken if self._is_unfinished(look, latest, rows[rows.split == look.split])]
+        for look in unfinished:
+            self.progress.phase(
+                f"{look.split}: {pluralize(len(look.configurations), 'configuration')}; {look.line}"
+            )
+        if not unfinished:
+            self.progress.phase(f"{CONFIRM}: {pluralize(len(judged), 'configuration')}; judged before")
+        for look in taken:
+            seeds = None if look.split == CONFIRM else tuple(look.seeds)
+            self._evaluate(latest, look.configurations, look.split, look.training_seeds, seeds)
+        self.evaluations.finish()
+
+    def _is_unfinished(
+        self, look: ConfirmLook, latest: Mapping[tuple[str, int], Path], rows: pd.DataFrame
+    ) -> bool:
+        """Return whether a checkpoint that a look judges has no rows of it."""
+        return any(
+            rows_of(rows, folder).empty
+            for (name, seed), folder in latest.items()
+            if name in look.configurations and seed in look.training_seeds and self._is_alive(name)
+        )
 
     def _best(self, latest: Mapping[tuple[str, int], Path], split: str, count: int) -> list[str]:
         """Return the sampled configurations with the highest mean paired gain over their seeds on a split."""
@@ -160,9 +278,9 @@ class Sweep:
         gains: dict[str, list[float]] = {}
         if not (rows.condition == "P0").any():
             return []  # its evaluation failed: nothing can be compared
-        for (name, _), folder in latest.items():
-            if name not in self.proposer.configs or name in self.plan.points or name in self.proposer.failures:
-                continue  # withdrawn, judged anyway, or failed
+        for (name, seed), folder in latest.items():
+            if not self._is_alive(name) or name in self.plan.points or seed in self.plan.added_seeds:
+                continue  # failed, judged anyway, or unknown to the search
             own = rows_of(rows, folder)
             if len(own):
                 gains.setdefault(name, []).append(paired_gain(with_baseline(own, rows)))
@@ -177,7 +295,7 @@ class Sweep:
     def _diagnose(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
         judge, seeds = self.plan.space.judge, diagnosed_seeds(self.plan)
         wanted = [key for key in sorted(latest) if key[0] in judged and key[1] in seeds]
-        if not judge.diagnose or not wanted:
+        if not judge.diagnose or not wanted or self.plan.example.task.is_text:
             return
         self.progress.phase(f"diagnose: {pluralize(len(wanted), 'codec')} on {judge.diagnose} messages")
         for name, seed in wanted:

@@ -200,6 +200,7 @@ def run_search(
     folder: Path,
     nested: bool = False,
     work: Callable[[dict[str, Any]], None] = run_trial,
+    name: str = "search",
 ) -> None:
     """Run trials until the proposer has no more.
 
@@ -212,6 +213,7 @@ def run_search(
         folder: Folder for Ray's own files.
         nested: True if a training has several workers.
         work: The work of a trial.
+        name: Start of the name of Ray's own folder: each call in a process needs another.
     """
     at_once = trials_at_once(resources)
     # Tune starts one trial at a time where a searcher is given: seconds for each slot of a large cluster.
@@ -229,7 +231,7 @@ def run_search(
             reuse_actors=not nested,
         ),
         run_config=ray.tune.RunConfig(
-            name=f"search-{os.getpid()}",
+            name=f"{name}-{os.getpid()}",
             storage_path=str(folder),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=resources.retries),

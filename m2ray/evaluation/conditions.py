@@ -32,7 +32,9 @@ from m2ray.config.condition_names import (
 )
 from m2ray.evaluation import controls, rivals, rounding
 from m2ray.evaluation.inputs import STREAM_STRIDE, ConditionInputs, Injection
-from m2ray.tasks.episodes import Episode, write_facts
+from m2ray.tasks.episodes import AnyEpisode, write_facts
+from m2ray.tasks.text_episodes import TextEpisode
+from m2ray.tasks.text_splits import partners as text_partners
 from m2ray.util import plugins
 from m2ray.util.errors import UserError
 
@@ -42,14 +44,17 @@ NEAR_STREAM = 4
 Inject = Callable[[ConditionInputs], Injection]
 
 
-def derangement(episodes: Sequence[Episode], shift: int = SHIFT) -> list[int]:
+def derangement(episodes: Sequence[AnyEpisode], shift: int = SHIFT) -> list[int]:
     """Return whose message each episode gets under `shuffle`: a permutation in which none gets its own content.
 
-    It starts from the message `shift` places on; where that has the same content, two episodes swap.
+    It starts from the message `shift` places on; where that has the same content, two episodes swap. In free text
+    the message is also of another group and with another answer (`m2ray.tasks.text_splits.partners`).
 
     Raises:
         UserError: there are too few different messages for any such permutation.
     """
+    if texts := [episode for episode in episodes if isinstance(episode, TextEpisode)]:
+        return text_partners(texts)
     count = len(episodes)
     partner = [(i + shift) % count for i in range(count)]
     contents = [episode.content for episode in episodes]
@@ -100,16 +105,24 @@ def near(inputs: ConditionInputs) -> Injection:
         UserError: a message is in free words, or the level cannot change a fact.
     """
     codec, changed = inputs.tested_codec, [change_message(episode) for episode in inputs.episodes]
-    prefixes_EKD = inputs.encode(lambda messages: codec(messages).prefix_BKD, list(map(write_facts, changed)))
-    return inputs.inject(prefixes_EKD)._replace(facts=changed)
+    messages = [each if isinstance(each, str) else write_facts(each) for each in changed]
+    injection = inputs.inject(inputs.encode(lambda encoded: codec(encoded).prefix_BKD, messages))
+    return injection._replace(facts=[each for each in changed if not isinstance(each, str)] or None)
 
 
-def change_message(episode: Episode) -> tuple[Any, ...]:
-    """Return the facts of an episode's message with exactly one changed, the same at every call.
+def change_message(episode: AnyEpisode) -> tuple[Any, ...] | str:
+    """Return an episode's message with exactly one fact changed, as facts or as text, the same at every call.
 
     Raises:
-        UserError: the message is in free words, or the level cannot change a fact.
+        UserError: the message is in free words and has no changed version, or the level cannot change a fact.
     """
+    if isinstance(episode, TextEpisode):
+        if not episode.near:
+            raise UserError(
+                f"condition near: episode {episode.id[:60]!r} has no message with one fact changed; give the file "
+                "a key `near`, or leave near out"
+            )
+        return episode.near
     if episode.message != write_facts(episode.sender):
         raise UserError(
             f"condition near: the message of episode {episode.seed} is in free words, in which no fact can be "
@@ -220,7 +233,7 @@ def get_condition(name: str) -> Condition:
     raise UserError(f"--conditions: {name!r} does not exist; use some of {known}")
 
 
-def check_runnable(name: str, episodes: Sequence[Episode], k: int) -> None:
+def check_runnable(name: str, episodes: Sequence[AnyEpisode], k: int) -> None:
     """Refuse, before anything is trained, a condition that cannot run on these episodes or with k slots.
 
     Raises:

@@ -18,8 +18,8 @@ and resumed. `look_key` identifies it by the sweep's registration, its folder, i
 - A killed sweep that is resumed, also with changed code or packages, continues its look.
 - A copied folder has another path, and a new sweep in the place of a deleted one has another registration: both
   look again. So does a moved folder, since nothing that is recorded tells it from a copied one.
-- A sweep that is resumed with other points or another space judges what was not registered before: it looks
-  again.
+- A sweep that has grown since, or is resumed with another space, judges what was not registered before: it looks
+  again, at messages that nobody has looked at (`m2ray.engine.confirm_looks`).
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from m2ray.config.split_names import CONFIRM
 from m2ray.config.sweep_record import read_sweep_record
-from m2ray.evaluation.rows import RowStore
-from m2ray.tasks.episodes import Episode, write_facts
+from m2ray.evaluation.rows import RowStore, on_confirm
+from m2ray.tasks.episodes import AnyEpisode
+from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import cache_root
 from m2ray.util.locks import file_lock
@@ -79,16 +81,24 @@ class Look:
         return f"{self.date} `{command}` ({self.subject}, {self.split})"
 
 
-def new_look(episodes: Sequence[Episode], command: str, subject: str, split: str, key: str = "") -> Look:
+def new_look(episodes: Sequence[AnyEpisode], command: str, subject: str, split: str, key: str = "") -> Look:
     """Return a look at the messages of these episodes, with the date of now."""
     date = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
     messages = tuple(sorted({message_digest(episode) for episode in episodes}))
     return Look(date, command, subject, split, len(episodes), messages, key)
 
 
-def message_digest(episode: Episode) -> str:
+def message_digest(episode: AnyEpisode) -> str:
     """Return a short digest of a message's content, or of its text where it states no facts."""
-    text = write_facts(sorted(episode.content)) if episode.content else episode.message
+    return _digest(episode.content if isinstance(episode, TextEpisode) else episode.cluster)
+
+
+def cluster_digest(episode: AnyEpisode) -> str:
+    """Return a short digest of the unit that intervals count: an episode's message, in free text its group."""
+    return _digest(episode.cluster)
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARACTERS]
 
 
@@ -242,10 +252,23 @@ def looks_of(folder: Path) -> list[str]:
     These are the sweep's own, as its record states them, and later ones by `m2ray.evaluate` on its checkpoints.
     The list is empty for a folder that was never judged, or was judged before looks were recorded.
     """
-    own = [f"confirm: {look['line']}" for look in read_sweep_record(folder).get("looks", [])]
+    looks = read_sweep_record(folder).get("looks", [])
+    own = [f"{look.get('split', CONFIRM)}: {look['line']}" for look in looks]
+    if len(looks) > 1:
+        own.insert(0, looks_line(looks))
     log = folder / LOG_FILE
     later = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
     return [*own, *(f"Looked at confirm again: {line}" for line in later)]
+
+
+def looks_line(looks: Sequence[Mapping[str, Any]]) -> str:
+    """Return how often a sweep has looked at confirm, from the entries of its record."""
+    judged = sum(len(look.get("configurations", [])) for look in looks)
+    verdicts = f"all {judged} verdicts" if all("configurations" in look for look in looks) else "all verdicts"
+    return (
+        f"{len(looks)} looks at confirm: trials, training seeds or settings were added after the first; the Holm "
+        f"correction covers {verdicts} together"
+    )
 
 
 def folder_of(checkpoint: Path) -> Path:
@@ -287,4 +310,4 @@ def log_look(folder: Path, checkpoint: Path, split: str) -> None:
 def _sweep_looked(folder: Path) -> bool:
     if not (folder / "sweep.yaml").is_file():
         return False
-    return bool((RowStore(folder).read().split == "confirm").any())
+    return bool(on_confirm(RowStore(folder).read()).any())

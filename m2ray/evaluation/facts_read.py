@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from m2ray.tasks.answers import AnswerForm, read_answer
-from m2ray.tasks.episodes import Episode, write_facts
+from m2ray.tasks.episodes import AnyEpisode, Episode, write_facts
 
 READ, UNREAD, NOTHING_TO_READ = "1", "0", "-"
 
@@ -15,11 +15,11 @@ class FactReader:
     """Compares answers with the facts of messages, for the same episodes under every condition.
 
     Args:
-        episodes: Episodes of one level.
+        episodes: Episodes of one task.
         form: The form of B's answers.
     """
 
-    def __init__(self, episodes: Sequence[Episode], form: AnswerForm) -> None:
+    def __init__(self, episodes: Sequence[AnyEpisode], form: AnswerForm) -> None:
         self._episodes, self._form = episodes, form
         self._open: dict[tuple[int, tuple[Any, ...]], list[bool]] = {}
 
@@ -33,7 +33,7 @@ class FactReader:
 
         `1`: B's answer agrees with the fact; `0`: it does not, or cannot be parsed; `-`: the fact leaves nothing
         to read, since it contradicts B's half or B's half alone implies it. The text is empty for a message in
-        free words: the order of its facts is not known.
+        free words, and for a task in free text: its facts are not known.
 
         Args:
             answers: B's answer in each episode.
@@ -43,13 +43,16 @@ class FactReader:
         column = []
         for i, answer in enumerate(answers):
             source = self._episodes[partners[i] if partners else i]
+            episode = self._episodes[i]
+            if not isinstance(source, Episode) or not isinstance(episode, Episode):
+                column.append("")
+                continue
             facts = changed[i] if changed else source.sender
             in_template = source.message == write_facts(source.sender)
-            column.append(self._facts_read(i, facts, answer) if in_template else "")
+            column.append(self._facts_read(i, episode, facts, answer) if in_template else "")
         return column
 
-    def _facts_read(self, i: int, facts: tuple[Any, ...], answer: str) -> str:
-        episode = self._episodes[i]
+    def _facts_read(self, i: int, episode: Episode, facts: tuple[Any, ...], answer: str) -> str:
         if (i, facts) not in self._open:
             self._open[i, facts] = leaves_open(episode, facts)
         values = read_answer(episode.level, answer, self._form)

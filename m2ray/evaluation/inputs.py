@@ -19,7 +19,7 @@ from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.layout import Place
 from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 
 STREAM_STRIDE = 1_000_003  # keeps the noise of different conditions apart
 
@@ -47,7 +47,7 @@ class ConditionInputs:
     """Inputs that a condition can use. `codec` and `constant` are None where no requested condition needs them."""
 
     receiver: Receiver
-    episodes: Sequence[Episode]
+    episodes: Sequence[AnyEpisode]
     codec: Codec | None
     constant: Codec | None
     batch_size: int

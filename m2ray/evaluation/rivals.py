@@ -9,7 +9,8 @@ from torch import Tensor
 from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.receiver.conformance.opening import open_channel, over_text
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode, write_facts
+from m2ray.tasks.episodes import AnyEpisode, write_facts
+from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
 
@@ -64,13 +65,15 @@ def facts(inputs: ConditionInputs, count: int) -> Injection:
     return Injection([first_facts(episode, count) for episode in inputs.episodes], None, "message")
 
 
-def first_facts(episode: Episode, count: int) -> str:
+def first_facts(episode: AnyEpisode, count: int) -> str:
     """Return the text of a message's first `count` facts, or sentences where it is in free words.
 
     Raises:
         UserError: the message has no more than these.
     """
-    if episode.message == write_facts(episode.sender):
+    if isinstance(episode, TextEpisode) and episode.units:
+        unit, total, text = "fact", len(episode.units), " ".join(episode.units[:count])
+    elif not isinstance(episode, TextEpisode) and episode.message == write_facts(episode.sender):
         unit, total, text = "fact", len(episode.sender), write_facts(episode.sender[:count])
     else:
         message = episode.message.strip()

@@ -20,7 +20,7 @@ from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.rows import read_rows, write_rows
 from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 from m2ray.util import plugins
 from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
@@ -28,7 +28,7 @@ from m2ray.util.files import cache_root
 
 
 def cached_rows(
-    receiver: Receiver, episodes: Sequence[Episode], split: str, names: Sequence[str], config: EvaluationConfig
+    receiver: Receiver, episodes: Sequence[AnyEpisode], split: str, names: Sequence[str], config: EvaluationConfig
 ) -> pd.DataFrame:
     """Return `evaluate`'s rows of conditions that depend on the receiver only, from the cache where possible.
 
@@ -44,7 +44,8 @@ def cached_rows(
         [split, *names],
         [config.temperature, config.max_new_tokens, config.batch_size],
         episodes[0].task,
-        [[e.seed, e.message, e.context, e.solution] for e in episodes],
+        [repr(episode) for episode in episodes],
+        repr(getattr(episodes[0], "setting", None)),
         # A chat template may write today's date into a prompt.
         [receiver.prompt_ids(episode) for episode in episodes],
     ]

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from m2ray.config.split_names import is_confirm
 from m2ray.config.sweep_record import record_file
 from m2ray.evaluation.row_scope import is_shared_with
 from m2ray.util.errors import UserError, describe_error
@@ -29,7 +30,7 @@ SCHEMA = pa.schema(
         ("step", pa.int64()),
         ("receiver", pa.string()),  # digest
         ("task", pa.string()),
-        ("split", pa.string()),  # search, select, confirm or A:B
+        ("split", pa.string()),  # search, select, confirm, confirm-2 and later looks, or A:B
         ("k", pa.int64()),  # 0 where the row does not depend on it
         ("place", pa.string()),
         ("decoding", pa.string()),
@@ -290,6 +291,12 @@ def failure_row(config: str, k: int, task: str, cause: str) -> pd.DataFrame:
         "params": "",
     }
     return pd.DataFrame([values])
+
+
+def on_confirm(rows: pd.DataFrame) -> pd.Series[bool]:
+    """Return which rows are of a look at confirm."""
+    looked: pd.Series[bool] = rows.split.isin([split for split in rows.split.unique() if is_confirm(split)])
+    return looked
 
 
 def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.DataFrame:

@@ -19,22 +19,23 @@ from m2ray.codec.checkpoints import CheckpointId
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import build_injection, get_condition
-from m2ray.evaluation.confirm_ledger import message_digest
+from m2ray.evaluation.confirm_ledger import cluster_digest
 from m2ray.evaluation.facts_read import FactReader
 from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.evaluation.row_scope import row_scope, scope_kind
 from m2ray.evaluation.rows import SCHEMA
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.scoring import mean_value_nll
+from m2ray.receiver.scoring import choose_answers
 from m2ray.tasks.answers import verify
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode, Episode
+from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.util.errors import UserError
 from m2ray.util.memory import halve_on_oom
 
 
 def evaluate(
     receiver: Receiver,
-    episodes: Sequence[Episode],
+    episodes: Sequence[AnyEpisode],
     split: str,
     names: Sequence[str],
     config: EvaluationConfig,
@@ -46,7 +47,7 @@ def evaluate(
 
     Args:
         receiver: Agent B.
-        episodes: Episodes of one level, the same for all conditions.
+        episodes: Episodes of one task, the same for all conditions.
         split: The name of their split, for the rows.
         names: Names of conditions.
         config: Decoding settings.
@@ -69,7 +70,7 @@ def evaluate(
     inputs = ConditionInputs(receiver, episodes, codec, constant, config.batch_size)
     k, place = (codec.config.k, codec.config.slots_at) if codec is not None else (0, "")
     facts = FactReader(episodes, receiver.style.answer)
-    messages = [message_digest(episode) for episode in episodes]
+    clusters = [cluster_digest(episode) for episode in episodes]
     frames = []
     for name in names:
         injection = build_injection(name, inputs)
@@ -96,7 +97,7 @@ def evaluate(
             "answer": answers.texts,
             "truncated": pd.array(answers.truncated, dtype="boolean"),
             "facts": facts.column(answers.texts, injection.partners, injection.facts),
-            "message": messages,
+            "message": clusters,
             "params": checkpoint.params if checkpoint is not None and scope.config else "",
         }
         frames.append(pd.DataFrame(columns)[SCHEMA.names])
@@ -108,12 +109,12 @@ class Answers(NamedTuple):
     """B's answers to episodes under one injection."""
 
     texts: list[str]
-    nll_E: Tensor  # nats per value of the answers that are possible by both halves
+    nll_E: Tensor  # nats per value of a puzzle's possible answers, or per token of a text's first right one
     truncated: list[bool]  # the answer reached `max_new_tokens`, or the context's end, without its end token
 
 
 def answer_episodes(
-    receiver: Receiver, episodes: Sequence[Episode], injection: Injection, config: EvaluationConfig
+    receiver: Receiver, episodes: Sequence[AnyEpisode], injection: Injection, config: EvaluationConfig
 ) -> Answers:
     """Run episodes under an injection."""
     answers = Answers([""] * len(episodes), torch.zeros(len(episodes)), [False] * len(episodes))
@@ -128,12 +129,19 @@ def answer_episodes(
             prefix_BKD = torch.stack([injection.prefixes[i] for i in picked])
         if injection.texts is not None:
             texts = [injection.texts[i] for i in picked]
+        chooses = [e for e in batch if isinstance(e, TextEpisode) and e.rules.choose]
+        if chooses:
+            chosen = choose_answers(reader, chooses, texts, prefix_BKD, injection.place)
+            for i, text in zip(picked, chosen.texts, strict=True):
+                answers.texts[i] = text
+            answers.nll_E[list(picked)] = chosen.nll_B
+            return
         decoded = reader.generate_and_score(
             batch, texts, prefix_BKD, injection.place, config.temperature, config.max_new_tokens
         )
         for i, text, truncated in zip(picked, decoded.texts, decoded.truncated, strict=True):
             answers.texts[i], answers.truncated[i] = text, truncated
-        answers.nll_E[list(picked)] = mean_value_nll(receiver, batch, decoded.logits_BVW).cpu()
+        answers.nll_E[list(picked)] = decoded.nll_B.cpu()
 
     by_slots: dict[int, list[int]] = defaultdict(list)
     for i in range(len(episodes)):
@@ -144,14 +152,16 @@ def answer_episodes(
     return answers
 
 
-def check_no_leak(receiver: Receiver, episodes: Sequence[Episode]) -> None:
+def check_no_leak(receiver: Receiver, episodes: Sequence[AnyEpisode]) -> None:
     """Check that B's token ids are the same whatever the message says: it may reach B only through the slots.
 
     Raises:
         UserError: they differ, since a prompt style writes the message outside its place.
     """
     for episode in episodes:
-        silent = replace(episode, sender=(), message="")
+        silent = replace(episode, message="")
+        if isinstance(silent, Episode):
+            silent = replace(silent, sender=())
         if receiver.prompt_ids(episode) != receiver.prompt_ids(silent):
             raise UserError(f"receiver {receiver.name}: its prompt style leaks the message; fix the style")
 

@@ -13,17 +13,18 @@ from m2ray.evaluation.conditions import derangement
 from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import success_probability, value_nll
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 
 
 @torch.no_grad()
 def search_score(
-    receiver: Receiver, codec: Codec, episodes: Sequence[Episode], config: EvaluationConfig
+    receiver: Receiver, codec: Codec, episodes: Sequence[AnyEpisode], config: EvaluationConfig
 ) -> dict[str, Any]:
     """Score a codec on the search split.
 
     The score is the smaller of two paired gains of the right message, over no message and over a wrong one, as in
-    `m2ray.judging.selection.gain`: in nats per answer value or, by configuration, in the probability of success.
+    `m2ray.judging.selection.gain`: in nats per token that carries the answer or, by configuration, in
+    the probability of success.
 
     Returns:
         score: the smaller of gain_P0 and gain_shuffle, in `unit`; search_nll, nats per value under the right

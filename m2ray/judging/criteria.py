@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy
 
 from m2ray.config.gate_file import Criterion
@@ -278,7 +279,7 @@ def _nll_difference(arms: RowArms, first: str, second: str) -> float:
 
 def _at_most(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
     assert criterion.column is not None, "gate files give this kind a column"
-    share = answers_share(_rows(arms), criterion.condition, criterion.column)
+    share = answers_share(_rows(arms).rows, criterion.condition, criterion.column)
     if share is None:
         raise UserError(f"rows: column {criterion.column}: missing, and '{criterion.name}' needs it; add it")
     sentence = (
@@ -288,12 +289,12 @@ def _at_most(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
     return _Measurement(share, criterion.at_most, _status(share <= criterion.at_most), sentence)
 
 
-def answers_share(arms: RowArms, condition: str, column: str) -> float | None:
+def answers_share(rows: pd.DataFrame, condition: str, column: str) -> float | None:
     """Return the share of a condition's answers that are truncated or unparsed; None where it is not known."""
     source = "parsed" if column == "unparsed" else column
-    if source not in arms.rows:
+    if source not in rows:
         return None
-    values = arms.rows.loc[arms.rows.condition == condition, source].dropna().astype(float)
+    values = rows.loc[rows.condition == condition, source].dropna().astype(float)
     if values.empty:
         return None
     return float(1 - values.mean()) if column == "unparsed" else float(values.mean())

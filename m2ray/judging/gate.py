@@ -175,7 +175,9 @@ def _missing(arms: Arms, criterion: Criterion) -> list[str]:
     lacking = [name for name in criterion.conditions if name not in arms.counts]
     if lacking or criterion.column is None:
         return lacking
-    known = isinstance(arms, RowArms) and answers_share(arms, criterion.condition, criterion.column) is not None
+    known = (
+        isinstance(arms, RowArms) and answers_share(arms.rows, criterion.condition, criterion.column) is not None
+    )
     return [] if known else [f"{criterion.column} answers"]
 
 

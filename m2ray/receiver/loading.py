@@ -93,7 +93,7 @@ def load_unchecked(name: str, device: str | None = None, dtype: str | None = Non
         # mask, because accelerators have no fast kernel for that; the CPU has one, with the same result.
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
     settings = _read_object(Path(path) / "config.json")
-    if "auto_map" in settings and settings.get("model_type") not in _known_types():
+    if "auto_map" in settings and settings.get("model_type") not in _causal_classes():
         raise UserError(f"receiver {name}: config.json: auto_map: {OWN_CODE}")
     kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
     tokenizer, model, report = _from_pretrained(name, path, kind)
@@ -106,7 +106,8 @@ def load_unchecked(name: str, device: str | None = None, dtype: str | None = Non
         """Return the weights as their file holds them, from where they are loaded again if they were converted."""
         return (model if kind == "auto" else _from_pretrained(name, path, "auto")[1]).state_dict()
 
-    source = Source(_read_config(path, settings), _read_object(_file(path, "tokenizer.json")), weights)
+    config = settings or _read_object(_file(path, "config.json"))
+    source = Source(config, _read_object(_file(path, "tokenizer.json")), weights)
     return Receiver(model.to(target), tokenizer, style, name, card, source=source)
 
 
@@ -153,8 +154,8 @@ def _check_class(name: str, model: Any) -> None:
     """
     import transformers
 
-    known = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    causal = {each for value in known.values() for each in ([value] if isinstance(value, str) else value)}
+    classes = _causal_classes().values()
+    causal = {each for value in classes for each in ([value] if isinstance(value, str) else value)}
     for declared in model.config.architectures or []:
         if declared in {type(model).__name__, *causal}:
             continue
@@ -182,11 +183,12 @@ def _check_complete(name: str, model: Any, report: dict[str, Any]) -> None:
         )
 
 
-def _known_types() -> Collection[str]:
-    """Return the model types that transformers has a causal LM for."""
+def _causal_classes() -> Mapping[str, str | Collection[str]]:
+    """Return the model types that transformers has causal LMs for, each with the names of their classes."""
     import transformers
 
-    names: Collection[str] = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    names: Mapping[str, str | Collection[str]]
+    names = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return names
 
 
@@ -196,10 +198,6 @@ def _file(path: str, file: str) -> Path:
 
     found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)
     return Path(found or Path(path) / file)
-
-
-def _read_config(path: str, settings: dict[str, Any]) -> dict[str, Any]:
-    return settings or _read_object(_file(path, "config.json"))
 
 
 def _style(file: Path, card: dict[str, Any], tokenizer: Any) -> str:

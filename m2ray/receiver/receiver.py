@@ -9,7 +9,7 @@ L layers, S tokens after the slots, W words of the vocabulary, P cached tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import torch
@@ -17,7 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from m2ray.receiver.layout import Layout, Place, pad
-from m2ray.receiver.model.decoding import CachedReader, DecodedTokens, Decoder, Prefill, RereadingReader
+from m2ray.receiver.model.decoding import (
+    CachedReader,
+    DecodedTokens,
+    Decoder,
+    Kept,
+    Prefill,
+    RereadingReader,
+)
 from m2ray.receiver.model.frozen_model import FrozenModel
 from m2ray.receiver.model.requests import (
     AnswerOutput,
@@ -27,7 +34,9 @@ from m2ray.receiver.model.requests import (
     ForwardRequest,
     Prompts,
 )
-from m2ray.tasks.episodes import Episode
+from m2ray.receiver.references import References, ValueTargets
+from m2ray.tasks.episodes import AnyEpisode, Episode
+from m2ray.tasks.text_episodes import TextEpisode
 
 SEED_STRIDE = 1_000_003  # keeps the sampling noise of different seeds apart
 
@@ -85,7 +94,7 @@ class Receiver(FrozenModel):
         return self.score_answers(layout, prefix_BKD, answer_len, states=False).logits_BAW
 
     def slot_request(
-        self, episodes: Sequence[Episode], prefix_BKD: Tensor, place: Place, grad: bool
+        self, episodes: Sequence[AnyEpisode], prefix_BKD: Tensor, place: Place, grad: bool
     ) -> ForwardRequest:
         """Return the forward pass over vectors in a place of the episodes' prompts, with hidden states at them."""
         ids_BK = torch.full(prefix_BKD.shape[:2], self.pad_id, device=self.device)
@@ -93,14 +102,14 @@ class Receiver(FrozenModel):
         cached = self._tokens_before(episodes, place)
         return ForwardRequest(prefix_BKD.to(self.dtype), ids_BK, lengths, cached, True, grad)
 
-    def message_request(self, episodes: Sequence[Episode], messages: EncodedMessage) -> ForwardRequest:
+    def message_request(self, episodes: Sequence[AnyEpisode], messages: EncodedMessage) -> ForwardRequest:
         """Return the forward pass over messages as text in their place, with hidden states, without gradients."""
         lengths = messages.mask_BT.sum(dim=1).tolist()
         cached = self._tokens_before(episodes, "message")
         return ForwardRequest(messages.embeds_BTD.to(self.dtype), messages.ids_BT, lengths, cached, True, False)
 
     @torch.no_grad()
-    def message_vectors(self, episodes: Sequence[Episode]) -> list[Tensor]:
+    def message_vectors(self, episodes: Sequence[AnyEpisode]) -> list[Tensor]:
         """Return the model's own vectors in its channel at the tokens of messages in their place, [T, D] each."""
         rows = [self.tokens(episode.message) for episode in episodes]
         if self.channel.kind == "embeddings":
@@ -109,7 +118,7 @@ class Receiver(FrozenModel):
         (output,) = self.forward([request])
         return [own_TD[: len(row)] for row, own_TD in zip(rows, output.hidden[0], strict=True)]
 
-    def _tokens_before(self, episodes: Sequence[Episode], place: Place) -> list[list[int]]:
+    def _tokens_before(self, episodes: Sequence[AnyEpisode], place: Place) -> list[list[int]]:
         prompts = [self.prompt_ids(episode) for episode in episodes]
         return [{"message": before, "before": [], "after": before + after}[place] for before, after in prompts]
 
@@ -125,11 +134,27 @@ class Receiver(FrozenModel):
         ]
         return torch.tensor(rows, device=self.device)
 
+    def references(self, episodes: Sequence[AnyEpisode]) -> References:
+        """Return the reference answers of a batch, and what predictions are compared with."""
+        rows, device = self.reference_ids(episodes), self.device
+        ids_BA = pad(rows, self.pad_id).to(device)
+        columns_A = torch.arange(ids_BA.shape[1], device=device)
+        lengths_B1 = torch.tensor([[len(row)] for row in rows], device=device)
+        mask_BA = columns_A < lengths_B1
+        first = episodes[0]
+        if isinstance(first, TextEpisode):
+            ends_E = torch.tensor(sorted(self.end_ids | self.stop_tokens(first.rules)), device=device)
+            return References(ids_BA, mask_BA, columns_A < lengths_B1 - 1, ends_E, None)
+        frame = self.answer_frame(first.level)
+        values_BA = torch.isin(columns_A, frame.positions_V.to(device)).expand_as(mask_BA)
+        targets = ValueTargets(frame, self.targets([e for e in episodes if isinstance(e, Episode)]))
+        return References(ids_BA, mask_BA, values_BA, frame.ends_E.to(device), targets)
+
     # --- decoding ---
 
     def decode(
         self,
-        episodes: Sequence[Episode],
+        episodes: Sequence[AnyEpisode],
         texts: Sequence[str] | int,
         prefix_BKD: Tensor | None = None,
         place: Place = "message",
@@ -144,7 +169,7 @@ class Receiver(FrozenModel):
     @torch.no_grad()
     def generate_and_score(
         self,
-        episodes: Sequence[Episode],
+        episodes: Sequence[AnyEpisode],
         texts: Sequence[str] | int,
         prefix_BKD: Tensor | None = None,
         place: Place = "message",
@@ -158,7 +183,7 @@ class Receiver(FrozenModel):
         agrees with it, one forward pass does both.
 
         Args:
-            episodes: B rows of one level.
+            episodes: B rows of one task.
             texts: A text per row for the message's place, or k open slots that `prefix_BKD` fills.
             prefix_BKD: The prefix; with texts, it takes the place of their tokens' embeddings.
             place: Where open slots go.
@@ -167,13 +192,42 @@ class Receiver(FrozenModel):
             max_new_tokens: Longest answer; the receiver's context may end it sooner.
             seed: Seed of the sampling noise.
         """
+        references, first = self.references(episodes), episodes[0]
+        keeps = Kept(references.positions(), references.position_nll)
+        ends: Collection[int] = self.end_ids
+        stops: tuple[str, ...] = ()
+        if isinstance(first, TextEpisode):
+            ends, stops = self.end_ids | self.stop_tokens(first.rules), self.stop_texts(first.rules)
+        tokens = self.decode_answers(
+            episodes, texts, references, keeps, ends, prefix_BKD, place, temperature, max_new_tokens, seed
+        )
+        assert tokens.kept_BV is not None
+        nll_B = tokens.kept_BV.sum(1) / references.values_BA.sum(1)
+        cut = [cut_at(self.text(row), stops) for row in tokens.rows]
+        truncated = [late and not found for late, (_, found) in zip(tokens.truncated, cut, strict=True)]
+        return DecodedAnswers([text for text, _ in cut], nll_B, truncated)
+
+    @torch.no_grad()
+    def decode_answers(
+        self,
+        episodes: Sequence[AnyEpisode],
+        texts: Sequence[str] | int,
+        references: References,
+        keeps: Kept,
+        ends: Collection[int],
+        prefix_BKD: Tensor | None,
+        place: Place,
+        temperature: float,
+        max_new_tokens: int,
+        seed: int,
+    ) -> DecodedTokens:
+        """Decode B's answers, with the reference answers as drafts; see `generate_and_score`."""
         # Vectors in a text's place stand for its tokens, which some models read more from than embeddings.
         open_texts = prefix_BKD is not None and not isinstance(texts, int)
         layout = self.layout(episodes, texts, place, open_texts)
-        level = episodes[0].level
-        drafts = self.answer_ids(level, torch.tensor([e.solution for e in episodes])).tolist()
+        # The padding of a shorter draft is never reached: a row that agrees with its draft's end has ended.
+        drafts = references.ids_BA.tolist()
         seeds = [seed * SEED_STRIDE + episode.seed for episode in episodes]
-        positions = self.answer_frame(level).positions_V.tolist()
         prompts = Prompts(
             self.embed(layout, prefix_BKD),
             layout.ids_BT,
@@ -181,9 +235,7 @@ class Receiver(FrozenModel):
             layout.cached_tokens(),
             self.slots(layout.slots_BK, prefix_BKD),
         )
-        tokens = self.decode_prompts(prompts, drafts, positions, seeds, temperature, max_new_tokens)
-        assert tokens.logits_BVW is not None
-        return DecodedAnswers([self.text(row) for row in tokens.rows], tokens.logits_BVW, tokens.truncated)
+        return self.decode_prompts(prompts, drafts, keeps, seeds, temperature, max_new_tokens, ends)
 
     @torch.no_grad()
     def generate(
@@ -197,27 +249,31 @@ class Receiver(FrozenModel):
         ids_BT = pad(rows, self.pad_id).to(self.device)
         nothing: list[list[int]] = [[] for _ in rows]
         prompts = Prompts(self.causal.embed(ids_BT), ids_BT, [len(row) for row in rows], nothing)
-        tokens = self.decode_prompts(prompts, nothing, [], seeds, temperature, max_new_tokens)
+        tokens = self.decode_prompts(prompts, nothing, None, seeds, temperature, max_new_tokens)
         return [self.text(row) for row in tokens.rows]
 
     def decode_prompts(
         self,
         prompts: Prompts,
         drafts: Sequence[Sequence[int]],
-        positions: Sequence[int],
+        keeps: Kept | None,
         seeds: Sequence[int],
         temperature: float,
         max_new_tokens: int,
+        ends: Collection[int] | None = None,
         picked_logits: Sequence[list[float]] | None = None,
     ) -> DecodedTokens:
-        """Decode the answers of prompts; see `m2ray.receiver.model.decoding.Decoder`."""
+        """Decode the answers of prompts; see `m2ray.receiver.model.decoding.Decoder`.
+
+        `ends` are tokens that end a row; by default the model's own.
+        """
         longest = max(prompts.lengths)
         self._check_context(longest + 1)
         limits = [min(max_new_tokens, self.max_positions - length) for length in prompts.lengths]
         drafted = max(0, len(drafts[0]) - 1)
         reread = partial(self._read_from_the_start, prompts)
         exact = RereadingReader(reread, prompts.lengths, drafts, lambda length: self.ways_for(length).reread)
-        decoder = Decoder(self.causal, self.end_ids, temperature, picked_logits)
+        decoder = Decoder(self.causal, self.end_ids if ends is None else ends, temperature, picked_logits)
         rest = max(length - len(ids) for length, ids in zip(prompts.lengths, prompts.cached, strict=True))
         columns = max(map(len, prompts.cached)) + rest + drafted
         ways = self.ways_for(columns)
@@ -226,20 +282,19 @@ class Receiver(FrozenModel):
         if columns > ways.drafted and columns > ways.reread:
             # With a draft behind it, a prompt would predict another first token.
             states_BGD = exact.start()
-            logits = [self.causal.head(states_BGD[:, position]) for position in positions]
+            kept = [keeps.of(p, self.causal.head(states_BGD[:, p])) for p in keeps.positions] if keeps else []
             nothing: list[list[int]] = [[] for _ in drafts]
             bare = RereadingReader(reread, prompts.lengths, nothing, lambda length: 0)
-            tokens = decoder.run(bare, nothing, [], seeds, limits)
-            return tokens._replace(logits_BVW=torch.stack(logits, dim=1) if logits else None)
+            tokens = decoder.run(bare, nothing, None, seeds, limits)
+            return tokens._replace(kept_BV=torch.stack(kept, dim=1) if kept else None)
         if columns > ways.drafted:
-            return decoder.run(exact, drafts, positions, seeds, limits)
-        prefill = self._prefill(prompts, drafts, drafted)
+            return decoder.run(exact, drafts, keeps, seeds, limits)
+        prefill = self._prefill(prompts, drafted)
         cached = CachedReader(self.causal, prefill, lambda columns: self.ways_for(columns).drafted)
-        return decoder.run(cached, drafts, positions, seeds, limits, exact)
+        return decoder.run(cached, drafts, keeps, seeds, limits, exact)
 
-    def _prefill(self, prompts: Prompts, drafts: Sequence[Sequence[int]], drafted: int) -> Prefill:
+    def _prefill(self, prompts: Prompts, drafted: int) -> Prefill:
         """Run prompts, each with `drafted` draft tokens; leading tokens may be cached."""
-        whole = self._followed(prompts, range(len(drafts)), [draft[:drafted] for draft in drafts])
         cached_B = torch.tensor([len(tokens) for tokens in prompts.cached], device=self.device)
         lengths_B = torch.tensor(prompts.lengths, device=self.device)
         rest_B = lengths_B + drafted - cached_B
@@ -247,15 +302,15 @@ class Receiver(FrozenModel):
         # Move the padding from right to left, so that all rows end, and continue, in the same column.
         shift_BT = torch.arange(length, device=self.device) - (length - rest_B)[:, None]
         source_BT = cached_B[:, None] + shift_BT.clamp(min=0)
-        embeds_BTD = whole.embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, whole.embeds_BTD.shape[2]))
+        embeds_BTD = prompts.embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, self.width))
         arguments = self.prompt_cache.forward_arguments(prompts.cached, length)
         longest = int(cached_B.max())
         columns_P = torch.arange(longest, device=self.device)
         mask_BT = torch.cat([columns_P >= longest - cached_B[:, None], shift_BT >= 0], dim=1)
         arguments |= {"position_ids": source_BT, "attention_mask": mask_BT, "use_cache": True}
-        slots = None if whole.slots is None else whole.slots.shifted(length - rest_B - cached_B)
+        slots = None if prompts.slots is None else prompts.slots.shifted(length - rest_B - cached_B)
         blocked_BLT = None if slots is None else slots.blocked_columns(length, before=longest)
-        ids_BT = whole.ids_BT.gather(1, source_BT)
+        ids_BT = prompts.ids_BT.gather(1, source_BT)
         output = self.causal.run(embeds_BTD, ids_BT, False, slots, blocked_BLT, **arguments)
         return Prefill(output.cache, output.last_BTD[:, -1 - drafted :], mask_BT, lengths_B, blocked_BLT)
 
@@ -293,3 +348,9 @@ class Receiver(FrozenModel):
         """Return the text of decoded tokens up to the first that ends an answer."""
         stop = next((i for i, token in enumerate(row) if token in self.end_ids), len(row))
         return str(self.tokenizer.decode(list(row[:stop]), skip_special_tokens=True))
+
+
+def cut_at(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """Return a text up to the first of some texts that end it, and whether there is one."""
+    places = [place for place in map(text.find, stops) if place >= 0]
+    return (text[: min(places)], True) if places else (text, False)

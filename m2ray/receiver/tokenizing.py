@@ -9,13 +9,12 @@ from typing import Any
 import jinja2
 
 from m2ray.receiver.prompts import CARD
+from m2ray.receiver.thinking import NO_THINKING, answer_opening
 from m2ray.util.errors import UserError, describe_error
 
 CACHED_TEXTS = 20_000  # texts whose tokens are kept
-# Template variables by which models that reason before they answer are told not to (Qwen3, SmolLM3; Granite,
-# DeepSeek-V3.1). Other templates ignore them.
-NO_THINKING = {"enable_thinking": False, "thinking": False}
 _PROBE = "x1 = 0"
+_USER, _ANSWER = "Q\x00", "A\x00"
 
 
 class TextTokenizer:
@@ -45,10 +44,12 @@ class TextTokenizer:
                 f"receiver {name}: neither its tokenizer nor its generation_config.json names an end token; "
                 "set eos_token"
             )
-        self.pad_id = (own or sorted(self.end_ids))[0]  # fills padding and open slots; never attended to
-        self._plain_end = next(
-            (end for end in own if end in listed or not listed), (listed or own or [self.pad_id])[0]
-        )
+        # Fills padding, which is never attended to, and open slots. Models of RoBERTa's kind give their own
+        # padding token no position, which a slot needs.
+        self.model_pad_id: int | None = getattr(config.get_text_config(), "pad_token_id", None)
+        fillers = (*own, *sorted(self.end_ids), *range(size))
+        self.pad_id = next(token for token in fillers if token != self.model_pad_id)
+        self._plain_end = ([end for end in own if end in listed] or listed or own or [self.pad_id])[0]
         self._ids = lru_cache(CACHED_TEXTS)(self._tokenize)
         self._checked = lru_cache(CACHED_TEXTS)(self._check)
 
@@ -112,7 +113,7 @@ class TextTokenizer:
             "receiver, or a task in words that it knows"
         )
 
-    @property
+    @cached_property
     def opening_ids(self) -> list[int]:
         """Special tokens that the tokenizer puts before a text, such as the beginning-of-sequence token."""
         plain = self.tokens_of_part(_PROBE)
@@ -137,14 +138,36 @@ class TextTokenizer:
     # --- chats ---
 
     def render_chat(self, system: str, user: str, answer: str | None = None) -> str:
-        """Return a chat as the template writes it, up to the place of the answer or, with `answer`, to its end.
+        """Return a chat up to the place of the answer or, with `answer`, to its end.
 
-        A template without a system turn gets the system text before the user's. One that takes a turn's content
-        in parts gets one part.
+        It is as the template writes it, but that a thought that the template opens before the answer is closed.
+        A template without a system turn gets the system text before the user's. One that takes a turn's content in
+        parts gets one part.
 
         Raises:
-            UserError: the template fails, or changes the user's text.
+            UserError: the template fails, changes the user's text, or opens a thought that cannot be closed.
         """
+        text = self._apply_template(system, user, answer)
+        return text if answer is not None else text + self._answer_opening
+
+    @cached_property
+    def _answer_opening(self) -> str:
+        """The text between a chat's prompt and its answer; see `m2ray.receiver.thinking`."""
+        prompt = self._apply_template(_PROBE, _USER).rpartition(_USER)[2]
+        try:
+            full = self._apply_template(_PROBE, _USER, _ANSWER).rpartition(_USER)[2].rpartition(_ANSWER)[0]
+        except UserError:
+            full = None
+        opening = answer_opening(prompt, full)
+        if opening is None:
+            raise UserError(
+                f"receiver {self.name}: its chat template ends in a thought, {prompt[-40:]!r}, with no known end; "
+                f'put {CARD} with {{"style": "plain"}} into its folder'
+            )
+        return opening
+
+    def _apply_template(self, system: str, user: str, answer: str | None = None) -> str:
+        """Return a chat as the template writes it."""
         causes = []
         for turns in _turns(system, user, answer):
             try:
@@ -165,9 +188,8 @@ class TextTokenizer:
     def end_id(self, chat: bool) -> int:
         """Return the token that ends a reference answer: in a chat, the first end token after the answer."""
         if chat:
-            user, answer = "Q\x00", "A\x00"
             try:
-                after = self.render_chat("", user, answer).rpartition(answer)[2]
+                after = self.render_chat("", _USER, _ANSWER).rpartition(_ANSWER)[2]
             except UserError:
                 return self._plain_end
             return next((token for token in self.tokens_of_part(after) if token in self.end_ids), self._plain_end)

@@ -6,6 +6,7 @@ table of diagnoses, and report.html.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from m2ray.config.condition_names import scale_gate_of
-from m2ray.config.gate_file import REFERENCE, GateConfig, load_gate, reference_gate
-from m2ray.config.sweep_record import read_sweep_record, record_file
+from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
+from m2ray.config.sweep_record import read_sweep_record
 from m2ray.evaluation.confirm_ledger import looks_of
 from m2ray.evaluation.rows import RowStore
 from m2ray.reporting.diagnosis_table import write_arms
@@ -41,7 +42,6 @@ from m2ray.reporting.training_figures import draw_training
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
 from m2ray.util.plotting import png_and_svg, save, use_file_backend
-from m2ray.util.strict_yaml import validate
 
 REPORTS = "attempts"  # folder of the configurations' reports
 
@@ -55,6 +55,8 @@ class JudgedFolder(NamedTuple):
     runs: list[JudgedRun]
     leaderboard: pd.DataFrame
     source: list[str]  # lines about where the rows come from
+    mark: str  # of the names of its files: see `ChosenGate`
+    note: str
 
 
 def build(folder: Path, gate_name: Path | str | None = None) -> pd.DataFrame:
@@ -82,28 +84,37 @@ def judge_folder(folder: Path, gate_name: Path | str | None = None) -> JudgedFol
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give results/NAME of a sweep")
-    gate = gate_of(folder, gate_name)
+    gate, mark, note = gate_of(folder, gate_name)
     rows, record = read_named_rows(folder), read_sweep_record(folder)
     try:
         runs = judge_runs(rows, gate)
         leaderboard = make_leaderboard(rows, runs, gate, record.get("withdrawn"))
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
-    source = [*provenance(record), *looks_of(folder)]
-    write_leaderboard(folder, leaderboard, gate, source)
-    return JudgedFolder(folder, gate, record, runs, leaderboard, source)
+    source = [*([note] if note else []), *provenance(record), *looks_of(folder)]
+    write_leaderboard(folder, leaderboard, gate, source, mark)
+    return JudgedFolder(folder, gate, record, runs, leaderboard, source, mark, note)
 
 
 def write_reports(judged: JudgedFolder) -> None:
     """Write all that shows the leaderboard in detail: figures, a report for each configuration, and the page.
 
+    Where another gate than the registered one judged, only the page is written, under a name of its own.
+
     Raises:
         UserError: A file of the folder is damaged.
     """
-    folder, gate, record, runs, leaderboard, source = judged
+    folder, gate, record, runs, leaderboard, source, mark, note = judged
+    sections = config_sections(folder, runs, leaderboard, gate, record)
+    if mark:
+        # Figures name verdicts: these are drawn for the page only.
+        with tempfile.TemporaryDirectory() as drawn:
+            figures, left_out = draw_all(folder, runs, leaderboard, record, Path(drawn))
+            page = Page(record, leaderboard, gate, sections, figures, left_out, note)
+            write_page(folder, page, f"report{mark}.html", Path(drawn))
+        return
     figures, left_out = draw_all(folder, runs, leaderboard, record)
     draw_knockouts(folder, runs)
-    sections = config_sections(folder, runs, leaderboard, gate, record)
     for section in sections:
         report = section._replace(blocks=[Text(line) for line in source])
         write_atomic(folder / REPORTS / f"{section.title}.md", (section_markdown(report) + "\n").encode())
@@ -111,15 +122,35 @@ def write_reports(judged: JudgedFolder) -> None:
     write_page(folder, Page(record, leaderboard, gate, sections, figures, left_out))
 
 
-def gate_of(folder: Path, name: Path | str | None) -> GateConfig:
-    """Return the named gate, else the one that the sweep was registered with, else the gate `content`."""
-    registered = None if name else read_sweep_record(folder).get("gate")
-    if registered is None:
-        return load_gate(name)
-    gate = validate(GateConfig, registered, f"{record_file(folder)}: gate")
-    if gate.name == REFERENCE.stem:  # records of earlier versions lack what it is known to pass
-        gate = gate.model_copy(update={"lets_through": reference_gate().lets_through})
-    return gate
+class ChosenGate(NamedTuple):
+    """The gate that judges, and what sets its files apart where it is not the sweep's registered one.
+
+    `mark` is the end of these files' names, `note` the line that they and the terminal begin with; both are
+    empty for the registered gate, and where none was registered.
+    """
+
+    gate: GateConfig
+    mark: str = ""
+    note: str = ""
+
+
+def gate_of(folder: Path, name: Path | str | None) -> ChosenGate:
+    """Return the named gate, else the one that the sweep was registered with, else the gate `content`.
+
+    What a gate file calls itself does not make it the registered gate: the criteria do.
+    """
+    registered = registered_gate(folder)
+    if name is None and registered is not None:
+        return ChosenGate(registered)
+    gate = load_gate(name)
+    if registered is None or gate.digest == registered.digest:
+        return ChosenGate(registered or gate)
+    note = (
+        f"Not the registered gate: judged anew by `{gate.name}` ({gate.digest}); the sweep was registered with "
+        f"`{registered.name}` ({registered.digest}), whose verdicts are in leaderboard.md."
+    )
+    marked = gate.model_copy(update={"name": f"{gate.name} ({gate.digest}, not the registered gate)"})
+    return ChosenGate(marked, f"-by-{gate.digest}", note)
 
 
 def read_named_rows(folder: Path) -> pd.DataFrame:
@@ -137,9 +168,11 @@ def read_named_rows(folder: Path) -> pd.DataFrame:
     return rows
 
 
-def write_leaderboard(folder: Path, leaderboard: pd.DataFrame, gate: GateConfig, source: Sequence[str]) -> None:
+def write_leaderboard(
+    folder: Path, leaderboard: pd.DataFrame, gate: GateConfig, source: Sequence[str], mark: str = ""
+) -> None:
     """Write leaderboard.csv and leaderboard.md, the latter below the lines of `source`."""
-    write_atomic(folder / "leaderboard.csv", leaderboard.to_csv(index=False).encode())
+    write_atomic(folder / f"leaderboard{mark}.csv", leaderboard.to_csv(index=False).encode())
     text = [
         f"# {folder.resolve().name}",
         *source,
@@ -147,7 +180,7 @@ def write_leaderboard(folder: Path, leaderboard: pd.DataFrame, gate: GateConfig,
         "\n".join(f"- {line}" for line in reasons(leaderboard)),
         *legend(leaderboard, gate),
     ]
-    write_atomic(folder / "leaderboard.md", ("\n\n".join(text) + "\n").encode())
+    write_atomic(folder / f"leaderboard{mark}.md", ("\n\n".join(text) + "\n").encode())
 
 
 def config_sections(
@@ -168,9 +201,13 @@ def config_sections(
 
 
 def draw_all(
-    root: Path, runs: Sequence[JudgedRun], leaderboard: pd.DataFrame, record: dict[str, Any]
+    root: Path,
+    runs: Sequence[JudgedRun],
+    leaderboard: pd.DataFrame,
+    record: dict[str, Any],
+    into: Path | None = None,
 ) -> tuple[list[Figure], list[str]]:
-    """Draw every figure for which the folder has the data, into `figures/`, as PNG and SVG.
+    """Draw every figure for which the folder has the data, as PNG and SVG, into its `figures/` or those of `into`.
 
     Returns:
         The figures in reading order, and lines about what was left out and why.
@@ -198,6 +235,6 @@ def draw_all(
     drawn += [*search_figures, *training_figures]
     for name, _, figure in drawn:
         if figure is not None:
-            save(figure, *png_and_svg(root / FIGURES / name))
+            save(figure, *png_and_svg((into or root) / FIGURES / name))
     figures = [Figure(caption, f"{FIGURES}/{name}.svg") for name, caption, _ in drawn]
     return figures, [*search_left_out, *training_left_out]

@@ -16,6 +16,7 @@ import pandas as pd
 from matplotlib.colors import ListedColormap
 
 from m2ray.config.condition_names import dropped_slot, scale_gate_of
+from m2ray.config.split_names import is_confirm
 from m2ray.evaluation.rows import FAILED, outcomes
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import count_successes, success_rate
@@ -47,14 +48,14 @@ class LineStyle(NamedTuple):
 
 
 def runs_to_draw(runs: Sequence[JudgedRun], leaderboard: pd.DataFrame) -> list[JudgedRun]:
-    """Return the runs of one split that have a verdict and were not withdrawn, in the leaderboard's order.
+    """Return the runs that have a verdict and were not withdrawn, in the leaderboard's order.
 
-    The split is confirm, or that of the first run if none was judged on confirm.
+    They are those of all looks at confirm, or of the first run's split if none was judged on confirm.
     """
     lines = leaderboard[leaderboard.seed.notna() & (leaderboard.verdict != WITHDRAWN)]
     ranked = list(zip(lines.config, lines.seed, strict=True))
     judged = [run for run in runs if run.verdict is not None and (run.config, run.seed) in ranked]
-    chosen = [run for run in judged if run.split == "confirm"]
+    chosen = [run for run in judged if is_confirm(run.split)]
     chosen = chosen or [run for run in judged if run.split == judged[0].split]
     return sorted(chosen, key=lambda run: ranked.index((run.config, run.seed)))
 
@@ -79,7 +80,8 @@ def line_styles(configs: Sequence[str]) -> dict[str, LineStyle]:
 def sample_sizes(runs: Sequence[JudgedRun]) -> str:
     """Return `split confirm, n = 1000`."""
     sizes = sorted({int(count_successes(run.rows)["normal"][1]) for run in runs})
-    return f"split {runs[0].split}, n = {', '.join(map(str, sizes))}"
+    splits = ", ".join(dict.fromkeys(run.split for run in runs))
+    return f"split {splits}, n = {', '.join(map(str, sizes))}"
 
 
 def percent_with_bounds(counts: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -166,7 +168,7 @@ def _draw_condition_panel(axes: Any, seeds: Sequence[JudgedRun], names: Sequence
 def _verdict_text(seeds: Sequence[JudgedRun]) -> str:
     """Return `, PASS, 2 of 3 seeds pass`: the configuration's verdict, if it was judged on confirm."""
     judged = seeds[0].configuration
-    if judged is None or seeds[0].split != "confirm":
+    if judged is None or not is_confirm(seeds[0].split):
         return ""
     passed = sum(verdict.passed for verdict in judged.seeds.values())
     counts = f", {passed} of {len(judged.seeds)} seeds pass" if len(judged.seeds) > 1 else ""

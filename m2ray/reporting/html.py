@@ -60,10 +60,17 @@ class Page(NamedTuple):
     sections: Sequence[Section]  # one per configuration
     figures: Sequence[Figure]
     left_out: Sequence[str]  # figures that are missing, and why
+    note: str = ""  # above everything else
 
 
-def write_page(folder: Path, page: Page) -> None:
-    """Write report.html into a results folder.
+def write_page(folder: Path, page: Page, name: str = FILE, figures: Path | None = None) -> None:
+    """Write a page into a results folder.
+
+    Args:
+        folder: The results folder.
+        page: Its contents.
+        name: The page's name.
+        figures: The folder of figures that were drawn for this page only; others are in the results folder.
 
     Raises:
         UserError: A figure is damaged.
@@ -74,11 +81,11 @@ def write_page(folder: Path, page: Page) -> None:
     environment.filters |= {"inline_code": inline_code, "csp_hash": csp_hash}
     text = environment.get_template(FILE).render(
         **_contents(folder, page),
-        data_url=lambda path: data_url(folder / path),
+        data_url=lambda path: (figures and data_url(figures / path)) or data_url(folder / path),
         style=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
         script=Markup((TEMPLATES / "report.js").read_text(encoding="utf-8")),
     )
-    write_atomic(folder / FILE, (text + "\n").encode())
+    write_atomic(folder / name, (text + "\n").encode())
 
 
 def _contents(folder: Path, page: Page) -> dict[str, Any]:
@@ -87,6 +94,7 @@ def _contents(folder: Path, page: Page) -> dict[str, Any]:
     columns, lines = leaderboard_table(page.leaderboard, anchors)
     return {
         "name": folder.resolve().name,
+        "note": page.note,
         "description": get_key(page.record, "space.about"),
         "headline": headline(page.leaderboard),
         "confirm_looks": looks_of(folder),

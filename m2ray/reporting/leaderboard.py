@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from m2ray.config.condition_names import tokens_name
 from m2ray.config.gate_file import GateConfig, GateName, reference_gate
-from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows
+from m2ray.config.split_names import family, is_confirm, most_conclusive
+from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows, on_confirm
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import RowArms
 from m2ray.judging.gate import JudgedConfiguration, criterion_results, judge_together
 from m2ray.judging.selection import paired_gain
 from m2ray.judging.verdict import FAIL, INVALID, NOT_APPLICABLE, PART, PASS, PASSES, WHOLE, Verdict
 from m2ray.util.errors import UserError
+from m2ray.util.text import pluralize
 
-SPLITS = ("confirm", "select", "search")  # most conclusive first
 NOT_CONFIRMED, INCOMPLETE, FAILED_RUN, WITHDRAWN = "not confirmed", "incomplete", "failed", "withdrawn"
 ORDER = (WHOLE, PASS, PART, FAIL, INVALID, NOT_CONFIRMED, INCOMPLETE, WITHDRAWN, FAILED_RUN)
 VERDICTS = (WHOLE, PASS, PART, FAIL, INVALID)  # given on confirm only
@@ -46,13 +48,15 @@ class JudgedRun:
         score: Gain on the search split in nats per answer value; NaN if it was not evaluated there.
         verdict: The verdict of this training seed; None if a required row is missing.
         configuration: The verdict of its configuration over all seeds on the split, and those of the seeds.
+        tied: Another configuration with the same gain on `split`, which went further since its name comes first.
+        earlier: Verdicts of its configuration in earlier looks at confirm, by split.
         error: Why there is no score or no verdict; empty if both are there.
     """
 
     def __init__(self, rows: pd.DataFrame, config: str, seed: int) -> None:
         own = rows[(rows.config == config) & (rows.seed == seed)]
         self.config, self.seed = config, seed
-        self.split = next((s for s in SPLITS if (own.split == s).any()), str(own.split.iloc[0]))
+        self.split = str(most_conclusive(own.split.unique()))
         self.rows = judged_rows(rows, config, seed, self.split)
         self.k = int(own.k.iloc[0])
         self.checkpoint = str(self.rows[self.rows.config != ""].checkpoint.iloc[0])
@@ -60,6 +64,8 @@ class JudgedRun:
         self.score, self.error = math.nan, ""
         self.verdict: Verdict | None = None
         self.configuration: JudgedConfiguration | None = None
+        self.tied = ""
+        self.earlier: dict[str, str] = {}
         try:
             if (own.split == "search").any():
                 self.score = paired_gain(judged_rows(rows, config, seed, "search"))
@@ -80,23 +86,36 @@ class JudgedRun:
         """
         if verdict is None:
             return self.error
-        if self.split == "confirm":
+        if is_confirm(self.split):
             # The line of a configuration with several seeds gives the caveats once for all of them.
             several = self.configuration is not None and len(self.configuration.seeds) > 1
-            caveats = "" if several and verdict is self.verdict else verdict.caveats
+            earlier = [f"{earlier} on {split}" for split, earlier in self.earlier.items()]
+            caveats = "; ".join([text for text in (verdict.caveats, *earlier) if text])
+            caveats = "" if several and verdict is self.verdict else caveats
             return f"{verdict.reason} ({caveats})" if caveats else verdict.reason
         cause = {"search": "not selected", "select": "others did better on select"}.get(
             self.split, f"evaluated on {self.split} only"
         )
+        if self.tied:
+            cause = f"tied on {self.split} with {self.tied}, whose name comes first"
         if self.score in ranking:
-            rank = ranking.index(self.score) + 1
-            cause += f" (score {self.score:+.3f} nats, {rank} of {len(ranking)} on search)"
+            rank, equal = ranking.index(self.score) + 1, list(ranking).count(self.score)
+            ties = f", tied with {pluralize(equal - 1, 'other')}" if equal > 1 else ""
+            cause += f" (score {self.score:+.3f} nats, {rank} of {len(ranking)} on search{ties})"
         return f"{cause}; {verdict.reason}"
 
 
-def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
-    """Judge every (configuration, seed) that has rows; Holm's correction covers all configurations of a split.
+class Cell(NamedTuple):
+    """A configuration on a split."""
 
+    config: str
+    split: str
+
+
+def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
+    """Judge every (configuration, seed) that has rows.
+
+    Holm's correction covers all configurations of a split, and on confirm those of all looks together.
     Configurations that failed are left out.
 
     Raises:
@@ -104,43 +123,71 @@ def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
     """
     failed = set(rows[rows.condition == FAILED].config)
     evaluated = rows[(rows.config != "") & ~rows.config.isin(failed)]
-    cells = evaluated[["config", "seed"]].drop_duplicates().sort_values(["config", "seed"])
-    runs = [JudgedRun(rows, config, seed) for config, seed in cells.itertuples(index=False, name=None)]
-    for split in {run.split for run in runs}:
-        _judge_split(rows, [run for run in runs if run.split == split], gate)
+    trained = evaluated[["config", "seed"]].drop_duplicates().sort_values(["config", "seed"])
+    runs = [JudgedRun(rows, config, seed) for config, seed in trained.itertuples(index=False, name=None)]
+    looked = evaluated[on_confirm(evaluated)][list(Cell._fields)].drop_duplicates()
+    cells = {Cell(run.config, run.split): None for run in runs}
+    cells |= {Cell(*cell): None for cell in sorted(looked.itertuples(index=False, name=None))}
+    for name in dict.fromkeys(family(cell.split) for cell in cells):
+        _judge_family(rows, runs, [cell for cell in cells if family(cell.split) == name], gate)
+    for split in ("search", "select"):
+        _note_ties(rows, runs, split)
     if runs and not failed and all(run.verdict is None for run in runs):
         raise UserError(runs[0].error)
     return runs
 
 
-def _judge_split(rows: pd.DataFrame, runs: Sequence[JudgedRun], gate: GateConfig) -> None:
-    """Set the verdicts of all runs of a split, or the error of those without rows that the gate needs."""
-    split = runs[0].split
-    gate = gate if split == "confirm" else _gate_off_confirm(gate, rows[rows.split == split])
-    own = {config: configuration_rows(rows, config, split) for config in dict.fromkeys(run.config for run in runs)}
+def _note_ties(rows: pd.DataFrame, runs: Sequence[JudgedRun], split: str) -> None:
+    """Note which configurations were left behind on a split though their gain is that of one that went further."""
+    left = {run.config for run in runs if run.split == split}
+    gains: dict[str, list[float]] = {}
+    for run in runs if left else ():
+        if ((rows.config == run.config) & (rows.seed == run.seed) & (rows.split == split)).any():
+            with contextlib.suppress(UserError):  # rows that it is compared with are missing: no gain
+                gains.setdefault(run.config, []).append(
+                    paired_gain(judged_rows(rows, run.config, run.seed, split))
+                )
+    means = {config: sum(own) / len(own) for config, own in gains.items()}
+    for run in runs:
+        if run.config in left and run.config in means:
+            others = [config for config in means if config not in left and means[config] == means[run.config]]
+            run.tied = min(others, default="")
+
+
+def _judge_family(rows: pd.DataFrame, runs: Sequence[JudgedRun], cells: Sequence[Cell], gate: GateConfig) -> None:
+    """Judge cells together, and set the verdicts of their runs, or the error of those that cannot be judged."""
+    split = cells[0].split
+    gate = gate if is_confirm(split) else _gate_off_confirm(gate, rows[rows.split == split])
+    own = {cell: configuration_rows(rows, *cell) for cell in cells}
+    errors: dict[Cell, str] = {}
     try:
         judged = judge_together(list(own.values()), gate)
     except UserError:
         errors = _errors_alone(own, gate)
-        for run in runs:
-            run.error = errors.get(run.config, run.error)
-        own = {config: rows for config, rows in own.items() if config not in errors}
+        own = {cell: rows for cell, rows in own.items() if cell not in errors}
         judged = judge_together(list(own.values()), gate)
     verdicts = dict(zip(own, judged, strict=True))
     for run in runs:
-        if run.config in verdicts:
-            run.configuration = verdicts[run.config]
+        cell = Cell(run.config, run.split)
+        run.error = errors.get(cell, run.error)
+        if cell in verdicts:
+            run.configuration = verdicts[cell]
             run.verdict = run.configuration.seeds.get(run.seed)
+            run.earlier = {
+                other.split: found.verdict.verdict
+                for other, found in verdicts.items()
+                if other.config == run.config and other != cell
+            }
 
 
-def _errors_alone(configurations: Mapping[str, pd.DataFrame], gate: GateConfig) -> dict[str, str]:
+def _errors_alone(configurations: Mapping[Cell, pd.DataFrame], gate: GateConfig) -> dict[Cell, str]:
     """Return why configurations cannot be judged, so that they do not keep others from it."""
     errors = {}
-    for config, rows in configurations.items():
+    for cell, rows in configurations.items():
         try:
             judge_together([rows], gate)
         except UserError as error:
-            errors[config] = str(error)
+            errors[cell] = str(error)
     return errors
 
 
@@ -218,8 +265,8 @@ def _with_withdrawn(lines: Sequence[dict[str, Any]], withdrawn: Mapping[str, str
 
 def deciding_runs(runs: Sequence[JudgedRun]) -> list[JudgedRun]:
     """Return a configuration's runs on the most conclusive split that any of its training seeds has."""
-    best = min(runs, key=lambda run: SPLITS.index(run.split) if run.split in SPLITS else len(SPLITS))
-    return [run for run in runs if run.split == best.split]
+    best = most_conclusive(run.split for run in runs)
+    return [run for run in runs if run.split == best]
 
 
 def _configuration_lines(
@@ -275,7 +322,7 @@ def _line(
         line["tokens"] = round(arms.rate(tokens), 6)
     line |= {name: round(value, 6) for name, value in zip(RETENTION, retention, strict=True)}
     line |= {name: round(verdict.amount(name).value, 6) for name in AMOUNTS}
-    line["verdict"] = verdict.verdict if run.split == "confirm" else NOT_CONFIRMED
+    line["verdict"] = verdict.verdict if is_confirm(run.split) else NOT_CONFIRMED
     return line
 
 

@@ -20,7 +20,19 @@ def provenance(record: dict[str, Any]) -> list[str]:
         f"Date: {record.get('date')}; machine: {record.get('machine')}; commit: {record.get('git')}",
         f"Receiver: {receiver.get('name')} (digest {receiver.get('digest')})",
         *resume_lines(record),
+        *extension_lines(record),
+        *([f"Budget: {record['budget']}"] if "budget" in record else []),
     ]
+
+
+def extension_lines(record: dict[str, Any]) -> list[str]:
+    """Return a line for each extension of the sweep."""
+    lines = []
+    for entry in record.get("extensions", []):
+        seeds = f"training seeds {', '.join(map(str, entry['seeds']))} of what is judged" if entry["seeds"] else ""
+        added = " and ".join(text for text in (f"{entry['trials']} trials" * bool(entry["trials"]), seeds) if text)
+        lines.append(f"Extended on {entry['date']} by {added}: `{entry['command']}`")
+    return lines
 
 
 def resume_lines(record: dict[str, Any]) -> list[str]:

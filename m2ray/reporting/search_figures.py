@@ -302,8 +302,8 @@ def position_on_axis(axis: Axis, value: Scalar) -> float:
         return axis.choice.index(value) / max(1, len(axis.choice) - 1)
     if not isinstance(value, (int, float)):
         return UNSET
-    low, high = axis.int_ or axis.uniform or axis.loguniform or (0, 1)
-    if axis.loguniform is not None and value > 0:
+    low, high = axis.bounds
+    if (axis.loguniform or axis.logint) and value > 0:
         return math.log(value / low) / math.log(high / low)
     return (value - low) / (high - low)
 

@@ -5,7 +5,6 @@ Backticks in a text mark code; nothing else in it is markup.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from m2ray.judging.verdict_tables import (
 from m2ray.reporting.document import Block, Bullets, Commands, Figure, Grid, Link, Section, Text
 from m2ray.reporting.knockout import knockout_sections
 from m2ray.reporting.leaderboard import JudgedRun, deciding_runs
+from m2ray.util.files import sha256_of
 from m2ray.util.tables import Table
 from m2ray.util.text import percent, pluralize
 from m2ray.util.trees import get_key
@@ -235,8 +235,9 @@ def artifacts(root: Path, run: JudgedRun) -> list[str]:
     ]
     file = root / "rows.parquet"
     if file.is_file():
-        sha = hashlib.sha256(file.read_bytes()).hexdigest()
-        lines.append(f"`rows.parquet`, SHA-256 `{sha}`; this verdict is based on {len(run.rows)} of its rows")
+        lines.append(
+            f"`rows.parquet`, SHA-256 `{sha256_of(file)}`; this verdict is based on {len(run.rows)} of its rows"
+        )
     return [*lines, f"receiver digest `{row.receiver}`"]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from m2ray.config.split_names import most_conclusive
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.evaluation.rows import FAILED, RowStore
 from m2ray.judging import statistics as stats
-from m2ray.reporting.leaderboard import SPLITS
 from m2ray.util.errors import UserError
 from m2ray.util.journal import Journal
 
@@ -81,7 +81,7 @@ def _latest_epochs(folder: Path, config: str) -> dict[str, Any]:
 def _success(rows: pd.DataFrame, config: str) -> dict[str, Any]:
     """Return the success rate under normal with its interval, on the most conclusive split."""
     normal = rows[(rows.config == config) & (rows.condition == "normal")]
-    split = next((split for split in SPLITS if (normal.split == split).any()), None)
+    split = most_conclusive(normal.split.unique())
     last = normal[normal.split == split]
     last = last[last.step == last.step.max()]
     if last.empty:

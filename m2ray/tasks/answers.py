@@ -7,8 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 from m2ray.tasks.level import Level, Values
+from m2ray.tasks.text_episodes import TextEpisode
 
 AnswerForm = Literal["json", "values"]
 
@@ -46,15 +47,25 @@ def read_answer(level: Level, text: str, form: AnswerForm) -> Values | None:
 
 
 class Outcome(NamedTuple):
-    """Judgement of an answer: `success` if all checks of the level hold, `partial` is the share that holds."""
+    """Judgement of an answer.
+
+    Attributes:
+        success: All checks of the level hold; in free text, the score reaches its threshold.
+        parsed: The answer can be read; in free text, it is not empty.
+        partial: The share of checks that hold; in free text, the score.
+    """
 
     success: bool
     parsed: bool
     partial: float
 
 
-def verify(episode: Episode, text: str, form: AnswerForm) -> Outcome:
+def verify(episode: AnyEpisode, text: str, form: AnswerForm) -> Outcome:
     """Judge B's text. An answer that does not parse fails, with no partial credit."""
+    if isinstance(episode, TextEpisode):
+        scorer = episode.rules.scorer
+        score = scorer.score(text, episode.targets)
+        return Outcome(score >= scorer.threshold, bool(text.strip()), score)
     values = read_answer(episode.level, text, form)
     if values is None:
         return Outcome(False, False, 0.0)

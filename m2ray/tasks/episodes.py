@@ -16,6 +16,7 @@ from typing import Any
 
 from m2ray.tasks.held_out import DrawnTask, HeldOut
 from m2ray.tasks.level import Draw, Fact, Level, Values
+from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.util.errors import UserError
 
 # Parts of all possible messages, in twentieths of the hash of their content.
@@ -48,6 +49,11 @@ class Episode:
         return task_name(self.level, self.held_out)
 
     @property
+    def family(self) -> str:
+        """Name under which looks at the messages are recorded."""
+        return self.level.name
+
+    @property
     def context(self) -> str:
         """B's half as text, for B's prompt."""
         return write_facts(self.receiver)
@@ -56,6 +62,17 @@ class Episode:
     def content(self) -> frozenset[Any]:
         """The message's facts, whatever their wording or order: the unit that splits keep apart."""
         return frozenset(fact.fact() for fact in self.sender)
+
+    @property
+    def cluster(self) -> str:
+        """The message's content as text, or the message where it states no facts.
+
+        Intervals and tests count it as one unit: episodes with the same message are not independent.
+        """
+        return write_facts(sorted(self.content)) if self.content else self.message
+
+
+AnyEpisode = Episode | TextEpisode
 
 
 def task_name(level: DrawnTask, held_out: HeldOut | None) -> str:
@@ -80,8 +97,12 @@ def read_facts(text: str, level: Level) -> tuple[Any, ...]:
 def part_of(content: Iterable[Fact]) -> str:
     """Return the one part (train, search, select, confirm) that a message's content belongs to."""
     key = write_facts(sorted({fact.fact() for fact in content})).encode()
-    twentieth = zlib.crc32(key) % 20
-    return next(name for name, share in PARTS.items() if twentieth in share)
+    return part_of_hash(zlib.crc32(key))
+
+
+def part_of_hash(number: int) -> str:
+    """Return the part that a hash chooses, by its remainder modulo 20."""
+    return next(name for name, share in PARTS.items() if number % 20 in share)
 
 
 def draw_episode(level: Level, seed: int, part: str = "confirm", held_out: HeldOut | None = None) -> Episode:

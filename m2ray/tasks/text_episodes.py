@@ -10,10 +10,12 @@ from __future__ import annotations
 import codecs
 import difflib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
@@ -21,10 +23,35 @@ from m2ray.util.text import is_text
 
 MESSAGE = "{message}"  # the place of A's message in B's prompt
 REQUIRED = ("id", "message", "prompt", "target")
-OPTIONAL = ("choices", "group")
+OPTIONAL = ("choices", "group", "near")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
-@dataclass(frozen=True, slots=True)
+class Judge(Protocol):
+    """Score of an answer; `m2ray.tasks.scorers` has them."""
+
+    @property
+    def threshold(self) -> float:
+        """Least score of a success."""
+
+    def score(self, answer: str, targets: Sequence[str]) -> float:
+        """Return the score of B's answer, from 0 to 1: the best over the answers that count as right."""
+
+
+@dataclass(frozen=True)
+class TextSetting:
+    """Settings of a task in free text: its name for rows, and how its episodes are prompted and scored."""
+
+    task: str
+    family: str  # name under which looks at the messages are recorded
+    scorer: Judge
+    choose: bool = False  # B picks the likeliest of the choices and does not write
+    stop: tuple[str, ...] | None = None  # texts that end an answer; None: a line break, except in a chat
+    system: str = ""  # the system turn of a chat
+    opening: str = ""  # text before every prompt, such as solved examples
+
+
+@dataclass(frozen=True)
 class TextEpisode:
     """A task in free text: A's message, B's prompt with one place for it, and the answers that count as right.
 
@@ -38,6 +65,40 @@ class TextEpisode:
     targets: tuple[str, ...]
     choices: tuple[str, ...] = ()  # the answers to choose from; empty where the answer is free
     group: str = ""
+    near: str = ""  # the message with one fact changed, so that the right answer changes; empty if unknown
+    seed: int = field(default=0, compare=False)  # of a drawn episode; in a file its line, counted from 0
+    units: tuple[str, ...] = ()  # the facts of the message as text; empty if unknown
+    setting: TextSetting | None = field(default=None, repr=False)
+
+    @property
+    def task(self) -> str:
+        """Name of the task, for rows."""
+        return self.rules.task
+
+    @property
+    def family(self) -> str:
+        """Name under which looks at the messages are recorded."""
+        return self.rules.family
+
+    @property
+    def rules(self) -> TextSetting:
+        """How the episode is prompted and scored."""
+        assert self.setting is not None, "the episode belongs to no task yet"
+        return self.setting
+
+    @property
+    def content(self) -> str:
+        """The message without case, spaces and punctuation: what counts as the same message."""
+        return simplify(self.message)
+
+    @property
+    def cluster(self) -> str:
+        """The unit that intervals and tests count: episodes of one group are not independent."""
+        return self.group or self.id
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return the facts of the message, or its sentences where they are unknown."""
+        return self.units or tuple(part for part in _SENTENCE_END.split(self.message.strip()) if part)
 
     def prompt_parts(self) -> tuple[str, str]:
         """Return B's prompt before and after the message's place."""
@@ -49,8 +110,13 @@ class TextEpisode:
         return message.join(self.prompt_parts())
 
 
+def simplify(text: str) -> str:
+    """Return text without case, spaces and punctuation; the text itself where nothing else is in it."""
+    return re.sub(r"[\W_]+", "", text.casefold()) or text.strip()
+
+
 def read_text_episodes(path: Path, fields: Mapping[str, str] | None = None) -> list[TextEpisode]:
-    """Read the episodes of a JSON Lines file and check every line.
+    """Read the episodes of a JSON Lines file and check every line; a file that has not changed is read once.
 
     A byte order mark, CRLF line ends and blank lines at the end are accepted. A prompt without `{message}` gets
     the message before it, on a line of its own. `target` is a right answer or a list of them. An episode without
@@ -63,12 +129,19 @@ def read_text_episodes(path: Path, fields: Mapping[str, str] | None = None) -> l
     Raises:
         UserError: names the file, line, key and fix of the first fault.
     """
-    columns = _columns(fields or {})
+    _columns(fields or {})  # faults of `fields` come before those of the file
+    changed = path.stat().st_mtime_ns if path.is_file() else 0
+    return list(_read(path, tuple(sorted((fields or {}).items())), changed))
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, fields: tuple[tuple[str, str], ...], changed: int) -> list[TextEpisode]:
+    columns = _columns(dict(fields))
     episodes: list[TextEpisode] = []
     lines_of: dict[str, int] = {}
     for number, line in enumerate(_lines(path), start=1):
         try:
-            episode = _episode(_record(line), columns)
+            episode = _episode(_record(line), columns, number - 1)
             first = lines_of.setdefault(episode.id, number)
             if first != number:
                 raise _Fault(f"{columns['id'].label}: {episode.id[:60]!r} is also in line {first}; use another id")
@@ -92,6 +165,8 @@ def write_text_episodes(path: Path, episodes: Iterable[TextEpisode]) -> None:
         }
         if episode.choices:
             record["choices"] = list(episode.choices)
+        if episode.near:
+            record["near"] = episode.near
         record["group"] = episode.group
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_atomic(path, "".join(lines).encode())
@@ -188,8 +263,8 @@ def _record(line: bytes) -> dict[str, Any]:
 # --- keys ----------------------------------------------------------------------------------------------------
 
 
-def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpisode:
-    """Return the episode of a line."""
+def _episode(record: dict[str, Any], columns: Mapping[str, _Column], seed: int) -> TextEpisode:
+    """Return the episode of a line; its seed is the line's number."""
     name = _name(_required(record, columns["id"]), columns["id"].label)
     message = _text(_required(record, columns["message"]), columns["message"].label)
     prompt = _text(_required(record, columns["prompt"]), columns["prompt"].label)
@@ -199,6 +274,7 @@ def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpis
     targets = _texts(_required(record, columns["target"]), columns["target"].label)
     choices = _optional(record, columns["choices"])
     group = _optional(record, columns["group"])
+    near = _optional(record, columns["near"])
     return TextEpisode(
         name,
         message,
@@ -206,7 +282,16 @@ def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpis
         tuple(dict.fromkeys(targets)),
         () if choices is None else _choices(choices, columns["choices"].label),
         name if group is None else _name(group, columns["group"].label),
+        "" if near is None else _near(near, message, columns["near"].label),
+        seed,
     )
+
+
+def _near(value: Any, message: str, label: str) -> str:
+    near = _text(value, label)
+    if near == message:
+        raise _Fault(f"{label}: equals the message; change one fact of it, or remove the key")
+    return near
 
 
 def _required(record: dict[str, Any], column: _Column) -> Any:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from m2ray.tasks.episodes import PARTS
+from m2ray.tasks.episodes import part_of_hash
 from m2ray.tasks.level import shuffled
-from m2ray.tasks.text_episodes import TextEpisode
+from m2ray.tasks.text_episodes import TextEpisode, simplify
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
 
@@ -33,9 +32,8 @@ _MOST_SWAPS = 1_000
 
 
 def part_of_group(group: str) -> str:
-    """Return the part of a group: its digest, as a whole number, modulo 20 chooses among `PARTS`."""
-    twentieth = int.from_bytes(hashlib.sha256(group.encode()).digest(), "big") % 20
-    return next(name for name, share in PARTS.items() if twentieth in share)
+    """Return the part of a group, chosen by its digest as a whole number."""
+    return part_of_hash(int.from_bytes(hashlib.sha256(group.encode()).digest(), "big"))
 
 
 def assign_parts(episodes: Sequence[TextEpisode], similarity: float | None = SIMILARITY) -> list[str]:
@@ -120,11 +118,6 @@ def _join_similar(groups: dict[str, str], joined: Any, similarity: float) -> Non
                 joined.merge(groups[texts[i]], groups[texts[j]])
         for band in shared:
             band.append(i)
-
-
-def simplify(text: str) -> str:
-    """Return text without case, spaces and punctuation; the text itself where nothing else is in it."""
-    return re.sub(r"[\W_]+", "", text.casefold()) or text.strip()
 
 
 def _shingles(text: str) -> set[str]:

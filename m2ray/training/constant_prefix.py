@@ -29,7 +29,7 @@ def trained_constant(receiver: Receiver, trial: TrialConfig, slots: CodecConfig,
     # The name contains all that decides the weights, so that a short training never stands in for a long one.
     settings = hashlib.sha256(config.model_dump_json(exclude={"receiver"}).encode()).hexdigest()[:8]
     codec = config.codec
-    folder = root / f"constant-{trial.task.level}-{receiver.digest}-k{codec.k}-{codec.place}-{settings}"
+    folder = root / f"constant-{trial.task.family}-{receiver.digest}-k{codec.k}-{codec.place}-{settings}"
     checkpoint = folder / "epoch-01"
     with file_lock(folder / "lock"):
         if not (checkpoint / "config.json").is_file():

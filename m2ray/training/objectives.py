@@ -21,17 +21,16 @@ from m2ray.codec.prefix_statistics import mean_cosine
 from m2ray.config.objectives import CrossEntropyTerm, Losses, LossTerm, MarginTerm, NegativesTerm
 from m2ray.config.trial import TrialConfig
 from m2ray.receiver.conformance.opening import open_channel
-from m2ray.receiver.layout import AnswerFrame
 from m2ray.receiver.model.requests import AnswerOutput
 from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.references import References
 from m2ray.util import plugins
 
 
-def weighted_nll(nll_BA: Tensor, frame: AnswerFrame, value_weight: float) -> Tensor:
+def weighted_nll(nll_BA: Tensor, references: References, value_weight: float) -> Tensor:
     """Return the weighted mean over an answer's tokens, [B]: values weigh `value_weight`, other tokens 1."""
-    weight_A = torch.ones(nll_BA.shape[1], device=nll_BA.device)
-    weight_A[frame.positions_V.to(nll_BA.device)] = value_weight
-    return nll_BA @ (weight_A / weight_A.sum())
+    weight_BA = torch.where(references.values_BA, value_weight, 1.0) * references.mask_BA
+    return (nll_BA * weight_BA / weight_BA.sum(1, keepdim=True)).sum(1)
 
 
 class SlotStates(NamedTuple):
@@ -46,12 +45,12 @@ class SlotStates(NamedTuple):
 class Signals:
     """Inputs of the objectives. A field is None where no objective in use needs it."""
 
-    frame: AnswerFrame
     encoded: CodecOutput  # of the whole batch, H rows
     inputs_HD: Tensor  # pooled message states of the whole batch
     message_ids_HT: Tensor
     message_mask_HT: Tensor
     heads: Heads
+    references: References | None = None  # this worker's reference answers
     answer: AnswerOutput | None = None  # under the right message
     nll_BA: Tensor | None = None
     nll_B: Tensor | None = None  # weighted_nll under the right message
@@ -106,9 +105,10 @@ def kl(signals: Signals, term: LossTerm) -> Tensor:
     """
     assert signals.text_answer is not None
     assert signals.answer is not None
+    assert signals.references is not None
     teacher = F.log_softmax(signals.text_answer.logits_BAW.float(), dim=-1)
     student = F.log_softmax(signals.answer.logits_BAW.float(), dim=-1)
-    return (teacher.exp() * (teacher - student)).sum(-1).mean()
+    return (teacher.exp() * (teacher - student)).sum(-1)[signals.references.mask_BA].mean()
 
 
 def states(signals: Signals, term: LossTerm) -> Tensor:

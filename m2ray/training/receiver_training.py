@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors, training_tensors
-from m2ray.config.trial import parse_seeds
+from m2ray.config.task import parse_seeds
 from m2ray.receiver.model.causal_model import FULL_ATTENTION
 from m2ray.receiver.prompts import CARD
 from m2ray.receiver.receiver import Receiver

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from m2ray.config.trial import TrialConfig
-from m2ray.receiver.episode_source import EpisodeSource
-from m2ray.tasks.episodes import Episode
+from m2ray.receiver.episode_source import Source
+from m2ray.tasks.episodes import AnyEpisode
 
 COLLAPSE_SHARE, COLLAPSE_STEPS = 0.05, 5  # of the value of the text; logged steps that are averaged
 GOLDEN_RATIO = 0.618  # a stride of this share of the seeds spreads a batch over all of them
@@ -52,7 +52,9 @@ class SlotAnnealer:
             self.k, self.held = self.k - 1, 0
 
 
-def training_batch(source: EpisodeSource, seeds: range, samples: range, training_seed: int) -> list[Episode]:
+def training_batch(
+    source: Source, seeds: Sequence[int], samples: range, training_seed: int
+) -> Sequence[AnyEpisode]:
     """Return the episodes of sample numbers, in an order that uses every training seed once before any twice.
 
     A stride coprime to the number of seeds makes the order a permutation; the training seed

@@ -16,8 +16,7 @@ def check_layers(config: TrialConfig, receiver: Receiver) -> None:
     Raises:
         UserError: `losses.slots` compares states after each layer but the last, and there is only one.
     """
-    layers = int(receiver.model.config.get_text_config().num_hidden_layers)
-    if config.losses.slots and layers < 2:
+    if config.losses.slots and receiver.layers < 2:
         raise UserError(
             f"losses.slots: compares states after each layer but the last, and receiver {receiver.name} has one "
             "layer; remove it"

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from m2ray.codec.codec import Codec, CodecOutput
 from m2ray.codec.encoders import Segments, mean_state
@@ -24,10 +25,11 @@ from m2ray.config.trial import TrialConfig
 from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.layout import Layout
 from m2ray.receiver.model.kv_cache import autocast_dtype
-from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest
+from m2ray.receiver.model.requests import AnswerOutput, EncodedMessage, ForwardOutput, ForwardRequest
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.scoring import answer_nll
-from m2ray.tasks.episodes import Episode
+from m2ray.receiver.references import References
+from m2ray.receiver.scoring import reference_nll
+from m2ray.tasks.episodes import AnyEpisode
 from m2ray.training.distributed import gather, gather_encoded, world
 from m2ray.training.objectives import (
     Heads,
@@ -55,11 +57,11 @@ class CodecLoss(nn.Module):
         self._receiver = (open_channel(receiver, config.codec.channel, config.codec.channel_layers),)
         self.rows_at_once: int | None = None
 
-    def forward(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> Loss:
+    def forward(self, batch: Sequence[AnyEpisode], k: int, step: int, log: bool) -> Loss:
         """Run `loss_steps` of this codec alone."""
         return run_batched(self._receiver[0], [self.loss_steps(batch, k, step, log)], self.rows_at_once)[0]
 
-    def loss_steps(self, batch: Sequence[Episode], k: int, step: int, log: bool) -> LossSteps[Loss]:
+    def loss_steps(self, batch: Sequence[AnyEpisode], k: int, step: int, log: bool) -> LossSteps[Loss]:
         """Compute the loss on this worker's rows of a global batch.
 
         Args:
@@ -81,7 +83,6 @@ class CodecLoss(nn.Module):
             receiver.encode_token_ids(message_ids) if losses.reconstruction_tokens and workers > 1 else messages
         )
         signals = Signals(
-            frame=receiver.answer_frame(batch[0].level),
             encoded=everything,
             inputs_HD=gather(mean_state(messages)),
             message_ids_HT=every_message.ids_BT,
@@ -100,7 +101,7 @@ class CodecLoss(nn.Module):
         return total, {name: value.detach() for name, value in metrics.items()}
 
     def _slot_states(
-        self, episodes: Sequence[Episode], messages: EncodedMessage, encoded: CodecOutput
+        self, episodes: Sequence[AnyEpisode], messages: EncodedMessage, encoded: CodecOutput
     ) -> LossSteps[SlotStates]:
         """Compute the receiver's states at the prefix, and at the message's words that its slots stand for."""
         (receiver,), place = self._receiver, self.config.codec.place
@@ -116,7 +117,7 @@ class CodecLoss(nn.Module):
         return SlotStates(torch.stack(prefix.hidden[:-1], dim=1), text_BLKD, words_BK >= 0)
 
     def _answer_signals(
-        self, signals: Signals, batch: Sequence[Episode], own: slice, encoded: CodecOutput, log: bool
+        self, signals: Signals, batch: Sequence[AnyEpisode], own: slice, encoded: CodecOutput, log: bool
     ) -> LossSteps[dict[str, Tensor]]:
         """Fill the signals that come from answers: under the right prefix, wrong ones, zeros and the text.
 
@@ -124,8 +125,10 @@ class CodecLoss(nn.Module):
             Nats per answer value: `nll` under the right message, and by how much zeros (`null_gap`) and a wrong
             message (`shuffle_gap`) are worse.
         """
-        (receiver,), losses, frame = self._receiver, self.config.losses, signals.frame
-        episodes, weight, answer_len = batch[own], value_weight(losses), len(frame.ids_A)
+        (receiver,), losses = self._receiver, self.config.losses
+        episodes, weight = batch[own], value_weight(losses)
+        signals.references = references = receiver.references(episodes)
+        answer_len = references.length
         rows, k = encoded.prefix_BKD.shape[:2]
         layout, states = receiver.layout(episodes, k, self.config.codec.place), losses.states is not None
         wrong = [signals.encoded.prefix_BKD[_partners(batch, by)[own]] for by in self._negatives(batch, log)]
@@ -135,26 +138,24 @@ class CodecLoss(nn.Module):
         prefixes = torch.cat([encoded.prefix_BKD, *learned])
         output = yield receiver.answer_request(repeated, prefixes, answer_len, states, grad=True)
         answer = receiver.gather_answer(repeated, answer_len, output)
-        targets_BVN = receiver.targets(episodes)
-        every_BA = answer_nll(answer.logits_BAW, frame, targets_BVN.repeat(1 + len(learned), 1, 1))
+        every_BA = reference_nll(answer.logits_BAW, references.repeat(1 + len(learned)))
         nll_BA, *wrong_BA = torch.split(every_BA, rows)
         if wrong and not learned:
             output = yield receiver.answer_request(layout, wrong[0].detach(), answer_len, False, grad=False)
             logits_BAW = receiver.gather_answer(layout, answer_len, output).logits_BAW
-            wrong_BA = [answer_nll(logits_BAW, frame, targets_BVN)]
-        signals.answer, signals.nll_BA = answer.first(rows), nll_BA
-        signals.nll_B = weighted_nll(nll_BA, frame, weight)
-        positions_V = frame.positions_V.to(nll_BA.device)
-        gaps = {"nll": nll_BA[:, positions_V].mean()}
+            wrong_BA = [reference_nll(logits_BAW, references)]
+        signals.answer, signals.nll_BA = _without_padding(answer.first(rows), references), nll_BA
+        signals.nll_B = weighted_nll(nll_BA, references, weight)
+        gaps = {"nll": references.value_mean(nll_BA).mean()}
         if losses.infonce:
             signals.negatives_MBA = torch.stack(wrong_BA)
         if losses.help or log:
-            null_BA = yield from self._null_nll(episodes, k, signals)
-            signals.null_B = weighted_nll(null_BA, frame, weight)
-            gaps["null_gap"] = (null_BA - nll_BA)[:, positions_V].mean()
+            null_BA = yield from self._null_nll(episodes, k, answer_len)
+            signals.null_B = weighted_nll(null_BA, references, weight)
+            gaps["null_gap"] = references.value_mean(null_BA - nll_BA).mean()
         if wrong_BA:
-            signals.shuffled_B = weighted_nll(wrong_BA[0], frame, weight)
-            gaps["shuffle_gap"] = (wrong_BA[0] - nll_BA)[:, positions_V].mean()
+            signals.shuffled_B = weighted_nll(wrong_BA[0], references, weight)
+            gaps["shuffle_gap"] = references.value_mean(wrong_BA[0] - nll_BA).mean()
         if losses.kl or losses.states:
             text = receiver.layout(episodes, [episode.message for episode in episodes])
             request = receiver.answer_request(text, None, answer_len, states, grad=False)
@@ -162,25 +163,27 @@ class CodecLoss(nn.Module):
             signals.text_answer = receiver.gather_answer(text, answer_len, output)
         return gaps
 
-    def _null_nll(self, episodes: Sequence[Episode], k: int, signals: Signals) -> LossSteps[Tensor]:
-        """Compute the answer NLL [B, A] with zeros in the slots, once per episode."""
-        (receiver,), frame, place = self._receiver, signals.frame, self.config.codec.place
+    def _null_nll(self, episodes: Sequence[AnyEpisode], k: int, answer_len: int) -> LossSteps[Tensor]:
+        """Compute the answer NLL [B, A] with zeros in the slots, once per episode; A is `answer_len`."""
+        (receiver,), place = self._receiver, self.config.codec.place
         dtype, cache = autocast_dtype(receiver.device), receiver.null_nll_cache
         keys = [(episode, k, place, dtype) for episode in episodes]
         known = {key: cache[key] for key in keys if key in cache}
         if new := [key[0] for key in keys if key not in known]:
             layout: Layout = receiver.layout(new, k, place)
-            zeros_BKD = signals.encoded.prefix_BKD.new_zeros(len(new), k, receiver.channel.width)
-            request = receiver.answer_request(layout, zeros_BKD, len(frame.ids_A), False, grad=False)
+            zeros_BKD = torch.zeros(len(new), k, receiver.channel.width, device=receiver.device)
+            references = receiver.references(new)
+            request = receiver.answer_request(layout, zeros_BKD, references.length, False, grad=False)
             output = yield request._replace(key=("null", k, place, receiver.channel, *new))
             with torch.no_grad():
-                logits_BAW = receiver.gather_answer(layout, len(frame.ids_A), output).logits_BAW
-                nll_BA = answer_nll(logits_BAW, frame, receiver.targets(new))
+                logits_BAW = receiver.gather_answer(layout, references.length, output).logits_BAW
+                nll_BA = reference_nll(logits_BAW, references)
             for episode, nll_A in zip(new, nll_BA.unbind(), strict=True):
                 cache[episode, k, place, dtype] = known[episode, k, place, dtype] = nll_A
-        return torch.stack([known[key] for key in keys])
+        # An episode's answer may have been padded to another length.
+        return torch.stack([F.pad(known[key], (0, answer_len))[:answer_len] for key in keys])
 
-    def _negatives(self, batch: Sequence[Episode], log: bool) -> range:
+    def _negatives(self, batch: Sequence[AnyEpisode], log: bool) -> range:
         """Return how far on in the batch each wrong message is taken from."""
         losses = self.config.losses
         if losses.infonce:
@@ -188,7 +191,15 @@ class CodecLoss(nn.Module):
         return range(1, 2) if losses.contrast or log else range(0)
 
 
-def _partners(batch: Sequence[Episode], by: int) -> list[int]:
+def _without_padding(answer: AnswerOutput, references: References) -> AnswerOutput:
+    """Return the output with padding behind shorter answers left out of the states' mask."""
+    if answer.mask_BS is None:
+        return answer
+    padded_BA = F.pad(references.mask_BA, (answer.mask_BS.shape[1] - references.length, 0), value=True)
+    return answer._replace(mask_BS=answer.mask_BS & padded_BA)
+
+
+def _partners(batch: Sequence[AnyEpisode], by: int) -> list[int]:
     """Return for each row another row, `by` places on or the next after it with a different content."""
     partners = []
     for i, episode in enumerate(batch):

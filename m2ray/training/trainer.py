@@ -24,10 +24,10 @@ from m2ray.codec.tensor_file import load_tensors, restore_training, save_tensors
 from m2ray.codec.untrained import untrained_codec
 from m2ray.config.trial import TrialConfig
 from m2ray.evaluation.search_score import search_score
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.receiver import Receiver
 from m2ray.receiver.scoring import value_nll
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 from m2ray.training.distributed import world, world_mean
 from m2ray.training.microbatch import MicrobatchSize
 from m2ray.training.objectives import Heads
@@ -78,15 +78,15 @@ class Trainer:
     ) -> None:
         check_installed(config.trackers)
         check_layers(config, receiver)
-        self.source = EpisodeSource(config.task)
+        self.source = open_source(config.task)
         self._task_file = config.task.file_digest
         self.source.check_disjoint(config.splits)
         self.source.check_receiver(receiver, config.splits)
         self.config, self.seed, self.receiver, self.folder = config, seed, receiver, folder
         self.report, self.about = report, about
         self.rank, self.workers = world()
-        self.seeds = config.splits.seeds("train")
-        self.search_episodes = self.source.get(config.splits.seeds("search"), "search")
+        self.seeds = self.source.seeds(config.splits, "train")
+        self.search_episodes = self.source.get(self.source.seeds(config.splits, "search"), "search")
         self.microbatch = MicrobatchSize(folder, 2 * config.training.batch_size // self.workers)
         self._nll_without, self._nll_text = self._text_value()
         self._closing = ExitStack()
@@ -98,7 +98,7 @@ class Trainer:
     # --- start ---
 
     def _text_value(self) -> tuple[float, float]:
-        """Return the receiver's nats per answer value without the message, and with it as text."""
+        """Return the receiver's nats per token of the answer without the message, and with it as text."""
         probe = training_batch(self.source, self.seeds, range(PROBE_SAMPLES), self.seed)
         without = value_nll(self.receiver, probe, [""] * len(probe), None, "message")
         text = value_nll(self.receiver, probe, [episode.message for episode in probe], None, "message")
@@ -171,7 +171,7 @@ class Trainer:
                 self.apply_step(loss, metrics)
             return self.checkpoint
 
-    def next_batch(self) -> tuple[list[Episode], int, int, bool]:
+    def next_batch(self) -> tuple[Sequence[AnyEpisode], int, int, bool]:
         """Return the arguments of `CodecLoss.loss_steps` for the next step."""
         size = self.config.training.batch_size
         samples = range(self.step * size, (self.step + 1) * size)

@@ -12,6 +12,8 @@ from typing import Any
 
 from m2ray.util.errors import UserError
 
+_BLOCK_BYTES = 1 << 20
+
 
 def check_writable(option: str, folder: Path) -> None:
     """Refuse a folder that cannot be created or written, before any work is done.
@@ -83,7 +85,18 @@ def file_digest(path: Path) -> str:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return sha256_of(path)[:16]
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits; empty where there is no file."""
+    if not path.is_file():
+        return ""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            sha.update(block)
+    return sha.hexdigest()
 
 
 def cache_root() -> Path:

@@ -118,6 +118,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def parse_yaml(text: str, source: str) -> Any:
+    """Return the value of a text as YAML reads it.
+
+    Raises:
+        UserError: names the source; the text is not plain YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not valid YAML ({describe_error(error)}); fix the syntax") from None
+
+
 _ANY = "*"  # in the path of a key: a name that the user chooses, or a place in a list
 
 # User-facing messages, with a fix, by pydantic's error type.

@@ -4,7 +4,7 @@ Training: per sample two message encodings and three receiver forward passes at 
 whole vocabulary at every position. Evaluation: one episode at a time, with the message encoded again for each
 condition. Nothing is cached.
 
-Shapes: B samples, T tokens, D receiver width, K slots, A answer tokens, W vocabulary, F flattened latent (K x D).
+Shapes: B samples, T tokens, D receiver width, K slots, A answer tokens, W vocabulary.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from peer import attempt_objectives
 from torch import Tensor
-from torch.nn import functional as F
 
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import TrialConfig
@@ -49,36 +49,26 @@ def batch_loss(
     config: TrialConfig, codec: Codec, heads: Heads, receiver: Receiver, batch: Sequence[Episode]
 ) -> Tensor:
     """Return the attempt's total loss over a batch, computed one sample at a time."""
-    losses = config.losses
-    assert losses.ce is not None
-    assert losses.contrast is not None
-    assert losses.help is not None
-    assert losses.reconstruction is not None
-    assert losses.info_preserve is not None
-    frame, weight = receiver.answer_frame(batch[0].level), losses.ce.value_weight
-    latents, inputs, totals = [], [], []
+    assert config.losses.ce is not None
+    weight, place = config.losses.ce.value_weight, config.codec.place
+    latents, inputs, nlls = [], [], []
     for i, episode in enumerate(batch):
+        references = receiver.references([episode])
         wrong_episode = batch[(i + 1) % len(batch)]
         encoded = encode_message(receiver, episode.message)
         right, wrong = codec(encoded), codec(encode_message(receiver, wrong_episode.message))
-        nll, shuffled, null = (
-            weighted_nll(nll_per_token(receiver, episode, prefix_KD, config.codec.place)[None], frame, weight)[0]
-            for prefix_KD in (right.prefix_BKD[0], wrong.prefix_BKD[0], torch.zeros_like(right.prefix_BKD[0]))
+        prefixes = (right.prefix_BKD[0], wrong.prefix_BKD[0], torch.zeros_like(right.prefix_BKD[0]))
+        nlls.append(
+            [
+                weighted_nll(nll_per_token(receiver, episode, each, place)[None], references, weight)[0]
+                for each in prefixes
+            ]
         )
-        total = losses.ce.weight * nll
-        total = total + losses.contrast.weight * F.relu(losses.contrast.margin - (shuffled - nll))
-        total = total + losses.help.weight * F.relu(nll - null + losses.help.margin)
-        totals.append(total)
         latents.append(right.latent_BKD[0])
         inputs.append(encoded.states_BTD[0].float().mean(0))
+    right_B, wrong_B, null_B = (torch.stack(column) for column in zip(*nlls, strict=True))
     latent_BKD, inputs_BD = torch.stack(latents), torch.stack(inputs)
-    assert heads.rebuild is not None
-    rebuilt_BD = heads.rebuild(latent_BKD.flatten(1))
-    reconstruction = F.mse_loss(F.normalize(rebuilt_BD, dim=-1), F.normalize(inputs_BD, dim=-1))
-    flat_BF, unit_BD = F.normalize(latent_BKD.flatten(1), dim=-1), F.normalize(inputs_BD, dim=-1)
-    preserved = F.mse_loss(flat_BF @ flat_BF.T, unit_BD @ unit_BD.T)
-    total = torch.stack(totals).mean() + losses.reconstruction.weight * reconstruction
-    return total + losses.info_preserve.weight * preserved
+    return attempt_objectives(config.losses, heads, latent_BKD, inputs_BD, right_B, wrong_B, null_B)
 
 
 def answer_condition(

@@ -5,9 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import transformers
-
-from m2ray.receiver.loading import EMBEDDED
+from tiny_models import save_receiver, tiny_model
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,18 +27,7 @@ def test_an_exact_receiver_ends_with_0_and_its_errors():
 
 
 def test_a_model_that_is_not_causal_ends_with_2_and_the_reason(tmp_path: Path):
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(EMBEDDED / "mini")
-    config = transformers.BertConfig(
-        vocab_size=21,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        eos_token_id=0,
-    )
-    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "m2ray.json").write_text('{"style": "compact"}')
+    save_receiver(tiny_model("bert", is_decoder=False), tmp_path)
     done = run(str(tmp_path))
     assert done.returncode == 2
     assert "BertLMHeadModel: is not causal" in done.stdout

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from m2ray.config import plan as plans
 from m2ray.config.axis import Axis
 from m2ray.config.plan import load_plan
+from m2ray.config.space import Search
 from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError
 from m2ray.util.trees import get_key
@@ -85,6 +87,41 @@ def test_suggestions_are_of_the_kind_and_within_the_bounds_written(data, seed):
             assert values[0] <= value <= values[1]
 
 
+def test_a_logint_axis_is_whole_numbers_uniform_over_orders_of_magnitude():
+    axis, study = Axis(logint=(1, 1000)), random_study()
+    drawn = [axis.suggest(study.ask(), "key") for _ in range(400)]
+    assert {type(value) for value in drawn} == {int}
+    assert 100 < sum(value <= 10 for value in drawn) < 180  # a third of the orders of magnitude
+    assert list(Axis(logint=(3, 6)).values()) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("data", "values"),
+    [
+        ({"int": [4, 16], "step": 4}, [4, 8, 12, 16]),
+        ({"int": [4, 18], "step": 4}, [4, 8, 12, 16]),  # as in Optuna, the upper bound is the last step
+        ({"uniform": [0.1, 0.4], "step": 0.1}, [0.1, 0.2, 0.3, 0.4]),
+        ({"uniform": [0.0, 1.0], "step": 0.3}, [0.0, 0.3, 0.6, 0.9]),
+    ],
+)
+def test_an_axis_in_steps_has_these_values_and_suggests_no_others(data, values):
+    axis, study = Axis.model_validate(data), random_study()
+    assert list(axis.values()) == values
+    assert axis.size == len(values)
+    assert {axis.suggest(study.ask(), "key") for _ in range(60)} == set(values)
+    assert axis.choices_or_bounds() == [values[0], values[-1]]
+    assert all(axis.contains(value) for value in values)
+    assert not axis.contains(values[0] + data["step"] / 2)
+    for value in axis.values():
+        study.enqueue_trial({"key": value})
+        assert axis.suggest(study.ask(), "key") == value
+
+
+def test_axes_and_searches_without_new_keys_are_recorded_as_before():
+    assert set(Axis(int=(4, 8)).model_dump(by_alias=True)) == {"choice", "int", "uniform", "loguniform", "when"}
+    assert not {"sampler", "max_hours", "max_core_hours"} & set(Search().model_dump())
+
+
 def test_a_log_axis_is_uniform_over_orders_of_magnitude():
     axis, study = Axis(loguniform=(1e-4, 1.0)), random_study()
     drawn = [axis.suggest(study.ask(), "key") for _ in range(400)]
@@ -94,7 +131,7 @@ def test_a_log_axis_is_uniform_over_orders_of_magnitude():
 @pytest.mark.parametrize(
     ("axis", "line"),
     [
-        ("{}", "axes.codec.k: give exactly one of choice, int, uniform, loguniform"),
+        ("{}", "axes.codec.k: give exactly one of choice, int, logint, uniform, loguniform"),
         ("{int: [4, 8], choice: [4]}", "axes.codec.k: give exactly one of"),
         ("{when: {codec.place: [before]}}", "axes.codec.k: give exactly one of"),
         ("{ints: [4, 8]}", "axes.codec.k.ints: unknown key; did you mean `axes.codec.k.int`?"),
@@ -114,6 +151,13 @@ def test_a_log_axis_is_uniform_over_orders_of_magnitude():
         ("{uniform: [.nan, 1]}", "axes.codec.k.uniform.0: nan is not finite; write a finite number"),
         ("{uniform: [0.5, 0.1]}", "axes.codec.k: uniform: the range [0.5, 0.1] is empty"),
         ("{loguniform: [0, 1]}", "axes.codec.k: loguniform: low must be above 0; use uniform or raise it"),
+        ("{logint: [0, 8]}", "axes.codec.k: logint: low must be above 0; use int or raise it"),
+        ("{logint: [8, 4]}", "axes.codec.k: logint: the range [8, 4] is empty"),
+        ("{logint: [4, 8.5]}", "axes.codec.k.logint.1: 8.5 is not a whole number; write one"),
+        ("{logint: [4, 8], step: 2}", "axes.codec.k: step: only int and uniform have one; remove it, or list"),
+        ("{int: [4, 8], step: 0}", "axes.codec.k.step: 0 is not above 0; write a larger number"),
+        ("{int: [4, 8], step: 1.5}", "axes.codec.k: step: 1.5 is not a whole number, as the values of int are"),
+        ("{int: [4, 8], step: 5}", "axes.codec.k: step: 5 is more than the range from 4 to 8; lower it"),
         ("{choice: []}", "axes.codec.k.choice: [] is too short; write at least 1"),
         ("{choice: 4}", "axes.codec.k.choice: 4 is not a list; write one such as [a, b]"),
         ("{choice: [4, 4]}", "axes.codec.k: choice: a value is given twice; keep one"),
@@ -208,6 +252,38 @@ search: {trials: 1}
         "space.yaml: axes.training.anneal.start.when.codec.encoder: comes later in the file; "
         "move codec.encoder above training.anneal.start"
     )
+
+
+GRID = """
+axes:
+  codec.k: {int: [4, 12], step: 4}
+  codec.bottleneck: {choice: [none, vq]}
+  losses.commitment.weight: {uniform: [0.1, 0.2], step: 0.1, when: {codec.bottleneck: [vq]}}
+search: {sampler: grid}
+"""
+
+
+def test_a_grid_is_counted_beforehand(tmp_path):
+    assert plan_of(tmp_path, GRID).samples == 3 + 3 * 2
+    assert plan_of(tmp_path, GRID + "points: {one: {set: {codec.k: 4, codec.bottleneck: none}}}").samples == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GRID.replace("grid}", "grid, trials: 4}"), "space.yaml: search: trials: a grid has every combination of"),
+        ("search: {sampler: grid}", "space.yaml: search.sampler: there are no axes for a grid; add axes or leave"),
+        (GRID.replace(", step: 0.1", ""), "space.yaml: axes.losses.commitment.weight: a grid needs values to"),
+        (GRID.replace("[none, vq]", "[none]"), "space.yaml: axes.losses.commitment.weight.when: never holds; fix"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(tmp_path, text, says):
+    assert refused(tmp_path, text).startswith(says)
+
+
+def test_a_grid_that_is_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(plans, "MAX_GRID", 8)
+    assert refused(tmp_path, GRID).startswith("space.yaml: search.sampler: a grid of more than 8 combinations;")
 
 
 # --- points --------------------------------------------------------------------------------------------------

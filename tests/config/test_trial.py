@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from m2ray.config.objectives import Losses
-from m2ray.config.trial import CodecConfig, EvaluationConfig, Splits, TrialConfig, parse_seeds
+from m2ray.config.task import parse_seeds
+from m2ray.config.trial import CodecConfig, EvaluationConfig, TrialConfig
 from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import load_yaml, read_yaml, validate
 
@@ -284,9 +285,9 @@ def test_splits_are_refused_exactly_where_two_share_a_seed(ranges):
     disjoint = sum(map(len, ranges)) == len(set().union(*ranges))
     if not disjoint:
         with pytest.raises(UserError, match="overlaps"):
-            validate(Splits, given_, "splits")
+            validate(TrialConfig, {"splits": given_}, "trial")
         return
-    splits = validate(Splits, given_, "splits")
+    splits = validate(TrialConfig, {"splits": given_}, "trial").splits
     assert [splits.seeds(name) for name in names] == ranges
 
 

@@ -12,7 +12,8 @@ import torch
 from m2ray.cli.diagnose import main
 from m2ray.codec.checkpoints import CheckpointId
 from m2ray.codec.codec import Codec
-from m2ray.config.trial import TrialConfig, parse_seeds
+from m2ray.config.task import parse_seeds
+from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis import measure, messages
 from m2ray.diagnosis.free_vectors import free_vectors
 from m2ray.diagnosis.measure import answer_nll_parts, diagnose

@@ -221,6 +221,27 @@ def test_values_that_do_not_fit_together_are_a_failed_configuration(tmp_path):
     assert (resumed.failures, states(resumed)) == (proposer.failures, states(proposer))
 
 
+@pytest.mark.parametrize("killed_after", [0, 3, 5])
+def test_a_grid_trains_every_combination_once(tmp_path, killed_after):
+    axes = {
+        "codec.k": {"int": [4, 12], "step": 4},
+        "codec.bottleneck": {"choice": ["none", "vq"]},
+        "losses.commitment.weight": {"choice": [0.1, 0.2], "when": {"codec.bottleneck": ["vq"]}},
+    }
+    points = {"point": {"set": {"codec.k": 4}}}
+    plan = space_plan(tmp_path, axes=axes, points=points, search={"sampler": "grid"})
+    journal = Journal(tmp_path / "trials.jsonl")
+    first = run(OptunaProposer(plan, tmp_path, journal), killed_after) if killed_after else []
+    proposer = OptunaProposer(plan, tmp_path, journal)
+    names = first + run(proposer)
+    assert len(names) == len(set(names)) == proposer.total == 9
+    found = {(c.codec.k, c.losses.commitment and c.losses.commitment.weight) for c in proposer.configs.values()}
+    assert found == {(k, weight) for k in (4, 8, 12) for weight in (None, 0.1, 0.2)}
+    assert {trial.state for trial in proposer.study.trials} == {COMPLETE}
+    with pytest.raises(UserError, match=r"--add-trials: .*s.yaml is a grid, which has every combination"):
+        plan.extended(2, [])
+
+
 CHOICES = {
     "codec.k": st.lists(st.integers(1, 9), min_size=1, max_size=3, unique=True),
     "training.batch_size": st.lists(st.sampled_from([8, 16, 32, 64]), min_size=1, max_size=3, unique=True),
@@ -319,28 +340,48 @@ def test_a_search_goes_on_from_a_torn_journal(propose, tmp_path):
     assert first == names[:5]
 
 
-def test_the_study_is_in_a_file_that_says_what_the_journal_says(propose, tmp_path):
+def shown(folder) -> list[optuna.trial.FrozenTrial]:
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "optuna.log")))
+    return optuna.load_study(study_name=None, storage=storage).trials
+
+
+def told(trials) -> list[tuple]:
+    return [(t.params, t.value, t.state, t.user_attrs, t.datetime_start, t.datetime_complete) for t in trials]
+
+
+def test_the_study_file_shows_points_what_runs_and_the_times_of_the_journal(propose, tmp_path):
     done = propose()
-    run(done, 6)
-    file = tmp_path / "optuna.log"
+    run(done, 5)
+    running = done.propose()["config"]
+    trials = shown(tmp_path)
+    assert [trial.state for trial in trials] == [COMPLETE] * 5 + [RUNNING]
+    assert [trial.user_attrs["point"] for trial in trials] == [True] * 2 + [False] * 4
+    assert trials[-1].user_attrs["config"] == running
+    assert trials[1].params == {"codec.k": 4, "training.lr": 1e-3, "codec.bottleneck": "none"}
+    sampled = [trial for trial in done.study.trials if trial.state.is_finished()]
+    assert [(t.params, t.value) for t in trials[2:5]] == [(t.params, t.value) for t in sampled]
+    at = {}
+    for entry in Journal(tmp_path / "trials.jsonl").entries():
+        at.setdefault((entry["config"], entry["event"]), entry["at"])
+    for trial in trials[:5]:
+        name = trial.user_attrs["config"]
+        assert trial.datetime_start.timestamp() == pytest.approx(at[name, "began"], abs=1)
+        assert trial.datetime_complete.timestamp() == pytest.approx(at[name, "ended"], abs=1)
 
-    def shown():
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-        return [
-            (t.params, t.value, t.state, t.user_attrs["config"])
-            for t in optuna.load_study(study_name=None, storage=storage).trials
-        ]
 
-    def ended(proposer):
-        finished = [t for t in proposer.study.trials if t.state.is_finished()]
-        return [(t.params, t.value, t.state, t.user_attrs["config"]) for t in finished]
-
-    assert shown() == ended(done)
-    assert len(shown()) == 4  # two of the six were points
+def test_a_resumed_sweep_rewrites_the_study_file_with_the_same_times(propose, tmp_path):
+    done = propose()
+    run(done, 5)
+    file = tmp_path / "trials.jsonl"
+    entries = [json.loads(line) | {"at": 1.7e9 + 60 * i} for i, line in enumerate(file.read_text().splitlines())]
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     again = propose()
-    assert shown() == ended(again) == ended(done)
-    run(again, 1)
-    assert len(shown()) == 5
+    trials = shown(tmp_path)
+    assert [trial.datetime_start.timestamp() for trial in trials] == [1.7e9 + 120 * i for i in range(5)]
+    assert {trial.duration.total_seconds() for trial in trials} == {60}
+    run(again)
+    assert told(shown(tmp_path)[:5]) == told(trials)
+    assert [trial.state for trial in shown(tmp_path)] == [COMPLETE] * 10
 
 
 def test_optuna_dashboard_opens_the_study(propose, tmp_path):
@@ -369,7 +410,7 @@ def test_optuna_dashboard_opens_the_study(propose, tmp_path):
             trials = get(f"/api/studies/{summary['study_id']}")["trials"]
         finally:
             server.terminate()
-    assert [trial["state"] for trial in trials] == ["Complete"] * 8
+    assert [trial["state"] for trial in trials] == ["Complete"] * 10
 
 
 def in_any_order(proposer, dice, at_once, stop=None) -> dict[str, dict]:
@@ -404,6 +445,25 @@ def test_a_deterministic_search_suggests_the_same_whatever_ends_first(propose, p
         before = in_any_order(cut, random.Random(seed), at_once * pack, stop=2 * seed)
         after = in_any_order(propose(f"cut-{seed}"), random.Random(-seed), at_once * pack)
         assert before | after == wanted
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_8_and_8_more_trials_are_what_16_would_have_been(plan, tmp_path, at_once):
+    search = plan.space.search.model_copy(update={"deterministic": True})
+    resources = plan.space.resources.model_copy(update={"trials_at_once": at_once})
+    plan.space = plan.space.model_copy(update={"search": search, "resources": resources})
+
+    def train(trials, name, seed):
+        proposer = OptunaProposer(plan.extended(trials, []), tmp_path, Journal(tmp_path / name))
+        return proposer, in_any_order(proposer, random.Random(seed), at_once)
+
+    whole, wanted = train(8, "whole", 0)
+    assert len(wanted) == 2 + 16
+    _, first = train(0, "grown", 1)
+    grown, second = train(8, "grown", 2)
+    assert (len(first), len(second)) == (10, 8)
+    assert first | second == wanted
+    assert states(grown) == states(whole)
 
 
 def test_a_search_that_is_not_deterministic_does_not_wait(propose):

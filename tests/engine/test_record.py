@@ -57,7 +57,6 @@ def changed(**values):
         ("code", "c1", "code: differs from what this sweep began with (was 'c0', is 'c1')"),
         ("packages__torch", "2.14.0", "packages.torch: differs from what this sweep began with (was '2.13.0', is"),
         ("gate__alpha", 0.01, "gate.alpha: differs"),
-        ("points", {"control": {"k": 4}}, "points.control: differs from what this sweep began with (was None, is"),
     ],
 )
 def test_a_change_is_refused_with_what_it_was_and_is_or_recorded_where_it_is_accepted(tmp_path, key, now, says):
@@ -71,12 +70,22 @@ def test_a_change_is_refused_with_what_it_was_and_is_or_recorded_where_it_is_acc
     noted = read_sweep_record(tmp_path)
     (change,) = noted.pop("changes")
     assert noted == changed(**{key: now}), "how and when it began stays"
-    assert (change["date"], change["now"]) == ("2026-11-24", now if key != "points" else {"k": 4})
+    assert (change["date"], change["now"]) == ("2026-11-24", now)
     assert any(
         f"Resumed on 2026-11-24 with changed settings: {change['key']}; their values before" in line
         for line in provenance({**noted, "changes": [change]})
     )
     settle_changes(tmp_path, changed(**{key: now}), accept=False)  # nothing differs from now on
+
+
+def test_a_budget_may_change_between_runs(tmp_path):
+    write_sweep_record(tmp_path, ABOUT)
+    for hours in (2, 5, None):
+        now = changed(space__search__max_hours=hours)
+        settle_changes(tmp_path, now, accept=False)
+        record = read_sweep_record(tmp_path)
+        assert record["space"] == now["space"]
+        assert "changes" not in record
 
 
 def test_another_file_of_episodes_is_never_accepted(tmp_path):
@@ -157,12 +166,20 @@ def test_points_that_are_taken_out_stay_in_the_record_as_withdrawn(tmp_path):
     assert "withdrawn" not in resume("2026-11-05", "a", "b", "c")
 
 
-def test_a_point_that_is_changed_or_added_is_not_withdrawn(tmp_path):
-    write_sweep_record(tmp_path, {**ABOUT, "points": {"a": {"k": 4}}})
-    settle_changes(tmp_path, changed(points={"a": {"k": 8}, "new": {"k": 4}}), accept=True)
-    record = read_sweep_record(tmp_path)
-    assert "withdrawn" not in record
-    assert [change["key"] for change in record["changes"]] == ["points.a.k", "points.new"]
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ({"a": {"codec": {"k": 4}}, "new": {}}, "points.new: was added"),
+        ({"a": {"codec": {"k": 8}}}, "points.a: has other settings"),
+        ({"a": {"codec": {"k": 4}, "training": {"epochs": 3}}}, "points.a: has other settings"),
+    ],
+)
+def test_points_cannot_be_added_or_changed_after_the_start(tmp_path, points, says):
+    write_sweep_record(tmp_path, {**ABOUT, "points": {"a": {"codec": {"k": 4}}}})
+    with pytest.raises(UserError, match=f"sweep.yaml: {says}; points are fixed when a sweep starts: restore it"):
+        settle_changes(tmp_path, changed(points=points), accept=True)
+    others = {"a": {"codec": {"k": 4, "width": 256}, "receiver": "moved", "evaluation": {"batch_size": 8}}}
+    settle_changes(tmp_path, changed(points=others), accept=True)  # what a point is trained with is the same
 
 
 @pytest.mark.parametrize(
@@ -170,7 +187,8 @@ def test_a_point_that_is_changed_or_added_is_not_withdrawn(tmp_path):
     [
         *("receiver: 5", "gate: []", "points: [a]"),
         *("changes: {}", "changes: [1]", "changes: [{key: a, before: 1, now: 2}]"),
-        *("looks: {}", "looks: [first]", "looks: [{date: a, key: b}]", "withdrawn: [a]", "withdrawn: {a: [1]}"),
+        *("looks: {}", "looks: [first]", "looks: [{date: a, key: b}]", "extensions: 3"),
+        *("withdrawn: [a]", "withdrawn: {a: [1]}"),
     ],
 )
 def test_a_file_that_no_sweep_wrote_is_refused(tmp_path, text):
@@ -181,7 +199,7 @@ def test_a_file_that_no_sweep_wrote_is_refused(tmp_path, text):
 
 def test_the_command_line_records_what_it_is_told_to_accept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        sweep, "run_sweep", lambda plan, root, *rest: root.mkdir(parents=True, exist_ok=True) or DONE
+        sweep, "run_sweep", lambda plan, gate, root, *rest: root.mkdir(parents=True, exist_ok=True) or DONE
     )
     monkeypatch.setattr(cluster, "start", lambda *args, **named: None)
     monkeypatch.chdir(tmp_path)

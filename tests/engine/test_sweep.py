@@ -49,7 +49,7 @@ def test_the_folder_holds_what_was_promised(swept):
     names = {path.name for path in folder.iterdir()} - {"ray"}
     assert names == {
         *("sweep.yaml", "trials.jsonl", "rows.parquet", "leaderboard.csv", "leaderboard.md"),
-        *("attempts", "figures", "checkpoints", "report.html", "optuna.log"),
+        *("attempts", "figures", "checkpoints", "report.html", "optuna.log", "search-time.json"),
     }
     board = pd.read_csv(folder / "leaderboard.csv")
     assert {path.stem for path in (folder / "attempts").iterdir()} == set(board.config)

@@ -5,7 +5,7 @@ import signal
 
 import pandas as pd
 import pytest
-from sweeps import Process, sweep, write_space
+from sweeps import SPACE, Process, sweep, write_space
 
 from m2ray.evaluation.rows import KEY, RowStore
 from m2ray.util.journal import Journal
@@ -79,6 +79,50 @@ def test_a_sweep_stopped_by_ctrl_c_and_then_killed_in_mid_training_ends_as_if_un
     assert not rows.duplicated(KEY).any()
     pd.testing.assert_frame_equal(rows, RowStore(undisturbed).read())
     assert (folder / "leaderboard.csv").read_bytes() == (undisturbed / "leaderboard.csv").read_bytes()
+
+
+def test_a_sweep_that_grows_is_judged_on_other_messages_and_trains_only_what_is_new(tmp_path):
+    file = write_space(tmp_path)
+    argv = [file, "--results", tmp_path]
+    assert sweep(*argv, "--trials", "1").returncode == 0
+    folder = tmp_path / "small"
+    before, rows = trained(folder), RowStore(folder).read()
+    judged = set(rows.config[rows.split == "confirm"])
+
+    grown = sweep(*argv, "--add-trials", "3", "--add-seeds", "5")
+    assert grown.returncode == 0, grown.stderr
+    after = trained(folder)
+    assert {at: after[at] for at in before} == before
+    assert len(events(folder, "ended")) == len(set(events(folder, "ended"))) == 1 + 4
+    now = RowStore(folder).read()
+    assert len(now.merge(rows, how="inner")) == len(rows)
+    fresh = now[now.split == "confirm-2"]
+    assert fresh.episode.nunique() == fresh.message.nunique() == 30
+    assert not {*fresh.message} & {*rows.message[rows.split == "confirm"]}
+    assert {*fresh.seed} == {-1, 0, 5}
+    assert judged <= {*fresh.config}
+    assert "2 looks at confirm: " in grown.stdout
+    board = pd.read_csv(folder / "leaderboard.csv")
+    assert (board[board.config.isin({*fresh.config})].split == "confirm-2").all()
+    assert "Extended on " in (folder / "leaderboard.md").read_text()
+    again = sweep(*argv, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "evaluated" not in again.stdout
+    pd.testing.assert_frame_equal(RowStore(folder).read(), now)
+
+
+def test_an_unfit_receiver_ends_a_sweep_before_any_training_and_leaves_its_name_free(tmp_path, tiny_folder):
+    trial = {**SPACE["trial"], "receiver": str(tiny_folder)}
+    trial["splits"] = {**trial["splits"], "search": "1000:1040"}
+    trial["evaluation"] = {**trial["evaluation"], "max_new_tokens": 64}
+    file = write_space(tmp_path, trial=trial)
+    done = sweep(file, "--results", tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "unfit for this task, so every verdict would be INVALID SETTING; 'text leaves room' cannot hold" in line
+    assert "epoch" not in done.stdout
+    assert not (tmp_path / "small" / "sweep.yaml").exists()
+    assert sweep(write_space(tmp_path), "--results", tmp_path, "--trials", "1").returncode == 0
 
 
 def test_a_trial_that_breaks_is_marked_and_the_others_go_on_over_several_seeds(tmp_path):

@@ -13,7 +13,7 @@ from sweeps import write_space
 
 from m2ray.config.plan import load_plan
 from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
-from m2ray.engine.record import record_confirm_look
+from m2ray.engine.confirm_looks import ConfirmLooks
 from m2ray.evaluation.confirm_ledger import (
     FOLDER_VARIABLE,
     LISTED_LOOKS,
@@ -166,9 +166,10 @@ class Sweep:
         fresh = {"id": "i1", "date": "2026-01-01", "command": f"python -m m2ray.sweep --name {folder.name}"}
         write_sweep_record(folder, {**fresh, **record})
 
-    def confirms(self, where: Path, **space) -> str:
+    def confirms(self, where: Path, name: str = "control", **space) -> str:
         where.mkdir(exist_ok=True)
-        return record_confirm_look(self.folder, load_plan(write_space(where, **space)))
+        looks = ConfirmLooks(self.folder, load_plan(write_space(where, **space)))
+        return looks.open([name]).line if looks.pending([name]) else looks.taken()[-1].line
 
 
 FIRST, SECOND = "first look at these messages", "look 2 at these messages; earlier: "
@@ -207,13 +208,13 @@ def test_another_name_a_copied_folder_and_a_rerun_look_again(tmp_path):
     assert Sweep(tmp_path / "a", id="i4").confirms(tmp_path).startswith("look 4 at these messages; earlier: ")
 
 
-def test_points_that_are_added_after_the_look_make_it_a_second_one(tmp_path):
+def test_a_sweep_that_has_changed_looks_at_other_messages(tmp_path):
     sweep = Sweep(tmp_path / "a")
     sweep.confirms(tmp_path)
-    assert sweep.confirms(tmp_path, points={"control": {}, "late": {}}).startswith(SECOND)
-    first, second = looks_of(sweep.folder)
-    assert first == f"confirm: {FIRST}"
-    assert second.startswith(f"confirm: {SECOND}")
+    assert sweep.confirms(tmp_path, "sampled-later", search={"trials": 3}) == FIRST
+    summary, *looks = looks_of(sweep.folder)
+    assert summary.startswith("2 looks at confirm: ")
+    assert looks == [f"confirm: {FIRST}", f"confirm-2: {FIRST}"]
 
 
 def test_a_sweep_of_an_earlier_version_is_known_by_date_and_command(tmp_path):

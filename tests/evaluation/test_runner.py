@@ -12,7 +12,8 @@ import torch
 from scipy.special import log_softmax
 
 from m2ray.codec.checkpoints import CheckpointId
-from m2ray.config.trial import CodecConfig, EvaluationConfig, Splits, TrialConfig
+from m2ray.config.task import Splits
+from m2ray.config.trial import CodecConfig, EvaluationConfig, TrialConfig
 from m2ray.engine.jobs import evaluation_jobs, may_train, run_evaluation
 from m2ray.evaluation.conditions import CONDITIONS, get_condition
 from m2ray.evaluation.confirm_ledger import message_digest

@@ -8,7 +8,15 @@ import scipy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2ray.judging.contrasts import MeanDifference, PairedBinary, Unpaired, mean_difference, mean_ratio
+from m2ray.judging.contrasts import (
+    MeanDifference,
+    PairedBinary,
+    Unpaired,
+    difference_of_samples,
+    difference_of_systems,
+    mean_difference,
+    mean_ratio,
+)
 from m2ray.judging.statistics import retention
 
 
@@ -66,12 +74,70 @@ def test_no_difference_at_all_is_not_proof_of_equivalence():
     assert PairedBinary(300, 0, 0).p_equivalent(0.1) < 0.001
 
 
-def test_the_unpaired_test_is_that_of_statsmodels():
-    contrast = Unpaired((30, 50), (10, 50))
-    assert contrast.value == pytest.approx(0.4)
-    assert contrast.low(0.05) < 0.4 < contrast.high(0.05)
-    assert contrast.p_above(0.1) < 0.01
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    [
+        ((56, 70), (48, 80), 0.0528, 0.3382),
+        ((9, 10), (3, 10), 0.1700, 0.8406),
+        ((6, 7), (2, 7), 0.0342, 0.8534),
+        ((5, 56), (0, 29), -0.0326, 0.1933),
+        ((10, 10), (0, 20), 0.7156, 1.0),
+    ],
+)
+def test_the_unpaired_interval_is_the_published_one(first, second, low, high):
+    """Newcombe (1998), Statistics in Medicine 17, p. 873, table II: Miettinen and Nurminen's interval."""
+    contrast = Unpaired(first, second)
+    assert contrast.low(0.025) == pytest.approx(low, abs=5e-5)
+    assert contrast.high(0.025) == pytest.approx(high, abs=5e-5)
+
+
+def unpaired_by_search(first, second, margin):
+    """The score test's p-value, with the likelihood's maximum found by a search instead of by the cubic's root."""
+    (a, n), (b, m) = first, second
+
+    def slope(rate):
+        return a / (rate + margin) - (n - a) / (1 - rate - margin) + b / rate - (m - b) / (1 - rate)
+
+    low, high = max(0, -margin) + 1e-11, min(1, 1 - margin) - 1e-11
+    rate = low if slope(low) <= 0 else high if slope(high) >= 0 else scipy.optimize.brentq(slope, low, high)
+    own = rate + margin
+    variance = (own * (1 - own) / n + rate * (1 - rate) / m) * (n + m) / (n + m - 1)
+    return scipy.stats.norm.sf((a / n - b / m - margin) / math.sqrt(variance))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(5, 900), st.integers(5, 900), st.data(), st.floats(-0.6, 0.6))
+def test_the_unpaired_test_is_that_of_the_likelihoods_own_maximum(n, m, data, margin):
+    first = (data.draw(st.integers(0, n)), n)
+    second = (data.draw(st.integers(0, m)), m)
+    if abs(margin) < 0.01:
+        return
+    p_value = Unpaired(first, second).p_above(margin)
+    assert p_value == pytest.approx(unpaired_by_search(first, second, margin), abs=1e-5)
+    assert p_value == pytest.approx(1 - Unpaired(second, first).p_above(-margin), abs=1e-9)
+
+
+def test_no_variance_at_all_is_no_evidence():
     assert Unpaired((0, 50), (0, 50)).p_above(0.0) == 0.5
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_intervals_of_two_systems_hold_the_true_difference_as_often_as_they_say(paired):
+    """Each system has its own training seeds, of which some are better; the episodes are as hard for both."""
+    rng, held, times = np.random.default_rng(0), 0, 2000
+    for _ in range(times):
+        hard_E = rng.normal(0, 0.2, 150)
+        systems = []
+        for mean in (0.6, 0.5):
+            hard_E = hard_E if paired else rng.normal(0, 0.2, 150)
+            chance_SE = np.clip(mean + rng.normal(0, 0.04, (3, 1)) + hard_E, 0, 1)
+            systems.append((rng.random((3, 150)) < chance_SE).astype(float))
+        if paired:
+            difference = difference_of_systems(*systems)
+        else:
+            difference = difference_of_samples(*(mean_difference(own) for own in systems))
+        held += difference.low(0.025) <= 0.1 <= difference.high(0.025)
+    assert 0.94 <= held / times <= 1.0
 
 
 def test_a_mean_over_one_seed_is_the_paired_t_test():

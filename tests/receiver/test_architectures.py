@@ -17,6 +17,7 @@ from own_numbers import (
     MESSAGES,
     answer_len,
     answers_that_differ,
+    decoded_logits,
     error,
     gradient_error,
     logit_error,
@@ -27,6 +28,7 @@ from own_numbers import (
 from receiver_matrix import EXACT, REFUSED, measure
 from tiny_models import LAYERS, NOT_BUILT, causal_types, save_receiver, tiny_model
 from tiny_trainings import config
+from tokenizers import processors
 
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
@@ -151,6 +153,35 @@ def test_numbers_are_the_models_own(name, load):
     assert_own_numbers(load(model))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "padding", "opening"), [("roberta", 20, 20), ("xlm-roberta", 0, 0), ("xmod", 1, 0)]
+)
+def test_positions_that_are_read_off_a_padding_token_in_the_prompt_are_the_models_own(
+    tmp_path, model_type, padding, opening
+):
+    """The token opens prompts, would fill slots as well, or is `A`, the first word of a prompt."""
+    folder = save_receiver(tiny_model(model_type, pad_token_id=padding), tmp_path / "receiver")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    token = tokenizer.convert_ids_to_tokens(opening)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, opening)]
+    )
+    tokenizer.save_pretrained(folder)
+    receiver = load_receiver(str(folder), device="cpu")
+    assert receiver.opening_ids == [opening]
+    assert receiver.causal.ways.ids
+    assert_own_numbers(receiver)
+
+
+def test_a_row_that_exceeds_a_table_of_positions_behind_a_padding_row_is_refused(load):
+    receiver = load(tiny_model("roberta", pad_token_id=1, max_position_embeddings=42))
+    assert receiver.max_positions == 40
+    longest = 40 - receiver.layout(EPISODES[:1], 0).ids_BT.shape[1]
+    receiver.logits(receiver.layout(EPISODES[:1], longest), None, 1)
+    with pytest.raises(UserError, match="exceed its context of 40"):
+        receiver.layout(EPISODES[:1], longest + 1)
+
+
 @pytest.mark.parametrize("model_type", ["mistral", "gemma3_text", "gpt_oss", "phi3"])
 def test_rows_longer_than_those_tested_at_load_are_tested_first(load, model_type):
     """A window of 150 is no horizon for what is tested at load, but is one for these rows."""
@@ -180,7 +211,8 @@ def test_a_texts_own_embeddings_in_its_place_are_the_text(load, model_type):
         text = receiver.generate_and_score([episode], [message], max_new_tokens=8)
         slots = receiver.generate_and_score([episode], [message], own_1KD, max_new_tokens=8)
         assert slots.texts == text.texts
-        assert error(list(text.logits_BVW), list(slots.logits_BVW)) < BOUND
+        logits = [decoded_logits(receiver, [episode], [message], given) for given in (None, own_1KD)]
+        assert error(list(logits[0]), list(logits[1])) < BOUND
 
 
 @pytest.mark.parametrize("model_type", ["mpt", "roformer"])
@@ -239,8 +271,15 @@ def test_layers_that_the_model_does_not_read_are_refused(load):
         load(tiny_model("llama"), {"num_hidden_layers": 3})
 
 
-def test_states_between_layers_are_not_compared_in_a_receiver_of_one_layer(load):
-    receiver = load(tiny_model("llama", num_hidden_layers=1))
+@pytest.mark.parametrize("model_type", ["bart", "mamba"])
+def test_layers_are_those_that_text_runs_through(load, model_type):
+    """The one layer of an encoder does not count."""
+    assert load(tiny_model(model_type)).layers == LAYERS
+
+
+@pytest.mark.parametrize(("model_type", "key"), [("llama", "num_hidden_layers"), ("bart", "decoder_layers")])
+def test_states_between_layers_are_not_compared_in_a_receiver_of_one_layer(load, model_type, key):
+    receiver = load(tiny_model(model_type, **{key: 1}))
     slots = config(receiver, losses={"slots": {"weight": 1.0}})
     with pytest.raises(UserError, match=r"losses\.slots: compares states after each layer but the last"):
         check_layers(slots, receiver)

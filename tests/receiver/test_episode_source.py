@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from m2ray.config.trial import Splits, TaskConfig, parse_seeds
+from m2ray.config.task import Splits, TaskConfig, parse_seeds
 from m2ray.receiver.episode_source import EpisodeSource, check_not_of_receiver
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver

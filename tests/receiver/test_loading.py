@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from m2ray.api import evaluate, judge
 from m2ray.codec.codec import Codec
-from m2ray.config.trial import CodecConfig, parse_seeds
+from m2ray.config.task import parse_seeds
+from m2ray.config.trial import CodecConfig
 from m2ray.receiver.loading import EMBEDDED, load_receiver, resolve_receiver
 from m2ray.receiver.prompts import STYLES
 from m2ray.receiver.receiver import Receiver

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-import transformers
+from tiny_models import save_receiver, tiny_model
 
 from m2ray.receiver.loading import EMBEDDED, load_receiver
 from m2ray.tasks.episodes import draw_episode
@@ -58,18 +58,7 @@ def test_a_style_that_is_a_list_and_a_configuration_that_cannot_be_built_are_one
 
 
 def test_a_bidirectional_model_is_refused_in_16_bits_too(tmp_path):
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(EMBEDDED / "mini")
-    config = transformers.BertConfig(
-        vocab_size=21,
-        hidden_size=64,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=96,
-        eos_token_id=0,
-    )
-    transformers.BertLMHeadModel(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    (tmp_path / "m2ray.json").write_text('{"style": "compact"}')
+    save_receiver(tiny_model("bert", is_decoder=False), tmp_path)
     for dtype in ("bfloat16", "float32"):
         with pytest.raises(UserError, match="is not causal"):
             load_receiver(str(tmp_path), device="cpu", dtype=dtype)

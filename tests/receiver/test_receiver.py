@@ -8,10 +8,12 @@ import torch
 import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_numbers import decoded_logits
 from tokenizers import pre_tokenizers
 
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.scoring import reference_nll
 from m2ray.tasks.answers import write_answer
 from m2ray.tasks.episodes import draw_episode, episodes
 from m2ray.tasks.registry import level
@@ -73,7 +75,8 @@ def test_a_row_is_before_slots_after_answer_and_padding(receiver):
             assert slots == list(range(first, first + k))
             assert row[:first] + row[first + k : start] == before + after
             assert row[start : start + len(answer)] == answer
-            assert set(row[start + len(answer) :]) <= receiver.end_ids
+            assert row[start + len(answer)] in receiver.end_ids
+            assert set(row[start + len(answer) + 1 :]) <= {receiver.pad_id}
 
 
 def test_a_text_stands_where_the_slots_would_be(receiver):
@@ -298,11 +301,14 @@ def test_encoding_a_message_does_not_depend_on_its_batch(receiver):
 
 def test_one_forward_pass_gives_the_answer_and_the_likelihood_of_the_reference(receiver):
     """The same as two separate passes: scoring the reference does not affect the answer."""
-    texts, logits_BVW, _ = receiver.generate_and_score(EPISODES[:16], MESSAGES[:16], max_new_tokens=12)
+    texts, nll_B, _ = receiver.generate_and_score(EPISODES[:16], MESSAGES[:16], max_new_tokens=12)
+    logits_BVW = decoded_logits(receiver, EPISODES[:16], MESSAGES[:16], max_new_tokens=12)
     layout = receiver.layout(EPISODES[:16], MESSAGES[:16])
     expected_BAW = receiver.logits(layout, None, answer_len(receiver))
     expected_BVW = expected_BAW[:, receiver.answer_frame(EASY).positions_V]
     torch.testing.assert_close(logits_BVW, expected_BVW, atol=1e-4, rtol=1e-4)
+    references = receiver.references(EPISODES[:16])
+    torch.testing.assert_close(nll_B, references.value_mean(reference_nll(expected_BAW, references)))
     prompts = [ids[:length] for ids, length in zip(layout.ids_BT.tolist(), layout.answer_B.tolist(), strict=True)]
     assert texts == receiver.generate(prompts, range(16), max_new_tokens=12)
 
@@ -379,3 +385,13 @@ def test_heads_that_share_keys_and_values_equal_heads_with_copies(mini, monkeypa
     assert shared[0] == copied[0]
     torch.testing.assert_close(shared[1], copied[1])
     torch.testing.assert_close(shared[2], copied[2])
+
+
+def test_a_row_without_kept_tokens_joins_rows_whose_tokens_are_kept(tiny):
+    """As in a pack: one codec's slots stand before the prompt, another's behind it."""
+    tiny.clear_caches()
+    tokens, cache = list(range(20)), tiny.causal.cache_argument
+    alone_1HPE = tiny.prompt_cache.forward_arguments([tokens], 4)[cache].layers[0].keys
+    arguments = tiny.prompt_cache.forward_arguments([tokens, []], 4)
+    assert torch.equal(arguments[cache].layers[0].keys[:1], alone_1HPE)
+    assert arguments["attention_mask"].sum(dim=1).tolist() == [24, 4]

@@ -185,6 +185,43 @@ def test_thinking_is_switched_off(switch):
     assert prompt.rstrip().endswith("</think>")
 
 
+# By model: what its template writes before an answer, and where the model is to go on; and the end of the prompt.
+OPENED = {
+    "Qwen3-Thinking, QwQ": ("<think>\n\n</think>\n\n", "<think>\n", "<think>\n\n</think>\n\n"),
+    "DeepSeek-R1": ("", "<think>\n", "<think>\n\n</think>\n\n"),
+    "GLM-4.1V-Thinking": ("", "<think>", "<think></think>"),
+    "EXAONE Deep": ("", "<thought>\n", "<thought>\n\n</thought>\n\n"),
+    "Magistral": ("", "[THINK]", "[THINK][/THINK]"),
+    "gpt-oss": ("<|channel|>final<|message|>", "", "<|channel|>final<|message|>"),
+    "no thought": ("", "", ""),
+}
+
+
+def thinks(before_answer: str, opening: str) -> str:
+    """Return a template that opens a thought whatever it is told."""
+    return (
+        "{% for m in messages %}{{ m.role }}: {% if m.role == 'assistant' %}" + before_answer + "{% endif %}"
+        "{{ m.content }}<turn_end>\n{% endfor %}{% if add_generation_prompt %}assistant: "
+        + opening
+        + "{% endif %}"
+    )
+
+
+@pytest.mark.parametrize("model", OPENED)
+def test_the_answer_comes_behind_the_thought_that_a_template_opens(model):
+    before_answer, opening, expected = OPENED[model]
+    made = receiver(bpe(thinks(before_answer, opening)), "chat")
+    prompt = made.tokenizer.decode(row_of(made, MESSAGES[0]))
+    assert prompt.endswith(f"<turn_end>\nassistant: {expected}")
+
+
+@pytest.mark.parametrize("opening", ["<|begin_of_thought|>\n\n", "<|channel|>analysis<|message|>"])
+def test_a_thought_with_an_unknown_end_is_refused(opening):
+    made = receiver(bpe(thinks("", opening)), "chat")
+    with pytest.raises(UserError, match=r"ends in a thought.*with no known end; put m2ray\.json"):
+        row_of(made, MESSAGES[0])
+
+
 def turn(content: str) -> str:
     return "{% for m in messages %}{{ m.role }}: " + content + "{{ '\n' }}{% endfor %}assistant:"
 

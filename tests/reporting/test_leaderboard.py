@@ -225,6 +225,43 @@ def test_conditions_that_are_run_on_confirm_only_are_not_missing_elsewhere(gate,
     assert line.reason.startswith(f"not selected (score +0.200 nats, 1 of 1 on search); {first}")
 
 
+# --- ties and later looks ------------------------------------------------------------------------------------
+
+
+def test_ties_are_said_to_be_ties():
+    leaderboard = leaderboard_of(
+        content_rows("best", seeds=(0,), gain=0.3, splits=("search", "select", "confirm")),
+        content_rows("tied", seeds=(0,), gain=0.3, splits=("search", "select")),
+        content_rows("early", seeds=(0,), gain=0.3, splits=("search",)),
+        content_rows("worse", seeds=(0,), gain=0.1, splits=("search", "select")),
+        content_rows("worst", seeds=(0,), gain=-0.1, splits=("search",)),
+    )
+    reason = {config: line_of(leaderboard, config).reason for config in leaderboard.config}
+    others = "(score +0.300 nats, 1 of 5 on search, tied with 2 others); "
+    assert reason["tied"].startswith(f"tied on select with best, whose name comes first {others}")
+    assert reason["early"].startswith(f"tied on search with best, whose name comes first {others}")
+    assert reason["worse"].startswith("others did better on select (score +0.100 nats, 4 of 5 on search); ")
+    assert reason["worst"].startswith("not selected (score -0.100 nats, 5 of 5 on search); ")
+
+
+def test_verdicts_of_all_looks_are_one_family_and_the_latest_of_a_configuration_counts():
+    first = content_rows("first", ONE_OF_THREE, splits=("confirm",))
+    later = content_rows("later", splits=("confirm-2",))
+    again = content_rows("first", splits=("confirm-2",))
+    leaderboard = leaderboard_of(first, later, again)
+    assert set(leaderboard.split) == {"confirm-2"}
+    assert line_of(leaderboard, "first").verdict == "PASS"
+    assert line_of(leaderboard, "first").reason.endswith("FAIL on confirm)")
+    rows = pd.concat([first, later, again]).drop_duplicates(KEY)
+    looked = {run.config: run for run in judge_runs(rows, REFERENCE)}
+    alone = {run.config: run for run in judge_runs(later, REFERENCE)}
+    p_values = [
+        [result.p_value for result in runs["later"].verdict.results if result.p_value is not None]
+        for runs in (looked, alone)
+    ]
+    assert sum(p_values[0]) > sum(p_values[1]) > 0, "corrected for more verdicts"
+
+
 # --- withdrawn points ----------------------------------------------------------------------------------------
 
 

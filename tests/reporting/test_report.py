@@ -244,10 +244,45 @@ def test_the_gate_of_the_sweep_is_the_reports_unless_another_is_given(tmp_path):
     leaderboard = build(folder)
     assert leaderboard.reason[0] == "'high' does not hold: CI_low(normal) = 68.6% < 95.0%"
     assert "by gate `strict`" in (folder / "leaderboard.md").read_text()
-    easy = tmp_path / "easy.yaml"
-    easy.write_text(json.dumps({**gate, "name": "easy", "criteria": [{**gate["criteria"][0], "at_least": 0.1}]}))
-    build(folder, easy)
-    assert "by gate `easy`" in (folder / "leaderboard.md").read_text()
+
+
+def test_another_gate_writes_files_of_its_own_whatever_it_calls_itself(tmp_path, capsys):
+    folder = results_folder(tmp_path / "results", run_rows("loser", BAD, splits=("confirm",)))
+    gate = load_gate("reference")
+    (folder / "sweep.yaml").write_text(json.dumps({"gate": gate.model_dump()}))
+    assert build(folder).verdict[0] == "FAIL"
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    bar = {"gate": "gate1", "name": "low", "kind": "lower_bound", "condition": "normal", "at_least": 0.1}
+    loose = tmp_path / "loose.yaml"
+    loose.write_text(json.dumps({"name": "reference", "criteria": [bar]}))
+    digest = load_gate(loose).digest
+    assert main([str(folder), "--gate", str(loose)]) == 0
+    printed = capsys.readouterr().out
+    after = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    new = {file.name for file in after.keys() - before.keys()}
+    assert new == {f"leaderboard-by-{digest}.csv", f"leaderboard-by-{digest}.md", f"report-by-{digest}.html"}
+    assert {file: after[file] for file in before} == before
+    assert pd.read_csv(folder / f"leaderboard-by-{digest}.csv").verdict[0] == "PASS"
+    note = (
+        f"Not the registered gate: judged anew by `reference` ({digest}); the sweep was registered with "
+        f"`reference` ({gate.digest}), whose verdicts are in leaderboard.md."
+    )
+    text = (folder / f"leaderboard-by-{digest}.md").read_text()
+    assert note in printed
+    assert note in text
+    assert f"by gate `reference ({digest}, not the registered gate)`" in text
+    assert "Not the registered gate" in (folder / f"report-by-{digest}.html").read_text()
+
+
+def test_the_registered_criteria_under_another_name_are_the_registered_gate(tmp_path):
+    folder = results_folder(tmp_path / "results", run_rows("winner", splits=("confirm",)))
+    gate = load_gate("reference").model_dump()
+    (folder / "sweep.yaml").write_text(json.dumps({"gate": gate}))
+    same = tmp_path / "same.yaml"
+    same.write_text(json.dumps({**gate, "name": "same"}))
+    build(folder, same)
+    assert not list(folder.glob("*-by-*"))
+    assert "by gate `reference`" in (folder / "leaderboard.md").read_text()
 
 
 # --- bad input -----------------------------------------------------------------------------------------------

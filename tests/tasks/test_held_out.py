@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m2ray.config.trial import TaskConfig, TrialConfig
+from m2ray.config.task import TaskConfig
+from m2ray.config.trial import TrialConfig
 from m2ray.tasks.constraints import Constraint
 from m2ray.tasks.episodes import PARTS, draw_episode, episodes, part_of, read_facts
 from m2ray.tasks.held_out import HeldOut

@@ -141,7 +141,7 @@ def test_faults_of_renamed_columns(file):
     path = file(*STRANGE)
     for fields, fault in [
         ({**FIELDS, "targt": "y"}, "fields.targt: unknown key; did you mean `target`?"),
-        ({**FIELDS, "xyz": "y"}, "fields.xyz: unknown key; use id, message, prompt, target, choices, group"),
+        ({**FIELDS, "xyz": "y"}, "fields.xyz: unknown key; use id, message, prompt, target, choices, group, near"),
         (
             {**FIELDS, "prompt": "prompt_A"},
             "fields.prompt: column 'prompt_A' is message already; name another column",

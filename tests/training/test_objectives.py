@@ -17,8 +17,8 @@ from m2ray.codec.codec import CodecOutput
 from m2ray.codec.prefix_statistics import mean_cosine
 from m2ray.config.objectives import Losses, LossTerm, MarginTerm, NegativesTerm
 from m2ray.config.trial import CodecConfig, TrialConfig
-from m2ray.receiver.layout import AnswerFrame
 from m2ray.receiver.model.requests import AnswerOutput
+from m2ray.receiver.references import AnswerFrame, References
 from m2ray.receiver.scoring import answer_nll
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
@@ -52,6 +52,12 @@ FRAME = AnswerFrame(
 PLAIN = LossTerm()
 
 
+def references(rows: int) -> References:
+    """The answers of `FRAME`: none is padded."""
+    values_BA = torch.tensor([[False, True, False, True, False]]).expand(rows, -1)
+    return References(FRAME.ids_A.expand(rows, -1), torch.ones_like(values_BA), values_BA, FRAME.ends_E, None)
+
+
 def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
     """Random numbers in every field, of the shapes that training gives them."""
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +73,7 @@ def random_signals(seed: int = 0, rows: int = 4, negatives: int = 3) -> Signals:
     behind = torch.arange(rows) + 3
     latent, nll = normal(rows, 3, 8), normal(rows, 5).square()
     return Signals(
-        frame=FRAME,
+        references=references(rows),
         answer=random_answer(),
         nll_BA=nll,
         nll_B=nll.mean(1),
@@ -133,7 +139,7 @@ class TestAnswerLikelihood:
     def test_weighted_nll_is_the_weighted_average(self, weight, seed):
         nll = torch.rand(3, 5, generator=torch.Generator().manual_seed(seed))
         expected = np.average(nll, axis=1, weights=[1, weight, 1, weight, 1])
-        np.testing.assert_allclose(weighted_nll(nll, FRAME, weight), expected, rtol=1e-4)
+        np.testing.assert_allclose(weighted_nll(nll, references(len(nll)), weight), expected, rtol=1e-4)
 
     def test_every_answer_token_of_a_real_receiver_is_scored_once(self, tiny):
         """On JSON answers the sum over tokens is the log-likelihood of the whole answer."""

@@ -16,7 +16,8 @@ from tiny_trainings import config, loss_curve
 from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.codec.codec import Codec, load_codec
 from m2ray.codec.tensor_file import load_tensors, save_tensors
-from m2ray.config.trial import TrialConfig, parse_seeds
+from m2ray.config.task import parse_seeds
+from m2ray.config.trial import TrialConfig
 from m2ray.engine.jobs import EvaluationJob, run_evaluation
 from m2ray.receiver.episode_source import EpisodeSource
 from m2ray.receiver.loading import load_receiver

@@ -109,6 +109,7 @@ def test_all_four_kinds_are_trained_and_evaluated_by_the_commands(installed, tin
 def test_rays_workers_use_plugins_too(installed, tiny_folder, tmp_path):
     trial = {**TRIAL, "receiver": str(tiny_folder)}
     evaluation = {**trial["evaluation"], "conditions": [*trial["evaluation"]["conditions"], "random", "identity"]}
+    evaluation["max_new_tokens"] = 64  # the tiny receiver's tokens are short
     space = {**SPACE, "trial": {**trial, "evaluation": evaluation}, "points": {"plugged": {}}}
     space |= {"axes": {}, "search": {"trials": 0}, "judge": {"select": 0, "confirm": 0, "diagnose": 0}}
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))

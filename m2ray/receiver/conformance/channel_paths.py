@@ -125,7 +125,7 @@ class ChannelMeasurer:
         drafts = [row[-ANSWER:] for row in self._rows]
         with torch.no_grad():
             answers = receiver.decode_prompts(
-                prompts, drafts, [], range(len(lengths)), 0.0, NEW_TOKENS, picked
+                prompts, drafts, None, range(len(lengths)), 0.0, NEW_TOKENS, picked_logits=picked
             ).rows
             worst = 0.0
             for row, (answer, length, ours) in enumerate(zip(answers, lengths, picked, strict=True)):

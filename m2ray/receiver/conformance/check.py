@@ -18,14 +18,13 @@ from collections.abc import Callable
 from m2ray.receiver.conformance.measurement import Conformance, Measurement, relative_error
 from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows, horizon, possible_trunks
 from m2ray.receiver.conformance.paths import PathMeasurer
-from m2ray.receiver.layout import Place
+from m2ray.receiver.layout import PLACES
 from m2ray.receiver.model.causal_model import Ways
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import describe_error
 
 COLUMNS = (24, 64)  # tested when a receiver is loaded; longer rows when they appear
 CAUSAL_BOUND = 5e-3  # in standard deviations of a position's logits
-PLACES: tuple[Place, ...] = ("before", "message", "after")
 
 
 class _Refusal(Exception):
@@ -59,13 +58,13 @@ class _Check:
 
     def run(self) -> Conformance:
         """Test everything at the lengths of `COLUMNS`."""
-        first, *more = sorted({min(columns, self._receiver.max_positions) for columns in COLUMNS})
+        lengths = sorted({min(columns, self._receiver.max_positions) for columns in COLUMNS})
         try:
-            self._result.bound = self._own.bound(self._rows.draw(first))
-            self._find_entry(first)
-            for columns in (first, *more):
+            self._result.bound = self._own.bound(self._rows.draw(lengths[0]))
+            self._find_entry(lengths[0])
+            for columns in lengths:
                 self.extend(columns)
-            self._verify(max(first, *more) if more else first)
+            self._verify(lengths[-1])
         except FAILURES as error:
             return self._refuse(f"cannot be run with vectors in its input ({describe_error(error)})")
         except _Refusal as refusal:
@@ -108,24 +107,21 @@ class _Check:
 
     def extend(self, columns: int) -> Conformance:
         """Test padded batches, kept caches and drafts for longer rows than before."""
-        ways, limit = self._result.ways, min(columns, self._horizon)
-        rows, longest = self._rows.draw(limit), min(columns, self._receiver.max_positions)
-        tests: dict[str, Callable[[Ways], Measurement]] = {
-            # At any length: most models stay causal beyond their horizon.
-            "reread": lambda trial: self._paths.followed(self._rows.draw(longest), ways.reread),
-            "padded": lambda trial: self._paths.text("padded batch", trial, rows),
-            "kept": lambda trial: self._paths.text("kept prompt prefix", trial, rows, kept=True),
-            "drafted": lambda trial: self._paths.decoding(
-                "drafts with a KV cache", trial, rows, self._result.bound
-            ),
+        ways, paths, bound = self._result.ways, self._paths, self._result.bound
+        tests: dict[str, Callable[[Ways, list[list[int]]], Measurement]] = {
+            "reread": lambda _, rows: paths.followed(rows, ways.reread),
+            "padded": lambda trial, rows: paths.text("padded batch", trial, rows),
+            "kept": lambda trial, rows: paths.text("kept prompt prefix", trial, rows, kept=True),
+            "drafted": lambda trial, rows: paths.decoding("drafts with a KV cache", trial, rows, bound),
         }
         for name, test in tests.items():
+            # Most models stay causal beyond their horizon.
             most = self._receiver.max_positions if name == "reread" else self._horizon
             limit = min(columns, most)
             if getattr(ways, name) < min(ways.tested, most) or limit <= getattr(ways, name):
                 continue  # it failed before, or has reached the model's horizon
             trial = Ways(**{**ways._asdict(), name: limit})
-            measured = test(trial)
+            measured = test(trial, self._rows.draw(limit))
             if self._agrees(measured):
                 ways = trial
                 self._result.measurements.append(measured)

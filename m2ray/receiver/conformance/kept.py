@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,4 +81,4 @@ def _read(file: Path) -> Conformance | None:
 def _keep(file: Path, result: Conformance) -> None:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not a result
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, result.to_json())
+        write_json(file, asdict(result))

@@ -6,7 +6,7 @@ Shapes: T positions, A answer tokens, W words of the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -90,19 +90,11 @@ class Conformance:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Conformance:
-        """Read what `asdict` wrote."""
+        """Read what `dataclasses.asdict` gave, from JSON."""
         made = {**data, "ways": Ways(*data["ways"])}
         for name in ("measurements", "rejected"):
             made[name] = [Measurement(*each) for each in data[name]]
         return cls(**made)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return all fields as JSON-ready values."""
-        return asdict(self) | {
-            "ways": list(self.ways),
-            "measurements": [list(m) for m in self.measurements],
-            "rejected": [list(m) for m in self.rejected],
-        }
 
 
 def relative_error(own_TW: Tensor, other_TW: Tensor) -> float:

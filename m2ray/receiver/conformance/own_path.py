@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from m2ray.receiver.conformance.measurement import ANSWER, relative_error
+from m2ray.receiver.layout import UNLIMITED
 from m2ray.receiver.model.causal_model import CausalModel, Ways
 from m2ray.receiver.receiver import Receiver
 
@@ -98,8 +99,7 @@ class RandomRows:
     def __init__(self, receiver: Receiver) -> None:
         special = {*receiver.tokenizer.all_special_ids, *receiver.end_ids, *_named_tokens(receiver.model.config)}
         count = min(receiver.vocabulary, len(receiver.tokenizer))
-        # Some models read positions off special tokens, so rows open as prompts do.
-        self._opening = [] if receiver.style.chat else receiver.opening_ids
+        self._opening = _opening(receiver)
         self._tokens = [token for token in range(count) if token not in special] or list(range(count))
 
     def draw(self, columns: int) -> list[list[int]]:
@@ -119,9 +119,24 @@ class RandomRows:
         ]
 
 
+def _opening(receiver: Receiver) -> list[int]:
+    """Return tokens that rows begin with, as prompts do.
+
+    Models of RoBERTa's kind read positions off their padding token, wherever it stands.
+    """
+    padding, style = receiver.model_pad_id, receiver.style
+    if padding is None or not 0 <= padding < receiver.vocabulary:
+        return [] if style.chat else receiver.opening_ids
+    if style.chat:
+        in_prompts = set(receiver.tokens_of_part(receiver.render_chat(style.system, "x")))
+        return [padding] if padding in in_prompts else []
+    is_text = padding not in {*receiver.tokenizer.all_special_ids, *receiver.end_ids}
+    return [*receiver.opening_ids, padding] if is_text else receiver.opening_ids
+
+
 def horizon(config: Any) -> int:
     """Return the fewest positions after which a layer attends, or a position is encoded, in another way."""
-    found = [1 << 30]
+    found = [UNLIMITED]
 
     def look(value: Any, name: str) -> None:
         if isinstance(value, Mapping):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared
 from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows
-from m2ray.receiver.layout import Layout, Place, pad
-from m2ray.receiver.model.causal_model import UNLIMITED, Ways
+from m2ray.receiver.layout import UNLIMITED, Layout, Place, pad
+from m2ray.receiver.model.causal_model import Ways
 from m2ray.receiver.model.requests import Prompts
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import describe_error
@@ -52,10 +52,8 @@ class PathMeasurer:
 
     def _layouts(self, rows: list[list[int]], kept: bool) -> Iterator[Layout]:
         """Yield rows as layouts: with nothing kept, or with kept prefixes of different lengths and of one."""
-        prefixes = [[len(row) // 2 - i for i, row in enumerate(rows)]] if kept else [[0] * len(rows)]
-        if kept:
-            prefixes.append([len(rows[-1]) // 3] * len(rows))
-        for cached in prefixes:
+        different, same = [len(row) // 2 - i for i, row in enumerate(rows)], [len(rows[-1]) // 3] * len(rows)
+        for cached in (different, same) if kept else ([0] * len(rows),):
             yield Layout(
                 pad(rows, self._receiver.pad_id),
                 torch.zeros(len(rows), 0, dtype=torch.long),
@@ -118,11 +116,12 @@ class PathMeasurer:
     def _decode(
         self, twin: Receiver, prompts: list[list[int]], drafts: list[list[int]], picked: list[list[float]]
     ) -> list[list[int]]:
-        ids_BT = pad(prompts, twin.pad_id).to(twin.device)
+        ids_BT = pad([a + b for a, b in zip(prompts, drafts, strict=True)], twin.pad_id).to(twin.device)
         cached = [prompt[: len(prompt) // 2] for prompt in prompts]
         batch = Prompts(twin.causal.embed(ids_BT), ids_BT, list(map(len, prompts)), cached)
+        seeds = range(len(prompts))
         with torch.no_grad():
-            return twin.decode_prompts(batch, drafts, [], range(len(prompts)), 0.0, NEW_TOKENS, picked).rows
+            return twin.decode_prompts(batch, drafts, None, seeds, 0.0, NEW_TOKENS, picked_logits=picked).rows
 
     def _spoiled(self, tokens: list[int], at: int) -> list[int]:
         padded = (tokens + self._rows.replaced(tokens or [0]) * NEW_TOKENS)[:NEW_TOKENS]

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from m2ray.receiver.channel import Slots, entering, recording
+from m2ray.receiver.layout import UNLIMITED
 from m2ray.receiver.model.requests import States
-
-UNLIMITED = 1 << 30  # columns
 
 
 class Ways(NamedTuple):
@@ -117,14 +116,11 @@ class CausalModel:
         """
         channel = None if isinstance(states, bool) else states
         arguments = {"use_cache": False, "output_hidden_states": states is True, **arguments}
-        given, module = self._entered if self.ways.ids else (None, self.trunk)
         with entering(slots, blocked_BLC, self.layers), recording(channel) as recorded:
-            if given is None:
-                output = module(inputs_embeds=embeds_BTD, **arguments)
+            if self.ways.ids:
+                output = self._entered(embeds_BTD, input_ids=ids_BT, **arguments)
             else:
-                given.value = embeds_BTD
-                output = module(input_ids=ids_BT, **arguments)
-                given.value = None
+                output = self.trunk(inputs_embeds=embeds_BTD, **arguments)
         self._output_type = type(output)
         last_BTD = output.logits if self.ways.trunk is None else output[0]
         hidden: tuple[Tensor, ...] = ()
@@ -138,34 +134,46 @@ class CausalModel:
         """Return the logits [X, W] of the last layer's output [X, D]; X is any number of dimensions."""
         if self.ways.trunk is None:
             return states_XD
-        given, module = self._left
-        given.value = self._output_type(last_hidden_state=states_XD.reshape(-1, 1, states_XD.shape[-1]))
-        ids_X1 = torch.zeros(len(given.value[0]), 1, dtype=torch.long, device=states_XD.device)
-        logits_X1W = module(input_ids=ids_X1, use_cache=False).logits
+        states_X1D = states_XD.reshape(-1, 1, states_XD.shape[-1])
+        ids_X1 = torch.zeros(len(states_X1D), 1, dtype=torch.long, device=states_XD.device)
+        given = self._output_type(last_hidden_state=states_X1D)
+        logits_X1W = self._left(given, input_ids=ids_X1, use_cache=False).logits
         logits_XW: Tensor = logits_X1W.reshape(*states_XD.shape[:-1], -1)
         return logits_XW
 
     @cached_property
-    def _entered(self) -> tuple[_Given, Any]:
-        """A copy of the trunk in which the embedding layer's output is given."""
+    def _entered(self) -> _WithGivenPart:
+        """The trunk with a given output of its embedding layer."""
         # Transformers adds hooks to the layers when hidden states are first requested. A copy that did it again
         # would get every state twice.
         ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self._device)
         self.trunk(input_ids=ids_11, use_cache=False, output_hidden_states=True)
-        embedding = self.own.get_input_embeddings()
-        given = _Given(embedding)
-        return given, _with_replaced(self.trunk, _path_of(self.trunk, embedding), given)
+        return _WithGivenPart(self.trunk, _path_of(self.trunk, self.own.get_input_embeddings()))
 
     @cached_property
-    def _left(self) -> tuple[_Given, Any]:
-        """A copy of the model in which the trunk's output is given."""
+    def _left(self) -> _WithGivenPart:
+        """The model with a given output of the trunk."""
         assert self.ways.trunk is not None
-        given = _Given(self.trunk)
-        return given, _with_replaced(self.own, self.ways.trunk, given)
+        return _WithGivenPart(self.own, self.ways.trunk)
 
     @property
     def _device(self) -> torch.device:
         return next(self.own.parameters()).device
+
+
+class _WithGivenPart:
+    """A copy of a module, run with a given output of one of its parts; it shares all weights with the original."""
+
+    def __init__(self, module: nn.Module, path: str) -> None:
+        self._given = _Given(module.get_submodule(path))
+        self._module = _with_replaced(module, path, self._given)
+
+    def __call__(self, output: Any, **arguments: Any) -> Any:
+        self._given.value = output
+        try:
+            return self._module(**arguments)
+        finally:
+            self._given.value = None  # it may hold a graph of gradients
 
 
 class _Given(nn.Module):

@@ -7,7 +7,7 @@ without, greedy or sampled. Answers of one task differ in a few values, so a few
 How the passes are run is up to a `Reader`: with a KV cache, or from the first token each time.
 
 Shapes: B rows, T columns of the cache, G draft tokens, S rows that still agree, F tokens fed per row, D width,
-L layers, V values of an answer, W words of the vocabulary.
+L layers, V tokens that carry the answer, W words of the vocabulary.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ class DecodedTokens(NamedTuple):
 
     rows: list[list[int]]
     truncated: list[bool]  # per row: it reached its limit without a token that ends it
-    logits_BVW: Tensor | None  # predict the drafts' tokens at the requested positions, if any
+    kept_BV: Tensor | None  # what was kept of the logits that predict the drafts' tokens, if anything
+
+
+class Kept(NamedTuple):
+    """What to keep of the logits that predict draft tokens: whole ones over a vocabulary would fill the memory."""
+
+    positions: Sequence[int]  # in the drafts, ascending
+    of: Callable[[int, Tensor], Tensor]  # of a position and its logits [B, W]
 
 
 class Prefill(NamedTuple):
@@ -218,7 +225,7 @@ class Decoder:
         self,
         reader: Reader,
         drafts: Sequence[Sequence[int]],
-        positions: Collection[int],
+        keeps: Kept | None,
         seeds: Sequence[int],
         limits: Sequence[int],
         exact: Reader | None = None,
@@ -228,7 +235,7 @@ class Decoder:
         Args:
             reader: Runs the passes.
             drafts: A draft per row; empty for none.
-            positions: Draft positions whose logits are returned.
+            keeps: What to keep of the logits at draft tokens.
             seeds: Seed of each row's sampling noise.
             limits: Most tokens of each row.
             exact: Takes over where `reader` cannot go on.
@@ -237,11 +244,10 @@ class Decoder:
         written: list[list[int]] = [[] for _ in drafts]
         batch = _Batch(list(range(len(drafts))), [list(draft[:-1]) for draft in drafts], reader.start())
         kept: list[Tensor] = []
-        wanted = set(positions)
         first = True
         while batch.rows:
-            agreed = self._pick_tokens(batch, written, generators, limits, wanted, kept)
-            wanted = set()  # the first pass holds all of them
+            agreed = self._pick_tokens(batch, written, generators, limits, keeps, kept)
+            keeps = None  # the first pass holds all of them
             following = [
                 # A row that agreed with none of its draft writes a different answer: it gets no more drafts.
                 Continuation(
@@ -268,12 +274,12 @@ class Decoder:
         written: list[list[int]],
         generators: Sequence[torch.Generator],
         limits: Sequence[int],
-        wanted: Collection[int],
+        keeps: Kept | None,
         kept: list[Tensor],
     ) -> list[int]:
         """Pick tokens, position by position, as long as a row agrees with its draft.
 
-        Appends to `written`, and to `kept` the logits at the positions wanted.
+        Appends to `written`, and to `kept` what `keeps` returns.
 
         Returns:
             How many draft tokens of each row B agreed with.
@@ -282,9 +288,9 @@ class Decoder:
         agreeing = list(range(len(batch.rows)))
         # One position at a time: logits over a whole vocabulary at every position are gigabytes.
         for position in range(batch.states_BGD.shape[1]):
-            if position in wanted:
+            if keeps is not None and position in keeps.positions:
                 every_BW = self._model.head(batch.states_BGD[:, position])
-                kept.append(every_BW)
+                kept.append(keeps.of(position, every_BW))
                 logits_SW = every_BW[agreeing]
             elif agreeing:
                 logits_SW = self._model.head(batch.states_BGD[agreeing, position])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from m2ray.receiver.channel import Channel, Slots, join_slots
 from m2ray.receiver.digest import Source, receiver_digest, source_of
-from m2ray.receiver.layout import Layout, Place, PromptBuilder, pad
+from m2ray.receiver.layout import UNLIMITED, Layout, Place, PromptBuilder, pad
 from m2ray.receiver.model.causal_model import PLAIN, CausalModel, Ways
 from m2ray.receiver.model.kv_cache import PromptPrefixCache, autocast_dtype
 from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest, States
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
 
 MESSAGE_CACHE_BYTES = 32 << 20  # hidden states of messages
 CACHED_NULLS = 20_000  # answer NLLs under zeros
@@ -67,7 +67,6 @@ class FrozenModel(PromptBuilder):
         card: Its `m2ray.json`.
         ways: The ways of running the model that give its own numbers. The default is slow, and exact for any
             model; `m2ray.receiver.loading` finds the fast ones.
-        test_ways: Returns the ways tested for longer rows than before.
         source: What the receiver was made from, for its digest.
     """
 
@@ -79,12 +78,13 @@ class FrozenModel(PromptBuilder):
         name: str,
         card: dict[str, Any],
         ways: Ways = PLAIN,
-        test_ways: Callable[[int], Ways] | None = None,
         source: Source | None = None,
     ) -> None:
         super().__init__(tokenizer, style, name, model.config, model.generation_config)
+        self.max_positions = min(self.max_positions, _positions(model))
         self.card = card
-        self.test_ways = test_ways
+        # Returns the ways tested for longer rows than before.
+        self.test_ways: Callable[[int], Ways] | None = None
         self._source = source
         self.opened: dict[Hashable, Channel]  # see `m2ray.receiver.conformance.opening`
         self._views: dict[Channel, Any] = {}
@@ -148,9 +148,7 @@ class FrozenModel(PromptBuilder):
         embedding = self.model.get_input_embeddings()
         if type(embedding) is torch.nn.Embedding and embedding.max_norm is None:
             return embedding.weight
-        with torch.no_grad():
-            ids_N = torch.arange(len(embedding.weight), device=self.device)
-            return torch.cat([self.causal.embed(part_N) for part_N in torch.split(ids_N, EMBEDDED_AT_ONCE)])
+        return torch.cat(list(self._every_embedding()))
 
     @property
     def vocabulary(self) -> int:
@@ -163,12 +161,21 @@ class FrozenModel(PromptBuilder):
         return self.causal.embed(torch.zeros(1, 1, dtype=torch.long, device=self.device)).shape[-1]
 
     @cached_property
+    def layers(self) -> int:
+        """L, the number of layers; configurations of encoders and decoders name several."""
+        ids_BT = torch.tensor([[self.pad_id]], device=self.device)
+        with torch.no_grad():
+            return len(self.causal.run(self.causal.embed(ids_BT), ids_BT, states=True).hidden)
+
+    @cached_property
     def embedding_norm(self) -> float:
         """Mean Euclidean norm of a token's embedding as it enters the model: the unit of prefix norms."""
-        ids_N = torch.arange(self.vocabulary, device=self.device)
-        with torch.no_grad():
-            norms = [self.causal.embed(part).float().norm(dim=1) for part in torch.split(ids_N, EMBEDDED_AT_ONCE)]
-        return float(torch.cat(norms).mean())
+        return float(torch.cat([part_ND.float().norm(dim=1) for part_ND in self._every_embedding()]).mean())
+
+    def _every_embedding(self) -> Iterator[Tensor]:
+        """Yield what enters the model for each token, [N, D] at a time."""
+        for ids_N in torch.split(torch.arange(self.vocabulary, device=self.device), EMBEDDED_AT_ONCE):
+            yield self.causal.embed(ids_N).detach()
 
     @cached_property
     def digest(self) -> str:
@@ -184,7 +191,7 @@ class FrozenModel(PromptBuilder):
 
     def layout(
         self,
-        episodes: Sequence[Episode],
+        episodes: Sequence[AnyEpisode],
         texts: Sequence[str] | int,
         place: Place = "message",
         open_texts: bool = False,
@@ -383,6 +390,16 @@ class FrozenModel(PromptBuilder):
             each._own_cache.clear()
             each.null_nll_cache.clear()
         self.prompt_cache.clear()
+
+
+def _positions(model: Any) -> int:
+    """Return how many tokens fit into a model's tables of positions that begin behind a padding row (RoBERTa)."""
+    tables = [
+        table.num_embeddings - table.padding_idx - 1
+        for name, table in model.named_modules()
+        if "position" in name and isinstance(table, torch.nn.Embedding) and table.padding_idx is not None
+    ]
+    return min(tables, default=UNLIMITED)
 
 
 def _message_cache() -> LRUCache[Hashable, Tensor]:

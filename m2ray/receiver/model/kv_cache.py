@@ -51,7 +51,9 @@ class PromptPrefixCache:
         if not any(rows):
             return {}
         prefixes = [tuple(row) for row in rows]
-        known = self._compute(set(prefixes))
+        known = self._compute(set(filter(None, prefixes)))
+        some_layers = next(iter(known.values()))
+        known[()] = [(keys[:, :0], values[:, :0]) for keys, values in some_layers]
         longest = max(map(len, prefixes))
         layers = []
         for layer in zip(*(known[ids] for ids in prefixes), strict=True):

@@ -50,20 +50,20 @@ class AnswerOutput(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prompts to be continued, padded on the right."""
+    """Prompts to be continued, each followed by the draft of its answer, padded on the right."""
 
     embeds_BTD: Tensor
     ids_BT: Tensor  # the token ids at the same positions; a filler token at slots
-    lengths: list[int]
+    lengths: list[int]  # without the drafts
     cached: list[list[int]]  # per row, its leading tokens whose KV cache is kept
     slots: Slots | None = None  # vectors that enter elsewhere than in the embeddings
 
 
 class DecodedAnswers(NamedTuple):
-    """Answers that the receiver decoded, and its logits on the reference answers."""
+    """Answers that the receiver decoded, and how well it predicted the reference answers."""
 
     texts: list[str]
-    logits_BVW: Tensor  # predict the reference answers' V values
+    nll_B: Tensor  # nats per token that carries the reference answer
     truncated: list[bool]  # the answer reached its limit of new tokens without its end
 
 

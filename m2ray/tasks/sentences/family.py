@@ -28,6 +28,7 @@ from m2ray.util.errors import UserError
 MAX_SENTENCES = 32
 DEFAULT = "sentences-5x4"
 PROMPT = "{{message}}\n\nQuestion: {question}\nAnswer with a few words.\nAnswer:"
+NEAR_STREAM = "near"  # keeps the random numbers of changed messages apart from those of episodes
 _MAX_DRAWS = 100_000
 
 Below = Callable[[int], int]  # `below(n)` is a whole number from 0 to n - 1: the only source of randomness
@@ -100,7 +101,11 @@ class SentenceEpisode:
         fact = self.facts[self.asked]
         question = BY_NAME[fact.relation].questions[self.question].format(s=fact.subject)
         name = f"{self.task}/{self.part}/{self.seed}"
-        return TextEpisode(name, self.message, PROMPT.format(question=question), self.targets, (), name)
+        rng = random.Random(f"{NEAR_STREAM}/{self.seed}")
+        near = self.near(lambda n: int(rng.random() * n)).message
+        units = tuple(map(str, self.facts))
+        prompt = PROMPT.format(question=question)
+        return TextEpisode(name, self.message, prompt, self.targets, (), name, near, self.seed, units)
 
     def near(self, below: Below) -> SentenceEpisode:
         """Return the episode with exactly one fact changed: the asked one has another value, so the answer too."""

@@ -1,0 +1,221 @@
+"""Sweeps that grow: trials and training seeds are added, and are judged on messages that nobody has looked at."""
+
+import functools
+import itertools
+import re
+
+import pandas as pd
+import pytest
+import scipy
+import yaml
+from scripted_sweep import SPACE, ScriptedSweep
+
+from m2ray.config.sweep_record import read_sweep_record
+from m2ray.engine.confirm_looks import read_seeds, write_seeds
+from m2ray.evaluation.confirm_ledger import FOLDER_VARIABLE, looks_of
+from m2ray.evaluation.rows import RowStore, configuration_rows
+from m2ray.judging.arms import RowArms
+from m2ray.judging.false_pass import NULLS
+from m2ray.judging.gate import joint_p_value
+from m2ray.judging.holm import holm
+from m2ray.judging.verdict import FAIL, PART, PASSES
+from m2ray.receiver import episode_source
+from m2ray.util.errors import UserError
+
+NOTHING = next(world for world in NULLS if world.name == "wrong hurts, right does not help").rates(0.37)
+# The codec that the gate passes most often of all that it must not pass: a single criterion is at its margin.
+AT_THE_MARGIN = next(world for world in NULLS if world.name == "at the margin of no message alone").rates(0.37)
+GOOD = {**NOTHING, "normal": 0.9, "shuffle": 0.1, "near": 0.1}
+
+
+FEW = {"splits": {**SPACE["trial"]["splits"], "confirm": "2000:2040"}}
+
+
+def few(tmp_path, **space) -> ScriptedSweep:
+    """A sweep with few episodes, for what does not depend on the verdict."""
+    return ScriptedSweep(tmp_path, GOOD, trial={**SPACE["trial"], **FEW}, **space)
+
+
+def looks(sweep) -> list[dict]:
+    return read_sweep_record(sweep.root)["looks"]
+
+
+def messages(rows, split) -> set[str]:
+    return set(rows.message[rows.split == split])
+
+
+def test_added_trials_are_judged_on_fresh_messages_and_nothing_is_done_again(tmp_path, monkeypatch):
+    sweep = few(tmp_path)
+    sweep.run(monkeypatch)
+    before, first = RowStore(sweep.root).read(), list(sweep.trained)
+    assert len(first) == 3
+    board = sweep.leaderboard()
+    assert set(board[board.split == "confirm"].config) == {"control", looks(sweep)[0]["configurations"][1]}
+
+    for extension in (2, 3):
+        known = set(sweep.trained)
+        sweep.run(monkeypatch, trials=3)
+        assert len(sweep.trained) == 3 + 3 * (extension - 1)
+        assert not known & set(sweep.trained[len(known) :])
+    after = RowStore(sweep.root).read()
+    kept = after.merge(before, how="inner")
+    assert len(kept) == len(before), "every row is as it was"
+    taken = looks(sweep)
+    assert len(taken) == 3
+    splits = [look["split"] for look in taken]
+    assert splits == ["confirm", *(f"confirm-{i}" for i in range(2, len(taken) + 1))]
+    judged = list(itertools.chain(*(look["configurations"] for look in taken)))
+    assert len(judged) == len(set(judged)), "nothing is judged twice"
+    for one, other in itertools.combinations(splits, 2):
+        assert not messages(after, one) & messages(after, other)
+    for split in splits[1:]:
+        assert len(messages(after, split)) == after[after.split == split].episode.nunique() == 40
+    board = sweep.leaderboard()
+    assert set(board[board.split.isin(splits)].config) == set(judged)
+    summary = looks_of(sweep.root)[0]
+    assert summary.startswith(f"{len(taken)} looks at confirm: ")
+    assert f"all {len(judged)} verdicts" in summary
+    assert summary in (sweep.root / "leaderboard.md").read_text().splitlines()
+
+
+def test_a_resumed_sweep_takes_no_further_look(tmp_path, monkeypatch):
+    sweep = few(tmp_path)
+    sweep.run(monkeypatch)
+    sweep.run(monkeypatch, trials=4)
+    record, rows, trained = read_sweep_record(sweep.root), RowStore(sweep.root).read(), list(sweep.trained)
+    sweep.run(monkeypatch)
+    assert sweep.evaluated == []
+    assert (read_sweep_record(sweep.root), sweep.trained) == (record, trained)
+    pd.testing.assert_frame_equal(RowStore(sweep.root).read(), rows)
+
+
+def test_a_sweep_killed_in_its_look_continues_it(tmp_path, monkeypatch):
+    sweep = few(tmp_path)
+    sweep.run(monkeypatch)
+    while len(looks(sweep)) < 2:
+        sweep.run(monkeypatch, trials=2)
+    record, rows = read_sweep_record(sweep.root), RowStore(sweep.root).read()
+    store = RowStore(sweep.root)
+    store.whole.unlink()
+    store.append(rows[(rows.split != "confirm-2") | (rows.condition == "P0")])
+    sweep.run(monkeypatch)
+    assert read_sweep_record(sweep.root) == record
+    pd.testing.assert_frame_equal(RowStore(sweep.root).read(), rows)
+    write_sweep = {**record, "looks": record["looks"][:1]}  # killed between ledger and record
+    (sweep.root / "sweep.yaml").write_text(yaml.safe_dump(write_sweep))
+    sweep.run(monkeypatch)
+    assert looks(sweep)[1]["seeds"] == record["looks"][1]["seeds"]
+
+
+def test_added_seeds_judge_points_and_winners_anew_with_all_of_them(tmp_path, monkeypatch):
+    sweep = few(tmp_path)
+    sweep.run(monkeypatch)
+    winner = looks(sweep)[0]["configurations"][1]
+    sweep.run(monkeypatch, seeds=(3, 4))
+    assert sweep.trained[3:] == [("control", 3), ("control", 4), (winner, 3), (winner, 4)]
+    assert looks(sweep)[1]["training_seeds"] == [0, 3, 4]
+    now = sweep.leaderboard()
+    own = now[now.config == winner]
+    assert own.seeds.tolist() == ["0 3 4", "0", "3", "4"]
+    assert (own.split == "confirm-2").all()
+    assert re.search(r"INVALID SETTING on confirm\)", own.reason.iloc[0])
+    rows = RowStore(sweep.root).read()
+    assert set(rows[(rows.config == winner) & (rows.split == "confirm")].seed) == {0}
+    sweep.run(monkeypatch, trials=3)
+    assert {seed for name, seed in sweep.trained if name == looks(sweep)[-1]["configurations"][0]} == {0, 3, 4}
+
+
+def test_another_space_after_the_look_is_judged_on_fresh_messages_too(tmp_path, monkeypatch):
+    """More trials by --resume --accept-changes, and back again."""
+    sweep = few(tmp_path)
+    sweep.run(monkeypatch)
+    sweep.write(search={"trials": 9})
+    sweep.run(monkeypatch)
+    assert [look["split"] for look in looks(sweep)] == ["confirm", "confirm-2"]
+    sweep.write()
+    sweep.run(monkeypatch, seeds=(1,))
+    assert [look["split"] for look in looks(sweep)] == ["confirm", "confirm-2", "confirm-3"]
+    rows = RowStore(sweep.root).read()
+    assert len(messages(rows, "confirm") | messages(rows, "confirm-2") | messages(rows, "confirm-3")) == 3 * 40
+
+
+def test_a_part_without_fresh_messages_is_said_before_anything_is_trained(tmp_path, monkeypatch):
+    trial = {**SPACE["trial"], "task": {"level": "lookup-4x5"}}
+    splits = {**trial["splits"], "confirm": "2000:2150"}
+    sweep = ScriptedSweep(tmp_path, GOOD, trial={**trial, "splits": splits})
+    sweep.run(monkeypatch)
+    trained = list(sweep.trained)
+    says = r"a further look at confirm needs 150 messages that nobody has looked at, and level lookup-4x5 has \d+;"
+    with pytest.raises(UserError, match=says):
+        sweep.run(monkeypatch, trials=2)
+    assert sweep.trained == trained
+    assert "extensions" not in read_sweep_record(sweep.root)
+    sweep.run(monkeypatch)  # as it was
+
+
+def test_what_cannot_be_added_is_refused(tmp_path, monkeypatch):
+    axes = {"codec.k": {"choice": [4, 8]}}
+    sweep = few(tmp_path, axes=axes)
+    sweep.run(monkeypatch)
+    with pytest.raises(UserError, match=r"--add-trials: the axes of .* have no further combination; widen them"):
+        sweep.run(monkeypatch, trials=2)
+    with pytest.raises(UserError, match=r"--add-seeds: 0 is a training seed already; give others"):
+        sweep.run(monkeypatch, seeds=(0,))
+    with pytest.raises(UserError, match=r"--add-seeds: 3 is a training seed already"):
+        sweep.run(monkeypatch, seeds=(3, 3))
+
+
+def test_seeds_are_written_as_ranges():
+    for seeds in ([5], [5, 6, 7], [5, 7, 8, 11]):
+        assert read_seeds(write_seeds(seeds)) == seeds
+    with pytest.raises(UserError, match=r"sweep.yaml: looks.seeds: 'x' are not seeds"):
+        read_seeds("x")
+
+
+# --- how often nothing passes --------------------------------------------------------------------------------
+
+
+def grown(folder, monkeypatch, rates, seed, extensions) -> ScriptedSweep:
+    """Run a sweep and its extensions, each of which has a winner of its own."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(folder / "ledger"))
+    search = {"trials": 1, "startup": 1000}
+    sweep = ScriptedSweep(
+        folder, rates, seed, points={}, search=search, judge={"select": 1, "confirm": 1, "diagnose": 0}
+    )
+    sweep.run(monkeypatch)
+    for _ in range(extensions):
+        sweep.run(monkeypatch, trials=1)
+    assert len(looks(sweep)) == 1 + extensions
+    return sweep
+
+
+def passes(sweep) -> bool:
+    return bool(sweep.leaderboard().verdict.isin([*PASSES, PART]).any())
+
+
+def test_a_sweep_of_codecs_that_carry_nothing_shows_no_pass_when_it_has_grown(tmp_path, monkeypatch):
+    sweep = grown(tmp_path, monkeypatch, NOTHING, seed=1, extensions=2)
+    assert not passes(sweep)
+    assert sweep.leaderboard().verdict.tolist() == [FAIL] * 3
+    sweep.rates = GOOD
+    sweep.run(monkeypatch, trials=1)
+    assert passes(sweep), "what carries the message is found all the same"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_at_most_one_sweep_in_twenty_shows_a_pass_after_ten_extensions(tmp_path, monkeypatch):
+    """Of codecs at the margin of one criterion, and far beyond it in all others: the worst that must not pass."""
+    # The same episodes are drawn, and not twice; statsmodels collects garbage at every correction.
+    monkeypatch.setattr(episode_source, "draw_episode", functools.cache(episode_source.draw_episode))
+    monkeypatch.setattr("gc.collect", lambda: 0)
+    sweeps, shown, ever = 60, 0, 0
+    for seed in range(sweeps):
+        sweep = grown(tmp_path / str(seed), monkeypatch, AT_THE_MARGIN, 1000 + seed, extensions=10)
+        shown += passes(sweep)
+        rows = RowStore(sweep.root).read()
+        cells = [(look["configurations"][0], look["split"]) for look in looks(sweep)]
+        p_values = [joint_p_value(RowArms(configuration_rows(rows, *cell)), 8, sweep.gate) for cell in cells]
+        ever += any(min(holm(p_values[:count])) <= sweep.gate.alpha for count in range(1, len(cells) + 1))
+        print(f"{shown} of {seed + 1} show a PASS after ten extensions, {ever} did at some time", flush=True)
+    assert scipy.stats.binom.sf(shown - 1, sweeps, 0.05) > 0.01
