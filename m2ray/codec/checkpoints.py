@@ -67,7 +67,8 @@ def checkpoint_id(folder: Path) -> CheckpointId:
         if not isinstance(record.get(key), kind):
             file = f"{folder}/config.json"
             raise UserError(f"{file}: {key}: missing or not {kind.__name__}; give a checkpoint of m2ray.train")
-    params = json.dumps({**record.get("params", {}), **record.get(SENT, {})}, sort_keys=True)
+    columns = [part for part in (record.get("params"), record.get(SENT)) if isinstance(part, dict)]
+    params = json.dumps({key: value for part in columns for key, value in part.items()}, sort_keys=True)
     return CheckpointId(record["config"], record["seed"], record["digest"], record["step"], params)
 
 

@@ -31,13 +31,14 @@ def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -
     where = without_folders(where)
     receiver = without_folders(str(record.get("receiver", "unknown")))
     trial = record.get("trial", {})
+    channel = f", channel {codec['channel']}" if "channel" in codec else ""
     verdict = published.get("verdict", "none: the codec has not been judged by a gate")
     data = ModelCardData(library_name=LIBRARY, license="apache-2.0", tags=["latent-communication", "soft-prefix"])
     text = [
         f"---\n{data.to_yaml()}\n---",
         f"# {where.rstrip('/').rpartition('/')[2]}",
         f"A codec: it turns agent A's message into {codec['k']} soft-prefix vectors (encoder {codec['encoder']}, "
-        f"place {codec['place']}) for the frozen receiver {receiver} (digest "
+        f"place {codec['place']}{channel}) for the frozen receiver {receiver} (digest "
         f"{record['receiver_digest']}). The digest of the codec is {record['digest']}.",
         f"Task level: {trial.get('task', {}).get('level', 'unknown')}. Verdict: {verdict}.",
     ]

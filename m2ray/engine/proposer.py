@@ -43,6 +43,7 @@ LEADERBOARD_KEYS = (
     "training.epochs",
     "losses.contrast.weight",
 )
+CHANNEL_KEYS = ("codec.channel", "codec.channel_layers")  # where any configuration has another than the default
 
 
 class OptunaProposer:
@@ -277,8 +278,10 @@ class OptunaProposer:
 
     def params(self, config: TrialConfig) -> dict[str, Scalar]:
         """Return a configuration's columns on the leaderboard."""
-        tree = config.model_dump()
-        keys = dict.fromkeys([*self.plan.space.axes, *LEADERBOARD_KEYS])
+        # A dump leaves the channel out where it is the default.
+        tree = {**config.model_dump(), "codec": dict(config.codec)}
+        several = any(each.codec.channel != "embeddings" for each in self.plan.all)
+        keys = dict.fromkeys([*self.plan.space.axes, *LEADERBOARD_KEYS, *(CHANNEL_KEYS if several else ())])
         return {key: get_key(tree, key) for key in keys if key != "codec.k"}
 
     def finished(self, name: str, score: float | None, cause: str) -> None:

@@ -143,6 +143,7 @@ def join_slots(each: Sequence[tuple[int, Slots | None]]) -> Slots | None:
     given = [slots for _, slots in each if slots is not None]
     if not given:
         return None
+    assert len({slots.channel for slots in given}) == 1, "slots of several channels in one batch"
     most = max(slots.columns_BK.shape[1] for slots in given)
     columns, vectors = [], []
     for rows, slots in each:
@@ -224,11 +225,13 @@ def _hide(blocked_BC: Tensor) -> Callable[[nn.Module, Any, dict[str, Any]], tupl
 
     def hide(_: nn.Module, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         states_BTD = arguments[0] if arguments else named["hidden_states"]
+        mask = named.get("attention_mask", blocked_BC)
+        if states_BTD.ndim != 3 or (mask is not None and mask.ndim != 4):
+            raise ValueError("its layers take no attention mask of queries and columns by name")
         new, columns = states_BTD.shape[1], blocked_BC.shape[1]
         columns_C = torch.arange(columns, device=blocked_BC.device)
         queries_T1 = columns_C[columns - new :, None]
         blocked_B1TC = (blocked_BC[:, None] & (queries_T1 != columns_C))[:, None]
-        mask = named["attention_mask"]
         if mask is None:
             mask = ~blocked_B1TC & (columns_C <= queries_T1)
         elif mask.dtype == torch.bool:

@@ -39,7 +39,7 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
     """
     conditions = [name for name in DISPLAYED if name not in MEANINGS or _has_values(leaderboard, name)]
 
-    repeated, sized = has_repeated_messages(leaderboard), _has_values(leaderboard, "bytes")
+    repeated, sized = has_repeated_messages(leaderboard), _has_sizes(leaderboard)
 
     def text(value: Any, form: str = "{}") -> str:
         return "" if pd.isna(value) else form.format(value)
@@ -73,6 +73,10 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
 def has_repeated_messages(leaderboard: pd.DataFrame) -> bool:
     """Return whether the episodes of any line have fewer different messages than there are episodes."""
     return _has_values(leaderboard, "messages") and bool((leaderboard.messages < leaderboard.n).any())
+
+
+def _has_sizes(leaderboard: pd.DataFrame) -> bool:
+    return _has_values(leaderboard, "bytes") and pd.api.types.is_numeric_dtype(leaderboard["bytes"])
 
 
 def _has_values(leaderboard: pd.DataFrame, name: str) -> bool:
@@ -149,7 +153,7 @@ def _explain_columns(leaderboard: pd.DataFrame) -> str:
             "`messages` is how many different messages the n episodes have; where many repeat, intervals and "
             "tests count messages, not episodes, and the reason says so."
         )
-    if _has_values(leaderboard, "bytes"):
+    if _has_sizes(leaderboard):
         sentences.append(
             "`bytes` is what the codec sends for a message: its codes, or its vectors in the receiver's precision."
         )

@@ -14,6 +14,8 @@ from m2ray.reporting.figures import LineStyle, by_config, sample_sizes
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
 
+SIZES = ("bytes", "text_bytes")  # columns of a run whose size is known
+
 
 class SizedSuccess(NamedTuple):
     """Success with messages of a size."""
@@ -32,7 +34,7 @@ class SizedSuccess(NamedTuple):
 
 def sized_successes(runs: Sequence[JudgedRun]) -> list[SizedSuccess]:
     """Return the points of the figure: those of each run whose size is known, and those of the text."""
-    sized = [run for run in runs if run.params.get("bytes")]
+    sized = [run for run in runs if all(isinstance(run.params.get(key), (int, float)) for key in SIZES)]
     points = [point for run in sized for point in _codec_points(run)]
     return [*points, *(_text_points(sized[0]) if sized else ())]
 

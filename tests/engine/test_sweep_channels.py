@@ -45,6 +45,7 @@ def test_the_board_names_what_each_channel_sends(swept):
     assert set(board.index) == {"kv", "hidden"}
     assert not board.verdict.isin(["failed", "incomplete"]).any()
     assert board.bytes.to_dict() == {"kv": 3 * 2 * 2 * 64 * 4, "hidden": 3 * 128 * 4}
+    assert board["codec.channel"].to_dict() == {"kv": "kv", "hidden": "hidden"}
     assert (board.text_bytes > 16).all()
     assert board.prefill_saved["kv"] > board.prefill_saved["hidden"] > 0
     assert " bytes " in (swept / "leaderboard.md").read_text()

@@ -65,7 +65,7 @@ def test_vectors_are_read_the_same_in_every_way_of_running(mini, channel, layers
     assert torch.allclose(*logits, atol=1e-3)
     decoded = [each.generate_and_score(episodes, 3, vectors_BKD, place) for each in (fast, slow)]
     assert decoded[0].texts == decoded[1].texts
-    assert torch.allclose(decoded[0].logits_BVW, decoded[1].logits_BVW, atol=1e-3)
+    assert torch.allclose(decoded[0].nll_B, decoded[1].nll_B, atol=1e-3)
     sampled = [each.decode(episodes, 3, vectors_BKD, place, 1.0, 32) for each in (fast, slow)]
     assert sampled[0] == sampled[1]
 

@@ -19,6 +19,9 @@ MEMBERS = {
     "before": {"codec__place": "before", "codec__encoder": "last_token", "losses__kl": {}},
     "slots": {"losses": {"slots": {}, "states": {}, "ce": {"weight": 1.0, "start": 0.5}}},
     "longer": {"training__epochs": 3, "training__batch_size": 4, "training__log_every": 3},
+    "kv": {"codec__channel": "kv", "codec__scale_gate": 1.0, "losses__help": {}, "losses__states": {}},
+    "one-layer": {"codec__channel": "kv", "codec__channel_layers": [1], "codec__place": "after", "codec__k": 2},
+    "hidden": {"codec__channel": "hidden", "codec__channel_layers": [0], "codec__encoder": "resampler"},
     "codes": {"codec__bottleneck": "vq", "codec__codebook": 16, "codec__groups": 1, "losses__commitment": {}},
 }
 

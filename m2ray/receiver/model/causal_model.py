@@ -116,9 +116,10 @@ class CausalModel:
         """
         channel = None if isinstance(states, bool) else states
         arguments = {"use_cache": False, "output_hidden_states": states is True, **arguments}
+        entered = self._entered if self.ways.ids else None  # made by a pass of its own, which no vectors enter
         with entering(slots, blocked_BLC, self.layers), recording(channel) as recorded:
-            if self.ways.ids:
-                output = self._entered(embeds_BTD, input_ids=ids_BT, **arguments)
+            if entered is not None:
+                output = entered(embeds_BTD, input_ids=ids_BT, **arguments)
             else:
                 output = self.trunk(inputs_embeds=embeds_BTD, **arguments)
         self._output_type = type(output)

@@ -86,7 +86,7 @@ class FrozenModel(PromptBuilder):
         # Returns the ways tested for longer rows than before.
         self.test_ways: Callable[[int], Ways] | None = None
         self._source = source
-        self.opened: dict[Hashable, Channel] = {}  # see `m2ray.receiver.conformance.opening`
+        self.opened: dict[Hashable, Channel]  # see `m2ray.receiver.conformance.opening`
         self._views: dict[Channel, Any] = {}
         # Answer NLL [A] under zeros, by episode, k, place and autocast dtype. No codec enters it: all share it.
         self.null_nll_cache: LRUCache[Hashable, Tensor]
@@ -100,12 +100,12 @@ class FrozenModel(PromptBuilder):
         self.causal = CausalModel(model, ways)
         self.prompt_cache = PromptPrefixCache(self.causal)
         self.clear_caches()
-        self._views.clear()
+        self._views, self.opened = {}, {}
 
     def run_in(self: Frozen, ways: Ways) -> Frozen:
         """Return the same receiver, run in other ways; it shares all but caches of what was run."""
         twin = copy.copy(self)
-        twin.test_ways, twin._views = None, {}
+        twin.test_ways, twin._views = None, {}  # those of the original stay
         twin._forget()
         twin.set_model(self.model, ways)
         return twin

@@ -11,7 +11,7 @@ class MeanPool(nn.Module):
     def __init__(self, config, receiver):
         super().__init__()
         self.k = config.k
-        self.out = nn.Linear(receiver.width, config.k * receiver.width)
+        self.out = nn.Linear(receiver.width, config.k * receiver.channel.width)
 
     def forward(self, messages, k):
         latent_BF = self.out(mean_state(messages))
