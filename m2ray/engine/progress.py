@@ -39,7 +39,9 @@ class Progress:
         file: Where phase, share and time left are kept for `m2ray.status`; None: nowhere.
     """
 
-    def __init__(self, name: str, forecast: Forecast, form: OutputForm = "people", file: Path | None = None) -> None:
+    def __init__(
+        self, name: str, forecast: Forecast, form: OutputForm = "people", file: Path | None = None
+    ) -> None:
         self._console, self._form = Console(), form
         self._name, self._forecast = name, forecast
         self._rows: dict[str, dict[str, Any]] = {}
