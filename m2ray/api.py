@@ -281,7 +281,7 @@ def draw_conditions(rows: pd.DataFrame, gate: str | Path | None = None) -> Figur
         rows: Rows of one or more configurations, with those that they share.
         gate: As in `judge`.
     """
-    from m2ray.reporting import figures  # loads matplotlib
+    from m2ray.reporting.figures import judged_runs as figures  # loads matplotlib
 
     return figures.draw_conditions(_judged(rows, gate))
 
@@ -291,7 +291,7 @@ def draw_by_k(rows: pd.DataFrame, gate: str | Path | None = None) -> Figure:
 
     The arguments are those of `draw_conditions`.
     """
-    from m2ray.reporting import figures  # see above
+    from m2ray.reporting.figures import judged_runs as figures  # see above
 
     runs = _judged(rows, gate)
     return figures.draw_by_k(runs, figures.line_styles([run.config for run in runs]))
@@ -301,7 +301,7 @@ def _judged(rows: pd.DataFrame, gate: str | Path | None) -> list[JudgedRun]:
     """Return the runs of rows that have a verdict, as the figures show them."""
     # Imported here because they load pandas and matplotlib.
     from m2ray.config.gate_file import load_gate
-    from m2ray.reporting.figures import runs_to_draw
+    from m2ray.reporting.figures.judged_runs import runs_to_draw
     from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 
     _check_columns(rows)

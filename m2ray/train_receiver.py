@@ -1,7 +1,7 @@
-"""Command `python -m m2ray.train_receiver`; see `m2ray.cli.train_receiver`."""
+"""Command `python -m m2ray.train_receiver`; see `m2ray.cli.receivers.train_receiver`."""
 
+from m2ray.cli.receivers.train_receiver import main
 from m2ray.cli.runner import run_command
-from m2ray.cli.train_receiver import main
 
 if __name__ == "__main__":
     run_command(main)

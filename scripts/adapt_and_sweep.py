@@ -38,7 +38,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from m2ray.cli import sweep, train_receiver
+from m2ray.cli import sweep
+from m2ray.cli.receivers import train_receiver
 from m2ray.cli.runner import DONE, NOT_PASSED, SOME_FAILED, Parser, run_command
 from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.plan import Plan, load_plan

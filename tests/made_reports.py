@@ -11,10 +11,10 @@ from m2ray.evaluation.rows import KEY, RowStore, failure_row, write_rows
 from m2ray.reporting.answers import sampled_answers
 from m2ray.reporting.build import config_sections
 from m2ray.reporting.document import Figure
-from m2ray.reporting.figures import runs_to_draw
+from m2ray.reporting.figures.judged_runs import runs_to_draw
+from m2ray.reporting.figures.search import EndedTrial
 from m2ray.reporting.html import Page, write_page
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
-from m2ray.reporting.search_figures import EndedTrial
 
 BAD = {**GOOD, "normal": 0.32, "shuffle": 0.34}
 # Normal keeps 0.75 of the text's gain, and as much as the text of three of four facts.

@@ -18,11 +18,11 @@ from m2ray.config.gate_file import load_plan_gate
 from m2ray.config.plan import load_plan
 from m2ray.config.sweep_record import write_sweep_record
 from m2ray.engine import sweep as engine
-from m2ray.engine.budget import Budget
-from m2ray.engine.confirm_looks import ConfirmLooks
+from m2ray.engine.cost.budget import Budget
+from m2ray.engine.cost.forecast import forecast
 from m2ray.engine.evaluator_pool import FinishedJob
-from m2ray.engine.forecast import forecast
-from m2ray.engine.growth import Growth, grow
+from m2ray.engine.growing.confirm_looks import ConfirmLooks
+from m2ray.engine.growing.growth import Growth, grow
 from m2ray.engine.jobs import split_seeds
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         print(_text(comparison, first, second, splits))
     if args.figure is not None:
         # Loads matplotlib, which a table does not need.
-        from m2ray.reporting.comparison_figure import draw_comparison
+        from m2ray.reporting.figures.comparison import draw_comparison
         from m2ray.util.plotting import save, use_file_backend
 
         use_file_backend()

@@ -19,7 +19,7 @@ from m2ray.config.packaged_spaces import DEFAULT, find_space, packaged_spaces
 from m2ray.config.plan import Plan, load_plan
 from m2ray.config.settings import HELP, parse_settings
 from m2ray.config.sweep_record import PROGRESS_FILE, read_sweep_record, record_file, write_sweep_record
-from m2ray.engine.growth import Growth, Registered, grow, read_growth, read_training_seeds, search_at_start
+from m2ray.engine.growing.growth import Growth, Registered, grow, read_growth, read_training_seeds, search_at_start
 from m2ray.engine.record import (
     check_results_folder,
     describe_sweep,
@@ -179,7 +179,7 @@ def check_and_start(
     stopping = Event()
 
     def check() -> Registered:
-        from m2ray.engine.confirm_looks import ConfirmLooks  # load torch, while Ray starts
+        from m2ray.engine.growing.confirm_looks import ConfirmLooks  # load torch, while Ray starts
         from m2ray.engine.preflight import check_plan
 
         check_plan(plan, gate)
@@ -224,7 +224,7 @@ def run_sweep(
     """Run the sweep on a cluster that is up, then report; return the exit code."""
     # Loads Ray and torch: see above.
     from m2ray.engine import cluster
-    from m2ray.engine.forecast import forecast
+    from m2ray.engine.cost.forecast import forecast
     from m2ray.engine.preflight import Unfit
     from m2ray.engine.progress import Progress
     from m2ray.engine.proposer import OptunaProposer

@@ -11,7 +11,7 @@ from m2ray.codec.checkpoints import CheckpointId, checkpoint_id, read_record
 from m2ray.config.trial import TrialConfig
 from m2ray.diagnosis.job import DiagnosisJob
 from m2ray.diagnosis.store import diagnosis_folder, read_diagnosis, record_failure
-from m2ray.engine.cost_estimate import ANSWERS_PER_DIAGNOSIS
+from m2ray.engine.cost.estimate import ANSWERS_PER_DIAGNOSIS
 from m2ray.engine.evaluator_pool import FinishedJob, Pool
 from m2ray.engine.jobs import EvaluationJob, evaluation_jobs, may_train, receiver_job
 from m2ray.engine.progress import Progress

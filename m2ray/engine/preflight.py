@@ -13,7 +13,7 @@ from m2ray.config.plan import Plan
 from m2ray.config.task import EVALUATION_SPLITS
 from m2ray.diagnosis.fitness import NEEDED, fitness_line, why_unfit
 from m2ray.diagnosis.messages import check_messages
-from m2ray.engine.cost_estimate import count_work, estimate_minutes
+from m2ray.engine.cost.estimate import count_work, estimate_minutes
 from m2ray.engine.jobs import receiver_job, run_evaluation
 from m2ray.evaluation.conditions import check_runnable, derangement
 from m2ray.evaluation.runner import check_no_leak

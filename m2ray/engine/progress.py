@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from m2ray.engine.forecast import Forecast
+from m2ray.engine.cost.forecast import Forecast
 from m2ray.judging.statistics import wilson
 from m2ray.util.files import write_json
 from m2ray.util.tables import fit_columns

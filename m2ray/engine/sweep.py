@@ -28,11 +28,11 @@ from m2ray.config.gate_file import GateConfig
 from m2ray.config.plan import Plan
 from m2ray.config.split_names import CONFIRM
 from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
-from m2ray.engine.added_seeds import AddedSeeds
-from m2ray.engine.budget import Budget
-from m2ray.engine.confirm_looks import ConfirmLook, ConfirmLooks
+from m2ray.engine.cost.budget import Budget
 from m2ray.engine.evaluations import Evaluations
 from m2ray.engine.evaluator_pool import Pool
+from m2ray.engine.growing.added_seeds import AddedSeeds
+from m2ray.engine.growing.confirm_looks import ConfirmLook, ConfirmLooks
 from m2ray.engine.jobs import may_train, run_job
 from m2ray.engine.preflight import check_fit
 from m2ray.engine.progress import Progress

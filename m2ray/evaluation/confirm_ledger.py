@@ -19,7 +19,7 @@ and resumed. `look_key` identifies it by the sweep's registration, its folder, i
 - A copied folder has another path, and a new sweep in the place of a deleted one has another registration: both
   look again. So does a moved folder, since nothing that is recorded tells it from a copied one.
 - A sweep that has grown since, or is resumed with another space, judges what was not registered before: it looks
-  again, at messages that nobody has looked at (`m2ray.engine.confirm_looks`).
+  again, at messages that nobody has looked at (`m2ray.engine.growing.confirm_looks`).
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from m2ray.evaluation.rows import RowStore
 from m2ray.reporting.answers import sampled_answers
 from m2ray.reporting.diagnosis_table import write_arms
 from m2ray.reporting.document import PLAIN_NAME, Figure, Section, Text, section_markdown
-from m2ray.reporting.figures import FOLDER as FIGURES
-from m2ray.reporting.figures import (
+from m2ray.reporting.figures.judged_runs import FOLDER as FIGURES
+from m2ray.reporting.figures.judged_runs import (
     DrawnFigure,
     draw_by_k,
     draw_conditions,
@@ -31,15 +31,15 @@ from m2ray.reporting.figures import (
     line_styles,
     runs_to_draw,
 )
+from m2ray.reporting.figures.knockout import draw_knockouts
+from m2ray.reporting.figures.pareto import draw_pareto, sized_successes
+from m2ray.reporting.figures.search import draw_scores, draw_search
+from m2ray.reporting.figures.training import draw_training
 from m2ray.reporting.html import Page, write_page
-from m2ray.reporting.knockout import draw_knockouts
 from m2ray.reporting.leaderboard import JudgedRun, judge_runs, make_leaderboard
 from m2ray.reporting.leaderboard_text import leaderboard_text, legend, reasons
-from m2ray.reporting.pareto import draw_pareto, sized_successes
 from m2ray.reporting.provenance import provenance
-from m2ray.reporting.search_figures import draw_scores, draw_search
 from m2ray.reporting.sections import config_section
-from m2ray.reporting.training_figures import draw_training
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
 from m2ray.util.plotting import png_and_svg, save, use_file_backend

@@ -29,7 +29,7 @@ from m2ray.judging.verdict_tables import (
 )
 from m2ray.reporting.answers import unreadable_table
 from m2ray.reporting.document import Block, Bullets, Commands, Figure, Grid, Link, Section, Text
-from m2ray.reporting.knockout import knockout_sections
+from m2ray.reporting.figures.knockout import knockout_sections
 from m2ray.reporting.leaderboard import JudgedRun, deciding_runs
 from m2ray.util.files import sha256_of
 from m2ray.util.tables import Table

@@ -130,7 +130,7 @@ def train(receiver: Receiver, level: Level, args: argparse.Namespace, first_seed
     Args:
         receiver: The receiver; with --lora, only its LoRA weights are trained.
         level: The task.
-        args: The options of `m2ray.cli.train_receiver.parser`, and `command`, which the receiver's card names.
+        args: The options of `m2ray.cli.receivers.train_receiver.parser`, and `command`, which the card names.
         first_seed: Seed of the first training episode.
         until: Time limit, on the monotonic clock.
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from m2ray.cli import train_receiver
+from m2ray.cli.receivers import train_receiver
 from m2ray.cli.runner import BAD_INPUT, DONE, run_command
 from m2ray.receiver.loading import load_receiver
 from m2ray.training import receiver_training

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from made_codecs import make_codec
 
 from m2ray.codec.codec import Codec, load_codec
 from m2ray.config.trial import CodecConfig, EvaluationConfig, TrialConfig
@@ -10,7 +11,6 @@ from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import draw_episode
 from m2ray.tasks.registry import level
-from tests.made_codecs import make_codec
 
 CHANNELS = [("kv", None), ("kv", [1, 3]), ("hidden", [1])]
 ENCODERS = ["last_token", "resampler", "segments", "memory", "constant"]

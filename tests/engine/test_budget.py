@@ -6,7 +6,7 @@ from test_growing_sweeps import FEW, GOOD
 
 from m2ray.config.space import Search
 from m2ray.config.sweep_record import read_sweep_record
-from m2ray.engine.budget import FILE, Budget
+from m2ray.engine.cost.budget import FILE, Budget
 from m2ray.util.journal import Journal
 
 

@@ -11,7 +11,7 @@ import yaml
 from scripted_sweep import SPACE, ScriptedSweep
 
 from m2ray.config.sweep_record import read_sweep_record
-from m2ray.engine.confirm_looks import read_seeds, write_seeds
+from m2ray.engine.growing.confirm_looks import read_seeds, write_seeds
 from m2ray.evaluation.confirm_ledger import FOLDER_VARIABLE, looks_of
 from m2ray.evaluation.rows import RowStore, configuration_rows
 from m2ray.judging.arms import RowArms

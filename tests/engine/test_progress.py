@@ -12,14 +12,14 @@ import time
 import pytest
 from rich.console import Console
 
-from m2ray.engine.forecast import Forecast
+from m2ray.engine.cost.forecast import Forecast
 from m2ray.engine.progress import Progress
 
 EPOCH = {"epochs_total": 4, "k": 8, "score": 0.25, "shuffle_gap": 0.5, "prefix_cosine": 0.75}
 
 SHOW = """
 import time
-from m2ray.engine.forecast import Forecast
+from m2ray.engine.cost.forecast import Forecast
 from m2ray.engine.progress import Progress
 with Progress("night", Forecast({}, 2, 4, answers=4)) as board:
     board.phase("search: 2 configurations")
@@ -170,7 +170,7 @@ def test_a_figure_that_a_codec_does_not_have_is_left_out(capsys, missing):
 
 
 EVENTS = """
-from m2ray.engine.forecast import Forecast
+from m2ray.engine.cost.forecast import Forecast
 from m2ray.engine.progress import Progress
 import sys
 with Progress("night", Forecast({}, 1, 1, answers=1), form=sys.argv[1]) as board:

@@ -13,7 +13,7 @@ from sweeps import write_space
 
 from m2ray.config.plan import load_plan
 from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
-from m2ray.engine.confirm_looks import ConfirmLooks
+from m2ray.engine.growing.confirm_looks import ConfirmLooks
 from m2ray.evaluation.confirm_ledger import (
     FOLDER_VARIABLE,
     LISTED_LOOKS,

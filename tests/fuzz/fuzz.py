@@ -30,7 +30,7 @@ from tabulate import tabulate
 
 from m2ray.cli import diagnose, evaluate, gate, report, sweep, train
 from m2ray.cli.runner import BAD_INPUT, run_command
-from m2ray.reporting import figures
+from m2ray.reporting.figures import judged_runs as figures
 from m2ray.util.files import write_json
 
 COMMANDS = {

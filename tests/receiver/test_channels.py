@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from made_codecs import make_codec
 
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.inputs import ConditionInputs
@@ -17,7 +18,6 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import draw_episode
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
-from tests.made_codecs import make_codec
 
 CHANNELS = [("kv", None), ("kv", [0, 2]), ("hidden", [1])]
 PLACES = ("before", "message", "after")

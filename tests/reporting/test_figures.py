@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex
 from m2ray.config.gate_file import load_gate
 from m2ray.judging.statistics import wilson
 from m2ray.reporting.build import draw_all
-from m2ray.reporting.figures import (
+from m2ray.reporting.figures.judged_runs import (
     MAX_CONFIGS,
     draw_by_k,
     draw_conditions,
@@ -22,8 +22,8 @@ from m2ray.reporting.figures import (
     line_styles,
     runs_to_draw,
 )
+from m2ray.reporting.figures.search import draw_budget, draw_importance, draw_parallel, draw_scores
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
-from m2ray.reporting.search_figures import draw_budget, draw_importance, draw_parallel, draw_scores
 from m2ray.util.plotting import COLOURS, png_and_svg, save, use_file_backend
 
 use_file_backend()

@@ -12,8 +12,14 @@ from made_rows import rows_with
 from m2ray.config.gate_file import load_gate
 from m2ray.reporting.build import build
 from m2ray.reporting.document import section_markdown
-from m2ray.reporting.figures import drawn_conditions
-from m2ray.reporting.knockout import draw_knockout, knockout_map, knockout_sections, knockout_sentence, run_maps
+from m2ray.reporting.figures.judged_runs import drawn_conditions
+from m2ray.reporting.figures.knockout import (
+    draw_knockout,
+    knockout_map,
+    knockout_sections,
+    knockout_sentence,
+    run_maps,
+)
 from m2ray.reporting.leaderboard import judge_runs
 from m2ray.util.errors import UserError
 from m2ray.util.plotting import use_file_backend

@@ -3,8 +3,8 @@
 from made_reports import CARRIES, content_rows
 
 from m2ray.config.gate_file import load_gate
+from m2ray.reporting.figures.pareto import SizedSuccess, draw_pareto, front, sized_successes
 from m2ray.reporting.leaderboard import judge_runs
-from m2ray.reporting.pareto import SizedSuccess, draw_pareto, front, sized_successes
 
 PARAMS = {"bytes": 2048.0, "numbers": 512, "text_bytes": 40.5, "prefill_saved": 1}
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from made_reports import AXES, RAW_AXES, searched
 
-from m2ray.reporting.figures import line_styles
-from m2ray.reporting.search_figures import (
+from m2ray.reporting.figures.judged_runs import line_styles
+from m2ray.reporting.figures.search import (
     UNSET,
     EndedTrial,
     draw_budget,
@@ -21,7 +21,7 @@ from m2ray.reporting.search_figures import (
     position_on_axis,
     read_trials,
 )
-from m2ray.reporting.training_figures import draw_training, read_histories
+from m2ray.reporting.figures.training import draw_training, read_histories
 from m2ray.util.errors import UserError
 from m2ray.util.plotting import use_file_backend
 

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from sweeps import SPACE
 
-from m2ray.cli import train_receiver
+from m2ray.cli.receivers import train_receiver
 from m2ray.cli.runner import DONE, NOT_PASSED
 from m2ray.config.plan import load_plan
 from m2ray.engine.evaluations import Evaluations

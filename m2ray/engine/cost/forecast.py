@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from m2ray.config.plan import Plan
 from m2ray.config.trial import TrialConfig
-from m2ray.engine.cost_estimate import ANSWERS_PER_DIAGNOSIS, count_work, longest_config
+from m2ray.engine.cost.estimate import ANSWERS_PER_DIAGNOSIS, count_work, longest_config
 
 SAMPLE_COST = 4.0  # of a training sample, in answers, until both are measured
 MIN_SHARE = 0.05  # of the work, from which on the remaining time is estimated

@@ -14,7 +14,7 @@ import pandas as pd
 
 from m2ray.config.axis import Axis, Scalar
 from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, WHOLE
-from m2ray.reporting.figures import DrawnFigure
+from m2ray.reporting.figures.judged_runs import DrawnFigure
 from m2ray.reporting.leaderboard import NOT_CONFIRMED, WITHDRAWN
 from m2ray.util.errors import UserError
 from m2ray.util.journal import Journal

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from m2ray.config.condition_names import bits_count, text_limit
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import count_successes
-from m2ray.reporting.figures import LineStyle, by_config, sample_sizes
+from m2ray.reporting.figures.judged_runs import LineStyle, by_config, sample_sizes
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
 

@@ -28,8 +28,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from m2ray.receiver.fetch_sources import SOURCES as SOURCES
-from m2ray.receiver.fetch_sources import ReceiverSource, Wheel
+from m2ray.receiver.fetch.sources import SOURCES as SOURCES
+from m2ray.receiver.fetch.sources import ReceiverSource, Wheel
 from m2ray.receiver.loading import fetched_receivers, load_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.files import sha256_of

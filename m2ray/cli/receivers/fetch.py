@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from m2ray.cli.runner import DONE, Parser
-from m2ray.receiver import fetching
+from m2ray.receiver.fetch import fetching
 
 
 def main(argv: Sequence[str]) -> int:

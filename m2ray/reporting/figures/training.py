@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from m2ray.reporting.figures import FOLDER, DrawnFigure, LineStyle
+from m2ray.reporting.figures.judged_runs import FOLDER, DrawnFigure, LineStyle
 from m2ray.util.errors import UserError
 from m2ray.util.plotting import hide_spines
 from m2ray.util.text import pluralize

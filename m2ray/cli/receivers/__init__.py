@@ -1,0 +1,1 @@
+"""Commands that fetch, check and adapt receivers."""

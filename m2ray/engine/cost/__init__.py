@@ -1,0 +1,1 @@
+"""What a sweep costs: estimate, forecast of the remaining time, and budget."""

@@ -1,0 +1,1 @@
+"""Receivers fetched from package indexes and hubs."""
