@@ -1,4 +1,4 @@
-"""What a training run starts from: a receiver with the layers its objectives compare, and a checkpoint's weights."""
+"""What a training run starts from: a receiver with the layers its objectives compare, weights of a checkpoint."""
 
 from __future__ import annotations
 
