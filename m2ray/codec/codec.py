@@ -81,7 +81,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @property
     def scale_gate(self) -> Tensor:
-        """The learned prefix norm over the channel's unit, such as the mean token-embedding norm."""
+        """The learned prefix norm divided by the channel's unit, such as the mean token-embedding norm."""
         return self.gate if self.norm else self.gate.exp()
 
     def forward(
@@ -91,7 +91,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
         Args:
             messages: The messages as the receiver reads them.
-            k: Number of slots; only the encoder `segments` serves another than the configured one, the default.
+            k: Number of slots, by default the configured one; only the encoder `segments` accepts another.
             gather: Returns a tensor's rows from all workers, so that codebooks follow the global batch.
         """
         return self.decode(self.encode(messages, k or self.config.k), gather=gather)
@@ -137,7 +137,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration in the keys that existed when it was saved, so that new keys change no digest."""
+        """The configuration with the keys that existed when it was saved, so that new keys change no digest."""
         known = self.record.get("codec", CodecConfig.model_fields)
         return {key: value for key, value in self.config.model_dump().items() if key in known}
 
@@ -209,7 +209,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 def min_parameters(config: CodecConfig, width: int, out: int) -> int:
     """Return a lower bound on a codec's parameters, from its configuration and the widths of receiver and channel.
 
-    A plugin's encoder counts as none: nothing is known of it.
+    A plugin's encoder counts as 0 parameters, since its size is unknown.
     """
     hidden = config.width
     bounds = {

@@ -48,7 +48,7 @@ MARKERS = {"whole prefix": "v", "slot": "o", "quarter slot": "s", "16th of a slo
 
 
 class Transmission(NamedTuple):
-    """All episodes' messages, sent by one sender in one way, and which episodes B solved."""
+    """All episodes' messages, sent by one codec or as text under one scheme, and which episodes B solved."""
 
     sender: str  # a codec's name, TEXT or FACTS
     scheme: str
@@ -102,7 +102,7 @@ def send_text(
 def summarize(sent: Sequence[Transmission]) -> pd.DataFrame:
     """Return a line for each transmission: bits, success with its Wilson interval, and a codec's lead over text.
 
-    The lead is over the text of at most as many bits that solves most, paired by episode.
+    The lead is over the best text that uses no more bits, paired by episode.
     """
     texts = [each for each in sent if each.sender == TEXT]
     lines = []

@@ -69,7 +69,7 @@ def write_arms(root: Path) -> None:
 def seed_table(root: Path) -> tuple[pd.DataFrame, list[str]]:
     """Return the diagnoses of a sweep as a table, and lines about those that failed.
 
-    The table has one row a diagnosis: arms in the order of the space's points, then by name; then by seed.
+    The table has one row per diagnosis: arms in the order of the space's points, then by name; then by seed.
     """
     diagnoses = [read_diagnosis(file.parent) for file in sorted((root / FOLDER).glob("*/diagnosis.json"))]
     points = list(read_sweep_record(root).get("points", {}))

@@ -144,7 +144,7 @@ def csp_hash(text: str) -> str:
 
 
 def headline(leaderboard: pd.DataFrame) -> list[str]:
-    """Return in plain words which configuration carries how much, by which verdict, and how many passed."""
+    """Return in plain words each judged configuration's verdict and amount, and how many passed."""
     judged = configuration_lines(leaderboard[leaderboard.verdict.isin(VERDICTS)])
     if judged.empty:
         return ["Nothing has been judged on confirm."]
@@ -170,7 +170,7 @@ def headline(leaderboard: pd.DataFrame) -> list[str]:
 
 
 def answers_json(answers: Sequence[dict[str, Any]]) -> Markup:
-    """Return the viewer's answers as JSON that no text in it can leave."""
+    """Return the viewer's answers as JSON whose strings cannot close the script element."""
     text = json.dumps(list(answers), separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

@@ -132,7 +132,7 @@ def draw_episode(level: Level, seed: int, part: str = "confirm", held_out: HeldO
 
 
 def _suited(level: Level, part: str, held_out: HeldOut | None, rng: random.Random) -> Draw | None:
-    """Draw an episode at random; return None if it does not suit the part, or one half tells the answer."""
+    """Draw an episode at random; return None if it is not in the part, or one half alone gives the answer."""
 
     def below(n: int) -> int:
         return int(rng.random() * n)

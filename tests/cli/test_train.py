@@ -340,7 +340,7 @@ class TestEvaluateRefuses:
         """Neither by name, nor by its seeds, nor through another epoch of the same training."""
         first = checkpoint.with_name("epoch-01")
         line = refused(evaluate, checkpoint, "--split", "confirm", "--receiver", "./gone")
-        assert_says(line, "no such folder")  # a failed look is no look
+        assert_says(line, "no such folder")  # a look that failed does not count
         look = ["--split", "confirm", "--conditions", "P0,normal"]
         go(evaluate, checkpoint, *look)
         said = "seed-0: .*confirm.* has been looked at; use fresh --episodes A:B, or look again with --unlock"

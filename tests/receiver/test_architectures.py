@@ -184,7 +184,7 @@ def test_a_row_that_exceeds_a_table_of_positions_behind_a_padding_row_is_refused
 
 @pytest.mark.parametrize("model_type", ["mistral", "gemma3_text", "gpt_oss", "phi3"])
 def test_rows_longer_than_those_tested_at_load_are_tested_first(load, model_type):
-    """A window of 150 is no horizon for what is tested at load, but is one for these rows."""
+    """A window of 150 does not limit what is tested at load, but it limits these rows."""
     receiver = load(tiny_model(model_type, sliding_window=150))
     assert receiver.causal.ways.tested < 150
     texts = [" ; ".join([message] * (9 + i)) for i, message in enumerate(MESSAGES[:3])]

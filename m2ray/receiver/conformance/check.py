@@ -1,13 +1,13 @@
-"""Find the ways of running a receiver that give its model's own numbers.
+"""Find the ways of running a receiver that reproduce the model's own logits.
 
 The reference is the plain way: one row at a time, no padding, no cache, `model(input_ids).logits`. Rows of random
-tokens are run in the ways that m2ray would like to use: layers and head apart, rows of different lengths in one
-padded batch, continuing a kept KV cache, decoding with rejected drafts, with vectors in slots. What agrees within
-the bound of the numeric type is used. What does not is left out, and the slower way is taken. A receiver whose
-numbers differ in every way is refused.
+tokens are then run in each faster way: layers and head separately, rows of different lengths in one padded
+batch, continuing a kept KV cache, decoding with rejected drafts, with vectors in slots. A way that agrees within
+the bound of the numeric type is used; otherwise the slower way is taken. A receiver that no way reproduces is
+refused.
 
-Ways are tested up to a number of columns. Longer rows are tested when they first appear. Layers with a sliding
-window or chunks, and rotary factors that change with the length, are exact up to that length only; the
+Ways are tested up to a number of token positions. Longer rows are tested when they first appear. Layers with a
+sliding window or chunks, and rotary factors that change with the length, are exact up to that length only; the
 configuration names it.
 """
 
@@ -32,7 +32,7 @@ class _Refusal(Exception):
 
 
 def check(receiver: Receiver) -> Conformance:
-    """Find the ways of running a receiver that give its model's own numbers.
+    """Find the ways of running a receiver that reproduce the model's own logits.
 
     Returns:
         The ways, tested up to `COLUMNS`; with `refusal` where a receiver has none.
@@ -57,7 +57,7 @@ class _Check:
         self._paths = PathMeasurer(receiver, self._own, self._rows)
 
     def run(self) -> Conformance:
-        """Find the entry in rows of `FIRST` columns, and test everything else in rows of `COLUMNS`."""
+        """Find where vectors enter in rows of `FIRST` tokens, and test everything else in rows of `COLUMNS`."""
         first, longest = (min(columns, self._receiver.max_positions) for columns in (FIRST, COLUMNS))
         try:
             self._result.bound = self._own.bound(self._rows.draw(first))

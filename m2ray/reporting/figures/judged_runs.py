@@ -225,7 +225,7 @@ def _draw_runs_of_k(axes: Any, x: int, runs: Sequence[JudgedRun], styles: dict[s
 
 
 def draw_scale_gates(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> Any:
-    """Draw success against the scale of the prefix: a line a training run, a colour a configuration."""
+    """Draw success against the scale of the prefix: one line per training run, one colour per configuration."""
     figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     for config, seeds in by_config(runs).items():
         style = styles[config]
