@@ -80,7 +80,7 @@ def test_a_terminal_shows_a_table_that_moves():
 
 def test_a_narrow_terminal_keeps_the_telling_part_of_a_name():
     """Columns are dropped first, then the beginning of names."""
-    board = Progress("night", configurations=2, jobs=4)
+    board = Progress("night", Forecast({}, 2, each=4, answers=32))
     names = [f"segments-k16-{digits}" for digits in ("fff3b16e", "779773c1")]
     for name in names:
         board.reported(name, {**EPOCH, "progress": 2})
