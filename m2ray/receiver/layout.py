@@ -236,7 +236,7 @@ class PromptBuilder(TextTokenizer):
             cached_counts.append(at if at >= MIN_CACHED_TOKENS else 0)
             rows.append(row + answer)
         ids_BT = pad(rows, self.pad_id)
-        self._check_context(ids_BT.shape[1])
+        self.check_context(ids_BT.shape[1])
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
         return Layout(ids_BT, slots_BK, *map(torch.tensor, (answer_starts, after_counts, cached_counts)))
 
@@ -245,7 +245,12 @@ class PromptBuilder(TextTokenizer):
         cut = text != episode.message and episode.message.startswith(text)
         return self.tokens_of_part(text) if cut else self.tokens(text)
 
-    def _check_context(self, tokens: int) -> None:
+    def check_context(self, tokens: int) -> None:
+        """Refuse rows of more tokens than the receiver's context.
+
+        Raises:
+            UserError: there are more.
+        """
         if tokens > self.max_positions:
             raise UserError(
                 f"receiver {self.name}: {tokens} tokens with the prefix exceed its context of "
