@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.codec.checkpoints import CORE, read_record
-from m2ray.codec.encoders import ENCODERS
+from m2ray.codec.encoder_registry import ENCODERS
 from m2ray.codec.model_card import LIBRARY, model_card
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
@@ -72,7 +72,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(self.width) if config.calibration == "layernorm" else None
         gate = config.scale_gate if self.norm else math.log(config.scale_gate)
-        self.gate = nn.Parameter(torch.tensor(gate))
+        scaled = config.calibration != "none"
+        self.gate = nn.Parameter(torch.tensor(gate if scaled else 0.0), requires_grad=scaled)
 
     @property
     def receiver(self) -> Receiver:
@@ -81,7 +82,10 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @property
     def scale_gate(self) -> Tensor:
-        """The learned prefix norm divided by the channel's unit, such as the mean token-embedding norm."""
+        """The learned prefix norm divided by the channel's unit, such as the mean token-embedding norm.
+
+        Calibration `none` has no such norm; there it is 1.
+        """
         return self.gate if self.norm else self.gate.exp()
 
     def forward(
@@ -126,7 +130,12 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         )
 
     def calibrate(self, latent_BKD: Tensor, scale_gate: float | None = None) -> Tensor:
-        """Scale latents like the receiver's own vectors: LayerNorm or unit norm, times the unit and scale_gate."""
+        """Scale latents like the receiver's own vectors: LayerNorm or unit norm, times the unit and scale_gate.
+
+        Calibration `none` leaves them as they are, unless `scale_gate` asks for a norm.
+        """
+        if self.config.calibration == "none" and scale_gate is None:
+            return latent_BKD
         gate = self.scale_gate if scale_gate is None else scale_gate
         if self.norm is not None:
             return cast(Tensor, self.norm(latent_BKD)) * (self.unit / math.sqrt(self.width)) * gate
@@ -217,6 +226,10 @@ def min_parameters(config: CodecConfig, width: int, out: int) -> int:
         "resampler": hidden * (width + out + config.layers * hidden + config.k),
         "segments": hidden * (width + out + config.layers * hidden),
         "memory": (config.k + config.lora_rank) * width,
+        "projector": hidden * (width + config.k * out),
+        "pooled": hidden * (width + out) + config.lora_rank * width,
+        "gist": (1 + config.lora_rank) * width,
+        "adapter": hidden * (width + out + 4 * hidden),
         "constant": config.k * out,
     }
     return bounds.get(config.encoder, 0) + (config.codebook * out if config.bottleneck == "vq" else 0)

@@ -30,8 +30,11 @@ from m2ray.config.task import ALL, Splits, TaskConfig, is_text_file
 from m2ray.util import plugins
 from m2ray.util.strict_yaml import Count, NonNegative, Positive, Share, StrictModel
 
-# The built-in encoders, which `m2ray.codec.encoders` defines; plugins add others.
-ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
+# The built-in encoders, which `m2ray.codec.encoder_registry` lists; plugins add others.
+ENCODERS = (
+    *("last_token", "resampler", "segments", "memory", "constant"),
+    *("own", "projector", "pooled", "gist", "adapter"),
+)
 
 
 def _is_encoder(name: str) -> str:
@@ -82,11 +85,12 @@ class CodecConfig(StrictModel):
             "receiver's hidden state at its last word after the first layer, which needs a scale_gate of that norm"
         ),
     ] = "words"
-    lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
+    lora_rank: Annotated[int, Field(ge=1, le=256, description="memory, gist, pooled: rank of the LoRA")] = 16
     calibration: Annotated[
-        Literal["layernorm", "norm"],
+        Literal["layernorm", "norm", "none"],
         Field(
-            description="layernorm: affine, as in the attempt; norm: rescales each vector and keeps its direction"
+            description="layernorm: affine, as in the attempt; norm: rescales each vector and keeps its "
+            "direction; none: leaves it as the encoder made it, whatever scale_gate is"
         ),
     ] = "norm"
     scale_gate: Annotated[
@@ -122,6 +126,8 @@ class CodecConfig(StrictModel):
             raise ValueError("channel_layers: the channel hidden needs exactly one layer, such as [4]")
         if self.channel != "embeddings" and self.start != "words":
             raise ValueError("start: only the channel embeddings uses it; remove it")
+        if self.calibration == "none" and self.bottleneck == "vq":
+            raise ValueError("calibration: none does not fit bottleneck vq, whose codes have no scale; use norm")
         return self
 
     @model_serializer(mode="wrap")
@@ -133,6 +139,11 @@ class CodecConfig(StrictModel):
         if tree.get("channel_layers", ...) is None:
             del tree["channel_layers"]
         return tree
+
+    @property
+    def trains_nothing(self) -> bool:
+        """True of a codec without weights to train, which sends the receiver's own vectors as they are."""
+        return self.encoder == "own" and self.calibration == "none"
 
     @property
     def slots_at(self) -> str:
@@ -332,7 +343,7 @@ class TrialConfig(StrictModel):
         """Return the names of the conditions to run on a split: search, select, or confirm and any other.
 
         `facts`, `tokens` and `drop` are resolved. `near` and `facts` are left out where the task cannot have them:
-        see `TaskConfig.has_near_messages` and `TaskConfig.shortest_message`.
+        see `TaskConfig.has_near_messages` and `TaskConfig.shortest_message`; `init` where nothing is trained.
         """
         evaluation, searching = self.evaluation, split in ("search", "select")
         names = [*evaluation.conditions, *([] if searching else evaluation.confirm_conditions)]
@@ -342,6 +353,7 @@ class TrialConfig(StrictModel):
             "tokens": [tokens_name(self.codec.k)],
             "drop": [drop_name(slot) for slot in range(1, self.codec.k + 1)],
             "near": ["near"] if self.task.has_near_messages else [],
+            "init": [] if self.codec.trains_nothing else ["init"],
         }
         names = [resolved for name in names for resolved in stands_for.get(name, [name])]
         texts = [text_name(limit) for limit in evaluation.text_bytes]
