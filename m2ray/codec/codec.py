@@ -69,6 +69,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
         with plugins.blame(plugins.ENCODERS, config.encoder):
             self.encoder: nn.Module = make(config, receiver)
+        # The spelling is that of the weights' names in published checkpoints.
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(self.width) if config.calibration == "layernorm" else None
         gate = config.scale_gate if self.norm else math.log(config.scale_gate)
