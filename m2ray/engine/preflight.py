@@ -21,7 +21,7 @@ from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import AnyEpisode
+from m2ray.tasks.episodes import AnyEpisode, episode_name
 from m2ray.training.start_weights import check_layers, load_start_weights
 from m2ray.training.trackers import check_installed
 from m2ray.util.errors import UserError
@@ -104,10 +104,14 @@ def check_answers(plan: Plan, receiver: Receiver) -> None:
     limit = plan.example.evaluation.max_new_tokens
     source = open_source(plan.example.task)
     episodes = source.without_sender(source.seeds(plan.example.splits, "search"), "search")
-    needed = max(map(len, receiver.reference_ids(episodes)))
+    lengths = receiver.answer_lengths(episodes)
+    needed = max(lengths)
     if limit < needed:
+        longest = episodes[lengths.index(needed)]
+        file = plan.example.task.file
+        of = f" of episode {episode_name(longest)} in {file}" if plan.example.task.is_text_file else ""
         raise UserError(
-            f"evaluation.max_new_tokens: {limit} cuts off the right answer, which takes {needed} tokens of "
+            f"evaluation.max_new_tokens: {limit} cuts off the right answer{of}, which takes {needed} tokens of "
             f"{receiver.name} with its end; raise it to {needed} or more"
         )
 

@@ -22,8 +22,9 @@ from m2ray.receiver.prompts import STYLES
 from m2ray.receiver.references import AnswerFrame
 from m2ray.receiver.tokenizing import CACHED_TEXTS, TextTokenizer
 from m2ray.tasks.answers import write_answer
-from m2ray.tasks.episodes import AnyEpisode, Episode
+from m2ray.tasks.episodes import AnyEpisode, Episode, episode_name
 from m2ray.tasks.level import Level
+from m2ray.tasks.scorers import Regex
 from m2ray.tasks.text_episodes import TextEpisode, TextSetting
 from m2ray.util.errors import UserError
 
@@ -112,6 +113,11 @@ class PromptBuilder(TextTokenizer):
         return self._prompt_halves(system, f"{opening}{before}{_MARKER}{after}")
 
     def _prompt_halves(self, system: str, text: str) -> tuple[list[int], list[int]]:
+        if system and not self.style.chat:
+            raise UserError(
+                f"task.system: receiver {self.name} is prompted without a chat template, and so without a system "
+                "turn; remove it, or write it into the prompts"
+            )
         if self.style.chat:
             text = self.render_chat(system, text)
         before, after = text.split(_MARKER)
@@ -183,6 +189,12 @@ class PromptBuilder(TextTokenizer):
         """
         joined = self.style.chat or episode.prompt[-1:].isspace()
         stops = self.stop_texts(episode.rules)
+        held = next((stop for stop in stops if stop in answer), None)
+        if held is not None:
+            raise UserError(
+                f"task {episode.task}: episode {episode_name(episode)}: target {answer!r:.60} holds {held!r}, "
+                "which ends an answer; set task.stop to other texts, or shorten the target"
+            )
         ends = sorted(self.stop_tokens(episode.rules) & set(self.tokens_of_part(stops[0]))) if stops else []
         end = ends[0] if ends else self.end_id(self.style.chat)
         return [*self.tokens(answer if joined else f" {answer}"), end]
@@ -195,6 +207,19 @@ class PromptBuilder(TextTokenizer):
         solutions = [e.solution for e in episodes if isinstance(e, Episode)]
         rows: list[list[int]] = self.answer_ids(first.level, torch.tensor(solutions)).tolist()
         return rows
+
+    def answer_lengths(self, episodes: Sequence[AnyEpisode]) -> list[int]:
+        """Return how many tokens each episode's shortest right answer takes, its end included.
+
+        0 where B does not write, but chooses, and where right answers are patterns.
+        """
+        first = episodes[0]
+        if not isinstance(first, TextEpisode):
+            return [len(ids) for ids in self.reference_ids(episodes)]
+        if first.rules.choose or isinstance(first.rules.scorer, Regex):
+            return [0] * len(episodes)
+        texts = [episode for episode in episodes if isinstance(episode, TextEpisode)]
+        return [min(len(self.text_answer_ids(e, target)) for target in e.targets) for e in texts]
 
     def layout(
         self,
@@ -236,7 +261,8 @@ class PromptBuilder(TextTokenizer):
             cached_counts.append(at if at >= MIN_CACHED_TOKENS else 0)
             rows.append(row + answer)
         ids_BT = pad(rows, self.pad_id)
-        self.check_context(ids_BT.shape[1])
+        longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+        self.check_context(len(rows[longest]), episodes[longest])
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
         return Layout(ids_BT, slots_BK, *map(torch.tensor, (answer_starts, after_counts, cached_counts)))
 
@@ -245,14 +271,16 @@ class PromptBuilder(TextTokenizer):
         cut = text != episode.message and episode.message.startswith(text)
         return self.tokens_of_part(text) if cut else self.tokens(text)
 
-    def check_context(self, tokens: int) -> None:
+    def check_context(self, tokens: int, episode: AnyEpisode | None = None) -> None:
         """Refuse rows of more tokens than the receiver's context.
 
         Raises:
             UserError: there are more.
         """
         if tokens > self.max_positions:
+            text = isinstance(episode, TextEpisode)
+            where = f"task {episode.task}: episode {episode_name(episode)}: " if episode and text else ""
             raise UserError(
-                f"receiver {self.name}: {tokens} tokens with the prefix exceed its context of "
-                f"{self.max_positions}; use a smaller k"
+                f"{where}receiver {self.name}: {tokens} tokens with the prefix exceed its context of "
+                f"{self.max_positions}; use {'shorter texts' if text else 'a smaller k'}"
             )
