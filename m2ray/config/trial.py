@@ -65,7 +65,11 @@ class CodecConfig(StrictModel):
     ] = None
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
     place: Annotated[
-        Literal["message", "before", "after"], Field(description="where they stand in B's prompt")
+        Literal["message", "before", "behind", "after"],
+        Field(
+            description="where they stand in B's prompt: in the message's place; before all of it; behind B's "
+            "half of the task, before the words that close the prompt; after all of it"
+        ),
     ] = "message"
     width: Annotated[
         int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, which has 4 heads")
