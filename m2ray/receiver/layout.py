@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 def context_length(config: Any) -> int:
     """Return a model's context length in tokens; a model without a limit has a very large one."""
     text_config = config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions")
     lengths = [getattr(text_config, name, None) for name in names]
     return next((length for length in lengths if isinstance(length, int) and length > 0), UNLIMITED)
 
@@ -143,7 +143,7 @@ class PromptBuilder(TextTokenizer):
         before, after = text.split(_MARKER)
         # A chat template writes the opening tokens itself.
         opening = [] if self.style.chat else self.opening_ids
-        return [*opening, *self.tokens(before)], self.tokens(after)
+        return [*opening, *self.first_tokens(before)], self.tokens(after)
 
     def answer_frame(self, level: Level) -> AnswerFrame:
         """Return the tokens of a level's answers.

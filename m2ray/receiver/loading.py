@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from m2ray.receiver.prompts import CARD, STYLES
 from m2ray.util.errors import UserError, describe_error
-from m2ray.util.files import cache_root
+from m2ray.util.files import cache_root, file_digest
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EMBEDDED = Path(__file__).parent / "embedded"
 COMPUTED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias", "attention.bias", "position_ids", "position_bias")
+OLD_TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 OWN_CODE = "comes with its own code, which is never run; use a model that transformers supports"
 
 
@@ -124,7 +125,8 @@ def load_unchecked(name: str, device: str | None = None, dtype: str | None = Non
     if fastest and kind == "auto" and (found := fastest_type(config, model)) != type_name(model.dtype):
         kind = found
         model = _from_pretrained(name, path, kind)[1]
-    source = Source(config, _read_object(_file(path, "tokenizer.json")), weights)
+    model.config.return_dict = True
+    source = Source(config, _tokenizer_files(path, tokenizer), weights)
     return Receiver(model.to(target), tokenizer, style, name, card, source=source)
 
 
@@ -140,6 +142,8 @@ def _from_pretrained(name: str, path: str, dtype: str) -> tuple[Any, Any, dict[s
     tokenizer_class = _tokenizer_class(path)
     try:
         tokenizer = tokenizer_class.from_pretrained(path, trust_remote_code=False)
+        if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            tokenizer.backend_tokenizer.model.dropout = None  # random tokens are for training
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -215,6 +219,14 @@ def _file(path: str, file: str) -> Path:
 
     found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)
     return Path(found or Path(path) / file)
+
+
+def _tokenizer_files(path: str, tokenizer: Any) -> dict[str, Any]:
+    """Return what decides a tokenizer, for the digest: its tokenizer.json, else the digests of its older files."""
+    whole = _read_object(_file(path, "tokenizer.json"))
+    names = sorted({*tokenizer.vocab_files_names.values(), *OLD_TOKENIZERS} - {"tokenizer.json"})
+    files = {} if whole else {name: _file(path, name) for name in names}
+    return whole or {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
 def _style(file: Path, card: dict[str, Any], tokenizer: Any) -> str:
