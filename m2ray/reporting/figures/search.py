@@ -98,7 +98,7 @@ def draw_search(root: Path, record: Mapping[str, Any]) -> tuple[list[DrawnFigure
     if not weights:
         return figures, [
             f"Parameter importance: needs {MIN_CONFIGS} configurations with different scores; "
-            f"{len(searched)} were scored."
+            f"{len(searched)} {'was' if len(searched) == 1 else 'were'} scored."
         ]
     importance = draw_importance(weights, len(searched))
     return [*figures, DrawnFigure("importance", "Searched keys that the score depends on", importance)], []
