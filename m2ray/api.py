@@ -7,6 +7,7 @@ use, so that a task plugin that needs no torch does not load it. docs/plugs.md s
 from __future__ import annotations
 
 import importlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -225,6 +226,8 @@ def _check_columns(rows: pd.DataFrame) -> None:
             raise UserError(
                 f"rows: column {name}: missing; give the frame of m2ray.evaluate or m2ray.read_rows as it is"
             )
+    if not len(rows):
+        raise UserError("rows: none; give the frame of m2ray.evaluate or m2ray.read_rows as it is")
 
 
 def train(config: str | Path | Mapping[str, Any], seed: int = 0, out: str | Path | None = None) -> Path:
@@ -278,11 +281,10 @@ def sweep(
         UserError: see `python -m m2ray.sweep`.
         RuntimeError: the sweep was stopped.
     """
-    # Imported here because it takes a second.
-    import json
-
+    # Imported here because pandas takes a second.
     import pandas as pd
 
+    # Imported here because they load pandas.
     from m2ray.cli.runner import DONE, SOME_FAILED
     from m2ray.cli.sweep import main, results_folder
 

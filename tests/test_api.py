@@ -93,6 +93,8 @@ def test_rows_that_cannot_be_judged_are_refused_by_name():
     rows = pd.concat([make_rows(), make_rows(config="b")])
     with pytest.raises(UserError, match=r"rows: column success: missing; give the frame of m2ray\.evaluate"):
         m2ray.judge(rows.drop(columns="success"))
+    with pytest.raises(UserError, match="rows: none; give the frame of"):
+        m2ray.judge(rows.iloc[:0])
     with pytest.raises(UserError, match="rows: a list; give the frame of"):
         m2ray.judge([1, 2])
     with pytest.raises(UserError, match=r"rows: hold 2 values of config \(a, b\); name one, such as config='a'"):
