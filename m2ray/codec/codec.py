@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.codec.checkpoints import CORE, read_record
-from m2ray.codec.encoders import ENCODERS
+from m2ray.codec.encoder_registry import ENCODERS
 from m2ray.codec.model_card import LIBRARY, model_card
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
@@ -69,10 +69,12 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
         with plugins.blame(plugins.ENCODERS, config.encoder):
             self.encoder: nn.Module = make(config, receiver)
+        # The spelling is that of the weights' names in published checkpoints.
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(self.width) if config.calibration == "layernorm" else None
         gate = config.scale_gate if self.norm else math.log(config.scale_gate)
-        self.gate = nn.Parameter(torch.tensor(gate))
+        scaled = config.calibration != "none"
+        self.gate = nn.Parameter(torch.tensor(gate if scaled else 0.0), requires_grad=scaled)
 
     @property
     def receiver(self) -> Receiver:
@@ -81,7 +83,10 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @property
     def scale_gate(self) -> Tensor:
-        """The learned prefix norm over the channel's unit, such as the mean token-embedding norm."""
+        """The learned prefix norm divided by the channel's unit, such as the mean token-embedding norm.
+
+        Calibration `none` has no such norm; there it is 1.
+        """
         return self.gate if self.norm else self.gate.exp()
 
     def forward(
@@ -91,7 +96,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
         Args:
             messages: The messages as the receiver reads them.
-            k: Number of slots; only the encoder `segments` serves another than the configured one, the default.
+            k: Number of slots, by default the configured one; only the encoder `segments` accepts another.
             gather: Returns a tensor's rows from all workers, so that codebooks follow the global batch.
         """
         return self.decode(self.encode(messages, k or self.config.k), gather=gather)
@@ -126,7 +131,12 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         )
 
     def calibrate(self, latent_BKD: Tensor, scale_gate: float | None = None) -> Tensor:
-        """Scale latents like the receiver's own vectors: LayerNorm or unit norm, times the unit and scale_gate."""
+        """Scale latents like the receiver's own vectors: LayerNorm or unit norm, times the unit and scale_gate.
+
+        Calibration `none` leaves them as they are, unless `scale_gate` asks for a norm.
+        """
+        if self.config.calibration == "none" and scale_gate is None:
+            return latent_BKD
         gate = self.scale_gate if scale_gate is None else scale_gate
         if self.norm is not None:
             return cast(Tensor, self.norm(latent_BKD)) * (self.unit / math.sqrt(self.width)) * gate
@@ -137,7 +147,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The configuration in the keys that existed when it was saved, so that new keys change no digest."""
+        """The configuration with the keys that existed when it was saved, so that new keys change no digest."""
         known = self.record.get("codec", CodecConfig.model_fields)
         return {key: value for key, value in self.config.model_dump().items() if key in known}
 
@@ -197,7 +207,9 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, allow_patterns=FILES, **download))
         if not isinstance(receiver, Receiver):  # a name; by default the mixin passes that of the record
-            receiver = load_receiver(receiver or str(read_record(folder).get("receiver")))
+            record = read_record(folder)
+            trained_in = (record.get("trial") or {}).get("receiver_dtype", "auto")
+            receiver = load_receiver(receiver or str(record.get("receiver")), dtype=trained_in)
         return load_codec(folder, receiver)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
@@ -209,7 +221,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 def min_parameters(config: CodecConfig, width: int, out: int) -> int:
     """Return a lower bound on a codec's parameters, from its configuration and the widths of receiver and channel.
 
-    A plugin's encoder counts as none: nothing is known of it.
+    A plugin's encoder counts as 0 parameters, since its size is unknown.
     """
     hidden = config.width
     bounds = {
@@ -217,6 +229,10 @@ def min_parameters(config: CodecConfig, width: int, out: int) -> int:
         "resampler": hidden * (width + out + config.layers * hidden + config.k),
         "segments": hidden * (width + out + config.layers * hidden),
         "memory": (config.k + config.lora_rank) * width,
+        "projector": hidden * (width + config.k * out),
+        "pooled": hidden * (width + out) + config.lora_rank * width,
+        "gist": (1 + config.lora_rank) * width,
+        "adapter": hidden * (width + out + 4 * hidden),
         "constant": config.k * out,
     }
     return bounds.get(config.encoder, 0) + (config.codebook * out if config.bottleneck == "vq" else 0)

@@ -123,7 +123,7 @@ class GateConfig(StrictModel):
 
     @property
     def conditions(self) -> list[str]:
-        """All conditions that the criteria compare, those that are judged only where they are given included."""
+        """All conditions that the criteria compare, including the optional ones."""
         return list(dict.fromkeys(name for criterion in self.criteria for name in criterion.conditions))
 
     @property
@@ -175,7 +175,7 @@ def load_gate(gate: Path | str | None = None) -> GateConfig:
 
 @cache
 def reference_gate() -> GateConfig:
-    """Return the attempt's gate, by which its tables are printed whatever gate judges."""
+    """Return the gate `reference`, which sets the form of the reference tables whatever gate judges."""
     return load_gate(REFERENCE)
 
 

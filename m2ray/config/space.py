@@ -21,7 +21,7 @@ from m2ray.util.strict_yaml import Count, NonNegative, Positive, StrictModel
 
 # The keys that are the same for all configurations of a sweep, so that rows can be paired across configurations
 # and training curves are in one place.
-SHARED = ("receiver", "task", "splits", "evaluation", "trackers")
+SHARED = ("receiver", "receiver_dtype", "task", "splits", "evaluation", "trackers")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -61,8 +61,8 @@ def set_cluster_of_nested_trials(address: str) -> None:
     """Let the processes of nested trials find their own cluster.
 
     Where a nested trial is stopped early, a process of Ray Train frees its workers' CPUs once the cluster reports
-    the training dead. Without the address it searches the machine for a cluster, and fails where it finds several:
-    the CPUs stay reserved, and the next training waits for them forever.
+    that the training process has died. Without the address it searches the machine for a cluster, and fails where
+    it finds several: the CPUs stay reserved, and the next training waits for them forever.
     """
     from ray.tune.execution import class_cache  # see above
 

@@ -38,7 +38,7 @@ class FactReader:
         Args:
             answers: B's answer in each episode.
             partners: Index of the episode whose message was used; by default each episode's own.
-            changed: Facts of a message that is no episode's own.
+            changed: Facts of a message that no episode holds.
         """
         column = []
         for i, answer in enumerate(answers):

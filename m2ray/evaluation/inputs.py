@@ -34,7 +34,7 @@ class Injection(NamedTuple):
     prefixes: Sequence[Tensor] | None
     place: Place
     partners: list[int] | None = None  # index of the episode whose message was used, per episode
-    facts: list[tuple[Any, ...]] | None = None  # of the message used, where it is no episode's own
+    facts: list[tuple[Any, ...]] | None = None  # of the message used, where no episode holds it
     channel: Channel | None = None
 
     def reader(self, receiver: Receiver) -> Receiver:

@@ -28,7 +28,7 @@ class CriterionResult:
     - lower_bound: the Wilson lower bound of `condition`, and the bar that it must reach.
     - difference_above_zero: the lower bound of the paired difference `condition` - `against`, and 0.
     - exceeds: the one-sided lower bound of that difference, and the margin.
-    - equivalent: the bound of that difference that lies further from 0, and the margin.
+    - equivalent: the bound of that difference with the larger absolute value, and the margin.
     - overlap, below: the success rates of `condition` and of `against`.
     - same_answers: the share of episodes with equal answers, and 1.
     - at_most: the share of such answers, and the largest share allowed.

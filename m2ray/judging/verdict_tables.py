@@ -21,9 +21,9 @@ from m2ray.util.text import percent
 def primary_table(counts: Counts, k: int, gate: GateConfig) -> Table:
     """Return the reference report's first table: condition, success rate, what is expected, and status.
 
-    Statuses: normal FAILs below its bar. Null and random are OK within 5 points of P0, slightly high or low where
-    only the intervals still overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0, untestable where
-    P0 is at the gate's floor and shuffle is not above it, else FAIL.
+    Statuses: normal FAILs below its bar. Null and random are OK within 5 points of P0, `slightly high` or
+    `slightly low` where only the intervals overlap, else FAIL. Shuffle is BACKWARDS above normal, OK below P0,
+    untestable where P0 is at the gate's floor and shuffle is not above it, else FAIL.
     """
     table = [["Condition", "Success Rate", "Expected", "Status"]]
     for name in ("normal", "null", "random", "shuffle"):

@@ -46,7 +46,7 @@ def answer_nll(logits_BAW: Tensor, frame: AnswerFrame, targets_BVN: Tensor) -> T
 
 
 def answer_log_probs(logits_BAW: Tensor, ids_BA: Tensor, frame: AnswerFrame) -> Tensor:
-    """Return the log-probability of each token of answers, [B, A]; of the last, that of any end token."""
+    """Return the log-probability of each token of answers, [B, A]; of the last, the total over all end tokens."""
     log_probs_BAW = F.log_softmax(logits_BAW.float(), dim=-1)
     ends_B1 = log_probs_BAW[:, -1:, frame.ends_E.to(logits_BAW.device)].logsumexp(-1)
     each_BA = log_probs_BAW.gather(2, ids_BA[..., None])[..., 0]
@@ -97,7 +97,7 @@ def choose_answers(
 ) -> Choices:
     """Return the choice that B finds likeliest, by the log-likelihood that its scorer defines.
 
-    The end of an answer is not scored: a choice may go on in many ways.
+    The end of an answer is not scored: more text may follow a choice.
     """
     rows = [(i, choice) for i, episode in enumerate(batch) for choice in episode.choices]
 

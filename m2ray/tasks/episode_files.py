@@ -61,6 +61,11 @@ def _read_fields(line: bytes, where: str) -> dict[str, str]:
         raise UserError(f"{where}: not JSON ({error}); write one object per line") from None
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object per line")
+    if not data.keys() & set(_REQUIRED):
+        raise UserError(
+            f"{where}: {_REQUIRED[0]}: missing, as the other keys of a puzzle; for a file in free text set "
+            "task.scorer, such as scorer: exact"
+        )
     for field in (*_REQUIRED, *((_OPTIONAL,) if _OPTIONAL in data else ())):
         if not is_text(data.get(field)):
             raise UserError(f"{where}: {field}: missing, empty or not text; add it")

@@ -94,8 +94,13 @@ class TextEpisode:
 
     @property
     def cluster(self) -> str:
-        """The unit that intervals and tests count: episodes of one group are not independent."""
-        return self.group or self.id
+        """The unit that intervals and tests count: a group, or without one the episodes of one message."""
+        return self.group if self.has_group else self.content
+
+    @property
+    def has_group(self) -> bool:
+        """False for an episode that is a group by itself."""
+        return self.group not in ("", self.id)
 
     def sentences(self) -> tuple[str, ...]:
         """Return the facts of the message, or its sentences where they are unknown."""

@@ -7,18 +7,24 @@ every machine, whatever else the file holds. Groups with near-duplicate messages
 from __future__ import annotations
 
 import hashlib
+import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from m2ray.tasks.episodes import part_of_hash
+from m2ray.tasks.episodes import PARTS, part_of_hash
 from m2ray.tasks.level import shuffled
 from m2ray.tasks.near_duplicates import similar_pairs
 from m2ray.tasks.text_episodes import TextEpisode, simplify
+from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
+from m2ray.util.files import cache_root, write_atomic
 from m2ray.util.text import pluralize
 
 SIMILARITY = 0.8  # Jaccard similarity from which two messages are near-duplicates
 _MOST_SWAPS = 1_000
+_KEPT_LINES = 5_000  # from so many episodes on, which take a second, parts are kept in the user's cache
+_in_memory: dict[str, list[str]] = {}  # the parts of files by digest, for the other jobs of a process
 
 
 def part_of_group(group: str) -> str:
@@ -34,6 +40,35 @@ def assign_parts(episodes: Sequence[TextEpisode], similarity: float | None = SIM
         similarity: See `clusters`.
     """
     return [part_of_group(cluster) for cluster in clusters(episodes, similarity)]
+
+
+def parts_of_file(digest: str, fields: Mapping[str, str], episodes: Sequence[TextEpisode]) -> list[str]:
+    """Return `assign_parts` of a file's episodes; it is computed once a process, for a large file once a user.
+
+    Args:
+        digest: Digest of the file's content.
+        fields: The columns that its keys were read from.
+        episodes: All of its episodes.
+    """
+    known = json.dumps([digest, sorted(fields.items()), code_digest()])
+    key = hashlib.sha256(known.encode()).hexdigest()[:16]
+    if key not in _in_memory:
+        file = cache_root() / "text-parts" / f"{key}.txt"
+        parts = _read_parts(file, len(episodes))
+        if parts is None:
+            parts = assign_parts(episodes)
+            if len(parts) >= _KEPT_LINES:
+                write_atomic(file, "\n".join(parts).encode())
+        _in_memory[key] = parts
+    return _in_memory[key]
+
+
+def _read_parts(file: Path, count: int) -> list[str] | None:
+    """Return the parts in a file, or None if it does not hold so many."""
+    if not file.is_file():
+        return None
+    parts = file.read_text(errors="replace").split("\n")
+    return parts if len(parts) == count and set(parts) <= set(PARTS) else None
 
 
 def episodes_of_part(

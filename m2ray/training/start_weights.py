@@ -1,4 +1,4 @@
-"""What a training needs to start: a receiver with the layers its objectives compare, weights of a checkpoint."""
+"""What a training run starts from: a receiver with the layers its objectives compare, weights of a checkpoint."""
 
 from __future__ import annotations
 

@@ -140,8 +140,9 @@ class Trainer:
             load_start_weights(Path(start), codec, config, receiver)
         heads = Heads(config, receiver).to(receiver.device)
         self.loss_module = CodecLoss(config, codec, heads, receiver)
+        learns = any(parameter.requires_grad for parameter in self.loss_module.parameters())
         self._wrapped: nn.Module = (
-            DistributedDataParallel(self.loss_module) if self.workers > 1 else self.loss_module
+            DistributedDataParallel(self.loss_module) if self.workers > 1 and learns else self.loss_module
         )
         self.optimizer = torch.optim.AdamW(
             self.loss_module.parameters(), lr=training.lr, weight_decay=training.weight_decay, fused=True
@@ -201,7 +202,8 @@ class Trainer:
         try:
             with self.autocast():
                 loss, metrics = self._wrapped(*self.next_batch())
-            loss.backward()
+            if loss.requires_grad:  # else the codec has nothing to learn
+                loss.backward()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -355,5 +357,7 @@ def _joint_backward(trainers: Sequence[Trainer]) -> list[Loss]:
     with trainers[0].autocast():
         losses = [trainer.loss_module.loss_steps(*trainer.next_batch()) for trainer in trainers]
         results = run_batched(trainers[0].receiver, losses, rows_at_once)
-    torch.stack([loss for loss, _ in results]).sum().backward()  # type: ignore[no-untyped-call]
+    total = torch.stack([loss for loss, _ in results]).sum()
+    if total.requires_grad:  # else no codec has anything to learn
+        total.backward()  # type: ignore[no-untyped-call]
     return results

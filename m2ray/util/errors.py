@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an exception's message, at most 300 characters, for use inside another message; else its name."""
+    """Return an exception's message, at most 300 characters, for another message; its class if it has none."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else error
     return textwrap.shorten(str(message), 300, placeholder=" ...") or type(error).__name__
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 def file_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a file while the block runs; wait as long as another process holds it.
 
-    The lock of a process that dies is free. On a file system without locks the block runs at once.
+    A lock is released when its process dies. On a file system without locks the block runs at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:

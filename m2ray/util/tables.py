@@ -22,7 +22,7 @@ def terminal_width() -> int:
 
 
 def fit_columns(table: Table, width: int, drop: Sequence[str], between: int = 2) -> Table:
-    """Return a table that is no wider than a terminal: columns are dropped, then the first one's texts cut.
+    """Return a table not wider than a terminal: columns are dropped, then the first one's texts cut.
 
     Args:
         table: The table.
@@ -48,7 +48,7 @@ def fit_columns(table: Table, width: int, drop: Sequence[str], between: int = 2)
 
 
 def terminal_text(table: Table, drop: Sequence[str]) -> str:
-    """Return a table as text that is no wider than the terminal; see `fit_columns`."""
+    """Return a table as text not wider than the terminal; see `fit_columns`."""
     header, *lines = fit_columns(table, terminal_width(), drop)
     rule = ["-" * max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
     return tabulate([header, rule, *lines], tablefmt="plain", disable_numparse=True)

@@ -236,7 +236,7 @@ def test_bytes_that_are_not_utf_8_are_refused(tmp_path):
 
 def test_a_file_that_is_missing_or_empty_is_refused(tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(UserError, match=r"no such file|a folder; give a JSON Lines file"):
+        with pytest.raises(UserError, match=r"no such file|a folder; give a JSON Lines file in it"):
             read_episodes(path, EASY)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="no episodes; write one JSON object per line"):

@@ -1,1 +1,1 @@
-"""Does m2ray read a receiver exactly? Its numbers are held against the model's own forward pass."""
+"""Check that m2ray's logits of a receiver equal those of the model's plain forward pass."""

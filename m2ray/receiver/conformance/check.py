@@ -1,13 +1,13 @@
-"""Find the ways of running a receiver that give its model's own numbers.
+"""Find the ways of running a receiver that reproduce the model's own logits.
 
 The reference is the plain way: one row at a time, no padding, no cache, `model(input_ids).logits`. Rows of random
-tokens are run in the ways that m2ray would like to use: layers and head apart, rows of different lengths in one
-padded batch, continuing a kept KV cache, decoding with rejected drafts, with vectors in slots. What agrees within
-the bound of the numeric type is used. What does not is left out, and the slower way is taken. A receiver whose
-numbers differ in every way is refused.
+tokens are then run in each faster way: layers and head separately, rows of different lengths in one padded
+batch, continuing a kept KV cache, decoding with rejected drafts, with vectors in slots. A way that agrees within
+the bound of the numeric type is used; otherwise the slower way is taken. A receiver that no way reproduces is
+refused.
 
-Ways are tested up to a number of columns. Longer rows are tested when they first appear. Layers with a sliding
-window or chunks, and rotary factors that change with the length, are exact up to that length only; the
+Ways are tested up to a number of token positions. Longer rows are tested when they first appear. Layers with a
+sliding window or chunks, and rotary factors that change with the length, are exact up to that length only; the
 configuration names it.
 """
 
@@ -28,11 +28,19 @@ CAUSAL_BOUND = 5e-3  # in standard deviations of a position's logits
 
 
 class _Refusal(Exception):
-    """The receiver cannot be used; the message says why."""
+    """The receiver cannot be used; the message says why.
+
+    Args:
+        why: Why.
+        fix: What to do.
+    """
+
+    def __init__(self, why: str, fix: str = "use another model") -> None:
+        super().__init__(f"{why}; {fix}")
 
 
 def check(receiver: Receiver) -> Conformance:
-    """Find the ways of running a receiver that give its model's own numbers.
+    """Find the ways of running a receiver that reproduce the model's own logits.
 
     Returns:
         The ways, tested up to `COLUMNS`; with `refusal` where a receiver has none.
@@ -57,22 +65,23 @@ class _Check:
         self._paths = PathMeasurer(receiver, self._own, self._rows)
 
     def run(self) -> Conformance:
-        """Find the entry in rows of `FIRST` columns, and test everything else in rows of `COLUMNS`."""
+        """Find where vectors enter in rows of `FIRST` tokens, and test everything else in rows of `COLUMNS`."""
         first, longest = (min(columns, self._receiver.max_positions) for columns in (FIRST, COLUMNS))
         try:
+            self._check_modes(first)
             self._result.bound = self._own.bound(self._rows.draw(first))
             self._find_entry(first)
             self.extend(longest)
             self._verify(longest)
         except FAILURES as error:
-            return self._refuse(f"cannot be run with vectors in its input ({describe_error(error)})")
+            return self._refuse(_Refusal(f"cannot be run with vectors in its input ({describe_error(error)})"))
         except _Refusal as refusal:
-            return self._refuse(str(refusal))
+            return self._refuse(refusal)
         return self._result
 
-    def _refuse(self, why: str) -> Conformance:
+    def _refuse(self, refusal: _Refusal) -> Conformance:
         name = type(self._own.model).__name__
-        self._result.refusal = f"receiver {self._receiver.name}: {name}: {why}; use another model"
+        self._result.refusal = f"receiver {self._receiver.name}: {name}: {refusal}"
         return self._result
 
     # --- the steps ---
@@ -96,6 +105,22 @@ class _Check:
                 return
             alone.append(measured)
         raise _Refusal(f"its logits differ from the model's own: {alone[-1].problem()}")
+
+    def _check_modes(self, columns: int) -> None:
+        """Refuse a model that a row switches to another mode, in which it predicts otherwise from then on.
+
+        BigBird leaves its sparse attention for good at the first short row.
+        """
+        before = self._own.modes()
+        self._own.logits(self._rows.draw(columns)[-1])
+        for name, mode in self._own.modes().items():
+            if mode != before.get(name, mode):
+                setting = name.rpartition(".")[2]
+                raise _Refusal(
+                    f"a row of few tokens changes its {setting} from {before[name]} to {mode}, also for rows that "
+                    "follow",
+                    f"set {setting} to {mode} in its config.json, or use another model",
+                )
 
     def _check_causal(self, row: list[int]) -> None:
         half = len(row) // 2

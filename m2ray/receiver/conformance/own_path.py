@@ -62,6 +62,15 @@ class OwnPath:
     def _keep(self, last: int | None) -> dict[str, Any]:
         return {"logits_to_keep": last} if last and self._can_skip else {}
 
+    def modes(self) -> dict[str, str]:
+        """Return the modes that the model's modules are in: their attributes that are words, by name."""
+        return {
+            f"{path}.{name}": value
+            for path, module in self.model.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, str)
+        }
+
     def skip_logits(self, row: Sequence[int], bound: float) -> None:
         """Compute the logits of the last positions only where they are wanted, if the model does so exactly.
 
