@@ -203,7 +203,8 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
         yield "  point", name
     for key, axis in space.axes.items():
         kind = axis.model_dump(exclude_none=True, by_alias=True, exclude_defaults=True)
-        yield "  axis", f"{key}: {', '.join(f'{name} {values}' for name, values in kind.items())}"
+        shown = (f"{name} {f'{value:g}' if name == 'step' else value}" for name, value in kind.items())
+        yield "  axis", f"{key}: {', '.join(shown)}"
     yield (
         "training",
         f"x {pluralize(len(space.search.seeds), 'seed')}, {work.samples:,} samples, {work.reports} checkpoints, "
