@@ -13,10 +13,13 @@ from m2ray.config.plan import load_plan
 from m2ray.evaluation.conditions import derangement
 from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.evaluation.runner import evaluate
+from m2ray.receiver.channel import entering
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import draw_episode
 from m2ray.tasks.registry import level
+from m2ray.training.objectives import Heads
+from m2ray.training.step import CodecLoss
 from m2ray.training.trainer import train
 
 FILE = Path(__file__).parents[2] / "search_spaces" / "methods.yaml"
@@ -123,6 +126,38 @@ def test_the_sender_reads_the_message_behind_the_lead(mini):
     empty = len(own_KD) - len(in_place_TD)
     assert not own_KD[:empty].any()
     torch.testing.assert_close(own_KD[empty:], in_place_TD, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["icae", "500xcompressor"])
+def test_autoencoding_is_the_receivers_own_cross_entropy_of_the_message(mini, name):
+    """Padding, slots and the embedding that asks are where a row that is run alone has them."""
+    config, episodes = ARMS[name], drawn(4)
+    codec, heads = untrained_codec(config, 0, mini), Heads(config, mini)
+    _, values = CodecLoss(config, codec, heads, mini)(episodes, config.codec.k, 0, True)
+    total, tokens = 0.0, 0
+    for episode in episodes:
+        prefix_1KD = codec(codec.receiver.encode_messages([episode.message])).prefix_BKD
+        ids_T = torch.tensor(mini.tokens(episode.message))
+        slots_K = torch.full((config.codec.k + 1,), mini.slot_id)
+        ids_1T = torch.cat([slots_K, ids_T])[None]
+        embeds_1TD = mini.embedding_ND[ids_1T].clone()
+        embeds_1TD[0, config.codec.k] = heads.repeat_D
+        if config.codec.channel == "embeddings":
+            embeds_1TD[:, : config.codec.k] = prefix_1KD
+        slots = codec.receiver.slots(torch.arange(config.codec.k)[None], prefix_1KD)
+        with torch.no_grad(), entering(slots, None, mini.causal.layers):
+            logits_TW = mini.causal.own(inputs_embeds=embeds_1TD).logits[0, config.codec.k : -1]
+        total += float(torch.nn.functional.cross_entropy(logits_TW, ids_T, reduction="sum"))
+        tokens += len(ids_T)
+    assert float(values["autoencoding"]) == pytest.approx(total / tokens, rel=1e-4)
+
+
+def test_a_faded_objective_costs_no_forward_pass(mini, monkeypatch):
+    config = ARMS["icae"]
+    loss = CodecLoss(config, untrained_codec(config, 0, mini), Heads(config, mini), mini)
+    monkeypatch.setattr(CodecLoss, "_repeated", None)  # would fail if it were called
+    last = config.training.steps - 1
+    assert "autoencoding" not in loss(drawn(2), config.codec.k, last, False)[1]
 
 
 def test_messages_longer_than_k_are_cut_to_the_ends_of_equal_parts(mini):
