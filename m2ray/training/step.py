@@ -213,6 +213,12 @@ class CodecLoss(nn.Module):
         return range(1, 2) if losses.contrast or log else range(0)
 
 
+def backpropagate(loss: Tensor) -> None:
+    """Run the backward pass of a loss, unless no weight that it depends on is trained."""
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
 def _without_padding(answer: AnswerOutput, references: References) -> AnswerOutput:
     """Return the output with padding behind shorter answers left out of the states' mask."""
     if answer.mask_BS is None:
