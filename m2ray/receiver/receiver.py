@@ -112,7 +112,8 @@ class Receiver(FrozenModel):
 
     def _tokens_before(self, episodes: Sequence[AnyEpisode], place: Place) -> list[list[int]]:
         prompts = [self.prompt_ids(episode) for episode in episodes]
-        return [{"message": before, "before": [], "after": before + after}[place] for before, after in prompts]
+        rows = zip(episodes, prompts, strict=True)
+        return [(b + a)[: self._slots_at(episode, len(b), len(b + a), place)] for episode, (b, a) in rows]
 
     def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
         """Return what a perfect reasoner would answer, with the message or with B's half only.
