@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.codec.checkpoints import CORE, read_record
-from m2ray.codec.encoders import ENCODERS
+from m2ray.codec.encoder_registry import ENCODERS
 from m2ray.codec.model_card import LIBRARY, model_card
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
@@ -66,13 +66,16 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.receiver_digest = receiver.digest
         self.unit = receiver.channel.unit
         self.width = receiver.channel.width
+        self.lead = receiver.tokens(config.lead) if config.lead else []
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
         with plugins.blame(plugins.ENCODERS, config.encoder):
             self.encoder: nn.Module = make(config, receiver)
+        # The spelling is that of the weights' names in published checkpoints.
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(self.width) if config.calibration == "layernorm" else None
         gate = config.scale_gate if self.norm else math.log(config.scale_gate)
-        self.gate = nn.Parameter(torch.tensor(gate))
+        scaled = config.calibration != "none"
+        self.gate = nn.Parameter(torch.tensor(gate if scaled else 0.0), requires_grad=scaled)
 
     @property
     def receiver(self) -> Receiver:
@@ -81,7 +84,10 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @property
     def scale_gate(self) -> Tensor:
-        """The learned prefix norm divided by the channel's unit, such as the mean token-embedding norm."""
+        """The learned prefix norm divided by the channel's unit, such as the mean token-embedding norm.
+
+        Calibration `none` has no such norm; there it is 1.
+        """
         return self.gate if self.norm else self.gate.exp()
 
     def forward(
@@ -102,6 +108,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         Raises:
             UserError: a plugin's encoder fails, or returns another shape.
         """
+        if self.lead:
+            messages = self._behind_lead(messages)
         with plugins.blame(plugins.ENCODERS, self.config.encoder):
             latent_BKD = cast(Tensor, self.encoder(messages, k))
         found, expected = list(latent_BKD.shape), [len(messages.mask_BT), k, self.width]
@@ -110,6 +118,13 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
                 plugins.ENCODERS, self.config.encoder, f"gave shape {found}, expected {expected}"
             )
         return latent_BKD
+
+    def _behind_lead(self, messages: EncodedMessage) -> EncodedMessage:
+        """Return messages as the receiver reads them behind the lead, of which nothing is kept."""
+        lengths = messages.mask_BT.sum(dim=1).tolist()
+        rows = [row[:length] for row, length in zip(messages.ids_BT.tolist(), lengths, strict=True)]
+        led = self.receiver.encode_token_ids([[*self.lead, *row] for row in rows])
+        return EncodedMessage(*(field[:, len(self.lead) :] for field in led))
 
     def decode(
         self, latent_BKD: Tensor, scale_gate: float | None = None, gather: Gather = lambda tensor: tensor
@@ -126,7 +141,12 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         )
 
     def calibrate(self, latent_BKD: Tensor, scale_gate: float | None = None) -> Tensor:
-        """Scale latents like the receiver's own vectors: LayerNorm or unit norm, times the unit and scale_gate."""
+        """Scale latents like the receiver's own vectors: LayerNorm or unit norm, times the unit and scale_gate.
+
+        Calibration `none` leaves them as they are, unless `scale_gate` asks for a norm.
+        """
+        if self.config.calibration == "none" and scale_gate is None:
+            return latent_BKD
         gate = self.scale_gate if scale_gate is None else scale_gate
         if self.norm is not None:
             return cast(Tensor, self.norm(latent_BKD)) * (self.unit / math.sqrt(self.width)) * gate
@@ -197,7 +217,9 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, allow_patterns=FILES, **download))
         if not isinstance(receiver, Receiver):  # a name; by default the mixin passes that of the record
-            receiver = load_receiver(receiver or str(read_record(folder).get("receiver")))
+            record = read_record(folder)
+            trained_in = (record.get("trial") or {}).get("receiver_dtype", "auto")
+            receiver = load_receiver(receiver or str(record.get("receiver")), dtype=trained_in)
         return load_codec(folder, receiver)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
@@ -217,6 +239,10 @@ def min_parameters(config: CodecConfig, width: int, out: int) -> int:
         "resampler": hidden * (width + out + config.layers * hidden + config.k),
         "segments": hidden * (width + out + config.layers * hidden),
         "memory": (config.k + config.lora_rank) * width,
+        "projector": hidden * (width + config.k * out),
+        "pooled": hidden * (width + out) + config.lora_rank * width,
+        "gist": (1 + config.lora_rank) * width,
+        "adapter": hidden * (width + out + 4 * hidden),
         "constant": config.k * out,
     }
     return bounds.get(config.encoder, 0) + (config.codebook * out if config.bottleneck == "vq" else 0)

@@ -12,7 +12,6 @@ N words of the vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -20,10 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from m2ray.config.trial import CodecConfig
-from m2ray.receiver.channel import recording
 from m2ray.receiver.model.requests import EncodedMessage
 from m2ray.receiver.receiver import Receiver
-from m2ray.util.errors import UserError
 
 CLAUSE_ENDS = (";", ".", "!", "?", "\n", "Ċ")  # the last is a byte-level tokenizer's line break
 
@@ -177,7 +174,7 @@ def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
     Returns:
         [B, K, T], 1 where a token lies in a segment. Clause c of C has the segments from floor(c k / C) to before
         floor((c + 1) k / C), and its i-th of l tokens lies in the floor(i / l)-th part of them; with fewer
-        segments than clauses, neighbouring clauses share one.
+        segments than clauses, neighboring clauses share one.
     """
     positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     ends_BT = ends_BT & mask_BT
@@ -191,71 +188,6 @@ def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
     segment_BT = first_BT + within_BT * count_BT // length_BT
     slots_K1 = torch.arange(k, device=mask_BT.device)[:, None]
     return ((segment_BT[:, None] == slots_K1) & mask_BT[:, None]).float()
-
-
-class Memory(nn.Module):
-    """Encoder that is the receiver itself, with LoRA and k memory tokens.
-
-    The latents are the memory tokens' last states; in other channels than `embeddings`, the receiver's own vectors
-    at the memory tokens.
-
-    The adapted weights exist only inside this forward pass (`functional_call`). The receiver that later reads the
-    prefix is unchanged, so that one receiver can serve many codecs at once.
-    """
-
-    TARGETS = ("q_proj.weight", "v_proj.weight")
-
-    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
-        super().__init__()
-        self._receiver = (receiver,)  # in a tuple, so that its weights are not part of this module
-        self.memory_KD = nn.Parameter(
-            receiver.embedding_ND.float().mean(0) + torch.randn(config.k, receiver.width) * self._std(receiver)
-        )
-        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
-        for name, weight in self._targets().items():
-            key = name.replace(".", "/")
-            self.down[key] = nn.Parameter(torch.randn(config.lora_rank, weight.shape[1]) / weight.shape[1] ** 0.5)
-            self.up[key] = nn.Parameter(torch.zeros(weight.shape[0], config.lora_rank))
-        if not self.up:
-            raise UserError(
-                f"receiver {receiver.name}: has no {' or '.join(self.TARGETS)} for the encoder memory; "
-                "use another encoder"
-            )
-        self.channel = receiver.channel if config.channel != "embeddings" else None
-        self.out: nn.Module = nn.Identity()
-        if self.channel is None:
-            self.out = nn.Linear(receiver.width, receiver.width)
-            nn.init.eye_(self.out.weight)
-            nn.init.zeros_(self.out.bias)
-
-    @staticmethod
-    def _std(receiver: Receiver) -> float:
-        return float(receiver.embedding_ND.float().std())
-
-    def _targets(self) -> dict[str, Tensor]:
-        decoder = self._receiver[0].causal.trunk
-        return {name: weight for name, weight in decoder.named_parameters() if name.endswith(self.TARGETS)}
-
-    def forward(self, messages: EncodedMessage, k: int) -> Tensor:
-        """Return latents [B, K, D]; see the module's docstring."""
-        decoder = self._receiver[0].causal.trunk
-        adapted = {}
-        for name, weight in self._targets().items():
-            key = name.replace(".", "/")
-            adapted[name] = weight + (self.up[key] @ self.down[key]).to(weight.dtype)
-        # Each message's memory tokens follow its last token directly: no padding in between.
-        lengths_B = messages.mask_BT.sum(dim=1)
-        rows_B1 = torch.arange(len(lengths_B), device=lengths_B.device)[:, None]
-        slots_BK = lengths_B[:, None] + torch.arange(k, device=lengths_B.device)
-        embeds_BTD = F.pad(messages.embeds_BTD, (0, 0, 0, k))
-        memory_BKD = self.memory_KD.to(embeds_BTD.dtype).expand(len(lengths_B), -1, -1)
-        embeds_BTD = embeds_BTD.index_put((rows_B1, slots_BK), memory_BKD)
-        inputs = {"inputs_embeds": embeds_BTD, "use_cache": False}
-        with recording(self.channel) as recorded:
-            states_BTD = torch.func.functional_call(decoder, adapted, (), inputs)[0]
-        if self.channel is not None:
-            states_BTD = self.channel.join(recorded)
-        return cast(Tensor, self.out(states_BTD[rows_B1, slots_BK].float()))
 
 
 class Constant(nn.Module):
@@ -273,15 +205,6 @@ class Constant(nn.Module):
     def forward(self, messages: EncodedMessage, k: int) -> Tensor:
         """Return latents [B, K, D]; see the module's docstring."""
         return self.vectors_KD.expand(len(messages.mask_BT), -1, -1)
-
-
-ENCODERS: dict[str, Callable[[CodecConfig, Receiver], nn.Module]] = {
-    "last_token": LastToken,
-    "resampler": Resampler,
-    "segments": Segments,
-    "memory": Memory,
-    "constant": Constant,
-}
 
 
 def last_state(messages: EncodedMessage) -> Tensor:

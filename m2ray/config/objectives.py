@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from m2ray.util import plugins
 from m2ray.util.strict_yaml import Count, NonNegative, Positive, Share, StrictModel, UnknownKey
@@ -70,6 +70,7 @@ class Losses(StrictModel):
     code_information: LossTerm | None = None
     latent_information: LossTerm | None = None
     diversity: LossTerm | None = None
+    autoencoding: LossTerm | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +80,14 @@ class Losses(StrictModel):
                 raise UnknownKey(name)
             plugins.resolve(plugins.LOSSES, cls.model_fields, name)
         return data
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a key that earlier versions lack where it is not set, so that digests stay the same."""
+        tree: dict[str, Any] = handler(self)
+        if tree.get("autoencoding", ...) is None:
+            del tree["autoencoding"]
+        return tree
 
     @model_validator(mode="after")
     def _some(self) -> Losses:

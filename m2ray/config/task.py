@@ -271,7 +271,7 @@ class TaskConfig(StrictModel):
         found = read_text_episodes(Path(str(self.file)), self.fields)
         judge = self.answer_scorer()
         for episode in found:
-            judge.check_episode(episode, f"{self.file}: line {episode.seed + 1}")
+            judge.check_episode(episode, f"{self.file}: line {episode.line}")
         return found
 
     @property

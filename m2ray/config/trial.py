@@ -30,8 +30,11 @@ from m2ray.config.task import ALL, Splits, TaskConfig, is_text_file
 from m2ray.util import plugins
 from m2ray.util.strict_yaml import Count, NonNegative, Positive, Share, StrictModel
 
-# The built-in encoders, which `m2ray.codec.encoders` defines; plugins add others.
-ENCODERS = ("last_token", "resampler", "segments", "memory", "constant")
+# The built-in encoders, which `m2ray.codec.encoder_registry` lists; plugins add others.
+ENCODERS = (
+    *("last_token", "resampler", "segments", "memory", "constant"),
+    *("own", "projector", "pooled", "gist", "adapter"),
+)
 
 
 def _is_encoder(name: str) -> str:
@@ -65,7 +68,11 @@ class CodecConfig(StrictModel):
     ] = None
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
     place: Annotated[
-        Literal["message", "before", "after"], Field(description="where they stand in B's prompt")
+        Literal["message", "before", "behind", "after"],
+        Field(
+            description="where they stand in B's prompt: in the message's place; before all of it; behind B's "
+            "half of the task, before the words that close the prompt; after all of it"
+        ),
     ] = "message"
     width: Annotated[
         int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, which has 4 heads")
@@ -82,11 +89,19 @@ class CodecConfig(StrictModel):
             "receiver's hidden state at its last word after the first layer, which needs a scale_gate of that norm"
         ),
     ] = "words"
-    lora_rank: Annotated[int, Field(ge=1, le=256, description="memory: rank of the LoRA")] = 16
-    calibration: Annotated[
-        Literal["layernorm", "norm"],
+    lead: Annotated[
+        str,
         Field(
-            description="layernorm: affine, as in the attempt; norm: rescales each vector and keeps its direction"
+            description="text that the sender reads before the message, such as the beginning of B's prompt: a "
+            "model may read its very first token badly"
+        ),
+    ] = ""
+    lora_rank: Annotated[int, Field(ge=1, le=256, description="memory, gist, pooled: rank of the LoRA")] = 16
+    calibration: Annotated[
+        Literal["layernorm", "norm", "none"],
+        Field(
+            description="layernorm: affine, as in the attempt; norm: rescales each vector and keeps its "
+            "direction; none: leaves it as the encoder made it, whatever scale_gate is"
         ),
     ] = "norm"
     scale_gate: Annotated[
@@ -122,17 +137,26 @@ class CodecConfig(StrictModel):
             raise ValueError("channel_layers: the channel hidden needs exactly one layer, such as [4]")
         if self.channel != "embeddings" and self.start != "words":
             raise ValueError("start: only the channel embeddings uses it; remove it")
+        if self.calibration == "none" and self.bottleneck == "vq":
+            raise ValueError("calibration: none does not fit bottleneck vq, whose codes have no scale; use norm")
         return self
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the channel `embeddings`, so that digests and records of such codecs stay the same."""
+        """Leave out the channel `embeddings` and no `lead`, so that digests of such codecs stay the same."""
         tree: dict[str, Any] = handler(self)
         if tree.get("channel") == "embeddings":
             del tree["channel"]
         if tree.get("channel_layers", ...) is None:
             del tree["channel_layers"]
+        if not tree.get("lead", True):
+            del tree["lead"]
         return tree
+
+    @property
+    def trains_nothing(self) -> bool:
+        """True of a codec without weights to train, which sends the receiver's own vectors as they are."""
+        return self.encoder == "own" and self.calibration == "none"
 
     @property
     def slots_at(self) -> str:
@@ -264,6 +288,13 @@ class TrialConfig(StrictModel):
     """One configuration: everything `python -m m2ray.train` needs."""
 
     receiver: str = "mini"
+    receiver_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        Field(
+            description="numeric type of the receiver; auto: that of its file; left out: on a CPU the faster of "
+            "float32 and bfloat16, measured once; on an accelerator bfloat16"
+        ),
+    ] = None
     task: TaskConfig = TaskConfig()
     splits: Splits = Splits()
     codec: CodecConfig = CodecConfig()
@@ -323,16 +354,27 @@ class TrialConfig(StrictModel):
             raise ValueError("training.epoch_samples: smaller than a batch; raise it")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unset_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a numeric type that is not set, so that names and records of earlier sweeps stay the same."""
+        tree: dict[str, Any] = handler(self)
+        if tree.get("receiver_dtype", ...) is None:
+            del tree["receiver_dtype"]
+        return tree
+
     @property
     def training_settings(self) -> dict[str, Any]:
         """All that decides a training: a training is resumed, and a trained codec kept, where it is the same."""
-        return {**self.model_dump(exclude={"trackers", "evaluation"}), "score": self.evaluation.score}
+        return {
+            **self.model_dump(exclude={"trackers", "evaluation", "receiver_dtype"}),
+            "score": self.evaluation.score,
+        }
 
     def conditions_on(self, split: str) -> list[str]:
         """Return the names of the conditions to run on a split: search, select, or confirm and any other.
 
         `facts`, `tokens` and `drop` are resolved. `near` and `facts` are left out where the task cannot have them:
-        see `TaskConfig.has_near_messages` and `TaskConfig.shortest_message`.
+        see `TaskConfig.has_near_messages` and `TaskConfig.shortest_message`; `init` where nothing is trained.
         """
         evaluation, searching = self.evaluation, split in ("search", "select")
         names = [*evaluation.conditions, *([] if searching else evaluation.confirm_conditions)]
@@ -342,6 +384,7 @@ class TrialConfig(StrictModel):
             "tokens": [tokens_name(self.codec.k)],
             "drop": [drop_name(slot) for slot in range(1, self.codec.k + 1)],
             "near": ["near"] if self.task.has_near_messages else [],
+            "init": [] if self.codec.trains_nothing else ["init"],
         }
         names = [resolved for name in names for resolved in stands_for.get(name, [name])]
         texts = [text_name(limit) for limit in evaluation.text_bytes]

@@ -108,7 +108,7 @@ def fitness_line(rows: pd.DataFrame) -> str:
 def why_unfit(rows: pd.DataFrame, gate: GateConfig) -> str:
     """Return why the verdict on every codec would be INVALID SETTING; empty if that is not certain.
 
-    P0 and P1 of a few episodes are uncertain: what counts is that even the favourable bound of the interval does
+    P0 and P1 of a few episodes are uncertain: what counts is that even the favorable bound of the interval does
     not meet a criterion of the gate.
 
     Args:

@@ -26,6 +26,8 @@ def random(inputs: ConditionInputs) -> Injection:
     """Inject the codec's decode of latents drawn from N(0, 1)."""
     codec = inputs.tested_codec
     latent_EKD = inputs.noise((codec.config.k, codec.width), stream=1)
+    if codec.config.calibration == "none":  # which gives the noise no norm
+        latent_EKD = latent_EKD * codec.unit / codec.width**0.5
     with torch.no_grad():
         return inputs.inject(codec.decode(latent_EKD).prefix_BKD)
 

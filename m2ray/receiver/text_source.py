@@ -143,8 +143,8 @@ class TextSource:
         for seed in seeds:
             if self._parts[seed] == "train":
                 raise UserError(
-                    f"{self.config.file}: line {seed + 1}: is of part train, which --episodes must not hold; name "
-                    "other lines, or --split confirm"
+                    f"{self.config.file}: line {self._file[seed].line}: belongs to part train, which --episodes "
+                    "must not hold; name other lines, or --split confirm"
                 )
 
     def check_not_trained_on(self, episodes: Sequence[TextEpisode], splits: Splits) -> None:

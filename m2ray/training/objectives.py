@@ -41,6 +41,14 @@ class SlotStates(NamedTuple):
     mask_BK: Tensor  # False at slots that stand for no word
 
 
+class RepeatedMessage(NamedTuple):
+    """What the receiver predicts of this worker's messages, asked to repeat them from the prefix alone."""
+
+    logits_BTW: Tensor  # predict the message's tokens
+    ids_BT: Tensor
+    mask_BT: Tensor
+
+
 @dataclass
 class Signals:
     """Inputs of the objectives. A field is None where no objective in use needs it."""
@@ -59,6 +67,7 @@ class Signals:
     negatives_MBA: Tensor | None = None  # under the messages of M other episodes of the batch
     text_answer: AnswerOutput | None = None  # under the message as text; no gradient
     slots: SlotStates | None = None
+    repeated: RepeatedMessage | None = None
 
 
 class Heads(nn.Module):
@@ -71,7 +80,7 @@ class Heads(nn.Module):
         losses, self.k, width = config.losses, config.codec.k, receiver.width
         slot = open_channel(receiver, config.codec.channel, config.codec.channel_layers).channel.width
         flat = self.k * slot
-        self.rebuild = self.tokens = self.critic = None
+        self.rebuild = self.tokens = self.critic = self.repeat_D = None
         if losses.reconstruction:
             self.rebuild = nn.Sequential(nn.Linear(flat, 512), nn.GELU(), nn.Linear(512, width))
         if losses.reconstruction_tokens:
@@ -84,6 +93,8 @@ class Heads(nn.Module):
             )
         if losses.latent_information:
             self.critic = nn.ModuleList([nn.Linear(flat, self.WIDTH), nn.Linear(width, self.WIDTH)])
+        if losses.autoencoding:  # the embedding that asks the receiver to repeat the message
+            self.repeat_D = nn.Parameter(receiver.embedding_ND.float().mean(0).cpu())
 
     def flat(self, latent_HKD: Tensor) -> Tensor:
         """Return one vector per message, [H, k * D]; while k anneals, neighboring slots are averaged."""
@@ -233,6 +244,16 @@ def diversity(signals: Signals, term: LossTerm) -> Tensor:
     return mean_cosine(signals.encoded.prefix_BKD)
 
 
+def autoencoding(signals: Signals, term: LossTerm) -> Tensor:
+    """Return the cross-entropy of the message's tokens, which the receiver itself repeats from the prefix.
+
+    A learned embedding behind the prefix asks for it (Ge et al. 2023, ICAE).
+    """
+    assert signals.repeated is not None
+    logits_BTW, ids_BT, mask_BT = signals.repeated
+    return F.cross_entropy(logits_BTW[mask_BT].float(), ids_BT[mask_BT])
+
+
 LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
     "ce": ce,
     "kl": kl,
@@ -248,6 +269,7 @@ LOSSES: dict[str, Callable[[Signals, LossTerm], Tensor]] = {
     "code_information": code_information,
     "latent_information": latent_information,
     "diversity": diversity,
+    "autoencoding": autoencoding,
 }
 NEED_ANSWER = ("ce", "kl", "states", "help", "contrast", "infonce")
 
@@ -283,7 +305,8 @@ def weighted_sum(signals: Signals, losses: Losses, step: int, steps: int) -> tup
     """
     values, total = {}, torch.zeros((), device=signals.inputs_HD.device)
     for name, term in losses.terms().items():
-        inputs = signals.slots if name == "slots" else signals.answer if needs_answer(name) else signals.encoded
+        special = {"slots": signals.slots, "autoencoding": signals.repeated}
+        inputs = special.get(name, signals.answer if needs_answer(name) else signals.encoded)
         if inputs is None:  # its weight is 0 at this step, so the receiver was not run for it
             continue
         values[name] = objective_value(name, signals, term)

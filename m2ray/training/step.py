@@ -33,6 +33,7 @@ from m2ray.tasks.episodes import AnyEpisode
 from m2ray.training.distributed import gather, gather_encoded, world
 from m2ray.training.objectives import (
     Heads,
+    RepeatedMessage,
     Signals,
     SlotStates,
     needs_answer,
@@ -92,6 +93,8 @@ class CodecLoss(nn.Module):
         gaps: dict[str, Tensor] = {}
         if losses.slots and (log or losses.slots.weight_at(step, steps)):
             signals.slots = yield from self._slot_states(batch[own], messages, encoded)
+        if losses.autoencoding and (log or workers > 1 or losses.autoencoding.weight_at(step, steps)):
+            signals.repeated = yield from self._repeated(messages, encoded)
         if log or any(term.weight_at(step, steps) for name, term in losses.terms().items() if needs_answer(name)):
             gaps = yield from self._answer_signals(signals, batch, own, encoded, log)
         total, metrics = weighted_sum(signals, losses, step, steps)
@@ -115,6 +118,25 @@ class CodecLoss(nn.Module):
         text_BLKD = text_BTLD[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
         prefix = yield receiver.slot_request(episodes, encoded.prefix_BKD, place, grad=True)
         return SlotStates(torch.stack(prefix.hidden[:-1], dim=1), text_BLKD, words_BK >= 0)
+
+    def _repeated(self, messages: EncodedMessage, encoded: CodecOutput) -> LossSteps[RepeatedMessage]:
+        """Compute what the receiver predicts of messages behind their prefixes and the embedding that asks."""
+        (receiver,), prefix_BKD, repeat_D = self._receiver, encoded.prefix_BKD, self.heads.repeat_D
+        assert repeat_D is not None
+        (rows, k), tokens = prefix_BKD.shape[:2], messages.ids_BT.shape[1]
+        ids_BT = F.pad(messages.ids_BT, (k + 1, 0), value=receiver.slot_id)
+        columns_BK = torch.arange(k, device=ids_BT.device).expand(rows, -1)
+        embeds_BTD = receiver.causal.embed(ids_BT)
+        if receiver.channel.kind == "embeddings":
+            embeds_BTD = torch.cat([prefix_BKD.to(embeds_BTD.dtype), embeds_BTD[:, k:]], dim=1)
+        asks_B1D = repeat_D.to(embeds_BTD.dtype).expand(rows, 1, -1)
+        embeds_BTD = torch.cat([embeds_BTD[:, :k], asks_B1D, embeds_BTD[:, k + 1 :]], dim=1)
+        lengths = (messages.mask_BT.sum(dim=1) + k + 1).tolist()
+        cached = [receiver.opening_ids] * rows
+        slots = receiver.slots(columns_BK, prefix_BKD)
+        output = yield ForwardRequest(embeds_BTD, ids_BT, lengths, cached, False, grad=True, slots=slots)
+        logits_BTW = receiver.causal.head(output.last_BTD[:, k : k + tokens])
+        return RepeatedMessage(logits_BTW, messages.ids_BT, messages.mask_BT)
 
     def _answer_signals(
         self, signals: Signals, batch: Sequence[AnyEpisode], own: slice, encoded: CodecOutput, log: bool
@@ -189,6 +211,12 @@ class CodecLoss(nn.Module):
         if losses.infonce:
             return range(1, 1 + min(losses.infonce.negatives, len(batch) - 1))
         return range(1, 2) if losses.contrast or log else range(0)
+
+
+def backpropagate(loss: Tensor) -> None:
+    """Run the backward pass of a loss, unless no weight that it depends on is trained."""
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _without_padding(answer: AnswerOutput, references: References) -> AnswerOutput:
