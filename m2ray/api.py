@@ -7,6 +7,7 @@ use, so that a task plugin that needs no torch does not load it. docs/plugs.md s
 from __future__ import annotations
 
 import importlib
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -164,30 +165,50 @@ def evaluate(
     return rows
 
 
-def judge(rows: pd.DataFrame, gate: str | Path | None = None) -> Verdict:
+def judge(
+    rows: pd.DataFrame, gate: str | Path | None = None, *, config: str | None = None, split: str | None = None
+) -> Verdict:
     """Judge one codec's rows.
 
     Args:
-        rows: Its rows, of one or several training seeds.
+        rows: Its rows, of one or several training seeds; or all rows of a sweep.
         gate: `content`, the default, `reference`, or a gate file.
+        config: The configuration to judge, where the rows hold several.
+        split: The split to judge, where they hold several.
 
     Raises:
         UserError: a column or a condition that the gate needs is missing, or the rows are of several codecs.
     """
     # Imported here because they load pandas and scipy.
     from m2ray.config.gate_file import load_gate
+    from m2ray.evaluation.rows import configuration_rows
     from m2ray.judging.gate import judge_together
-    from m2ray.util.errors import UserError
 
     _check_columns(rows)
-    for column in ("config", "split"):
-        own = rows[rows.config != ""]
-        if column in rows and len(values := sorted(own[column].unique())) > 1:
-            raise UserError(
-                f"rows: hold {len(values)} values of {column} ({', '.join(map(str, values[:4]))}); keep one, "
-                "beside the rows without a config"
-            )
-    return judge_together([rows], load_gate(gate))[0].verdict
+    config = _only_value(rows, "config", config)
+    own = rows[rows.config == config]
+    split = _only_value(own, "split", split) if "split" in rows else None
+    chosen = rows if split is None or not config else configuration_rows(rows, config, split)
+    return judge_together([chosen], load_gate(gate))[0].verdict
+
+
+def _only_value(rows: pd.DataFrame, column: str, wanted: str | None) -> str:
+    """Return the value of a column that is to be judged; rows without one are shared by all.
+
+    Raises:
+        UserError: there are several and none is named, or there is no such value.
+    """
+    from m2ray.util.errors import UserError  # see above
+
+    values = sorted({*rows[column].unique()} - {""}) or [""]
+    shown = ", ".join(map(str, values[:4])) + (", ..." if len(values) > 4 else "")
+    if wanted is not None and wanted not in values:
+        raise UserError(f"{column}: {wanted!r:.60} is not in the rows; choose from {shown}")
+    if wanted is None and len(values) > 1:
+        raise UserError(
+            f"rows: hold {len(values)} values of {column} ({shown}); name one, such as {column}={values[0]!r}"
+        )
+    return str(wanted if wanted is not None else values[0])
 
 
 def _check_columns(rows: pd.DataFrame) -> None:
@@ -205,6 +226,8 @@ def _check_columns(rows: pd.DataFrame) -> None:
             raise UserError(
                 f"rows: column {name}: missing; give the frame of m2ray.evaluate or m2ray.read_rows as it is"
             )
+    if not len(rows):
+        raise UserError("rows: none; give the frame of m2ray.evaluate or m2ray.read_rows as it is")
 
 
 def train(config: str | Path | Mapping[str, Any], seed: int = 0, out: str | Path | None = None) -> Path:
@@ -258,11 +281,10 @@ def sweep(
         UserError: see `python -m m2ray.sweep`.
         RuntimeError: the sweep was stopped.
     """
-    # Imported here because it takes a second.
-    import json
-
+    # Imported here because pandas takes a second.
     import pandas as pd
 
+    # Imported here because they load pandas.
     from m2ray.cli.runner import DONE, SOME_FAILED
     from m2ray.cli.sweep import main, results_folder
 

@@ -65,6 +65,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lfm2", "lfm2_moe"), _CONVOLUTIONS),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _INDEXED),
     "bamba": {"attn_layer_indices": [1, 3]},
+    "big_bird": {"attention_type": "original_full"},
     "codegen": {"rotary_dim": 8},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": _PLAIN_ROPE, "sliding_attention": _PLAIN_ROPE}

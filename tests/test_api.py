@@ -93,14 +93,25 @@ def test_rows_that_cannot_be_judged_are_refused_by_name():
     rows = pd.concat([make_rows(), make_rows(config="b")])
     with pytest.raises(UserError, match=r"rows: column success: missing; give the frame of m2ray\.evaluate"):
         m2ray.judge(rows.drop(columns="success"))
+    with pytest.raises(UserError, match="rows: none; give the frame of"):
+        m2ray.judge(rows.iloc[:0])
     with pytest.raises(UserError, match="rows: a list; give the frame of"):
         m2ray.judge([1, 2])
-    with pytest.raises(UserError, match=r"rows: hold 2 values of config \(a, b\); keep one"):
+    with pytest.raises(UserError, match=r"rows: hold 2 values of config \(a, b\); name one, such as config='a'"):
         m2ray.judge(rows)
-    with pytest.raises(UserError, match=r"rows: hold 2 values of split \(confirm, search\); keep one"):
+    with pytest.raises(UserError, match="config: 'c' is not in the rows; choose from a, b"):
+        m2ray.judge(rows, config="c")
+    with pytest.raises(UserError, match=r"rows: hold 2 values of split \(confirm, search\); name one"):
         m2ray.judge(pd.concat([make_rows(), make_rows(split="search")]))
     with pytest.raises(UserError, match="rows: column k: missing"):
         m2ray.draw_conditions(rows.drop(columns="k"))
+
+
+def test_one_configuration_of_a_sweeps_rows_is_judged_with_the_shared_rows_of_its_own_slots():
+    rows = m2ray.read_rows(BEST.parent)
+    verdict = m2ray.judge(rows, config="k8", split="confirm")
+    assert verdict.verdict == "PASS"
+    assert m2ray.judge(rows[(rows.config == "k8") | (rows.config == "")], split="confirm") == verdict
 
 
 def test_a_printed_verdict_reads_like_the_board():

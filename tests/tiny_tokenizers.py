@@ -2,7 +2,7 @@
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from m2ray.receiver.prompts import STYLES
 from m2ray.receiver.receiver import Receiver
@@ -56,6 +56,34 @@ def without_exclamation_mark(**special: str) -> transformers.PreTrainedTokenizer
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[END, *special.values()], show_progress=False)
     tokenizer.train_from_iterator([*PROMPTS, *["x1 + x2 = 3; x4 - x3 = 0 2"] * 9], trainer)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, **special)
+
+
+def like_llama_2() -> transformers.PreTrainedTokenizerFast:
+    """Return a tokenizer that puts a space before every text; newlines are tokens of bytes."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokens = ["<unk>", BEGIN, END, *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=tokens, show_progress=False)
+    tokenizer.train_from_iterator([text.replace("\n", " ") for text in PROMPTS], trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, unk_token="<unk>")
+
+
+def unigram() -> transformers.PreTrainedTokenizerFast:
+    """Return a Unigram without `!`, whose token of unknown text only its own file names."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Metaspace(prepend_scheme="never")]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=150, special_tokens=[END, "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator([text.replace("!", "") for text in PROMPTS], trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
 
 
 def receiver(

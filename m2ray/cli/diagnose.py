@@ -18,7 +18,7 @@ from m2ray.diagnosis.measure import diagnose
 from m2ray.diagnosis.messages import HELD_OUT_MESSAGES, held_out_episodes
 from m2ray.diagnosis.report import report_sections, write_report
 from m2ray.evaluation.conditions import derangement
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.files import cache_root, check_writable
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     trial, checkpoint = trial_of(args.checkpoint), checkpoint_id(args.checkpoint)
     if args.receiver:
         trial = trial.model_copy(update={"receiver": args.receiver})
-    receiver = load_receiver(trial.receiver)
+    receiver = load_trial_receiver(trial)
     codec = load_codec(args.checkpoint, receiver)
     episodes = held_out_episodes(trial, receiver, args.split, args.episodes)
     derangement(episodes)  # refuses too few messages before anything is measured

@@ -18,7 +18,7 @@ from m2ray.diagnosis.distortion import (
     write_distortion,
 )
 from m2ray.diagnosis.messages import held_out_episodes
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.files import check_writable
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse_arguments(argv)
     trials = load_trials(args.checkpoints, args.receiver)
     first = next(iter(trials.values()))
-    receiver = load_receiver(first.receiver)
+    receiver = load_trial_receiver(first)
     episodes = held_out_episodes(first, receiver, None, args.episodes)
     sent: list[Transmission] = []
     for folder, trial in trials.items():

@@ -16,7 +16,7 @@ from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.config.gate_file import load_gate
 from m2ray.config.task import EVALUATION_SPLITS
 from m2ray.config.trial import TrialConfig
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.files import cache_root, check_writable
 
@@ -179,7 +179,7 @@ def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
     if args.receiver:
         return trial.model_copy(update={"receiver": args.receiver})
     try:
-        load_receiver(trial.receiver)
+        load_trial_receiver(trial)
     except UserError as error:
         raise UserError(f"{args.checkpoint}: {error}; --receiver says where it is now") from None
     return trial
@@ -193,7 +193,7 @@ def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str])
 
     option = f"splits.{split}" if split in EVALUATION_SPLITS else "--episodes"
     lines = {option: split_seeds(trial, split)}
-    open_source(trial.task).check_receiver_lines(load_receiver(trial.receiver), lines)
+    open_source(trial.task).check_receiver_lines(load_trial_receiver(trial), lines)
     sweep = sweep_of(checkpoint)
     # A published folder stays as it is.
     published = "published" in read_record(checkpoint)

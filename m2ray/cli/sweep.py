@@ -22,6 +22,7 @@ from m2ray.config.sweep_record import PROGRESS_FILE, read_sweep_record, record_f
 from m2ray.engine.growing.growth import Growth, Registered, grow, read_growth, read_training_seeds, search_at_start
 from m2ray.engine.record import (
     check_results_folder,
+    decided_type,
     describe_sweep,
     extend,
     forget,
@@ -182,8 +183,11 @@ def check_and_start(
         from m2ray.engine.growing.confirm_looks import ConfirmLooks  # load torch, while Ray starts
         from m2ray.engine.preflight import check_plan
 
+        if args.resume:
+            plan.receiver_dtype = decided_type(root, plan)
         check_plan(plan, gate)
         record = describe_sweep(plan, gate, argv)
+        plan.receiver_dtype = record["receiver_run"]["dtype"]
         grown = plan
         if args.resume:
             grown = grow(plan, root, growth)

@@ -70,7 +70,7 @@ def run_training(config: TrialConfig, seed: int, folder: Path, about: dict[str, 
         UserError: the settings do not fit, or the training failed.
     """
     # Loads torch: bad input is refused before that.
-    from m2ray.receiver.loading import load_receiver
+    from m2ray.receiver.loading import load_trial_receiver
     from m2ray.training.trackers import check_installed
     from m2ray.training.trainer import TrainingFailed, train
 
@@ -88,7 +88,10 @@ def run_training(config: TrialConfig, seed: int, folder: Path, about: dict[str, 
             train_distributed(config, seed, folder, about, Resources())
             cluster.stop()
         else:
-            train(config, seed, load_receiver(config.receiver), folder, report, about)
+            receiver = load_trial_receiver(config)
+            # Recorded with the checkpoint: another machine may find another type faster.
+            typed = config.model_copy(update={"receiver_dtype": str(receiver.dtype).removeprefix("torch.")})
+            train(typed, seed, receiver, folder, report, about)
     except TrainingFailed as error:
         raise UserError(str(error)) from None
 

@@ -89,6 +89,8 @@ def last_checkpoints(root: Path) -> dict[tuple[str, int], Path]:
 def trial_of(folder: Path) -> TrialConfig:
     """Return the configuration that a checkpoint was trained with.
 
+    One that does not name the receiver's numeric type was trained in that of the receiver's file.
+
     Raises:
         UserError: not a checkpoint, its record has no valid configuration, or the file of its episodes has
             changed.
@@ -97,6 +99,7 @@ def trial_of(folder: Path) -> TrialConfig:
     if "trial" not in record:
         raise UserError(f"{folder}/config.json: trial: missing; give a checkpoint that m2ray.train wrote")
     trial = validate(TrialConfig, record["trial"], f"{folder}/config.json: trial")
+    trial = trial.model_copy(update={"receiver_dtype": trial.receiver_dtype or "auto"})
     check_task_file(folder, trial.task)
     return trial
 

@@ -70,6 +70,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
         with plugins.blame(plugins.ENCODERS, config.encoder):
             self.encoder: nn.Module = make(config, receiver)
+        # The spelling is that of the weights' names in published checkpoints.
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(self.width) if config.calibration == "layernorm" else None
         gate = config.scale_gate if self.norm else math.log(config.scale_gate)
@@ -216,7 +217,9 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         if not folder.is_dir():
             folder = Path(snapshot_download(model_id, allow_patterns=FILES, **download))
         if not isinstance(receiver, Receiver):  # a name; by default the mixin passes that of the record
-            receiver = load_receiver(receiver or str(read_record(folder).get("receiver")))
+            record = read_record(folder)
+            trained_in = (record.get("trial") or {}).get("receiver_dtype", "auto")
+            receiver = load_receiver(receiver or str(record.get("receiver")), dtype=trained_in)
         return load_codec(folder, receiver)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:

@@ -174,7 +174,7 @@ def segment_shares(mask_BT: Tensor, ends_BT: Tensor, k: int) -> Tensor:
     Returns:
         [B, K, T], 1 where a token lies in a segment. Clause c of C has the segments from floor(c k / C) to before
         floor((c + 1) k / C), and its i-th of l tokens lies in the floor(i / l)-th part of them; with fewer
-        segments than clauses, neighbouring clauses share one.
+        segments than clauses, neighboring clauses share one.
     """
     positions_T = torch.arange(mask_BT.shape[1], device=mask_BT.device)
     ends_BT = ends_BT & mask_BT

@@ -149,7 +149,7 @@ class Axis(StrictModel):
 
 
 def _between(low: float, high: float) -> Iterator[float]:
-    """Yield the bounds, then the middles between neighbours, until no two neighbours have a float between them."""
+    """Yield the bounds, then the middles between neighbors, until no two neighbors have a float between them."""
     seen, parts = {low, high}, 2
     yield from sorted(seen)
     while True:

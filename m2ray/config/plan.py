@@ -47,12 +47,15 @@ class Plan:
         points: The configurations of the points, by name.
         checked: Configurations in which every choice and bound of every axis occurs.
         added_seeds: Training seeds that were added to the sweep, for what it judges.
+        receiver_dtype: The receiver's numeric type in the whole sweep, which trials and evaluators are told; None
+            until it is decided.
     """
 
     def __init__(self, space: Space, file: Path, overrides: Mapping[str, Any] | None = None) -> None:
         self.overrides = dict(overrides or {})
         self.space, self.file = _with_overrides(space, self.overrides), file
         self.added_seeds: list[int] = []
+        self.receiver_dtype: str | None = None
         self.base = self.space.trial
         # What `when` is compared with: a key that the file omits has its default. Losses have no defaults.
         defaults = {**TrialConfig().model_dump(exclude={"losses"}), "codec": dict(CodecConfig())}
@@ -68,8 +71,12 @@ class Plan:
 
     @property
     def example(self) -> TrialConfig:
-        """A configuration for what all share: task, splits, receiver."""
-        return self.all[0]
+        """A configuration for what all share: task, splits, receiver and its numeric type."""
+        return self.told(self.all[0])
+
+    def told(self, config: TrialConfig) -> TrialConfig:
+        """Return a configuration with the numeric type of the receiver that the sweep has."""
+        return config.model_copy(update={"receiver_dtype": self.receiver_dtype or config.receiver_dtype})
 
     @property
     def all(self) -> list[TrialConfig]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    BaseModel,
     Field,
     SerializerFunctionWrapHandler,
     field_validator,
@@ -14,11 +16,12 @@ from pydantic import (
 )
 
 from m2ray.config.axis import Axis
+from m2ray.config.trial import TrialConfig
 from m2ray.util.strict_yaml import Count, NonNegative, Positive, StrictModel
 
 # The keys that are the same for all configurations of a sweep, so that rows can be paired across configurations
 # and training curves are in one place.
-SHARED = ("receiver", "task", "splits", "evaluation", "trackers")
+SHARED = ("receiver", "receiver_dtype", "task", "splits", "evaluation", "trackers")
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -138,6 +141,8 @@ class Resources(StrictModel):
 
 class Space(StrictModel):
     """A search space file."""
+
+    checked_later: ClassVar[Mapping[str, type[BaseModel]]] = {"trial": TrialConfig}
 
     name: Name
     about: str = ""

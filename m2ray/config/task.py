@@ -23,8 +23,10 @@ from m2ray.tasks.held_out import HeldOut
 from m2ray.tasks.level import defines_change_fact
 from m2ray.tasks.registry import level as puzzle_level
 from m2ray.tasks.scorers import Choice, Scorer, scorer
-from m2ray.tasks.sentences.family import SentencesLevel
+from m2ray.tasks.sentences.family import DEFAULT as DEFAULT_SENTENCES
+from m2ray.tasks.sentences.family import MAX_SENTENCES, SentencesLevel
 from m2ray.tasks.sentences.family import level_of as sentences_level
+from m2ray.tasks.sentences.relations import RELATIONS
 from m2ray.tasks.text_episodes import TextEpisode, TextSetting, read_text_episodes
 from m2ray.util.errors import UserError
 from m2ray.util.files import file_digest
@@ -142,6 +144,11 @@ class TaskConfig(StrictModel):
     @classmethod
     def _exists(cls, name: str) -> str:
         found = sentences_level(name)
+        if found is None and name.partition("-")[0] == DEFAULT_SENTENCES.partition("-")[0]:
+            raise ValueError(
+                f"level {name!r:.60} does not exist; write sentences-NxM with N from 2 to {MAX_SENTENCES} and M "
+                f"from 1 to {len(RELATIONS)}, such as {DEFAULT_SENTENCES}"
+            )
         return found.name if found is not None else puzzle_level(name).name
 
     @field_validator("stop")
@@ -240,6 +247,10 @@ class TaskConfig(StrictModel):
             dict(self.scorer) if isinstance(self.scorer, dict) else {"name": self.scorer or default}
         )
         if self.threshold is not None:
+            if options.get("threshold", self.threshold) != self.threshold:
+                raise UserError(
+                    f"threshold: scorer.threshold is {options['threshold']!r:.60}; keep one of the two"
+                )
             options["threshold"] = self.threshold
         return scorer(options.pop("name", default), **options)
 
@@ -260,7 +271,7 @@ class TaskConfig(StrictModel):
         found = read_text_episodes(Path(str(self.file)), self.fields)
         judge = self.answer_scorer()
         for episode in found:
-            judge.check_episode(episode, f"{self.file}: line {episode.seed + 1}")
+            judge.check_episode(episode, f"{self.file}: line {episode.line}")
         return found
 
     @property

@@ -68,7 +68,11 @@ class CodecConfig(StrictModel):
     ] = None
     k: Annotated[int, Field(ge=1, le=4096, description="prefix vectors")] = 8
     place: Annotated[
-        Literal["message", "before", "after"], Field(description="where they stand in B's prompt")
+        Literal["message", "before", "behind", "after"],
+        Field(
+            description="where they stand in B's prompt: in the message's place; before all of it; behind B's "
+            "half of the task, before the words that close the prompt; after all of it"
+        ),
     ] = "message"
     width: Annotated[
         int, Field(ge=8, le=8192, multiple_of=4, description="hidden width of the encoder, which has 4 heads")
@@ -284,6 +288,13 @@ class TrialConfig(StrictModel):
     """One configuration: everything `python -m m2ray.train` needs."""
 
     receiver: str = "mini"
+    receiver_dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        Field(
+            description="numeric type of the receiver; auto: that of its file; left out: on a CPU the faster of "
+            "float32 and bfloat16, measured once; on an accelerator bfloat16"
+        ),
+    ] = None
     task: TaskConfig = TaskConfig()
     splits: Splits = Splits()
     codec: CodecConfig = CodecConfig()
@@ -343,10 +354,21 @@ class TrialConfig(StrictModel):
             raise ValueError("training.epoch_samples: smaller than a batch; raise it")
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_unset_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a numeric type that is not set, so that names and records of earlier sweeps stay the same."""
+        tree: dict[str, Any] = handler(self)
+        if tree.get("receiver_dtype", ...) is None:
+            del tree["receiver_dtype"]
+        return tree
+
     @property
     def training_settings(self) -> dict[str, Any]:
         """All that decides a training: a training is resumed, and a trained codec kept, where it is the same."""
-        return {**self.model_dump(exclude={"trackers", "evaluation"}), "score": self.evaluation.score}
+        return {
+            **self.model_dump(exclude={"trackers", "evaluation", "receiver_dtype"}),
+            "score": self.evaluation.score,
+        }
 
     def conditions_on(self, split: str) -> list[str]:
         """Return the names of the conditions to run on a split: search, select, or confirm and any other.

@@ -32,7 +32,7 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.ceilings import Ceilings, ceilings
 from m2ray.tasks.episodes import Episode, write_facts
 from m2ray.util.files import write_atomic
-from m2ray.util.plotting import COLOURS, hide_spines, legend_beside, png_and_svg, save, use_file_backend
+from m2ray.util.plotting import COLORS, hide_spines, legend_beside, png_and_svg, save, use_file_backend
 from m2ray.util.tables import Table, markdown
 from m2ray.util.text import percent
 
@@ -133,8 +133,8 @@ def comparison_sentence(table: pd.DataFrame, codec: str) -> str:
         return "beats" if line["lead_low"] > 0 else "loses to" if line["lead_high"] < 0 else "cannot be told from"
 
     clauses = []
-    for verb, neighbours in itertools.groupby(best, outcome):
-        lines = list(neighbours)
+    for verb, neighbors in itertools.groupby(best, outcome):
+        lines = list(neighbors)
         leads = [line["lead"] for line in lines]
         points = sorted({f"{100 * lead:+.0f}" for lead in (min(leads), max(leads))}, key=int)
         bits = dict.fromkeys(f"{round(lines[i]['bits'], 1):,g}" for i in (0, -1))
@@ -147,28 +147,28 @@ def comparison_sentence(table: pd.DataFrame, codec: str) -> str:
 
 
 def draw_distortion(table: pd.DataFrame, content: Ceilings) -> Any:
-    """Draw success against bits, with a colour for each sender and a marker for each scheme."""
+    """Draw success against bits, with a color for each sender and a marker for each scheme."""
     import matplotlib.pyplot as plt  # slow to import
 
-    palette = [COLOURS[name] for name in ("normal", "shuffle", "constant", "matched", "random")]
-    colours = {name: palette[i % len(palette)] for i, name in enumerate(codec_names(table))}
-    colours |= {TEXT: COLOURS["P0"], FACTS: COLOURS["P1"]}
+    palette = [COLORS[name] for name in ("normal", "shuffle", "constant", "matched", "random")]
+    colors = {name: palette[i % len(palette)] for i, name in enumerate(codec_names(table))}
+    colors |= {TEXT: COLORS["P0"], FACTS: COLORS["P1"]}
     figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     sent = table[(table.bits > 0) & (table.scheme != UNCHANGED)]
     for (sender, scheme), part in sent.groupby(["sender", "scheme"], sort=False):
         lines = part.sort_values("bits")
         spans = 100 * np.stack([lines.success - lines.ci_low, lines.ci_high - lines.success])
-        marker, colour = MARKERS.get(str(scheme), "^"), colours[str(sender)]
+        marker, color = MARKERS.get(str(scheme), "^"), colors[str(sender)]
         label = f"{sender}: {scheme}"
         axes.errorbar(
-            lines.bits, 100 * lines.success, spans, fmt=f"{marker}-", color=colour, ms=6, lw=1, label=label
+            lines.bits, 100 * lines.success, spans, fmt=f"{marker}-", color=color, ms=6, lw=1, label=label
         )
     for line in table[table.scheme == UNCHANGED].to_dict("records"):
         label = f"{line['sender']}: {UNCHANGED}"
-        axes.axhline(100 * line["success"], color=colours[line["sender"]], lw=1, ls=":", label=label)
+        axes.axhline(100 * line["success"], color=colors[line["sender"]], lw=1, ls=":", label=label)
     nothing = table[(table.sender == TEXT) & (table.bits == 0)].iloc[0]
-    axes.axhline(100 * nothing.success, color=COLOURS["null"], lw=1, ls="--", label="no message")
-    axes.axvline(content.message_bits, color=COLOURS["null"], lw=1, ls="-.")
+    axes.axhline(100 * nothing.success, color=COLORS["null"], lw=1, ls="--", label="no message")
+    axes.axvline(content.message_bits, color=COLORS["null"], lw=1, ls="-.")
     note = f"{content.message_bits:.1f} bits: what a\nmessage tells about\nthe solution"
     axes.annotate(note, (content.message_bits, 2), (4, 0), textcoords="offset points", fontsize=8)
     axes.set_xscale("log", base=2)

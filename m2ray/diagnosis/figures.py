@@ -19,11 +19,11 @@ from m2ray.diagnosis.findings import Diagnosis
 from m2ray.diagnosis.probes import cosines
 from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
-from m2ray.util.plotting import COLOURS, hide_spines, save, use_file_backend
+from m2ray.util.plotting import COLORS, hide_spines, save, use_file_backend
 
 SHOWN = 80  # messages on a similarity map
-# Stages with a similarity map, and the colours of their spectra.
-MAP_STAGES = {"pooled": COLOURS["P1"], "latent": COLOURS["shuffle"], "prefix": COLOURS["normal"]}
+# Stages with a similarity map, and the colors of their spectra.
+MAP_STAGES = {"pooled": COLORS["P1"], "latent": COLORS["shuffle"], "prefix": COLORS["normal"]}
 
 
 class FigureInputs(NamedTuple):
@@ -54,7 +54,7 @@ def draw_maps(d: Diagnosis, shown: FigureInputs) -> Any:
     _draw_spectra(axes[1, 0], d, shown)
     for column, name in enumerate(MAP_STAGES, start=1):
         rows_EF, found = shown.features[name], d.maps[name]
-        raw, centered_ = f"raw: mean {found.cosine:.3f}", f"centred: mean size {found.cosine_centred:.3f}"
+        raw, centered_ = f"raw: mean {found.cosine:.3f}", f"centered: mean size {found.cosine_centred:.3f}"
         _draw_cosines(axes[0, column], rows_EF, order_S, f"{name}, {raw}")
         image = _draw_cosines(axes[1, column], centered(rows_EF), order_S, f"{name}, {centered_}")
     figure.colorbar(image, ax=axes[:, 3], shrink=0.8, label="cosine of two messages")
@@ -85,13 +85,13 @@ def _draw_shared_facts(figure: Any, axis: Any, shared_SS: NDArray[np.float32], o
 
 
 def _draw_spectra(axis: Any, d: Diagnosis, shown: FigureInputs) -> None:
-    for name, colour in MAP_STAGES.items():
+    for name, color in MAP_STAGES.items():
         energy = torch.linalg.svdvals(centered(shown.features[name])).square().numpy()
         summed = 100 * energy.cumsum() / max(energy.sum(), 1e-12)
         label = f"{name}, effective rank {d.maps[name].effective_rank:.1f}"
-        axis.plot(range(1, len(summed) + 1), summed, color=colour, label=label)
+        axis.plot(range(1, len(summed) + 1), summed, color=color, label=label)
     axis.set(xscale="log", ylim=(0, 102), xlabel="directions, largest first", ylabel="variance, summed (%)")
-    axis.set_title("spectrum of the centred features", fontsize=10)
+    axis.set_title("spectrum of the centered features", fontsize=10)
     axis.xaxis.set_major_formatter("{x:.0f}")
     axis.legend(frameon=False, fontsize=8, loc="lower right")
     hide_spines(axis)
@@ -125,22 +125,22 @@ def _draw_probes(axis: Any, d: Diagnosis) -> None:
     names, majority = list(d.path), 100 * d.probes["prefix"].majority
     facts = ("facts", "facts: balanced accuracy", 50.0, "chance, facts")
     values = ("values", "values left: accuracy", majority, "commonest, values left")
-    styles = ((facts, COLOURS["normal"], "o", ":"), (values, COLOURS["constant"], "s", "--"))
-    for (kind, label, chance, chance_label), colour, marker, dash in styles:
+    styles = ((facts, COLORS["normal"], "o", ":"), (values, COLORS["constant"], "s", "--"))
+    for (kind, label, chance, chance_label), color, marker, dash in styles:
         found = [getattr(d.probes[name], kind) for name in names]
         heights, spans = _error_bars([Estimate(*(100 * x for x in estimate)) for estimate in found])
-        axis.errorbar(names, heights, yerr=spans, fmt=f"{marker}-", color=colour, label=label, capsize=3)
-        axis.axhline(chance, color=colour, lw=0.8, ls=dash, label=chance_label)
+        axis.errorbar(names, heights, yerr=spans, fmt=f"{marker}-", color=color, label=label, capsize=3)
+        axis.axhline(chance, color=color, lw=0.8, ls=dash, label=chance_label)
     axis.set(ylim=(0, 100), ylabel="linear probe right (%)", title="What probes read at each stage")
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 
 def _draw_gaps(axis: Any, d: Diagnosis) -> None:
     names = list(d.gaps)
-    for offset, kind, colour in ((-0.15, "digits", COLOURS["normal"]), (0.15, "format", COLOURS["null"])):
+    for offset, kind, color in ((-0.15, "digits", COLORS["normal"]), (0.15, "format", COLORS["null"])):
         widths, spans = _error_bars([getattr(d.gaps[name], kind) for name in names])
         heights = [i + offset for i in range(len(names))]
-        axis.barh(heights, widths, 0.3, xerr=spans, color=colour, label=kind, capsize=2)
+        axis.barh(heights, widths, 0.3, xerr=spans, color=color, label=kind, capsize=2)
     axis.axvline(0, color="#000000", lw=0.8)
     axis.set(yticks=range(len(names)), yticklabels=names, title="What the right message is worth")
     axis.set_xlabel("NLL less that of the right message (nats per token)\nabove 0: the right message does better")
@@ -152,7 +152,7 @@ def _draw_success(axis: Any, d: Diagnosis) -> None:
     for i, (name, found) in enumerate(d.success.items()):
         low, high = stats.wilson(found.successes, found.n)
         width, span = _error_bars([Estimate(100 * found.share, 100 * low, 100 * high)])
-        axis.errorbar(width, [i], xerr=span, fmt="o", color=COLOURS.get(name, COLOURS["random"]), capsize=3)
+        axis.errorbar(width, [i], xerr=span, fmt="o", color=COLORS.get(name, COLORS["random"]), capsize=3)
     labels = [f"free, at least, n = {found.n}" if name == "free" else name for name, found in d.success.items()]
     axis.set(yticks=range(len(labels)), yticklabels=labels, xlim=(0, 100), title="Success by decoding")
     axis.set_xlabel("episodes solved (%)")

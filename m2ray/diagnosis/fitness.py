@@ -15,15 +15,18 @@ from m2ray.config.task import TaskConfig, parse_seeds
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.runner import evaluate
-from m2ray.judging.arms import CountArms, RowArms, count_successes
-from m2ray.judging.criteria import MIN_CLUSTERS, answers_share, judge_criterion
-from m2ray.judging.statistics import wilson
+from m2ray.judging.arms import RowArms, count_successes
+from m2ray.judging.criteria import MIN_CLUSTERS, answers_share, clusters_text, judge_criterion
+from m2ray.judging.statistics import ALPHA, wilson
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.receiver import Receiver
+from m2ray.receiver.text_source import TextSource
+from m2ray.tasks.episodes import AnyEpisode, episode_name
 from m2ray.util.errors import UserError
-from m2ray.util.strict_yaml import load_yaml
+from m2ray.util.strict_yaml import read_yaml, validate
 from m2ray.util.tables import markdown
-from m2ray.util.text import percent
+from m2ray.util.text import percent, pluralize
 
 NEEDED = ("P0", "P1")
 PART = "search"  # messages of this part: measuring a receiver must not look at those of confirm
@@ -57,12 +60,42 @@ def measure_fitness(
         chosen = parse_seeds(seeds)
     except ValueError as error:
         raise UserError(f"--episodes: {error}") from None
-    source = open_source(load_yaml(TaskConfig, Path(task)))
-    rows = evaluate(load_receiver(receiver), source.get(chosen, PART), PART, names, EvaluationConfig())
+    loaded, settings = load_receiver(receiver), EvaluationConfig()
+    episodes = _episodes(_load_task(Path(task)), chosen)
+    rows = evaluate(loaded, episodes, PART, names, settings)
     print(markdown(_table(rows, names)))
+    lines = _long_answers(loaded, episodes, settings.max_new_tokens)
     if {"P0", "P1"} <= set(names):
-        print("\n".join(_validity(rows)))
+        lines += _validity(rows)
+    print("\n".join(lines))
     return rows
+
+
+def _load_task(path: Path) -> TaskConfig:
+    """Read a task, which may stand below the key `task`, as it does in a space."""
+    tree = read_yaml(path)
+    if set(tree) == {"task"}:
+        return validate(TaskConfig, tree["task"], f"{path}: task")
+    return validate(TaskConfig, tree, str(path))
+
+
+def _episodes(task: TaskConfig, seeds: Sequence[int]) -> Sequence[AnyEpisode]:
+    """Return the episodes of some seeds without those that are shown, solved, before every prompt.
+
+    Raises:
+        UserError: no others are left.
+    """
+    source = open_source(task)
+    shown = source.shown_lines().intersection(seeds) if isinstance(source, TextSource) else set()
+    if len(shown) == len(seeds):
+        raise UserError(
+            f"--episodes {seeds[0]}:{seeds[-1] + 1}: all of these lines are shown solved before every prompt "
+            "(task.examples); name more lines"
+        )
+    if shown:
+        lines = ", ".join(str(line + 1) for line in sorted(shown))
+        print(f"left out, since task.examples shows them solved before every prompt: {task.file}: line {lines}")
+    return source.get([seed for seed in seeds if seed not in shown], PART)
 
 
 def fitness_line(rows: pd.DataFrame) -> str:
@@ -75,7 +108,7 @@ def fitness_line(rows: pd.DataFrame) -> str:
 def why_unfit(rows: pd.DataFrame, gate: GateConfig) -> str:
     """Return why the verdict on every codec would be INVALID SETTING; empty if that is not certain.
 
-    P0 and P1 of a few episodes are uncertain: what counts is that even the favourable bound of the interval does
+    P0 and P1 of a few episodes are uncertain: what counts is that even the favorable bound of the interval does
     not meet a criterion of the gate.
 
     Args:
@@ -107,15 +140,16 @@ def why_unfit(rows: pd.DataFrame, gate: GateConfig) -> str:
 
 
 def _table(rows: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
+    arms = RowArms(rows)
     table = [["condition", "n", "success %", "95 % CI", "truncated", "unparsed"]]
     for name in names:
         part = rows[rows.condition == name]
-        low, high = wilson(int(part.success.sum()), len(part))
+        low, high = arms.interval(name, ALPHA)
         shares = [answers_share(rows, name, column) for column in ("truncated", "unparsed")]
         table.append(
             [
                 name,
-                str(len(part)),
+                f"{len(part)} of {clusters_text(arms)}" if arms.clusters else str(len(part)),
                 f"{100 * part.success.mean():.1f}",
                 f"[{100 * low:.1f}, {100 * high:.1f}]",
                 *("-" if share is None else percent(share) for share in shares),
@@ -124,12 +158,32 @@ def _table(rows: pd.DataFrame, names: Sequence[str]) -> list[list[str]]:
     return table
 
 
+def _long_answers(receiver: Receiver, episodes: Sequence[AnyEpisode], limit: int) -> list[str]:
+    """Return a line if B's answers are too short to hold a right answer."""
+    lengths = receiver.answer_lengths(episodes)
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] <= limit:
+        return []
+    count = sum(length > limit for length in lengths)
+    return [
+        f"FAIL: answers have space: {pluralize(count, 'right answer')} of {len(lengths)} with more than {limit} "
+        f"tokens, the longest of episode {episode_name(episodes[longest])} with {lengths[longest]}; shorten them, "
+        "or set evaluation.max_new_tokens in a space"
+    ]
+
+
 def _validity(rows: pd.DataFrame) -> list[str]:
     """Return what the default gate's criteria on P0 and P1 find."""
-    gate, arms = load_gate(), CountArms(count_successes(rows))
+    gate, arms = load_gate(), RowArms(rows[rows.condition.isin(NEEDED)])
+    if (arms.clusters or arms.episodes) < 2:
+        return ["FAIL: enough episodes: intervals need two episodes or groups at least; name more"]
     lines = []
     for criterion in gate.criteria:
-        if criterion.gate == "validity" and criterion.kind in ("exceeds", "power"):
-            found = judge_criterion(criterion, arms, gate.alpha, gate.alpha)
-            lines.append(f"{found.status}: {criterion.name}: {found.sentence}")
+        if criterion.gate != "validity" or criterion.kind not in ("exceeds", "power"):
+            continue
+        if criterion.kind == "power" and arms.rate("P1") - arms.rate("P0") <= criterion.margin:
+            lines.append(f"FAIL: {criterion.name}: no number is enough as long as the text helps so little")
+            continue
+        found = judge_criterion(criterion, arms, gate.alpha, gate.alpha)
+        lines.append(f"{found.status}: {criterion.name}: {found.sentence}")
     return lines

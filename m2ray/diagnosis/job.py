@@ -12,7 +12,7 @@ from m2ray.diagnosis.free_vectors import FREE_EPISODES, FREE_SHARE
 from m2ray.diagnosis.measure import diagnose
 from m2ray.diagnosis.messages import unseen_episodes
 from m2ray.diagnosis.report import write_report
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def run_diagnosis(job: DiagnosisJob) -> None:
     Raises:
         UserError: the receiver or the checkpoint is missing, or they do not fit each other.
     """
-    receiver = load_receiver(job.trial.receiver)
+    receiver = load_trial_receiver(job.trial)
     codec, episodes = load_codec(job.folder, receiver), unseen_episodes(job.trial, receiver, job.episodes)
     free_episodes = min(FREE_EPISODES, job.episodes // FREE_SHARE)
     checkpoint = checkpoint_id(job.folder)

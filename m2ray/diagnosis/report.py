@@ -58,7 +58,7 @@ def tables(d: Diagnosis) -> dict[str, Table]:
 
 def _stage_table(d: Diagnosis) -> Table:
     table = [
-        ["stage", "facts %", "values left %", "majority %", "cosine", "centred", "rank", "spread %", "follows"]
+        ["stage", "facts %", "values left %", "majority %", "cosine", "centered", "rank", "spread %", "follows"]
     ]
     for name, probe in d.probes.items():
         similarity = d.maps[name]

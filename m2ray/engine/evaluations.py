@@ -31,12 +31,21 @@ class Evaluations:
         pool: The evaluators.
         progress: Is notified of every job that ends.
         failures: Causes of failure by configuration; failed evaluations are added to it.
+        receiver_dtype: The numeric type in which evaluators run the receiver; None: that of each configuration.
     """
 
-    def __init__(self, root: Path, pool: Pool, progress: Progress, failures: dict[str, str]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        pool: Pool,
+        progress: Progress,
+        failures: dict[str, str],
+        receiver_dtype: str | None = None,
+    ) -> None:
         self.store = RowStore(root)
         self.diagnosis_failures: dict[str, str] = {}
         self._root, self._pool, self._progress, self._failures = root, pool, progress, failures
+        self._receiver_dtype = receiver_dtype
         self._constants = root / "checkpoints" / "constants"
         self._known: set[tuple[object, ...]] = set()  # conditions that are recorded or queued, by KEY
 
@@ -70,7 +79,10 @@ class Evaluations:
         missing = {name: key for name, key in keys.items() if key not in self._known}
         if missing:
             self._known |= set(missing.values())
-            self._pool.submit(replace(job, names=tuple(missing)))
+            self._pool.submit(replace(job, names=tuple(missing), trial=self._told(job.trial)))
+
+    def _told(self, trial: TrialConfig) -> TrialConfig:
+        return trial.model_copy(update={"receiver_dtype": self._receiver_dtype or trial.receiver_dtype})
 
     def queue_receiver(self, trial: TrialConfig, split: str) -> None:
         """Queue the conditions that need no codec, less what is recorded or queued already."""
@@ -89,7 +101,7 @@ class Evaluations:
         """Queue the diagnosis of a checkpoint, unless it has one."""
         out = diagnosis_folder(self._root, name, seed)
         if read_diagnosis(out).get("about", {}).get("checkpoint") != read_record(folder)["digest"]:
-            self._pool.submit(DiagnosisJob(trial, folder, self._constants, episodes, out))
+            self._pool.submit(DiagnosisJob(self._told(trial), folder, self._constants, episodes, out))
 
     def collect(self) -> None:
         """Record the jobs that have ended since the last call."""

@@ -20,7 +20,7 @@ from m2ray.evaluation.row_cache import cached_rows
 from m2ray.evaluation.row_scope import scope_kind
 from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.episode_source import open_source
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.training.constant_prefix import trained_constant
 
 
@@ -100,7 +100,7 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
     Raises:
         UserError: receiver, checkpoint or episodes are missing, or do not fit each other.
     """
-    receiver = load_receiver(job.trial.receiver)
+    receiver = load_trial_receiver(job.trial)
     source = open_source(job.trial.task)
     seeds: Sequence[int] = split_seeds(job.trial, job.split) if job.seeds is None else job.seeds
     if job.split not in EVALUATION_SPLITS:

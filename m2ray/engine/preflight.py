@@ -19,9 +19,9 @@ from m2ray.evaluation.conditions import check_runnable, derangement
 from m2ray.evaluation.runner import check_no_leak
 from m2ray.receiver.conformance.opening import open_channel
 from m2ray.receiver.episode_source import open_source
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.receiver.receiver import Receiver
-from m2ray.tasks.episodes import AnyEpisode
+from m2ray.tasks.episodes import AnyEpisode, episode_name
 from m2ray.training.start_weights import check_layers, load_start_weights
 from m2ray.training.trackers import check_installed
 from m2ray.util.errors import UserError
@@ -54,7 +54,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
                 "compare; add it"
             )
     try:
-        receiver = load_receiver(example.receiver)
+        receiver = load_trial_receiver(example)
         _check_codecs(plan, receiver)
         _check_episodes(plan, receiver)
         check_answers(plan, receiver)
@@ -104,10 +104,14 @@ def check_answers(plan: Plan, receiver: Receiver) -> None:
     limit = plan.example.evaluation.max_new_tokens
     source = open_source(plan.example.task)
     episodes = source.without_sender(source.seeds(plan.example.splits, "search"), "search")
-    needed = max(map(len, receiver.reference_ids(episodes)))
+    lengths = receiver.answer_lengths(episodes)
+    needed = max(lengths)
     if limit < needed:
+        longest = episodes[lengths.index(needed)]
+        file = plan.example.task.file
+        of = f" of episode {episode_name(longest)} in {file}" if plan.example.task.is_text_file else ""
         raise UserError(
-            f"evaluation.max_new_tokens: {limit} cuts off the right answer, which takes {needed} tokens of "
+            f"evaluation.max_new_tokens: {limit} cuts off the right answer{of}, which takes {needed} tokens of "
             f"{receiver.name} with its end; raise it to {needed} or more"
         )
 
@@ -158,7 +162,7 @@ def print_plan(plan: Plan, gate: GateConfig, root: Path) -> None:
         Unfit: no codec can be judged on the receiver.
     """
     example = plan.example
-    receiver = load_receiver(example.receiver)
+    receiver = load_trial_receiver(example)
     source = open_source(example.task)
     episodes = source.get(source.seeds(example.splits, "search")[:NOTED_EPISODES], "search")
     print(f"{plan.space.name}: {plan.space.about}")
@@ -185,7 +189,8 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
     space, work = plan.space, count_work(plan)
     trained = f", trained on level {receiver.card['level']}" if "level" in receiver.card else ""
     weights = _weights(receiver) / 1e6
-    yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, digest {receiver.digest}{trained}"
+    dtype = str(receiver.dtype).removeprefix("torch.")
+    yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, {dtype}, digest {receiver.digest}{trained}"
     yield "task", plan.example.task.name
     sampled = "of the grid" if space.search.sampler == "grid" else "sampled"
     fewer = (
@@ -198,7 +203,8 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
         yield "  point", name
     for key, axis in space.axes.items():
         kind = axis.model_dump(exclude_none=True, by_alias=True, exclude_defaults=True)
-        yield "  axis", f"{key}: {', '.join(f'{name} {values}' for name, values in kind.items())}"
+        shown = (f"{name} {f'{value:g}' if name == 'step' else value}" for name, value in kind.items())
+        yield "  axis", f"{key}: {', '.join(shown)}"
     yield (
         "training",
         f"x {pluralize(len(space.search.seeds), 'seed')}, {work.samples:,} samples, {work.reports} checkpoints, "

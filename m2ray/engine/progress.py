@@ -75,6 +75,7 @@ class Progress:
         seconds = metrics.get("seconds", 0.0) - (row.get("seconds", 0.0) if metrics.get("epoch") != 1 else 0.0)
         done, total = metrics["progress"] * epoch_samples, metrics["epochs_total"] * epoch_samples
         self._forecast.epoch(name, done, total, max(0.0, seconds))
+        self._forecast.measured(time.monotonic() - self._started)
         row.update(metrics, state=state)
         text = f"{name}: epoch {row['progress']}/{row['epochs_total']}  k {row['k']}"
         text += f"  score {row['score']:+.3f} {row.get('unit', 'nats')}"
@@ -98,6 +99,7 @@ class Progress:
     ) -> None:
         """Record that an evaluation job ended; see `Forecast.answered`."""
         self._forecast.answered(answers, seconds, constant)
+        self._forecast.measured(time.monotonic() - self._started)
         text = f"evaluated {label}" + (f": FAILED: {cause}" if cause else "")
         self._print(text, {"event": "evaluated", "job": label, "cause": cause}, failure=bool(cause))
 

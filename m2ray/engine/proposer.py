@@ -217,7 +217,7 @@ class OptunaProposer:
         config = self.configs[name]
         return {
             "config": name,
-            "trial": config.model_dump_json(),
+            "trial": self.plan.told(config).model_dump_json(),
             "seeds": list(seeds),
             "root": str(self.root),
             "point": name in self.plan.points,

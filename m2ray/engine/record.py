@@ -31,7 +31,7 @@ from m2ray.config.sweep_record import (
     write_sweep_record,
 )
 from m2ray.config.trial import TrialConfig
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.util import plugins
 from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
@@ -100,7 +100,7 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
         cwd=Path(__file__).parent,
         check=False,
     )
-    receiver = load_receiver(plan.example.receiver)
+    receiver = load_trial_receiver(plan.example)
     record = {
         "id": uuid.uuid4().hex[:12],  # tells a look at confirm that continues from a second one
         "command": shlex.join(["python", "-m", "m2ray.sweep", *argv]),
@@ -123,6 +123,17 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
     }
     digest = plan.example.task.file_digest
     return record if digest is None else {**record, TASK_FILE: digest}
+
+
+def decided_type(folder: Path, plan: Plan) -> str | None:
+    """Return the numeric type that the receiver of a resumed sweep has, whatever is faster on this machine.
+
+    None leaves it to the configuration, which names one. Earlier versions took that of the receiver's file.
+    """
+    if plan.example.receiver_dtype is not None:
+        return None
+    recorded = read_sweep_record(folder).get("receiver_run", {}).get("dtype", "auto")
+    return str(recorded)
 
 
 def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> None:
@@ -170,6 +181,8 @@ def settle_changes(folder: Path, record: Mapping[str, Any], accept: bool) -> Non
         dated = [{"date": now["date"], **change._asdict()} for change in changes]
         decisive = {key: now[key] for key in DECISIVE}
         settled = {**before, **decisive, "changes": [*before.get("changes", []), *dated]}
+        if "receiver_run" in now:
+            settled["receiver_run"] = now["receiver_run"]
         settled.pop("withdrawn", None)
         withdrawn = withdrawn_points(before, now)
         write_sweep_record(folder, {**settled, "withdrawn": withdrawn} if withdrawn else settled)

@@ -101,7 +101,7 @@ class Sweep:
         self._trained = root / "checkpoints"
         resources = plan.space.resources
         self._pool = Pool(run_job, resources.evaluators, resources.gpus_per_evaluator, unlimited=may_train)
-        self.evaluations = Evaluations(root, self._pool, progress, proposer.failures)
+        self.evaluations = Evaluations(root, self._pool, progress, proposer.failures, plan.receiver_dtype)
         self._budget: Budget | None = None  # of the search, while it runs
         self.seed_failures: dict[str, str] = {}  # causes, by configuration, why added seeds are not judged
 

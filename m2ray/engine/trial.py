@@ -18,7 +18,7 @@ from m2ray.codec.checkpoints import read_record, run_folder, trial_of
 from m2ray.config.space import Resources
 from m2ray.config.trial import TrialConfig
 from m2ray.engine.cluster import limit_threads, worker_resources
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.training.microbatch import read_rows_at_once
 from m2ray.training.packed import train_packed
 from m2ray.training.trainer import Trainer, TrainingFailed, train
@@ -54,7 +54,7 @@ def _worker_loop(settings: dict[str, Any]) -> None:
             _progress_report(name, metrics, checkpoint, epochs, settings["finished"], settings["seeds"])
         )
 
-    receiver = load_receiver(config.receiver)
+    receiver = load_trial_receiver(config)
     train(config, settings["seed"], receiver, Path(settings["folder"]), report, settings["about"])
 
 
@@ -174,7 +174,7 @@ class PackMember:
                 seeds = len(self.settings["seeds"])
                 train_distributed(config, seed, folder, self.about, resources, self.finished, seeds, callbacks)
             else:
-                receiver = load_receiver(config.receiver)
+                receiver = load_trial_receiver(config)
                 yield Trainer(config, seed, receiver, folder, self.report, self.about)
             self.finished.append(read_record(last)["metrics"]["score"])
 

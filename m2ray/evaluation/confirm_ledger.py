@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 from m2ray.config.split_names import CONFIRM
 from m2ray.config.sweep_record import read_sweep_record
-from m2ray.evaluation.rows import RowStore, on_confirm
+from m2ray.evaluation.rows import GROUP, RowStore, on_confirm
 from m2ray.tasks.episodes import AnyEpisode
 from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.util.errors import UserError, describe_error
@@ -95,7 +95,8 @@ def message_digest(episode: AnyEpisode) -> str:
 
 def cluster_digest(episode: AnyEpisode) -> str:
     """Return a short digest of the unit that intervals count: an episode's message, in free text its group."""
-    return _digest(episode.cluster)
+    grouped = isinstance(episode, TextEpisode) and episode.has_group
+    return f"{GROUP if grouped else ''}{_digest(episode.cluster)}"
 
 
 def _digest(text: str) -> str:

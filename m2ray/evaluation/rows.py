@@ -44,10 +44,11 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("truncated", pa.bool_()),  # the answer reached the limit of new tokens without its end; null if unknown
         ("facts", pa.string()),  # facts that the answer agrees with: `m2ray.evaluation.facts_read`; '' if unknown
-        ("message", pa.string()),  # digest of the episode's own message; '' if unknown
+        ("message", pa.string()),  # digest of the episode's own message, or `GROUP` and its group's; '' if unknown
         ("params", pa.string()),  # JSON: a configuration's columns on the leaderboard
     ]
 )
+GROUP = "group:"  # in the column `message`, before the digest of a group that the episode belongs to
 KEY = [  # makes a row unique
     "config",
     "seed",

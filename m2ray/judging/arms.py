@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from m2ray.evaluation.rows import GROUP
 from m2ray.judging import statistics as stats
 from m2ray.judging.contrasts import Contrast, Floats, PairedBinary, Unpaired, mean_difference, mean_ratio
 from m2ray.util.errors import UserError
@@ -179,7 +180,14 @@ class ScoreArms(Arms):
             wins = int(((first_SE == 1) & (second_SE == 0)).sum())
             losses = int(((first_SE == 0) & (second_SE == 1)).sum())
             return PairedBinary(first_SE.shape[1], wins, losses)
-        return mean_difference(first_SE - second_SE, self.group_E)
+        difference = mean_difference(first_SE - second_SE, self.group_E)
+        alike = difference.error == 0 and difference.mean in (-1, 0, 1)
+        if alike and self.group_E is not None and len(first_SE) == len(second_SE) == 1:
+            # That all clusters are alike does not make the difference certain: each counts as one episode.
+            clusters = len(np.unique(self.group_E))
+            wins, losses = (clusters * max(0, round(sign * difference.mean)) for sign in (1, -1))
+            return PairedBinary(clusters, wins, losses)
+        return difference
 
     def contrast(self, first: str, second: str) -> Contrast:
         """Implement `Arms.contrast`."""
@@ -201,11 +209,14 @@ class ScoreArms(Arms):
         return float(self.scores(name).mean())
 
     def interval(self, name: str, alpha: float) -> stats.Interval:
-        """Implement `Arms.interval`: Wilson's for one seed's successes, else of the clustered mean."""
+        """Implement `Arms.interval`: Wilson's for one seed's successes, else of the clustered mean's."""
         scores_SE = self.scores(name)
         if self._exact and len(scores_SE) == 1:
             return stats.wilson(int(scores_SE.sum()), scores_SE.shape[1], alpha)
         mean = mean_difference(scores_SE, self.group_E)
+        if self.group_E is not None and self.binary and len(scores_SE) == 1:
+            clusters = len(np.unique(self.group_E))
+            return stats.wilson_of_clusters(mean.mean, scores_SE.shape[1], mean.error**2, clusters, alpha)
         return stats.Interval(max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2)))
 
     def retention(self, alpha: float) -> stats.Estimate:
@@ -219,8 +230,9 @@ class RowArms(ScoreArms):
 
     Args:
         rows: Columns condition, seed, episode and success at least; success is boolean or in 0..1. Rows of seed -1
-            are shared by all seeds. `group`, where it is given, names clusters of episodes; else episodes with
-            the same `message` are a cluster, where many messages repeat.
+            are shared by all seeds. `group`, where it is given, names clusters of episodes, or `message` does
+            (`m2ray.evaluation.rows.GROUP`); else episodes with the same `message` are a cluster, where many
+            messages repeat.
     """
 
     def __init__(self, rows: pd.DataFrame) -> None:
@@ -234,8 +246,8 @@ class RowArms(ScoreArms):
 
     def _groups(self) -> NDArray[np.int64] | None:
         """Return the numbers of the episodes' groups; None where each episode counts as a group of one."""
-        if "group" in self.rows:
-            numbers = self._numbers("group")
+        if self._grouped:
+            numbers = self._numbers("group" if "group" in self.rows else "message")
             return None if len(np.unique(numbers)) == len(numbers) else numbers
         if "message" not in self.rows:
             return None
@@ -252,11 +264,17 @@ class RowArms(ScoreArms):
     @property
     def unit(self) -> str:
         """What the clusters are: groups where they are given, else messages."""
-        return "groups" if "group" in self.rows else "messages"
+        return "groups" if self._grouped else "messages"
+
+    @cached_property
+    def _grouped(self) -> bool:
+        """True if the rows name groups of episodes."""
+        named = self.rows.message.astype(str).str.startswith(GROUP) if "message" in self.rows else None
+        return "group" in self.rows or (named is not None and bool(named.any()))
 
     @property
     def messages(self) -> int | None:
-        """The number of different messages; None where it is not known."""
+        """The number of different messages, or of groups where they are given; None where it is not known."""
         known = self.rows.message[self.rows.message != ""] if "message" in self.rows else ()
         return len(np.unique(self._numbers("message"))) if len(known) else None
 

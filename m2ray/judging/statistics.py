@@ -48,6 +48,27 @@ def wilson(successes: int, n: int, alpha: float = ALPHA) -> Interval:
     return Interval(max(0.0, min(share, float(low))), min(1.0, max(share, float(high))))
 
 
+def wilson_of_clusters(share: float, n: int, variance: float, clusters: int, alpha: float = ALPHA) -> Interval:
+    """Return Wilson's interval of a share at the effective n of clusters (Dean and Pagano 2015).
+
+    Its quantile is that of t. The interval of the mean itself is far too narrow where few episodes succeed, or
+    few fail.
+
+    Args:
+        share: The mean success.
+        n: Episodes.
+        variance: Variance of the mean, with clusters. Where it is 0, each cluster counts as one episode.
+        clusters: Number of clusters, at least 2.
+        alpha: Level of the two-sided interval.
+    """
+    spread = share * (1 - share)
+    effective = min(float(n), spread / variance) if variance > 0 and spread > 0 else float(clusters)
+    t = float(scipy.stats.t.isf(alpha / 2, clusters - 1))
+    centre = (share + t * t / (2 * effective)) / (1 + t * t / effective)
+    half = t * math.sqrt(spread / effective + (t / (2 * effective)) ** 2) / (1 + t * t / effective)
+    return Interval(max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+
+
 def _stack_outcomes(*outcomes_E: ArrayLike) -> NDArray[np.float64]:
     """Stack outcomes of the same episodes side by side, [E, C].
 

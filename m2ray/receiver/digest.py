@@ -25,7 +25,7 @@ PUBLISHED = {
     "f7e029941ffddee2": "fd12390aa3c83f4b",  # qwen2.5-coder-0.5b, from data wheels
 }
 # Keys of config.json that no number depends on, or that the loaded class already fixes.
-_IGNORED = {
+NOT_IN_NUMBERS = {
     "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "torch_dtype",
     "transformers_version", "use_cache",
 }  # fmt: skip
@@ -59,7 +59,9 @@ def source_of(model: Any, tokenizer: Any) -> Source:
 
 def receiver_digest(prompts: PromptBuilder, source: Source) -> str:
     """Return the first 16 hex digits of a SHA-256 of all that decides the receiver's numbers."""
-    config = {key: value for key, value in source.config.items() if key not in _IGNORED and value is not None}
+    config = {
+        key: value for key, value in source.config.items() if key not in NOT_IN_NUMBERS and value is not None
+    }
     probes = [list(prompts.tokenizer(text)["input_ids"]) for text in _PROBES]
     more = [config, source.tokenizer, probes, sorted(prompts.end_ids), prompts.opening_ids]
     text = weights_digest(prompts, source) + json.dumps(more, sort_keys=True, default=str)

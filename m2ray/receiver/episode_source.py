@@ -19,6 +19,7 @@ from m2ray.tasks.episodes import AnyEpisode, Episode, draw_episode, part_of
 from m2ray.tasks.level import Fact
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
+from m2ray.util.json_lines import line_of
 from m2ray.util.text import pluralize
 
 
@@ -208,24 +209,28 @@ class EpisodeSource:
             trained = _of_training_part(self._lines(seeds, option))
             if trained:
                 raise UserError(
-                    f"{self.config.file}: line {trained[0].seed + 1}: {_and_others(trained)} in the part of level "
-                    f"{self.level.name} that receiver {receiver.name} was trained on; remove such lines from "
-                    f"{option}, or use another receiver"
+                    f"{self.config.file}: line {self._line_of(trained[0])}: {_and_others(trained)} in the part of "
+                    f"level {self.level.name} that receiver {receiver.name} was trained on; remove such lines "
+                    f"from {option}, or use another receiver"
                 )
 
     def _check_contents(self, ranges: Mapping[str, Sequence[int]]) -> None:
         """Refuse a message that occurs in two of the named ranges of lines."""
         if self.config.file is None:
             return
-        first_use: dict[frozenset[Fact], tuple[str, int]] = {}
+        first_use: dict[frozenset[Fact], tuple[str, Episode]] = {}
         for option, seeds in ranges.items():
             for episode in self._lines(seeds, option):
-                other, line = first_use.setdefault(episode.content, (option, episode.seed))
+                other, first = first_use.setdefault(episode.content, (option, episode))
                 if other != option:
                     raise UserError(
-                        f"{self.config.file}: line {episode.seed + 1}: its message is in {option} and, from line "
-                        f"{line + 1}, in {other}; remove one of the two"
+                        f"{self.config.file}: line {self._line_of(episode)}: its message is in {option} and, from "
+                        f"line {self._line_of(first)}, in {other}; remove one of the two"
                     )
+
+    def _line_of(self, episode: Episode) -> int:
+        """Return the line of the file, counted from 1, that an episode is in."""
+        return line_of(Path(str(self.config.file)), episode.seed)
 
 
 def with_messages(episodes: Sequence[Episode], messages: Sequence[str]) -> list[Episode]:

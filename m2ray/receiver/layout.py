@@ -2,8 +2,8 @@
 
 A prompt is three runs of tokens, tokenized apart and never merged across their borders: `before`, the message's
 place, `after`. In the text conditions the place holds the message's tokens, in the latent conditions k open slots
-(there, or before or after the whole prompt), in P0 nothing. Everything else B sees is the same, token for token,
-whatever the message says.
+(there, before or after the whole prompt, or behind B's half before the words that close the prompt), in P0
+nothing. Everything else B sees is the same, token for token, whatever the message says.
 
 Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain,
 E end tokens.
@@ -11,9 +11,10 @@ E end tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +23,14 @@ from m2ray.receiver.prompts import STYLES
 from m2ray.receiver.references import AnswerFrame
 from m2ray.receiver.tokenizing import CACHED_TEXTS, TextTokenizer
 from m2ray.tasks.answers import write_answer
-from m2ray.tasks.episodes import AnyEpisode, Episode
+from m2ray.tasks.episodes import AnyEpisode, Episode, episode_name
 from m2ray.tasks.level import Level
+from m2ray.tasks.scorers import Regex
 from m2ray.tasks.text_episodes import TextEpisode, TextSetting
 from m2ray.util.errors import UserError
 
-Place = Literal["before", "message", "after"]
-PLACES: tuple[Place, ...] = get_args(Place)
+Place = Literal["before", "message", "behind", "after"]
+PLACES: tuple[Place, ...] = ("before", "message", "after")  # that checks test; `behind` runs as `after` does
 
 _MARKER = "\x00"  # stands in the message's place while a prompt is rendered
 UNLIMITED = 1 << 30  # tokens
@@ -60,7 +62,7 @@ class Layout(NamedTuple):
 def context_length(config: Any) -> int:
     """Return a model's context length in tokens; a model without a limit has a very large one."""
     text_config = config.get_text_config()
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions")
     lengths = [getattr(text_config, name, None) for name in names]
     return next((length for length in lengths if isinstance(length, int) and length > 0), UNLIMITED)
 
@@ -92,6 +94,7 @@ class PromptBuilder(TextTokenizer):
         self._halves = lru_cache(CACHED_TEXTS)(self._render)
         self._text_halves = lru_cache(CACHED_TEXTS)(self._render_text)
         self._stop_tokens = lru_cache(16)(self._find_stop_tokens)
+        self._closings = lru_cache(CACHED_TEXTS)(self._count_closing)
         self._frames: dict[Level, AnswerFrame] = {}
 
     def prompt_ids(self, episode: AnyEpisode) -> tuple[list[int], list[int]]:
@@ -103,6 +106,24 @@ class PromptBuilder(TextTokenizer):
             return self._text_halves(episode.rules.system, episode.rules.opening, *episode.prompt_parts())
         return self._halves(episode.level, episode.context)
 
+    def closing(self, episode: AnyEpisode) -> int:
+        """Return how many tokens at the end of B's prompt are the style's: those that follow B's half."""
+        if isinstance(episode, TextEpisode):
+            rules = episode.rules
+            return self._closings(None, rules.system, rules.opening)
+        return self._closings(episode.level, "", "")
+
+    def _count_closing(self, level: Level | None, system: str, opening: str) -> int:
+        """Count the last tokens that two prompts share whose halves of B end in different tokens."""
+        ends = ("0", "1")
+        if level is None:
+            first, second = (self._render_text(system, opening, "", end)[1] for end in ends)
+        else:
+            facts = (f"{level.names[0]} = {end}" for end in ends)
+            first, second = (self._render(level, fact)[1] for fact in facts)
+        shared = (a == b for a, b in zip(reversed(first), reversed(second), strict=False))
+        return sum(itertools.takewhile(bool, shared))
+
     def _render(self, level: Level, context: str) -> tuple[list[int], list[int]]:
         fields = {"names": ", ".join(level.names), "top": level.domain - 1}
         user = self.style.user.format(message=_MARKER, context=context, **fields)
@@ -112,12 +133,17 @@ class PromptBuilder(TextTokenizer):
         return self._prompt_halves(system, f"{opening}{before}{_MARKER}{after}")
 
     def _prompt_halves(self, system: str, text: str) -> tuple[list[int], list[int]]:
+        if system and not self.style.chat:
+            raise UserError(
+                f"task.system: receiver {self.name} is prompted without a chat template, and so without a system "
+                "turn; remove it, or write it into the prompts"
+            )
         if self.style.chat:
             text = self.render_chat(system, text)
         before, after = text.split(_MARKER)
         # A chat template writes the opening tokens itself.
         opening = [] if self.style.chat else self.opening_ids
-        return [*opening, *self.tokens(before)], self.tokens(after)
+        return [*opening, *self.first_tokens(before)], self.tokens(after)
 
     def answer_frame(self, level: Level) -> AnswerFrame:
         """Return the tokens of a level's answers.
@@ -183,6 +209,12 @@ class PromptBuilder(TextTokenizer):
         """
         joined = self.style.chat or episode.prompt[-1:].isspace()
         stops = self.stop_texts(episode.rules)
+        held = next((stop for stop in stops if stop in answer), None)
+        if held is not None:
+            raise UserError(
+                f"task {episode.task}: episode {episode_name(episode)}: target {answer!r:.60} holds {held!r}, "
+                "which ends an answer; set task.stop to other texts, or shorten the target"
+            )
         ends = sorted(self.stop_tokens(episode.rules) & set(self.tokens_of_part(stops[0]))) if stops else []
         end = ends[0] if ends else self.end_id(self.style.chat)
         return [*self.tokens(answer if joined else f" {answer}"), end]
@@ -196,6 +228,19 @@ class PromptBuilder(TextTokenizer):
         rows: list[list[int]] = self.answer_ids(first.level, torch.tensor(solutions)).tolist()
         return rows
 
+    def answer_lengths(self, episodes: Sequence[AnyEpisode]) -> list[int]:
+        """Return how many tokens each episode's shortest right answer takes, its end included.
+
+        0 where B does not write, but chooses, and where right answers are patterns.
+        """
+        first = episodes[0]
+        if not isinstance(first, TextEpisode):
+            return [len(ids) for ids in self.reference_ids(episodes)]
+        if first.rules.choose or isinstance(first.rules.scorer, Regex):
+            return [0] * len(episodes)
+        texts = [episode for episode in episodes if isinstance(episode, TextEpisode)]
+        return [min(len(self.text_answer_ids(e, target)) for target in e.targets) for e in texts]
+
     def layout(
         self,
         episodes: Sequence[AnyEpisode],
@@ -208,8 +253,8 @@ class PromptBuilder(TextTokenizer):
         Args:
             episodes: B rows of one task.
             texts: A text per row for the message's place, or k, the number of slots to leave open.
-            place: Where open slots go: in the message's place, before the whole prompt, or after it, next to the
-                answer.
+            place: Where open slots go: in the message's place, before the whole prompt, behind B's half of the
+                task and before the words that close the prompt, or after all of it, next to the answer.
             open_texts: The texts' tokens are slots, for vectors that take the place of their embeddings; all rows
                 have as many.
 
@@ -222,7 +267,7 @@ class PromptBuilder(TextTokenizer):
             before, after = self.prompt_ids(episode)
             if isinstance(texts, int):
                 row = before + after
-                at = {"message": len(before), "before": 0, "after": len(row)}[place if texts else "message"]
+                at = self._slots_at(episode, len(before), len(row), place) if texts else len(before)
                 row = row[:at] + [self.slot_id] * texts + row[at:]
                 slots.append(list(range(at, at + texts)))
             else:
@@ -231,23 +276,37 @@ class PromptBuilder(TextTokenizer):
                 row = before + message + after
                 slots.append(list(range(at, at + len(message))) if open_texts else [])
             answer_starts.append(len(row))
-            after_counts.append(len(after) if at <= len(before) else 0)
+            after_counts.append(min(len(after), len(row) - at - len(slots[-1])) if slots[-1] else len(after))
             # The tokens before message or slots are the same whatever those hold: their KV cache can be kept.
             cached_counts.append(at if at >= MIN_CACHED_TOKENS else 0)
             rows.append(row + answer)
         ids_BT = pad(rows, self.pad_id)
-        self._check_context(ids_BT.shape[1])
+        longest = max(range(len(rows)), key=lambda i: len(rows[i]))
+        self.check_context(len(rows[longest]), episodes[longest])
         slots_BK = torch.tensor(slots, dtype=torch.long).reshape(len(rows), -1)
         return Layout(ids_BT, slots_BK, *map(torch.tensor, (answer_starts, after_counts, cached_counts)))
+
+    def _slots_at(self, episode: AnyEpisode, before: int, whole: int, place: Place) -> int:
+        """Return where slots go in a prompt of `whole` tokens, `before` of them before the message's place."""
+        if place == "behind":
+            return whole - self.closing(episode)
+        return {"message": before, "before": 0, "after": whole}[place]
 
     def _text_ids(self, text: str, episode: AnyEpisode) -> list[int]:
         """Return the token ids of a text for the message's place; the beginning of a message may end in a word."""
         cut = text != episode.message and episode.message.startswith(text)
         return self.tokens_of_part(text) if cut else self.tokens(text)
 
-    def _check_context(self, tokens: int) -> None:
+    def check_context(self, tokens: int, episode: AnyEpisode | None = None) -> None:
+        """Refuse rows of more tokens than the receiver's context.
+
+        Raises:
+            UserError: there are more.
+        """
         if tokens > self.max_positions:
+            text = isinstance(episode, TextEpisode)
+            where = f"task {episode.task}: episode {episode_name(episode)}: " if episode and text else ""
             raise UserError(
-                f"receiver {self.name}: {tokens} tokens with the prefix exceed its context of "
-                f"{self.max_positions}; use a smaller k"
+                f"{where}receiver {self.name}: {tokens} tokens with the prefix exceed its context of "
+                f"{self.max_positions}; use {'shorter texts' if text else 'a smaller k'}"
             )

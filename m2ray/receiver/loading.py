@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from m2ray.receiver.prompts import CARD, STYLES
 from m2ray.util.errors import UserError, describe_error
-from m2ray.util.files import cache_root
+from m2ray.util.files import cache_root, file_digest
 
 if TYPE_CHECKING:
     import torch
 
+    from m2ray.config.trial import TrialConfig
     from m2ray.receiver.receiver import Receiver  # imports torch as well
 
 EMBEDDED = Path(__file__).parent / "embedded"
 COMPUTED = ("rotary_emb.inv_freq", "masked_bias", "attn.bias", "attention.bias", "position_ids", "position_bias")
+OLD_TOKENIZERS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 OWN_CODE = "comes with its own code, which is never run; use a model that transformers supports"
 
 
@@ -67,7 +69,8 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     Args:
         name: `mini`, a fetched receiver's short name, a folder, or a hub name.
         device: Default: the accelerator where there is one.
-        dtype: float32, bfloat16 or float16. Default: bfloat16 on an accelerator, on a CPU what the file holds.
+        dtype: float32, bfloat16, float16, or auto for what the file holds. Default: bfloat16 on an accelerator, on
+            a CPU the fastest (`m2ray.receiver.model.numeric_type`).
 
     Raises:
         UserError: missing, unreadable, incomplete, not a causal LM, or no way of running it gives its own numbers.
@@ -79,11 +82,20 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     return use_tested_ways(load_unchecked(name, device, dtype))
 
 
+def load_trial_receiver(trial: TrialConfig) -> Receiver:
+    """Load the receiver of a configuration, in the numeric type that it names; see `load_receiver`."""
+    # Without a type as `load_receiver(name)`, so that both are one receiver of the process.
+    if trial.receiver_dtype is None:
+        return load_receiver(trial.receiver)
+    return load_receiver(trial.receiver, dtype=trial.receiver_dtype)
+
+
 def load_unchecked(name: str, device: str | None = None, dtype: str | None = None) -> Receiver:
     """Load a receiver that is run in a slow way, exact for any causal LM; arguments as `load_receiver`."""
     import torch  # see `load_receiver`
 
     from m2ray.receiver.digest import Source
+    from m2ray.receiver.model.numeric_type import fastest_type, kept_type, type_name
     from m2ray.receiver.receiver import Receiver  # these import torch as well
 
     path = resolve_receiver(name)
@@ -95,7 +107,10 @@ def load_unchecked(name: str, device: str | None = None, dtype: str | None = Non
     settings = _read_object(Path(path) / "config.json")
     if "auto_map" in settings and settings.get("model_type") not in _causal_classes():
         raise UserError(f"receiver {name}: config.json: auto_map: {OWN_CODE}")
-    kind: Any = getattr(torch, dtype) if dtype else (torch.bfloat16 if target.type == "cuda" else "auto")
+    fastest = dtype is None and target.type == "cpu"
+    kind = dtype or ("bfloat16" if target.type == "cuda" else "auto")
+    if fastest and settings:
+        kind = kept_type(settings) or kind
     tokenizer, model, report = _from_pretrained(name, path, kind)
     _check_class(name, model)
     _check_complete(name, model, report)
@@ -107,11 +122,15 @@ def load_unchecked(name: str, device: str | None = None, dtype: str | None = Non
         return (model if kind == "auto" else _from_pretrained(name, path, "auto")[1]).state_dict()
 
     config = settings or _read_object(_file(path, "config.json"))
-    source = Source(config, _read_object(_file(path, "tokenizer.json")), weights)
+    if fastest and kind == "auto" and (found := fastest_type(config, model)) != type_name(model.dtype):
+        kind = found
+        model = _from_pretrained(name, path, kind)[1]
+    model.config.return_dict = True
+    source = Source(config, _tokenizer_files(path, tokenizer), weights)
     return Receiver(model.to(target), tokenizer, style, name, card, source=source)
 
 
-def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[str, Any]]:
+def _from_pretrained(name: str, path: str, dtype: str) -> tuple[Any, Any, dict[str, Any]]:
     """Return tokenizer, model and transformers' report of what it loaded."""
     import transformers
 
@@ -123,6 +142,8 @@ def _from_pretrained(name: str, path: str, dtype: Any) -> tuple[Any, Any, dict[s
     tokenizer_class = _tokenizer_class(path)
     try:
         tokenizer = tokenizer_class.from_pretrained(path, trust_remote_code=False)
+        if tokenizer.is_fast and getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            tokenizer.backend_tokenizer.model.dropout = None  # random tokens are for training
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
@@ -198,6 +219,14 @@ def _file(path: str, file: str) -> Path:
 
     found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)
     return Path(found or Path(path) / file)
+
+
+def _tokenizer_files(path: str, tokenizer: Any) -> dict[str, Any]:
+    """Return what decides a tokenizer, for the digest: its tokenizer.json, else the digests of its older files."""
+    whole = _read_object(_file(path, "tokenizer.json"))
+    names = sorted({*tokenizer.vocab_files_names.values(), *OLD_TOKENIZERS} - {"tokenizer.json"})
+    files = {} if whole else {name: _file(path, name) for name in names}
+    return whole or {name: file_digest(file) for name, file in files.items() if file.is_file()}
 
 
 def _style(file: Path, card: dict[str, Any], tokenizer: Any) -> str:

@@ -10,22 +10,14 @@ L layers, S tokens after the slots, W words of the vocabulary, P cached tokens.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from m2ray.receiver.layout import Layout, Place, pad
-from m2ray.receiver.model.decoding import (
-    CachedReader,
-    DecodedTokens,
-    Decoder,
-    Kept,
-    Prefill,
-    RereadingReader,
-)
+from m2ray.receiver.model.decoding import DecodedTokens, Kept
 from m2ray.receiver.model.frozen_model import FrozenModel
+from m2ray.receiver.model.generation import PromptDecoder
 from m2ray.receiver.model.requests import (
     AnswerOutput,
     DecodedAnswers,
@@ -120,7 +112,8 @@ class Receiver(FrozenModel):
 
     def _tokens_before(self, episodes: Sequence[AnyEpisode], place: Place) -> list[list[int]]:
         prompts = [self.prompt_ids(episode) for episode in episodes]
-        return [{"message": before, "before": [], "after": before + after}[place] for before, after in prompts]
+        rows = zip(episodes, prompts, strict=True)
+        return [(b + a)[: self._slots_at(episode, len(b), len(b + a), place)] for episode, (b, a) in rows]
 
     def targets(self, episodes: Sequence[Episode], with_message: bool = True) -> Tensor:
         """Return what a perfect reasoner would answer, with the message or with B's half only.
@@ -235,7 +228,7 @@ class Receiver(FrozenModel):
             layout.cached_tokens(),
             self.slots(layout.slots_BK, prefix_BKD),
         )
-        return self.decode_prompts(prompts, drafts, keeps, seeds, temperature, max_new_tokens, ends)
+        return PromptDecoder(self).run(prompts, drafts, keeps, seeds, temperature, max_new_tokens, ends)
 
     @torch.no_grad()
     def generate(
@@ -249,100 +242,8 @@ class Receiver(FrozenModel):
         ids_BT = pad(rows, self.pad_id).to(self.device)
         nothing: list[list[int]] = [[] for _ in rows]
         prompts = Prompts(self.causal.embed(ids_BT), ids_BT, [len(row) for row in rows], nothing)
-        tokens = self.decode_prompts(prompts, nothing, None, seeds, temperature, max_new_tokens)
+        tokens = PromptDecoder(self).run(prompts, nothing, None, seeds, temperature, max_new_tokens)
         return [self.text(row) for row in tokens.rows]
-
-    def decode_prompts(
-        self,
-        prompts: Prompts,
-        drafts: Sequence[Sequence[int]],
-        keeps: Kept | None,
-        seeds: Sequence[int],
-        temperature: float,
-        max_new_tokens: int,
-        ends: Collection[int] | None = None,
-        picked_logits: Sequence[list[float]] | None = None,
-    ) -> DecodedTokens:
-        """Decode the answers of prompts; see `m2ray.receiver.model.decoding.Decoder`.
-
-        `ends` are tokens that end a row; by default the model's own.
-        """
-        longest = max(prompts.lengths)
-        self._check_context(longest + 1)
-        limits = [min(max_new_tokens, self.max_positions - length) for length in prompts.lengths]
-        drafted = max(0, len(drafts[0]) - 1)
-        reread = partial(self._read_from_the_start, prompts)
-        exact = RereadingReader(reread, prompts.lengths, drafts, lambda length: self.ways_for(length).reread)
-        decoder = Decoder(self.causal, self.end_ids if ends is None else ends, temperature, picked_logits)
-        rest = max(length - len(ids) for length, ids in zip(prompts.lengths, prompts.cached, strict=True))
-        columns = max(map(len, prompts.cached)) + rest + drafted
-        ways = self.ways_for(columns)
-        if columns > ways.kept:
-            prompts = prompts._replace(cached=[[] for _ in prompts.cached])
-        if columns > ways.drafted and columns > ways.reread:
-            # With a draft behind it, a prompt would predict another first token.
-            states_BGD = exact.start()
-            kept = [keeps.of(p, self.causal.head(states_BGD[:, p])) for p in keeps.positions] if keeps else []
-            nothing: list[list[int]] = [[] for _ in drafts]
-            bare = RereadingReader(reread, prompts.lengths, nothing, lambda length: 0)
-            tokens = decoder.run(bare, nothing, None, seeds, limits)
-            return tokens._replace(kept_BV=torch.stack(kept, dim=1) if kept else None)
-        if columns > ways.drafted:
-            return decoder.run(exact, drafts, keeps, seeds, limits)
-        prefill = self._prefill(prompts, drafted)
-        cached = CachedReader(self.causal, prefill, lambda columns: self.ways_for(columns).drafted)
-        return decoder.run(cached, drafts, keeps, seeds, limits, exact)
-
-    def _prefill(self, prompts: Prompts, drafted: int) -> Prefill:
-        """Run prompts, each with `drafted` draft tokens; leading tokens may be cached."""
-        cached_B = torch.tensor([len(tokens) for tokens in prompts.cached], device=self.device)
-        lengths_B = torch.tensor(prompts.lengths, device=self.device)
-        rest_B = lengths_B + drafted - cached_B
-        length = int(rest_B.max())
-        # Move the padding from right to left, so that all rows end, and continue, in the same column.
-        shift_BT = torch.arange(length, device=self.device) - (length - rest_B)[:, None]
-        source_BT = cached_B[:, None] + shift_BT.clamp(min=0)
-        embeds_BTD = prompts.embeds_BTD.gather(1, source_BT[..., None].expand(-1, -1, self.width))
-        arguments = self.prompt_cache.forward_arguments(prompts.cached, length)
-        longest = int(cached_B.max())
-        columns_P = torch.arange(longest, device=self.device)
-        mask_BT = torch.cat([columns_P >= longest - cached_B[:, None], shift_BT >= 0], dim=1)
-        arguments |= {"position_ids": source_BT, "attention_mask": mask_BT, "use_cache": True}
-        slots = None if prompts.slots is None else prompts.slots.shifted(length - rest_B - cached_B)
-        blocked_BLT = None if slots is None else slots.blocked_columns(length, before=longest)
-        ids_BT = prompts.ids_BT.gather(1, source_BT)
-        output = self.causal.run(embeds_BTD, ids_BT, False, slots, blocked_BLT, **arguments)
-        return Prefill(output.cache, output.last_BTD[:, -1 - drafted :], mask_BT, lengths_B, blocked_BLT)
-
-    def _read_from_the_start(
-        self, prompts: Prompts, rows: Sequence[int], following: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Return the last hidden states of some prompts and the tokens that follow each."""
-        whole = self._followed(prompts, rows, following)
-        nothing: list[list[int]] = [[] for _ in rows]
-        request = ForwardRequest(
-            whole.embeds_BTD, whole.ids_BT, whole.lengths, nothing, False, grad=False, slots=whole.slots
-        )
-        (output,) = self.forward([request])
-        return output.last_BTD
-
-    def _followed(self, prompts: Prompts, rows: Sequence[int], following: Sequence[Sequence[int]]) -> Prompts:
-        """Return some prompts with tokens after each, padded on the right."""
-        lengths = [prompts.lengths[row] for row in rows]
-        ids = [
-            [*prompt[:length], *tokens]
-            for prompt, length, tokens in zip(prompts.ids_BT[list(rows)].tolist(), lengths, following, strict=True)
-        ]
-        ids_BT = pad(ids, self.pad_id).to(self.device)
-        embeds_BTD = self.causal.embed(ids_BT)
-        own_BT = (
-            torch.arange(ids_BT.shape[1], device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
-        )
-        prompt_BTD = prompts.embeds_BTD[list(rows), : ids_BT.shape[1]]
-        prompt_BTD = F.pad(prompt_BTD, (0, 0, 0, ids_BT.shape[1] - prompt_BTD.shape[1]))
-        embeds_BTD = torch.where(own_BT[..., None], prompt_BTD, embeds_BTD)
-        slots = None if prompts.slots is None else prompts.slots.pick(rows)
-        return Prompts(embeds_BTD, ids_BT, list(map(len, ids)), [prompts.cached[row] for row in rows], slots)
 
     def text(self, row: Sequence[int]) -> str:
         """Return the text of decoded tokens up to the first that ends an answer."""

@@ -56,7 +56,7 @@ class Sender:
         return self.receiver.render_chat("", content)
 
     def _generate(self, prompts: Sequence[str]) -> list[str]:
-        rows = [self.receiver.tokens(prompt) for prompt in prompts]
+        rows = [self.receiver.first_tokens(prompt) for prompt in prompts]
         messages = [" ".join(text.split()) for text in self.receiver.generate(rows, range(len(rows)))]
         if not all(messages):
             raise UserError(f"task.messages: sender {self.receiver.name} wrote an empty message; use another")

@@ -14,7 +14,7 @@ from functools import cached_property
 from m2ray.config.task import ALL, Splits, TaskConfig, parse_seeds
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.text_episodes import TextEpisode, TextSetting
-from m2ray.tasks.text_splits import assign_parts
+from m2ray.tasks.text_splits import parts_of_file
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize
 
@@ -32,9 +32,9 @@ class TextSource:
         return self.config.file_episodes()
 
     @cached_property
-    def _parts(self) -> list[str]:
+    def _parts(self) -> Sequence[str]:
         """The part of each line."""
-        return assign_parts(self._file)
+        return parts_of_file(str(self.config.file_digest), self.config.fields or {}, self._file)
 
     @cached_property
     def _setting(self) -> TextSetting:
@@ -45,6 +45,8 @@ class TextSource:
     def _examples(self) -> list[TextEpisode]:
         """Return the training episodes that are shown, solved; they are not trained on."""
         count, level = self.config.examples, self.config.sentences
+        if count == 0:
+            return []
         if level is not None:
             return [level.draw(EXAMPLE_SEED + i, "train", self.config.held_out).text for i in range(count)]
         lines = self._lines_of("train")[:count]
@@ -54,6 +56,10 @@ class TextSource:
                 f"{count}; lower it"
             )
         return [self._file[line] for line in lines]
+
+    def shown_lines(self) -> set[int]:
+        """Return the lines of a file that are shown, solved, before every prompt."""
+        return set() if self.config.file is None else {episode.seed for episode in self._examples()}
 
     def _lines_of(self, part: str) -> list[int]:
         return [line for line, name in enumerate(self._parts) if name == part]
@@ -137,8 +143,8 @@ class TextSource:
         for seed in seeds:
             if self._parts[seed] == "train":
                 raise UserError(
-                    f"{self.config.file}: line {seed + 1}: is of part train, which --episodes must not hold; name "
-                    "other lines, or --split confirm"
+                    f"{self.config.file}: line {self._file[seed].line}: belongs to part train, which --episodes "
+                    "must not hold; name other lines, or --split confirm"
                 )
 
     def check_not_trained_on(self, episodes: Sequence[TextEpisode], splits: Splits) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -14,6 +17,8 @@ from m2ray.util.errors import UserError, describe_error
 
 CACHED_TEXTS = 20_000  # texts whose tokens are kept
 _PROBE = "x1 = 0"
+_SPACES = ("\u2581", "\u0120")  # how tokens write a space: Metaspace, and byte-level BPE
+_SEAMS = ("\n", "0")  # texts that another can follow
 _USER, _ANSWER = "Q\x00", "A\x00"
 
 
@@ -56,7 +61,7 @@ class TextTokenizer:
     # --- text to tokens ---
 
     def tokens(self, text: str) -> list[int]:
-        """Return the token ids of a text, without special tokens.
+        """Return the token ids of a text that follows another, without special tokens.
 
         Raises:
             UserError: the tokenizer has no token for a part of the text, or would leave it out.
@@ -64,12 +69,30 @@ class TextTokenizer:
         self._checked(text)
         return list(self._ids(text))
 
+    def first_tokens(self, text: str) -> list[int]:
+        """Return `tokens` of a text that is the first of a prompt; some tokenizers put a space before it."""
+        self._checked(text)
+        return self._plain_ids(text)
+
     def tokens_of_part(self, text: str) -> list[int]:
         """Return `tokens` of a text that may end in the middle of a word; unknown parts are allowed."""
         return list(self._ids(text))
 
     def _tokenize(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        for seam in _SEAMS if self._adds_space else ():
+            before, both = self._plain_ids(seam), self._plain_ids(seam + text)
+            if both[: len(before)] == before:
+                return tuple(both[len(before) :])
+        return tuple(self._plain_ids(text))
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @cached_property
+    def _adds_space(self) -> bool:
+        """Whether the tokenizer puts a space before a text (Llama 2), which it must not do within a prompt."""
+        first = self._plain_ids(_PROBE)[:1]
+        return any(str(token).startswith(_SPACES) for token in self.tokenizer.convert_ids_to_tokens(first))
 
     def _check(self, text: str) -> None:
         unknown = self._unknown_id
@@ -85,9 +108,12 @@ class TextTokenizer:
         """The token of unknown text, also one that only the tokenizer's own file names; -1 where there is none."""
         if self.tokenizer.unk_token_id is not None:
             return int(self.tokenizer.unk_token_id)
-        model = self.tokenizer.backend_tokenizer.model if self.tokenizer.is_fast else None
-        token = getattr(model, "unk_token", None)
-        found = self.tokenizer.get_vocab().get(token) if isinstance(token, str) else None
+        if not self.tokenizer.is_fast:
+            return -1
+        model = json.loads(self.tokenizer.backend_tokenizer.to_str())["model"]
+        found = model.get("unk_id")  # of Unigram; the other kinds name the token
+        if found is None:
+            found = self.tokenizer.get_vocab().get(model.get("unk_token"))
         return -1 if found is None else int(found)
 
     def _first_unknown(self, text: str) -> str:
@@ -102,9 +128,12 @@ class TextTokenizer:
             spans = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             covered = {place for first, last in spans for place in range(first, last)}
             missing = next((c for i, c in enumerate(text) if not c.isspace() and i not in covered), "")
-            return next((c for c in text if not c.isspace() and not self._ids(c)), missing) if missing else ""
-        back = self.tokenizer.decode(self._ids(text)).lower()
-        return next((c for c in text if not c.isspace() and c.lower() not in back), "")
+            if missing:
+                return next((c for c in text if not c.isspace() and not self._ids(c)), missing)
+        # A normalizer may take characters away, and its spans still cover them.
+        left = Counter(_plain_characters(self.tokenizer.decode(self._ids(text))))
+        lost = Counter(_plain_characters(text)) - left
+        return next((c for c in text if lost.keys() & set(_plain_characters(c))), "")
 
     def _unreadable(self, text: str, part: str) -> UserError:
         shown = " ".join(text.split())[:80]
@@ -116,7 +145,7 @@ class TextTokenizer:
     @cached_property
     def opening_ids(self) -> list[int]:
         """Special tokens that the tokenizer puts before a text, such as the beginning-of-sequence token."""
-        plain = self.tokens_of_part(_PROBE)
+        plain = self._plain_ids(_PROBE)
         full = list(self.tokenizer(_PROBE)["input_ids"])
         for first in range(len(full) - len(plain) + 1):
             if full[first : first + len(plain)] == plain:
@@ -212,3 +241,9 @@ def _token_ids(ids: int | Sequence[int] | None) -> list[int]:
     if ids is None:
         return []
     return [token for token in (ids if isinstance(ids, Sequence) else [ids]) if isinstance(token, int)]
+
+
+def _plain_characters(text: str) -> str:
+    """Return a text's characters without what tokenizers may change: case, accents, spaces, control codes."""
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return "".join(c for c in plain if unicodedata.category(c)[0] not in "CMZ")

@@ -16,20 +16,20 @@ import pandas as pd
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.diagnosis.store import FOLDER, read_diagnosis
 from m2ray.util.files import write_atomic
-from m2ray.util.plotting import COLOURS, png_and_svg, save, use_file_backend
+from m2ray.util.plotting import COLORS, png_and_svg, save, use_file_backend
 from m2ray.util.tables import Table, markdown
 
 CONDITIONS = ("normal", "null", "shuffle", "constant", "P0", "P1")
-STAGE_COLOURS = {"tokens": "#000000", "pooled": "#56B4E9", "latent": "#E69F00", "prefix": "#0072B2"}
-PROBES = tuple(f"probe_{stage}" for stage in STAGE_COLOURS)
+STAGE_COLORS = {"tokens": "#000000", "pooled": "#56B4E9", "latent": "#E69F00", "prefix": "#0072B2"}
+PROBES = tuple(f"probe_{stage}" for stage in STAGE_COLORS)
 SHARES = (*CONDITIONS, *PROBES)  # columns from 0 to 1, shown in percent
-BEHAVIOUR = (*CONDITIONS, "shuffle_gap_digits", "shuffle_gap_format")
+BEHAVIOR = (*CONDITIONS, "shuffle_gap_digits", "shuffle_gap_format")
 CONTENT = (*PROBES, "prefix_cosine", "effective_rank", "prefix_norm")
 TITLES = {
     **{name: f"{name} %" for name in CONDITIONS},
     "shuffle_gap_digits": "shuffle gap, digits",
     "shuffle_gap_format": "shuffle gap, format",
-    **{f"probe_{stage}": f"probe, {stage} %" for stage in STAGE_COLOURS},
+    **{f"probe_{stage}": f"probe, {stage} %" for stage in STAGE_COLORS},
     "prefix_cosine": "prefix cosine",
     "effective_rank": "effective rank",
     "prefix_norm": "prefix norm",
@@ -56,7 +56,7 @@ def write_arms(root: Path) -> None:
     text = [
         f"# {root.resolve().name}: comparison of the arms",
         LEGEND,
-        "## Behaviour of the receiver\n\n" + markdown(arm_cells(arms, BEHAVIOUR)),
+        "## Behavior of the receiver\n\n" + markdown(arm_cells(arms, BEHAVIOR)),
         "## Content of the prefix\n\n" + markdown(arm_cells(arms, CONTENT, ["findings"])),
         *(["\n".join(f"- {line}" for line in failed)] if failed else []),
         "![all arms](table.png)",
@@ -98,7 +98,7 @@ def seed_values(diagnosis: dict[str, Any]) -> dict[str, float]:
         for name in CONDITIONS
     }
     values |= {f"shuffle_gap_{tokens}": gap[tokens]["value"] for tokens in ("digits", "format")}
-    values |= {f"probe_{stage}": diagnosis["probes"][stage]["facts"]["value"] for stage in STAGE_COLOURS}
+    values |= {f"probe_{stage}": diagnosis["probes"][stage]["facts"]["value"] for stage in STAGE_COLORS}
     return values | {
         "prefix_cosine": prefix["cosine"],
         "effective_rank": prefix["effective_rank"],
@@ -111,7 +111,7 @@ def arm_table(seeds: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for arm, group in seeds.groupby("arm", sort=False):
         row: dict[str, Any] = {"arm": arm, "seeds": " ".join(map(str, group.seed)), "n": group.n.min()}
-        for name in (*BEHAVIOUR, *CONTENT):
+        for name in (*BEHAVIOR, *CONTENT):
             values = group[name]
             row[name] = round(values.mean(), 4)
             row |= {f"{name}_min": round(values.min(), 4), f"{name}_max": round(values.max(), 4)}
@@ -143,38 +143,36 @@ def _range_text(line: dict[Any, Any], name: str) -> str:
 
 
 class Panel(NamedTuple):
-    """A panel of the figure: title, label and limits of the horizontal axis, and the colour of each column."""
+    """A panel of the figure: title, label and limits of the horizontal axis, and the color of each column."""
 
     title: str
     unit: str
-    colours: dict[str, str]
+    colors: dict[str, str]
     limits: tuple[float | None, float | None]
 
 
 PANELS = (
-    Panel("Success by decoding", "episodes solved (%)", {name: COLOURS[name] for name in CONDITIONS}, (0, 100)),
+    Panel("Success by decoding", "episodes solved (%)", {name: COLORS[name] for name in CONDITIONS}, (0, 100)),
     Panel(
         "Cost of a wrong message",
         "shuffle gap (nats per token)",
-        {"shuffle_gap_digits": COLOURS["normal"], "shuffle_gap_format": COLOURS["null"]},
+        {"shuffle_gap_digits": COLORS["normal"], "shuffle_gap_format": COLORS["null"]},
         (None, None),
     ),
     Panel(
         "Accuracy of linear probes",
         "facts right (%), chance 50",
-        {f"probe_{stage}": colour for stage, colour in STAGE_COLOURS.items()},
+        {f"probe_{stage}": color for stage, color in STAGE_COLORS.items()},
         (45, 102),
     ),
     Panel(
         "Similarity of prefixes",
         "mean cosine of two messages",
-        {"prefix_cosine": COLOURS["normal"]},
+        {"prefix_cosine": COLORS["normal"]},
         (-0.05, 1.05),
     ),
-    Panel("Dimensions they vary in", "effective rank", {"effective_rank": COLOURS["normal"]}, (0, None)),
-    Panel(
-        "Size of prefix vectors", "norm, 1 = a token embedding's", {"prefix_norm": COLOURS["normal"]}, (0, None)
-    ),
+    Panel("Dimensions they vary in", "effective rank", {"effective_rank": COLORS["normal"]}, (0, None)),
+    Panel("Size of prefix vectors", "norm, 1 = a token embedding's", {"prefix_norm": COLORS["normal"]}, (0, None)),
 )
 
 
@@ -198,18 +196,18 @@ def draw_arms(seeds: pd.DataFrame) -> Any:
 
 def _draw_panel(axes: Any, panel: Panel, seeds: pd.DataFrame, arms: Sequence[str]) -> None:
     """Draw the columns of a panel: a row for each arm, the columns side by side within it."""
-    several = len(panel.colours) > 1
-    for i, (name, colour) in enumerate(panel.colours.items()):
+    several = len(panel.colors) > 1
+    for i, (name, color) in enumerate(panel.colors.items()):
         scale = 100 if name in SHARES else 1
-        shift = 0.7 * ((i + 0.5) / len(panel.colours) - 0.5)
+        shift = 0.7 * ((i + 0.5) / len(panel.colors) - 0.5)
         first = scale * seeds[seeds.arm == arms[0]][name].mean()
-        axes.axvline(first, color=colour, lw=0.8, ls=":", alpha=0.7)
+        axes.axvline(first, color=color, lw=0.8, ls=":", alpha=0.7)
         for row, arm in enumerate(arms):
             values, height = scale * seeds[seeds.arm == arm][name], row + shift
-            axes.plot([values.min(), values.max()], [height, height], "-", color=colour, lw=1.5)
-            axes.plot(values, [height] * len(values), "|", color=colour, ms=7)
+            axes.plot([values.min(), values.max()], [height, height], "-", color=color, lw=1.5)
+            axes.plot(values, [height] * len(values), "|", color=color, ms=7)
             label = TITLES[name].removesuffix(" %") if row == 0 and several else None
-            axes.plot([values.mean()], [height], "o", color=colour, ms=5, label=label)
+            axes.plot([values.mean()], [height], "o", color=color, ms=5, label=label)
     for row in range(1, len(arms)):
         axes.axhline(row - 0.5, color="#dddddd", lw=0.8)
     axes.set_title(panel.title, fontsize=11)

@@ -57,7 +57,7 @@ CARRIES = {  # by verdict, in plain words
 TEXT_COLUMNS = ("config", "reason")  # never numbers, even if a name looks like one
 FIRST_FIGURES = 3  # those that matter most; others are folded
 LARGEST_SVG = 100_000  # bytes; a larger one is embedded as PNG, which is smaller
-PNG_COLOURS = 256  # of an embedded PNG
+PNG_COLORS = 256  # of an embedded PNG
 
 
 class Page(NamedTuple):
@@ -332,7 +332,7 @@ def data_url(file: Path) -> str:
     try:
         with Image.open(file) as image:
             method, dither = Image.Quantize.FASTOCTREE, Image.Dither.NONE
-            image.convert("RGB").quantize(PNG_COLOURS, method, dither=dither).save(out, "PNG", optimize=True)
+            image.convert("RGB").quantize(PNG_COLORS, method, dither=dither).save(out, "PNG", optimize=True)
     except OSError as error:
         raise UserError(f"{file}: not an image ({error}); rebuild or remove it") from None
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

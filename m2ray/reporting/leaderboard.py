@@ -29,6 +29,7 @@ ORDER = (WHOLE, PASS, PART, FAIL, INVALID, NOT_CONFIRMED, INCOMPLETE, WITHDRAWN,
 VERDICTS = (WHOLE, PASS, PART, FAIL, INVALID)  # given on confirm only
 SHOWN = ("normal", "null", "random", "shuffle", "P0", "P1", "constant", "matched", "mean", "init", "near")
 RETENTION = ("retention", "retention_ci_low", "retention_ci_high")
+UNITS = ("messages", "groups")  # columns with the number of clusters of episodes; older rows have neither
 AMOUNTS = ("facts", "learned", "over_tokens", "follows_wrong")
 GATES: tuple[GateName, ...] = ("gate1", "gate2")  # of the reference attempt
 RESULTS = ("normal_ci_low", "normal_ci_high", *SHOWN, "tokens", *RETENTION, *AMOUNTS, *GATES)
@@ -233,7 +234,7 @@ def make_leaderboard(
     if not lines:
         raise UserError("rows: no configuration has any outcome; run the sweep first")
     params = list(dict.fromkeys(key for run in runs for key in run.params))
-    messages = ["messages"] if any("messages" in line for line in lines) else []  # older rows do not name them
+    messages = [name for name in UNITS if any(name in line for line in lines)]  # older rows do not name them
     columns = ["config", "seed", "seeds", "k", *params, "split", "n", *messages, "score", *RESULTS]
     leaderboard = pd.DataFrame(lines).reindex(columns=[*columns, "verdict", "reason", "checkpoint"])
     leaderboard = leaderboard.astype(dict.fromkeys(["seed", "k", "n", *messages], "Int64"))
@@ -315,7 +316,7 @@ def _line(
     low, high = arms.interval("normal", gate.alpha)
     retention = verdict.retention or stats.Estimate(math.nan, math.nan, math.nan)
     if arms.messages is not None:
-        line["messages"] = arms.messages
+        line[arms.unit] = arms.messages
     line |= {"n": arms.episodes, "normal_ci_low": round(low, 6), "normal_ci_high": round(high, 6)}
     line |= {name: round(arms.rate(name), 6) for name in SHOWN if name in arms.counts}
     if (tokens := tokens_name(run.k)) in arms.counts:

@@ -14,13 +14,13 @@ from tabulate import tabulate
 
 from m2ray.config.gate_file import GateConfig
 from m2ray.judging import statistics as stats
-from m2ray.reporting.leaderboard import seed_lines
+from m2ray.reporting.leaderboard import UNITS, seed_lines
 from m2ray.util.tables import terminal_text, terminal_width
 
 SAMPLED_NAME = re.compile(r".+-(k\d+)-[0-9a-f]{8}(?:-\d+)?")  # of a sampled configuration: `plan.config_name`
 # Columns that a narrow terminal goes without, the first to go first; all are in leaderboard.md.
 DROPPED_FIRST = (
-    *("null", "init", "tokens", "constant", "near", "split", "messages", "score", "k"),
+    *("null", "init", "tokens", "constant", "near", "split", "messages", "groups", "score", "k"),
     *("P1", "P0", "shuffle", "n", "seed", "retention", "95 % CI"),
 )
 DISPLAYED = ("null", "shuffle", "near", "P0", "constant", "init", "tokens", "P1")
@@ -39,7 +39,7 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
     """
     conditions = [name for name in DISPLAYED if name not in MEANINGS or _has_values(leaderboard, name)]
 
-    repeated, sized = has_repeated_messages(leaderboard), _has_sizes(leaderboard)
+    repeated, sized = repeated_units(leaderboard), _has_sizes(leaderboard)
 
     def text(value: Any, form: str = "{}") -> str:
         return "" if pd.isna(value) else form.format(value)
@@ -58,7 +58,7 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
                 **({"bytes": text(line["bytes"], "{:,.0f}")} if sized else {}),
                 "split": text(line["split"]),
                 "n": text(line["n"]),
-                **({"messages": text(line["messages"])} if repeated else {}),
+                **{name: text(line[name]) for name in repeated},
                 "normal %": rate(line["normal"]),
                 "95 % CI": f"[{low}, {high}]" if low else "",
                 **{name: rate(line[name]) for name in conditions},
@@ -70,9 +70,9 @@ def display_cells(leaderboard: pd.DataFrame) -> list[dict[str, str]]:
     return lines
 
 
-def has_repeated_messages(leaderboard: pd.DataFrame) -> bool:
-    """Return whether the episodes of any line have fewer different messages than there are episodes."""
-    return _has_values(leaderboard, "messages") and bool((leaderboard.messages < leaderboard.n).any())
+def repeated_units(leaderboard: pd.DataFrame) -> list[str]:
+    """Return which of `UNITS` are fewer than the episodes on any line."""
+    return [name for name in UNITS if _has_values(leaderboard, name) and (leaderboard[name] < leaderboard.n).any()]
 
 
 def _has_sizes(leaderboard: pd.DataFrame) -> bool:
@@ -148,7 +148,11 @@ def _explain_columns(leaderboard: pd.DataFrame) -> str:
         "value the right message gains over no message or over a wrong one, whichever is less. `retention` is "
         "(normal - P0) / (P1 - P0)."
     ]
-    if has_repeated_messages(leaderboard):
+    if "groups" in repeated_units(leaderboard):
+        sentences.append(
+            "`groups` is how many groups the n episodes belong to; intervals and tests count groups, not episodes."
+        )
+    if "messages" in repeated_units(leaderboard):
         sentences.append(
             "`messages` is how many different messages the n episodes have; where many repeat, intervals and "
             "tests count messages, not episodes, and the reason says so."

@@ -9,6 +9,7 @@ from m2ray.tasks.answers import read_answer, verify
 from m2ray.tasks.episodes import Episode, read_facts
 from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
+from m2ray.util.json_lines import numbered_lines
 from m2ray.util.text import is_text
 
 _REQUIRED = ("receiver_context", "sender_message", "receiver_output")
@@ -20,16 +21,15 @@ def read_episodes(path: Path, level: Level) -> list[Episode]:
 
     `receiver_context` (B's half) and `sender_message` are facts in the wording of the template. A message in free
     text needs A's half beside it in the optional `sender_context`. `receiver_output` is a right answer in JSON. An
-    episode's seed is its line number, counted from 0.
+    episode's seed is its line number, counted from 0; blank lines do not count.
 
     Raises:
         UserError: names the file, line, key and fix of the first fault.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
-    # Bytes are split at \n and \r only; text would also be split at characters that JSON allows inside a string.
-    lines = path.read_bytes().splitlines()
-    episodes = [_read_episode(line, level, i, f"{path}: line {i + 1}") for i, line in enumerate(lines)]
+    episodes = [
+        _read_episode(line, level, seed, f"{path}: line {number}")
+        for seed, (number, line) in enumerate(numbered_lines(path))
+    ]
     if not episodes:
         raise UserError(f"{path}: no episodes; write one JSON object per line")
     return episodes
@@ -61,6 +61,11 @@ def _read_fields(line: bytes, where: str) -> dict[str, str]:
         raise UserError(f"{where}: not JSON ({error}); write one object per line") from None
     if not isinstance(data, dict):
         raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object per line")
+    if not data.keys() & set(_REQUIRED):
+        raise UserError(
+            f"{where}: {_REQUIRED[0]}: missing, as the other keys of a puzzle; for a file in free text set "
+            "task.scorer, such as scorer: exact"
+        )
     for field in (*_REQUIRED, *((_OPTIONAL,) if _OPTIONAL in data else ())):
         if not is_text(data.get(field)):
             raise UserError(f"{where}: {field}: missing, empty or not text; add it")

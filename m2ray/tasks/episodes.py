@@ -75,6 +75,14 @@ class Episode:
 AnyEpisode = Episode | TextEpisode
 
 
+def episode_name(episode: AnyEpisode) -> str:
+    """Return what errors call an episode: its id and, in a file, its line; a seed where it has nothing else."""
+    if isinstance(episode, Episode):
+        return str(episode.seed)
+    drawn = episode.id.endswith(f"/{episode.seed}")
+    return f"{episode.id!r:.60}" + ("" if drawn else f" (line {episode.seed + 1})")
+
+
 def task_name(level: DrawnTask, held_out: HeldOut | None) -> str:
     """Return the name of a level, with a digest of what is held out, so that different tasks are never paired."""
     return level.name if held_out is None else f"{level.name}+held_out-{held_out.digest}"

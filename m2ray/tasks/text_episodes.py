@@ -7,18 +7,18 @@ hold these keys there.
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
+from m2ray.util.json_lines import numbered_lines
 from m2ray.util.text import is_text
 
 MESSAGE = "{message}"  # the place of A's message in B's prompt
@@ -66,9 +66,10 @@ class TextEpisode:
     choices: tuple[str, ...] = ()  # the answers to choose from; empty where the answer is free
     group: str = ""
     near: str = ""  # the message with one fact changed, so that the right answer changes; empty if unknown
-    seed: int = field(default=0, compare=False)  # of a drawn episode; in a file its line, counted from 0
+    seed: int = field(default=0, compare=False)  # of a drawn episode; in a file its place, counted from 0
     units: tuple[str, ...] = ()  # the facts of the message as text; empty if unknown
     setting: TextSetting | None = field(default=None, repr=False)
+    line: int = field(default=0, compare=False)  # in its file, counted from 1, blank ones included
 
     @property
     def task(self) -> str:
@@ -93,8 +94,13 @@ class TextEpisode:
 
     @property
     def cluster(self) -> str:
-        """The unit that intervals and tests count: episodes of one group are not independent."""
-        return self.group or self.id
+        """The unit that intervals and tests count: a group, or without one the episodes of one message."""
+        return self.group if self.has_group else self.content
+
+    @property
+    def has_group(self) -> bool:
+        """False for an episode that is a group by itself."""
+        return self.group not in ("", self.id)
 
     def sentences(self) -> tuple[str, ...]:
         """Return the facts of the message, or its sentences where they are unknown."""
@@ -118,7 +124,7 @@ def simplify(text: str) -> str:
 def read_text_episodes(path: Path, fields: Mapping[str, str] | None = None) -> list[TextEpisode]:
     """Read the episodes of a JSON Lines file and check every line; a file that has not changed is read once.
 
-    A byte order mark, CRLF line ends and blank lines at the end are accepted. A prompt without `{message}` gets
+    A byte order mark, CRLF line ends and blank lines are accepted. A prompt without `{message}` gets
     the message before it, on a line of its own. `target` is a right answer or a list of them. An episode without
     a group is a group by itself.
 
@@ -139,9 +145,9 @@ def _read(path: Path, fields: tuple[tuple[str, str], ...], changed: int) -> list
     columns = _columns(dict(fields))
     episodes: list[TextEpisode] = []
     lines_of: dict[str, int] = {}
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in numbered_lines(path):
         try:
-            episode = _episode(_record(line), columns, number - 1)
+            episode = replace(_episode(_record(line), columns), seed=len(episodes), line=number)
             first = lines_of.setdefault(episode.id, number)
             if first != number:
                 raise _Fault(f"{columns['id'].label}: {episode.id[:60]!r} is also in line {first}; use another id")
@@ -215,19 +221,6 @@ def _columns(fields: Mapping[str, str]) -> dict[str, _Column]:
 # --- lines ---------------------------------------------------------------------------------------------------
 
 
-def _lines(path: Path) -> list[bytes]:
-    """Return the lines of a file, without a byte order mark and without the blank lines at its end."""
-    if path.is_dir():
-        raise UserError(f"{path}: a folder; give a JSON Lines file in it")
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; check the path")
-    # Bytes are split at \n and \r only; text would also be split at characters that JSON allows inside a string.
-    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
-    while lines and not lines[-1].strip():
-        lines.pop()
-    return lines
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object of these pairs; refuse a key that is given twice, of which JSON would keep the last."""
     record = dict(pairs)
@@ -243,8 +236,6 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 def _record(line: bytes) -> dict[str, Any]:
     """Return the object of a line."""
-    if not line.strip():
-        raise _Fault("blank; remove it")
     try:
         record = _DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -263,8 +254,8 @@ def _record(line: bytes) -> dict[str, Any]:
 # --- keys ----------------------------------------------------------------------------------------------------
 
 
-def _episode(record: dict[str, Any], columns: Mapping[str, _Column], seed: int) -> TextEpisode:
-    """Return the episode of a line; its seed is the line's number."""
+def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpisode:
+    """Return the episode of a line."""
     name = _name(_required(record, columns["id"]), columns["id"].label)
     message = _text(_required(record, columns["message"]), columns["message"].label)
     prompt = _text(_required(record, columns["prompt"]), columns["prompt"].label)
@@ -283,7 +274,6 @@ def _episode(record: dict[str, Any], columns: Mapping[str, _Column], seed: int) 
         () if choices is None else _choices(choices, columns["choices"].label),
         name if group is None else _name(group, columns["group"].label),
         "" if near is None else _near(near, message, columns["near"].label),
-        seed,
     )
 
 

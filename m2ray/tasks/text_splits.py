@@ -7,28 +7,24 @@ every machine, whatever else the file holds. Groups with near-duplicate messages
 from __future__ import annotations
 
 import hashlib
+import json
 import random
-import zlib
-from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
-from m2ray.tasks.episodes import part_of_hash
+from m2ray.tasks.episodes import PARTS, part_of_hash
 from m2ray.tasks.level import shuffled
+from m2ray.tasks.near_duplicates import similar_pairs
 from m2ray.tasks.text_episodes import TextEpisode, simplify
+from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
+from m2ray.util.files import cache_root, write_atomic
 from m2ray.util.text import pluralize
 
 SIMILARITY = 0.8  # Jaccard similarity from which two messages are near-duplicates
-SHINGLE = 5  # characters
-_PERMUTATIONS = 128
-# Weights of false positives, which cost time (each is checked), and of false negatives, which let a near-duplicate
-# slip. At the bound of 0.8 they find 87 % of the pairs with a similarity of 0.8, and 99.9 % of those with 0.9.
-_WEIGHTS = (0.1, 0.9)
-# Texts from one template share many bands of their sketches. Comparing a text with the last few of each band only
-# keeps the time proportional to the number of texts; near-duplicates share other bands too.
-_MOST_PER_BAND = 10
 _MOST_SWAPS = 1_000
+_KEPT_LINES = 5_000  # from so many episodes on, which take a second, parts are kept in the user's cache
+_in_memory: dict[str, list[str]] = {}  # the parts of files by digest, for the other jobs of a process
 
 
 def part_of_group(group: str) -> str:
@@ -44,6 +40,35 @@ def assign_parts(episodes: Sequence[TextEpisode], similarity: float | None = SIM
         similarity: See `clusters`.
     """
     return [part_of_group(cluster) for cluster in clusters(episodes, similarity)]
+
+
+def parts_of_file(digest: str, fields: Mapping[str, str], episodes: Sequence[TextEpisode]) -> list[str]:
+    """Return `assign_parts` of a file's episodes; it is computed once a process, for a large file once a user.
+
+    Args:
+        digest: Digest of the file's content.
+        fields: The columns that its keys were read from.
+        episodes: All of its episodes.
+    """
+    known = json.dumps([digest, sorted(fields.items()), code_digest()])
+    key = hashlib.sha256(known.encode()).hexdigest()[:16]
+    if key not in _in_memory:
+        file = cache_root() / "text-parts" / f"{key}.txt"
+        parts = _read_parts(file, len(episodes))
+        if parts is None:
+            parts = assign_parts(episodes)
+            if len(parts) >= _KEPT_LINES:
+                write_atomic(file, "\n".join(parts).encode())
+        _in_memory[key] = parts
+    return _in_memory[key]
+
+
+def _read_parts(file: Path, count: int) -> list[str] | None:
+    """Return the parts in a file, or None if it does not hold so many."""
+    if not file.is_file():
+        return None
+    parts = file.read_text(errors="replace").split("\n")
+    return parts if len(parts) == count and set(parts) <= set(PARTS) else None
 
 
 def episodes_of_part(
@@ -92,41 +117,14 @@ def clusters(episodes: Sequence[TextEpisode], similarity: float | None = SIMILAR
     for episode in episodes:
         joined.merge(groups.setdefault(simplify(episode.message), episode.group), episode.group)
     if similarity is not None:
-        _join_similar(groups, joined, similarity)
+        texts = list(groups)
+        own = [groups[text] for text in texts]
+        for i, j in similar_pairs(texts, similarity, lambda i, j: joined.connected(own[i], own[j])):
+            joined.merge(own[i], own[j])
     first: dict[str, str] = {}
     for group in sorted({episode.group for episode in episodes}):
         first.setdefault(joined[group], group)
     return [first[joined[episode.group]] for episode in episodes]
-
-
-def _join_similar(groups: dict[str, str], joined: Any, similarity: float) -> None:
-    """Merge the groups of similar texts."""
-    from datasketch import MinHash, MinHashLSH  # slow to import
-
-    texts = list(groups)
-    # Chooses the number and width of the bands; for bounds above 0.99 it finds none.
-    best = MinHashLSH(threshold=min(similarity, 0.99), num_perm=_PERMUTATIONS, weights=_WEIGHTS)
-    bands: defaultdict[tuple[int, bytes], deque[int]] = defaultdict(lambda: deque(maxlen=_MOST_PER_BAND))
-    pieces = ([piece.encode() for piece in _shingles(text)] for text in texts)
-    sketches = MinHash.generator(pieces, num_perm=_PERMUTATIONS, hashfunc=zlib.crc32)
-    for i, sketch in enumerate(sketches):
-        shared = [bands[k, sketch.hashvalues[k * best.r : (k + 1) * best.r].tobytes()] for k in range(best.b)]
-        for j in sorted(set().union(*shared)):
-            if not joined.connected(groups[texts[i]], groups[texts[j]]) and (
-                _jaccard(texts[i], texts[j]) >= similarity
-            ):
-                joined.merge(groups[texts[i]], groups[texts[j]])
-        for band in shared:
-            band.append(i)
-
-
-def _shingles(text: str) -> set[str]:
-    return {text[i : i + SHINGLE] for i in range(max(1, len(text) - SHINGLE + 1))}
-
-
-def _jaccard(a: str, b: str) -> float:
-    first, second = _shingles(a), _shingles(b)
-    return len(first & second) / len(first | second)
 
 
 # --- shuffle -------------------------------------------------------------------------------------------------

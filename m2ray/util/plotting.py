@@ -1,6 +1,6 @@
-"""Shared style of the figures: colours, legend, and files that are the same on every run.
+"""Shared style of the figures: colors, legend, and files that are the same on every run.
 
-The colours are those of Okabe and Ito, which can be told apart with any colour vision.
+The colors are those of Okabe and Ito, which can be told apart with any color vision.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-COLOURS = {
+COLORS = {
     "normal": "#0072B2",
     "null": "#999999",
     "random": "#56B4E9",

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,9 @@ class StrictModel(BaseModel):
     """Base of all configuration models: refuses unknown keys, type coercion and non-finite numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    # Models of fields that are plain mappings here and checked later; for suggestions.
+    checked_later: ClassVar[Mapping[str, type[BaseModel]]] = {}
 
 
 class UnknownKey(ValueError):
@@ -222,6 +225,8 @@ def _known_keys(model: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, .
             own = (*path, field.alias or name)
             yield own
             yield from _known_keys(field.annotation, own)
+        for name, later in getattr(model, "checked_later", {}).items():
+            yield from _known_keys(later, (*path, name))
     arguments = getattr(model, "__args__", ())
     inside = (*path, _ANY) if getattr(model, "__origin__", None) in (dict, list) else path
     for argument in arguments:

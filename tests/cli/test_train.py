@@ -352,7 +352,9 @@ class TestEvaluateRefuses:
         looks = (checkpoint.parent / "confirm-looks.log").read_text().splitlines()
         assert [line.split("evaluate ")[1] for line in looks] == ["epoch-02 on confirm", "epoch-01 on confirm"]
 
-    @pytest.mark.parametrize("words", [["--split", "confirm"], ["--seeds", "2000:2012"], ["--seeds", "7000:7012"]])
+    @pytest.mark.parametrize(
+        "words", [["--split", "confirm"], ["--episodes", "2000:2012"], ["--episodes", "7000:7012"]]
+    )
     def test_a_second_look_from_a_copied_folder(self, refused, trained, checkpoint, tmp_path, words, capfd):
         """The ledger in the user's cache knows the messages, whatever the folder that the checkpoint lies in."""
         look = [*words, "--conditions", "P0,normal"]

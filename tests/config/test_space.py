@@ -351,6 +351,8 @@ search: {trials: 1}
         ("points: {../up: {}}", "points.../up: '../up' is not a plain name; use letters, digits, ., - and _"),
         ("points: {'': {}}", "points.: '' is not a plain name"),
         ("pionts: {a: {}}", "pionts: unknown key; did you mean `points`?"),
+        ("k: 8", "k: unknown key; did you mean `trial.codec.k`?"),
+        ("training: {lr: 1e-3}", "training: unknown key; did you mean `trial.training`?"),
         ("points: {a: {sets: {}}}", "points.a.sets: unknown key; did you mean `points.a.set`?"),
         (
             "points: {a: {set: {codec.k: 0}}}",

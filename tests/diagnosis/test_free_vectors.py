@@ -40,7 +40,7 @@ def test_more_steps_never_solve_fewer_episodes():
     assert sum(fits[-1].solved) > sum(fits[0].solved)
 
 
-def test_those_of_an_episode_do_not_depend_on_its_neighbours(tiny):
+def test_those_of_an_episode_do_not_depend_on_its_neighbors(tiny):
     part = episodes(EASY, range(3), "search")
     together = free_vectors(tiny, part, 2, "before", 3)
     alone = free_vectors(tiny, part[:1], 2, "before", 3)

@@ -93,8 +93,8 @@ def test_leaving_one_out_in_closed_form_equals_fitting_again_without_it(monkeypa
     share = 0.03
     monkeypatch.setattr(probes, "STRENGTHS", [share])
     left_out, guesses = ridge(features, new, targets)
-    centred = features - features.mean(0)
-    strength = share * torch.linalg.eigvalsh(centred.T @ centred).max()
+    centered = features - features.mean(0)
+    strength = share * torch.linalg.eigvalsh(centered.T @ centered).max()
 
     def refit(kept):
         middle, level_ = features[kept].mean(0), targets[kept].mean(0)
@@ -172,8 +172,8 @@ def test_too_few_messages_are_refused(parts):
 
 def test_effective_rank_is_that_of_the_singular_values_and_training_logs_it():
     prefix = normal(64, 3 * 32, 5).reshape(64, 3, 32) * torch.linspace(0.1, 2, 32)
-    centred = prefix.flatten(1).double() - prefix.flatten(1).double().mean(0)
-    share = torch.linalg.svdvals(centred).square() / centred.square().sum()
+    centered = prefix.flatten(1).double() - prefix.flatten(1).double().mean(0)
+    share = torch.linalg.svdvals(centered).square() / centered.square().sum()
     assert effective_rank(prefix.flatten(1)) == pytest.approx(float(torch.exp(-(share * share.log()).nansum())))
     logged = training_metrics(CodecOutput(prefix, prefix, None, None, None), 1.0)
     assert effective_rank(prefix.flatten(1)) == pytest.approx(float(logged["effective_rank"]), rel=1e-4)

@@ -164,7 +164,8 @@ def test_the_example_in_python_passes_a_message():
 
 def test_help_needs_no_torch():
     """It answers at once."""
-    code = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); from m2ray import sweep"
+    said = "atexit.register(lambda: print('torch' in sys.modules))"
+    code = f"import atexit, sys; {said}; from m2ray.cli import sweep"
     command = [sys.executable, "-c", f"{code}; sweep.main(['--help'])"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("False")

@@ -7,7 +7,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 from rich.console import Console
@@ -38,7 +37,7 @@ print("the end")
 
 
 def plain(text: str) -> str:
-    """Without what moves the cursor and colours."""
+    """Without what moves the cursor and colors."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
@@ -80,7 +79,7 @@ def test_a_terminal_shows_a_table_that_moves():
 
 def test_a_narrow_terminal_keeps_the_telling_part_of_a_name():
     """Columns are dropped first, then the beginning of names."""
-    board = Progress("night", configurations=2, jobs=4)
+    board = Progress("night", Forecast({}, 2, 4, answers=4))
     names = [f"segments-k16-{digits}" for digits in ("fff3b16e", "779773c1")]
     for name in names:
         board.reported(name, {**EPOCH, "progress": 2})
@@ -138,29 +137,33 @@ def test_costs_are_those_that_were_measured():
     forecast.epoch("point", 5, 10, seconds=5)  # 1 s a sample
     forecast.answered(20, seconds=2)  # 0.1 s an answer
     forecast.answered(20, seconds=99, constant=True)  # with a training: not a measure
+    assert forecast.left_s(18.0) is None, "nothing has been measured"
     # 5 of 20 s of training, 4 of 20 s of evaluation
     assert forecast.share == pytest.approx(9 / 40)
-    assert forecast.left_s(18.0) == pytest.approx(62.0)
     forecast.epoch("sampled", 2, 4, seconds=2)  # shorter than the longest
     assert forecast.share == pytest.approx(11 / 34)
     forecast.ended("sampled")  # stopped early
     assert forecast.share == pytest.approx(11 / 32)
 
 
-def test_what_an_earlier_run_did_counts_but_not_towards_the_speed(capsys, monkeypatch):
-    now = iter([0.0, *[10.0] * 20])
-    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+def test_the_time_left_does_not_take_the_start_up_for_work():
+    forecast = Forecast({}, 0, each=0, answers=100)
+    forecast.answered(4, seconds=1)
+    forecast.measured(60.0)  # a minute until the first work has ended
+    assert forecast.left_s(60.0) is None
+    forecast.answered(16, seconds=4)
+    forecast.measured(64.0)
+    assert forecast.left_s(64.0) == pytest.approx(20.0)  # 16 answers in 4 s, 80 to go
 
-    def act(board):
-        board.restored(ended={"a"}, answers=16)
-        board.phase("search")
-        board.reported("b", {**EPOCH, "progress": 2})
 
-    assert [line.partition("]")[0] for line in lines_of(capsys, act)] == [
-        "[10 s, 50%",
-        # an eighth in 10 s, three eighths to go
-        "[10 s, 62%, about 30 s left",
-    ]
+def test_what_an_earlier_run_did_counts_but_not_towards_the_speed():
+    forecast = Forecast({}, 2, each=4, answers=32)
+    forecast.restored({"a"}, answers=16)
+    assert forecast.share == 0.5
+    forecast.answered(4, seconds=1)
+    forecast.measured(10.0)
+    forecast.answered(8, seconds=2)
+    assert forecast.left_s(14.0) == pytest.approx(10.0)  # an eighth in 4 s, five sixteenths to go
 
 
 @pytest.mark.parametrize("missing", ["shuffle_gap", "prefix_cosine"])

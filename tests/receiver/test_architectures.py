@@ -182,6 +182,13 @@ def test_a_row_that_exceeds_a_table_of_positions_behind_a_padding_row_is_refused
         receiver.layout(EPISODES[:1], longest + 1)
 
 
+def test_the_context_is_the_number_of_positions_whatever_its_key_is_called(load):
+    receiver = load(tiny_model("whisper", max_target_positions=64))
+    assert receiver.max_positions == 64
+    with pytest.raises(UserError, match="exceed its context of 64"):
+        receiver.layout(EPISODES[:1], 64)
+
+
 @pytest.mark.parametrize("model_type", ["mistral", "gemma3_text", "gpt_oss", "phi3"])
 def test_rows_longer_than_those_tested_at_load_are_tested_first(load, model_type):
     """A window of 150 does not limit what is tested at load, but it limits these rows."""
@@ -267,6 +274,12 @@ def test_a_model_that_is_not_causal_is_refused_by_name(load, model_type):
     assert "\n" not in str(e.value)
 
 
+def test_a_model_that_a_row_switches_to_another_mode_is_refused_with_the_fix(load):
+    """A new BigBird attends sparsely, and not causally, to long rows; after a short row, never again."""
+    with pytest.raises(UserError, match=r"changes its attention_type .*; set attention_type to original_full"):
+        load(tiny_model("big_bird", attention_type="block_sparse"))
+
+
 def test_a_model_whose_logits_are_not_numbers_is_refused(load):
     model = tiny_model("llama")
     with torch.no_grad():
@@ -312,3 +325,7 @@ def test_a_type_that_transformers_has_is_loaded_without_the_code_of_its_file(loa
 def test_an_old_name_of_a_class_is_known(load):
     receiver = load(tiny_model("llama"), {"architectures": ["LLaMAForCausalLM"]})
     assert type(receiver.model) is transformers.LlamaForCausalLM
+
+
+def test_a_file_that_asks_for_outputs_without_names_is_used(load):
+    assert logit_error(load(tiny_model("llama"), {"return_dict": False})) < BOUND

@@ -274,6 +274,17 @@ def test_the_digest_changes_with_anything_that_affects_b(folder, tiny, change):
     assert load_receiver(str(folder), device="cpu").digest != tiny.digest
 
 
+def test_the_digest_covers_the_files_of_a_tokenizer_without_tokenizer_json(folder, tiny, tmp_path):
+    tiny.tokenizer.backend_tokenizer.model.save(str(folder))
+    (folder / "tokenizer.json").unlink()
+    edit(folder / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    before = load_receiver(str(folder), device="cpu").digest
+    merges = (folder / "merges.txt").read_text().splitlines()
+    (folder / "merges.txt").write_text("\n".join(merges[:-1]) + "\n")
+    load_receiver.cache_clear()
+    assert load_receiver(str(folder), device="cpu").digest != before
+
+
 def test_the_digest_does_not_change_with_the_folders_name_or_another_save(folder, tiny, tmp_path):
     again = tmp_path / "again"
     receiver = load_receiver(str(folder), device="cpu")

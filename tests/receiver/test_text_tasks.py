@@ -14,6 +14,7 @@ from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.scoring import choose_answers, reference_nll, value_nll
+from m2ray.tasks import text_splits
 from m2ray.tasks.answers import write_answer
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
@@ -119,6 +120,31 @@ def test_a_choice_is_the_likeliest_answer(mini, exported):
     assert rows[rows.condition == "P1"].answer.tolist() == chosen.texts
 
 
+def test_settings_and_texts_that_a_receiver_cannot_have_are_one_line(mini, exported):
+    def layout_of(batch):
+        mini.layout(batch, [episode.message for episode in batch])
+
+    with pytest.raises(UserError, match=r"^task.system: receiver mini is prompted without a chat template"):
+        layout_of(text_episodes(exported, system="Be brief."))
+    batch = text_episodes(exported)
+    long = replace(batch[2], message="; ".join([batch[2].message] * 60))
+    with pytest.raises(UserError, match=r"episode '2' \(line 3\): receiver mini: .* exceed its context of 512"):
+        layout_of([*batch[:2], long])
+    broken = replace(batch[3], targets=("1 1\n1 1",))
+    with pytest.raises(
+        UserError, match=r"episode '3' \(line 4\): target .* holds '\\n', which ends an answer; set"
+    ):
+        layout_of([*batch[:3], broken])
+
+
+def test_the_length_of_answers_is_that_of_the_shortest_right_one(mini, exported):
+    batch = [replace(e, targets=("1 2 0 1 1", "0 1")) for e in text_episodes(exported)[:2]]
+    assert mini.answer_lengths(batch) == [3, 3]
+    assert mini.answer_lengths(PUZZLES[:2]) == [5, 5]
+    patterns = [replace(e, setting=TaskConfig(file=str(exported), scorer="regex").text_setting()) for e in batch]
+    assert mini.answer_lengths(patterns) == [0, 0]
+
+
 class TestSplits:
     def test_a_files_splits_are_disjoint_parts_and_all_of_them_by_default(self, tmp_path):
         file = tmp_path / "many.jsonl"
@@ -137,6 +163,40 @@ class TestSplits:
         assert list(source.seeds(some, "confirm")) == seeds[3][3:9]
         with pytest.raises(UserError, match=r"splits.search: 0:5000: .*use a larger file, or fewer"):
             source.seeds(some.model_copy(update={"search": "0:5000"}), "search")
+
+    def test_parts_are_found_only_where_they_are_needed_and_kept_of_a_large_file(self, tmp_path, monkeypatch):
+        calls = []
+
+        def counted(episodes):
+            calls.append(len(episodes))
+            return ["search"] * len(episodes)
+
+        monkeypatch.setattr(text_splits, "assign_parts", counted)
+        monkeypatch.setattr(text_splits, "_KEPT_LINES", 10)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        all_of_it = Splits(train="all", search="all", select="all", confirm="all")
+        for lines, kept in ((9, 0), (10, 1)):
+            file = tmp_path / f"{lines}.jsonl"
+            line = {"message": "m", "prompt": "q", "target": "t"}
+            file.write_text("".join(json.dumps({**line, "id": i}) + "\n" for i in range(lines)))
+            config = TaskConfig(file=str(file), scorer="exact")
+            open_source(config).get([0], "search")
+            assert calls == []
+            for _ in range(2):
+                assert len(open_source(config).seeds(all_of_it, "search")) == lines
+            assert calls == [lines]
+            text_splits._in_memory.clear()  # another process
+            assert len(open_source(config).seeds(all_of_it, "search")) == lines
+            assert len(calls) == 2 - kept
+            calls.clear()
+            text_splits._in_memory.clear()
+        for damaged in ("search\n" * 3, "nonsense\n" * 9 + "x"):
+            (kept_file,) = (tmp_path / "cache" / "m2ray" / "text-parts").iterdir()
+            kept_file.write_text(damaged)
+            assert len(open_source(config).seeds(all_of_it, "search")) == 10
+            assert calls == [10]
+            calls.clear()
+            text_splits._in_memory.clear()
 
     def test_sentences_are_drawn_by_seed_and_part(self):
         trial = validate(TrialConfig, {"task": {"level": "sentences"}}, "trial")

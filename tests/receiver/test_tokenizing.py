@@ -9,7 +9,18 @@ import pytest
 import torch
 import transformers
 from own_numbers import EASY, EPISODES, MESSAGES
-from tiny_tokenizers import BEGIN, CHAT, END, TURN_END, bpe, receiver, without_exclamation_mark
+from tiny_tokenizers import (
+    BEGIN,
+    CHAT,
+    END,
+    TURN_END,
+    bpe,
+    like_llama_2,
+    receiver,
+    unigram,
+    without_exclamation_mark,
+)
+from tokenizers import normalizers
 
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.runner import evaluate
@@ -95,6 +106,55 @@ def test_an_unknown_character_of_a_message_is_refused_however_it_reaches_b():
         mini.decode(EPISODES[:1], [strange.message])
     with pytest.raises(UserError, match=r"no token for `≠` in `x4 ≠ 1`"):
         evaluate(mini, [strange], "search", ["P0", "P1"], EvaluationConfig(max_new_tokens=4))
+
+
+def test_unknown_text_of_a_unigram_is_refused():
+    with pytest.raises(UserError, match=r"no token for `.*!"):
+        receiver(unigram()).tokens("x4 != 1")
+
+
+@pytest.mark.parametrize(("old", "new"), [("!", ""), ("!=", "=")], ids=["left out", "replaced"])
+def test_a_character_that_a_normalizer_takes_away_is_refused(old, new):
+    tokenizer = bpe()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(old, new)
+    made = receiver(tokenizer)
+    with pytest.raises(UserError, match=r"no token for `!` in `x4 != 1; x2 = 0`"):
+        made.tokens("x4 != 1; x2 = 0")
+
+
+@pytest.mark.parametrize("normalizer", [normalizers.NFKC(), normalizers.BertNormalizer(lowercase=True)])
+def test_text_that_a_normalizer_writes_otherwise_is_allowed(normalizer):
+    tokenizer = bpe()
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    receiver(tokenizer).tokens("ÀÉ ﬁne … ½ Straße x\u00a0y 日本語")
+
+
+# --- tokenizers that put a space before a text ---
+
+
+def test_no_space_is_put_between_the_parts_of_a_prompt():
+    made = receiver(like_llama_2())
+    firsts = [made.tokenizer.convert_ids_to_tokens(of("x1 = 0"))[0] for of in (made.first_tokens, made.tokens)]
+    assert [first.startswith("▁") for first in firsts] == [True, False]
+    for episode in EPISODES:
+        before = made.tokenizer.decode(made.prompt_ids(episode)[0])
+        row = made.tokenizer.decode(made.layout([episode], [episode.message]).ids_BT[0].tolist())
+        assert row.startswith(f"{before}{episode.message}; ")
+        assert '\n{"x1": ' in row
+    for text in ("x1", " x1", "\nx1", "0", ""):
+        assert made.tokenizer.decode(made.first_tokens("A") + made.tokens(text)) == "A" + text
+
+
+# --- tokens that differ from time to time ---
+
+
+def test_a_tokenizer_that_was_saved_with_dropout_is_used_without(tmp_path):
+    made = receiver(bpe())
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.backend_tokenizer.model.dropout = 0.5
+    made.tokenizer.save_pretrained(tmp_path)
+    loaded = load_receiver(str(tmp_path), device="cpu")
+    assert len({tuple(loaded._plain_ids(EPISODES[0].message)) for _ in range(20)}) == 1
 
 
 def test_a_message_that_is_cut_in_a_word_is_read_as_far_as_it_goes():

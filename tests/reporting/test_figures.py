@@ -24,7 +24,7 @@ from m2ray.reporting.figures.judged_runs import (
 )
 from m2ray.reporting.figures.search import draw_budget, draw_importance, draw_parallel, draw_scores
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
-from m2ray.util.plotting import COLOURS, png_and_svg, save, use_file_backend
+from m2ray.util.plotting import COLORS, png_and_svg, save, use_file_backend
 
 use_file_backend()
 
@@ -119,13 +119,13 @@ def test_k_is_drawn_beside_the_bands_of_no_message_text_and_priming(runs, styles
     assert [tick.get_text() for tick in several.get_xticklabels()] == ["4", "8"]
 
 
-def test_scales_have_a_line_a_training_and_a_colour_a_configuration(runs, styles):
+def test_scales_have_a_line_a_training_and_a_color_a_configuration(runs, styles):
     axes = draw_scale_gates(runs, styles).axes[0]
     assert [len(line.get_xdata()) for line in axes.lines] == [3, 3, 3]
     assert [to_hex(line.get_color()).upper() for line in axes.lines] == [
-        COLOURS["normal"],
-        COLOURS["normal"],
-        COLOURS["shuffle"],
+        COLORS["normal"],
+        COLORS["normal"],
+        COLORS["shuffle"],
     ]
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [[0, 30], [0.5, 60], [1, 75]])
 

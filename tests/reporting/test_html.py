@@ -223,7 +223,7 @@ def test_backticks_alone_are_markup(text, shown):
     assert inline_code(text) == shown
 
 
-def test_a_large_svg_is_replaced_by_its_png_in_fewer_colours(tmp_path):
+def test_a_large_svg_is_replaced_by_its_png_in_fewer_colors(tmp_path):
     file = tmp_path / "one.svg"
     file.write_text(SVG + " " * LARGEST_SVG)
     assert data_url(file) == ""

@@ -63,6 +63,8 @@ const run = async () => {
         return place.left >= 0 && place.right <= width && (place.height > 0 || cell.textContent === "");
       }),
       answers: answers(),
+      inside: [...page.querySelectorAll("img, select, input")].every((shown) =>
+        shown.getBoundingClientRect().right <= width),
       image: page.images[0].naturalWidth, ground: body.backgroundColor,
     };
     const anchor = page.querySelector("#leaderboard-table a").hash;
@@ -130,6 +132,7 @@ def test_it_sorts_filters_and_opens_at_phone_and_desktop_width_without_console_e
         assert shown["words"][0] == ["winner", "winner", "winner"]  # over the seeds, and each of two
         assert shown["image"] == 9
         assert shown["summary"] is True, "all of the summary is visible without scrolling sideways"
+        assert shown["inside"] is True, "pictures and fields are as wide as the page at most"
         every, under_p0, right, one = shown["answers"]
         assert every[1] == "400 of 400 answers, the first 50 shown"
         assert every[0][0][:2] == ["2000", "normal"]

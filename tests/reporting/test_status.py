@@ -83,12 +83,16 @@ def test_a_sweep_that_ended_is_done(published, capsys):
 HOLD = """
 import sys
 from pathlib import Path
+from m2ray.engine.cost.forecast import Forecast
 from m2ray.engine.progress import Progress
 from m2ray.engine.record import lock_results_folder
 root = Path(sys.argv[1])
-with lock_results_folder(root), Progress("mine", 2, 2, "quiet", root / "progress.json") as progress:
+with lock_results_folder(root), Progress(
+    "mine", Forecast({}, 2, each=2, answers=16), "quiet", root / "progress.json"
+) as progress:
     progress.phase("search: 2 configurations")
     progress.reported("a", {"progress": 1, "epochs_total": 2, "k": 8, "score": 0.1})
+    progress.evaluated("a on search", "", answers=4, seconds=1.0)
     progress.phase("select: 1 configuration")
     print("ready", flush=True)
     sys.stdin.read()
@@ -103,12 +107,12 @@ def test_a_running_sweep_and_a_killed_one_are_told_apart(published, capsys):
         found, line = status_of(published), headline(published, capsys)
         assert {path: path.stat().st_mtime for path in published.rglob("*")} == files, "status must not write"
         process.kill()
-    assert (found["state"], found["phase"], found["share"]) == ("running", "select: 1 configuration", 0.125)
+    assert (found["state"], found["phase"], found["share"]) == ("running", "select: 1 configuration", 0.25)
     assert found["left_s"] >= 0
     assert found["holder"].startswith(f"process {process.pid} on ")
-    assert line.startswith(f"running ({found['holder']}): 12%, select: 1 configuration; about ")
+    assert line.startswith(f"running ({found['holder']}): 25%, select: 1 configuration; about ")
     assert status_of(published)["state"] == "stopped"
-    assert headline(published, capsys).startswith("not running; stopped, killed or died at 12%, select: 1 config")
+    assert headline(published, capsys).startswith("not running; stopped, killed or died at 25%, select: 1 config")
 
 
 def test_the_table_fits_the_terminal(published, capsys, monkeypatch):

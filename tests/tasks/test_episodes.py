@@ -189,7 +189,7 @@ def test_the_four_kinds_are_equally_likely():
     drawn = episodes(EASY, range(2000), "train")
     kinds = [c.kind for episode in drawn for c in episode.sender + episode.receiver]
     for kind in EASY.kinds:
-        # Duplicates are drawn again, which favours the kinds with more wordings a little.
+        # Duplicates are drawn again, which favors the kinds with more wordings a little.
         assert 0.19 < kinds.count(kind) / len(kinds) < 0.31, kind
 
 

@@ -188,15 +188,17 @@ def test_a_message_in_free_words_keeps_the_content_of_the_constraints_beside_it(
     assert read.content == read_episodes(written(tmp_path, line()), EASY)[0].content
 
 
-def test_lines_may_end_as_on_windows(tmp_path):
-    path = written(tmp_path, line() + "\r", line() + "\r")
-    assert len(read_episodes(path, EASY)) == 2
+def test_byte_order_mark_crlf_and_blank_lines(tmp_path):
+    path = written(tmp_path, "\ufeff" + line() + "\r", "\r", "  \t", line() + "\r", "")
+    assert [episode.seed for episode in read_episodes(path, EASY)] == [0, 1]
+    path = written(tmp_path, "\ufeff", line(), "", "{")
+    with pytest.raises(UserError, match="line 4: not JSON"):
+        read_episodes(path, EASY)
 
 
 @pytest.mark.parametrize(
     ("bad", "fault"),
     [
-        ("", "line 2: not JSON"),
         ("{", "line 2: not JSON"),
         ("[]", "line 2: expected an object, found list"),
         ("[" * 100_000, "line 2: not JSON"),
@@ -234,7 +236,7 @@ def test_bytes_that_are_not_utf_8_are_refused(tmp_path):
 
 def test_a_file_that_is_missing_or_empty_is_refused(tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(UserError, match="no such file"):
+        with pytest.raises(UserError, match=r"no such file|a folder; give a JSON Lines file in it"):
             read_episodes(path, EASY)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match="no episodes; write one JSON object per line"):

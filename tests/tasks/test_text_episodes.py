@@ -78,11 +78,13 @@ def test_a_place_in_the_message_or_other_braces_are_plain_text(file):
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
 @pytest.mark.parametrize("rest", [[], [""], ["", "  ", "\t"]])
-def test_byte_order_mark_crlf_and_blank_lines_at_the_end(file, start, end, rest):
+def test_byte_order_mark_crlf_and_blank_lines(file, start, end, rest):
     lines = [{**GOOD, "id": name, "message": "é\u2028\x0b."} for name in "abc"]
-    path = file(*(json.dumps(line, ensure_ascii=False) for line in lines), *rest, start=start, end=end)
-    assert [episode.id for episode in read_text_episodes(path)] == ["a", "b", "c"]
-    assert read_text_episodes(path)[0].message == "é\u2028\x0b."
+    first, *others = (json.dumps(line, ensure_ascii=False) for line in lines)
+    read = read_text_episodes(file(*rest, first, *rest, *others, *rest, start=start, end=end))
+    assert [(episode.id, episode.seed) for episode in read] == [("a", 0), ("b", 1), ("c", 2)]
+    assert [episode.line for episode in read] == [place + 1 + len(rest) * (1 + (place > 0)) for place in range(3)]
+    assert read[0].message == "é\u2028\x0b."
 
 
 def without(key):
@@ -90,7 +92,6 @@ def without(key):
 
 
 FAULTS = [
-    ("", "blank; remove it"),
     ("{", "not JSON (Expecting property name enclosed in double quotes at column 2); write one object per line"),
     ("{} {}", "not JSON (Extra data at column 4); write one object per line"),
     ("[" * 100_000, "not JSON"),

@@ -43,14 +43,13 @@ class Forecast:
         self._done: dict[str, float] = {}
         self._answered = self._constant_done = 0.0
         self._trained_s = self._trained = self._answered_s = self._answers_timed = 0.0
-        self._share_before = 0.0
+        self._begun: tuple[float, float, float] | None = None  # time, samples and answers where the speed starts
 
     def restored(self, ended: Collection[str], answers: int) -> None:
         """Count what an earlier run has done, but not towards the speed."""
         for name in ended:
             self._total[name] = self._done[name] = self._points.get(name, self._each)
         self._answered = float(answers)
-        self._share_before = self.share
 
     def epoch(self, name: str, done: float, total: float, seconds: float) -> None:
         """Count an epoch of a configuration, which has now trained so many of its samples."""
@@ -81,17 +80,36 @@ class Forecast:
     @property
     def share(self) -> float:
         """The share of the work that is done."""
+        return self._share_of(*self._work)
+
+    @property
+    def _work(self) -> tuple[float, float]:
+        """The training samples and the answers that are done."""
+        trained = sum(self._done.values()) + min(self._constant_done, self._constant)
+        return trained, min(self._answered, self._answers)
+
+    def _share_of(self, trained: float, answered: float) -> float:
         unknown = [total for name, total in self._points.items() if name not in self._total]
         waiting = max(0, self._sampled - sum(name not in self._points for name in self._total))
         samples = sum(self._total.values()) + sum(unknown) + waiting * self._each + self._constant
-        trained = sum(self._done.values()) + min(self._constant_done, self._constant)
-        answered = min(self._answered, self._answers)
         return (trained * self._cost + answered) / max(samples * self._cost + self._answers, 1e-9)
 
+    def measured(self, spent_s: float) -> None:
+        """Start to measure the speed where the first work of a run has ended, so many seconds after its start.
+
+        What came before is mostly start-up: Ray and its processes, which would be taken for slow work.
+        """
+        if self._begun is None:
+            self._begun = (spent_s, *self._work)
+
     def left_s(self, spent_s: float) -> float | None:
-        """Return the seconds that are left, after so many; None before anything can be said."""
-        done = self.share - self._share_before
-        return spent_s * (1 - self.share) / done if done > MIN_SHARE * (1 - self._share_before) else None
+        """Return the seconds that are left, so many after the start; None before anything can be said."""
+        if self._begun is None:
+            return None
+        begun_s, *work = self._begun
+        before = self._share_of(*work)
+        done = self.share - before
+        return (spent_s - begun_s) * (1 - self.share) / done if done > MIN_SHARE * (1 - before) else None
 
 
 def forecast(plan: Plan) -> Forecast:

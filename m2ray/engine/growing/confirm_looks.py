@@ -22,7 +22,7 @@ from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
 from m2ray.config.task import parse_seeds
 from m2ray.evaluation.confirm_ledger import ConfirmLedger, look_key, message_digest, new_look
 from m2ray.receiver.episode_source import open_source
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import load_trial_receiver
 from m2ray.util.errors import UserError
 
 DRAWS_PER_MESSAGE = 40  # that are tried for each fresh message, until a level counts as used up
@@ -133,7 +133,7 @@ class ConfirmLooks:
 
     def _ledger(self) -> ConfirmLedger:
         example = self._plan.example
-        return ConfirmLedger(example.task.family, load_receiver(example.receiver).digest)
+        return ConfirmLedger(example.task.family, load_trial_receiver(example).digest)
 
     def _choose_fresh(self) -> list[int]:
         """Return seeds of as many episodes as splits.confirm has, with messages that nobody has looked at.

@@ -20,6 +20,7 @@ from m2ray.receiver.channel import Channel
 from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared
 from m2ray.receiver.conformance.own_path import OwnPath, RandomRows, horizon
 from m2ray.receiver.layout import Layout, Place, pad
+from m2ray.receiver.model.generation import PromptDecoder
 from m2ray.receiver.model.requests import Prompts
 from m2ray.receiver.receiver import Receiver
 
@@ -124,9 +125,11 @@ class ChannelMeasurer:
         picked: list[list[float]] = [[] for _ in lengths]
         drafts = [row[-ANSWER:] for row in self._rows]
         with torch.no_grad():
-            answers = receiver.decode_prompts(
-                prompts, drafts, None, range(len(lengths)), 0.0, NEW_TOKENS, picked_logits=picked
-            ).rows
+            answers = (
+                PromptDecoder(receiver)
+                .run(prompts, drafts, None, range(len(lengths)), 0.0, NEW_TOKENS, picked_logits=picked)
+                .rows
+            )
             worst = 0.0
             for row, (answer, length, ours) in enumerate(zip(answers, lengths, picked, strict=True)):
                 ids = [*layout.ids_BT[row, :length].tolist(), *answer]

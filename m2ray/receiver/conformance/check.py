@@ -28,7 +28,15 @@ CAUSAL_BOUND = 5e-3  # in standard deviations of a position's logits
 
 
 class _Refusal(Exception):
-    """The receiver cannot be used; the message says why."""
+    """The receiver cannot be used; the message says why.
+
+    Args:
+        why: Why.
+        fix: What to do.
+    """
+
+    def __init__(self, why: str, fix: str = "use another model") -> None:
+        super().__init__(f"{why}; {fix}")
 
 
 def check(receiver: Receiver) -> Conformance:
@@ -60,19 +68,20 @@ class _Check:
         """Find where vectors enter in rows of `FIRST` tokens, and test everything else in rows of `COLUMNS`."""
         first, longest = (min(columns, self._receiver.max_positions) for columns in (FIRST, COLUMNS))
         try:
+            self._check_modes(first)
             self._result.bound = self._own.bound(self._rows.draw(first))
             self._find_entry(first)
             self.extend(longest)
             self._verify(longest)
         except FAILURES as error:
-            return self._refuse(f"cannot be run with vectors in its input ({describe_error(error)})")
+            return self._refuse(_Refusal(f"cannot be run with vectors in its input ({describe_error(error)})"))
         except _Refusal as refusal:
-            return self._refuse(str(refusal))
+            return self._refuse(refusal)
         return self._result
 
-    def _refuse(self, why: str) -> Conformance:
+    def _refuse(self, refusal: _Refusal) -> Conformance:
         name = type(self._own.model).__name__
-        self._result.refusal = f"receiver {self._receiver.name}: {name}: {why}; use another model"
+        self._result.refusal = f"receiver {self._receiver.name}: {name}: {refusal}"
         return self._result
 
     # --- the steps ---
@@ -96,6 +105,22 @@ class _Check:
                 return
             alone.append(measured)
         raise _Refusal(f"its logits differ from the model's own: {alone[-1].problem()}")
+
+    def _check_modes(self, columns: int) -> None:
+        """Refuse a model that a row switches to another mode, in which it predicts otherwise from then on.
+
+        BigBird leaves its sparse attention for good at the first short row.
+        """
+        before = self._own.modes()
+        self._own.logits(self._rows.draw(columns)[-1])
+        for name, mode in self._own.modes().items():
+            if mode != before.get(name, mode):
+                setting = name.rpartition(".")[2]
+                raise _Refusal(
+                    f"a row of few tokens changes its {setting} from {before[name]} to {mode}, also for rows that "
+                    "follow",
+                    f"set {setting} to {mode} in its config.json, or use another model",
+                )
 
     def _check_causal(self, row: list[int]) -> None:
         half = len(row) // 2

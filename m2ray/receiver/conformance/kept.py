@@ -55,7 +55,7 @@ def use_tested_ways(receiver: Receiver) -> Receiver:
         return result.ways
 
     receiver.set_model(receiver.model, result.ways)
-    receiver.test_ways = test_longer
+    receiver.causal.test_ways = test_longer
     return receiver
 
 

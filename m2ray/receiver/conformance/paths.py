@@ -14,6 +14,7 @@ from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared
 from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows
 from m2ray.receiver.layout import UNLIMITED, Layout, Place, pad
 from m2ray.receiver.model.causal_model import Ways
+from m2ray.receiver.model.generation import PromptDecoder
 from m2ray.receiver.model.requests import Prompts
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import describe_error
@@ -123,7 +124,7 @@ class PathMeasurer:
         batch = Prompts(twin.causal.embed(ids_BT), ids_BT, list(map(len, prompts)), cached)
         seeds = range(len(prompts))
         with torch.no_grad():
-            return twin.decode_prompts(batch, drafts, None, seeds, 0.0, NEW_TOKENS, picked_logits=picked).rows
+            return PromptDecoder(twin).run(batch, drafts, None, seeds, 0.0, NEW_TOKENS, picked_logits=picked).rows
 
     def _spoiled(self, tokens: list[int], at: int) -> list[int]:
         padded = (tokens + self._rows.replaced(tokens or [0]) * NEW_TOKENS)[:NEW_TOKENS]

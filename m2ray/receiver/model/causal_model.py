@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -70,7 +71,15 @@ class CausalModel:
         # PEFT wraps a model and changes its layers in place: the model itself is what runs.
         self.own = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.ways = ways
+        # Returns the ways tested for longer rows than before.
+        self.test_ways: Callable[[int], Ways] | None = None
         self._output_type: Any = None
+
+    def ways_for(self, columns: int) -> Ways:
+        """Return the ways of running rows, tested up to `columns`."""
+        if columns > self.ways.tested and self.test_ways is not None:
+            self.ways = self.test_ways(columns)
+        return self.ways
 
     @cached_property
     def cache_argument(self) -> str:
@@ -147,7 +156,7 @@ class CausalModel:
         """The trunk with a given output of its embedding layer."""
         # Transformers adds hooks to the layers when hidden states are first requested. A copy that did it again
         # would get every state twice.
-        ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        ids_11 = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         self.trunk(input_ids=ids_11, use_cache=False, output_hidden_states=True)
         return _WithGivenPart(self.trunk, _path_of(self.trunk, self.own.get_input_embeddings()))
 
@@ -158,7 +167,8 @@ class CausalModel:
         return _WithGivenPart(self.own, self.ways.trunk)
 
     @property
-    def _device(self) -> torch.device:
+    def device(self) -> torch.device:
+        """The device of the weights."""
         return next(self.own.parameters()).device
 
 

@@ -1,30 +1,28 @@
 """The receiver's model: its forward pass over batches of rows, and its hidden states of messages on their own.
 
-Shapes: B rows, T positions, P tokens before them, N rows of one length, K slots, F messages that are new, D width,
-R requests of a forward pass, L outputs.
+Shapes: B rows, T positions, N tokens, K slots, F messages that are new, D width, R requests of a forward pass,
+L outputs.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import cached_property, partial
-from typing import Any, NamedTuple, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from cachetools import LRUCache
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
-from m2ray.receiver.channel import Channel, Slots, join_slots
+from m2ray.receiver.channel import Channel, Slots
 from m2ray.receiver.digest import Source, receiver_digest, source_of
 from m2ray.receiver.layout import UNLIMITED, Layout, Place, PromptBuilder, pad
 from m2ray.receiver.model.causal_model import PLAIN, CausalModel, Ways
 from m2ray.receiver.model.kv_cache import PromptPrefixCache, autocast_dtype
 from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest, States
+from m2ray.receiver.model.rows import RowRunner, Rows, join_requests
 from m2ray.tasks.episodes import AnyEpisode
 
 MESSAGE_CACHE_BYTES = 32 << 20  # hidden states of messages
@@ -33,27 +31,6 @@ EMBEDDED_AT_ONCE = 16_384  # tokens
 
 
 Frozen = TypeVar("Frozen", bound="FrozenModel")
-
-
-class _Rows(NamedTuple):
-    """The rows of all requests, padded on the right."""
-
-    embeds_BTD: Tensor
-    ids_BT: Tensor
-    lengths: list[int]
-    cached: list[list[int]]  # tokens before each row, in the KV cache
-    slots: Slots | None = None
-
-    @property
-    def columns(self) -> int:
-        """Columns that the model attends to: the longest row's cached tokens and the padded rows."""
-        return max(map(len, self.cached)) + self.embeds_BTD.shape[1]
-
-    def pick(self, rows: Sequence[int], columns: int) -> _Rows:
-        """Return some rows, cut to a number of columns."""
-        embeds_BTD, ids_BT = self.embeds_BTD[list(rows), :columns], self.ids_BT[list(rows), :columns]
-        slots = None if self.slots is None else self.slots.pick(rows)
-        return _Rows(embeds_BTD, ids_BT, [self.lengths[i] for i in rows], [self.cached[i] for i in rows], slots)
 
 
 class FrozenModel(PromptBuilder):
@@ -83,8 +60,6 @@ class FrozenModel(PromptBuilder):
         super().__init__(tokenizer, style, name, model.config, model.generation_config)
         self.max_positions = min(self.max_positions, _positions(model))
         self.card = card
-        # Returns the ways tested for longer rows than before.
-        self.test_ways: Callable[[int], Ways] | None = None
         self._source = source
         self.opened: dict[Hashable, Channel]  # see `m2ray.receiver.conformance.opening`
         self._views: dict[Channel, Any] = {}
@@ -99,13 +74,14 @@ class FrozenModel(PromptBuilder):
         self.model = model
         self.causal = CausalModel(model, ways)
         self.prompt_cache = PromptPrefixCache(self.causal)
+        self._runner = RowRunner(self.causal, self.prompt_cache, self.pad_id)
         self.clear_caches()
         self._views, self.opened = {}, {}
 
     def run_in(self: Frozen, ways: Ways) -> Frozen:
         """Return the same receiver, run in other ways; it shares all but caches of what was run."""
         twin = copy.copy(self)
-        twin.test_ways, twin._views = None, {}  # those of the original stay
+        twin._views = {}  # those of the original stay
         twin._forget()
         twin.set_model(self.model, ways)
         return twin
@@ -216,12 +192,6 @@ class FrozenModel(PromptBuilder):
             return None
         return Slots(self.channel, columns_BK, prefix_BKD)
 
-    def ways_for(self, columns: int) -> Ways:
-        """Return the ways of running rows, tested up to `columns`."""
-        if columns > self.causal.ways.tested and self.test_ways is not None:
-            self.causal.ways = self.test_ways(columns)
-        return self.causal.ways
-
     def forward(self, requests: Sequence[ForwardRequest], rows_at_once: int | None = None) -> list[ForwardOutput]:
         """Run requests as one batch where that is exact, else rows of one length at a time.
 
@@ -231,9 +201,9 @@ class FrozenModel(PromptBuilder):
                 (see `m2ray.training.microbatch`).
         """
         states, grad = requests[0].states, requests[0].grad
-        rows = _join(requests)
+        rows = join_requests(requests)
         with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
-            layers = self._run(rows, states, rows_at_once)
+            layers = self._runner.run(rows, states, rows_at_once)
         counts = [len(request.embeds_BTD) for request in requests]
         outputs = []
         split_LR = zip(*(torch.split(layer_BTD, counts) for layer_BTD in layers), strict=True)
@@ -241,81 +211,6 @@ class FrozenModel(PromptBuilder):
             last_BTD, *hidden = (part_BTD[:, : request.embeds_BTD.shape[1]] for part_BTD in parts)
             outputs.append(ForwardOutput(last_BTD, tuple(hidden)))
         return outputs
-
-    def _run(self, rows: _Rows, states: States, rows_at_once: int | None) -> list[Tensor]:
-        """Return the last layer's output and the states requested, at the rows' columns."""
-        columns = rows.columns
-        ways = self.ways_for(columns)
-        if not any(rows.cached):
-            return self._run_whole(rows, states, rows_at_once)
-        if columns <= min(ways.kept, ways.padded):
-            return self._run_in_parts(rows, states, rows_at_once)
-        whole = self._with_cached_tokens(rows)
-        layers = self._run_whole(whole, states, rows_at_once)
-        rows_B1 = torch.arange(len(rows.cached), device=self.device)[:, None]
-        first_B1 = torch.tensor([[len(tokens)] for tokens in rows.cached], device=self.device)
-        columns_BT = first_B1 + torch.arange(rows.embeds_BTD.shape[1], device=self.device)
-        return [layer_BTD[rows_B1, columns_BT.clamp(max=layer_BTD.shape[1] - 1)] for layer_BTD in layers]
-
-    def _with_cached_tokens(self, rows: _Rows) -> _Rows:
-        """Return rows that begin with their cached tokens, which are then run again."""
-        embeds, ids = [], []
-        for tokens, embeds_TD, ids_T, length in zip(
-            rows.cached, rows.embeds_BTD, rows.ids_BT.tolist(), rows.lengths, strict=True
-        ):
-            before_PD = self.causal.embed(torch.tensor([tokens], dtype=torch.long, device=self.device))[0]
-            embeds.append(torch.cat([before_PD, embeds_TD[:length]]))
-            ids.append([*tokens, *ids_T[:length]])
-        return _Rows(
-            pad_sequence(embeds, batch_first=True),
-            pad(ids, self.pad_id).to(self.device),
-            [len(row) for row in ids],
-            [[] for _ in ids],
-            None if rows.slots is None else rows.slots.shifted(self._counts(rows.cached)),
-        )
-
-    def _counts(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor([len(row) for row in rows], device=self.device)
-
-    def _run_whole(self, rows: _Rows, states: States, rows_at_once: int | None) -> list[Tensor]:
-        """Run rows without cached tokens: all together where padding is exact, else those of one length."""
-        if len(set(rows.lengths)) == 1:
-            return self._run_in_parts(rows.pick(range(len(rows.lengths)), rows.lengths[0]), states, rows_at_once)
-        if rows.columns <= self.causal.ways.padded:
-            return self._run_in_parts(rows, states, rows_at_once)
-        by_length: dict[int, list[int]] = defaultdict(list)
-        for i, length in enumerate(rows.lengths):
-            by_length[max(length, 1)].append(i)
-        parts = []
-        for length, members in by_length.items():
-            layers = self._run_in_parts(rows.pick(members, length), states, rows_at_once)
-            parts.append([F.pad(layer, (0, 0, 0, rows.embeds_BTD.shape[1] - length)) for layer in layers])
-        order = torch.tensor([i for members in by_length.values() for i in members], device=self.device).argsort()
-        return [torch.cat(layer)[order] for layer in zip(*parts, strict=True)]
-
-    def _run_in_parts(self, rows: _Rows, states: States, rows_at_once: int | None) -> list[Tensor]:
-        """Run rows in model calls of `rows_at_once`."""
-        size = rows_at_once or len(rows.cached)
-        recompute = rows_at_once is not None and torch.is_grad_enabled()
-        parts = []
-        for first in range(0, len(rows.cached), size):
-            some = slice(first, first + size)
-            slots = None if rows.slots is None else rows.slots.pick(some)
-            run = partial(
-                self._call, ids_BT=rows.ids_BT[some], cached=rows.cached[some], states=states, slots=slots
-            )
-            part_BTD = rows.embeds_BTD[some]
-            parts.append(checkpoint(run, part_BTD, use_reentrant=False) if recompute else run(part_BTD))
-        return [torch.cat(layer) for layer in zip(*parts, strict=True)] if parts[1:] else parts[0]
-
-    def _call(
-        self, embeds_BTD: Tensor, ids_BT: Tensor, cached: list[list[int]], states: States, slots: Slots | None
-    ) -> list[Tensor]:
-        columns = embeds_BTD.shape[1]
-        arguments = self.prompt_cache.forward_arguments(cached, columns)
-        blocked_BLC = None if slots is None else slots.blocked_columns(columns, before=max(map(len, cached)))
-        output = self.causal.run(embeds_BTD, ids_BT, states, slots, blocked_BLC, **arguments)
-        return [output.last_BTD, *output.hidden]
 
     # --- messages ---
 
@@ -375,7 +270,7 @@ class FrozenModel(PromptBuilder):
         ids_FT = pad([[*opening, *row] for row in rows], self.pad_id).to(self.device)
         lengths = [len(opening) + len(row) for row in rows]
         nothing: list[list[int]] = [[] for _ in rows]
-        return self._run(_Rows(self.causal.embed(ids_FT), ids_FT, lengths, nothing), states, None)
+        return self._runner.run(Rows(self.causal.embed(ids_FT), ids_FT, lengths, nothing), states, None)
 
     def _without_opening(self, rows: Sequence[Sequence[int]], states_FTX: Tensor) -> list[Tensor]:
         first = len(self.opening_ids)
@@ -404,15 +299,3 @@ def _positions(model: Any) -> int:
 
 def _message_cache() -> LRUCache[Hashable, Tensor]:
     return LRUCache(MESSAGE_CACHE_BYTES, getsizeof=lambda states: states.nbytes)
-
-
-def _join(requests: Sequence[ForwardRequest]) -> _Rows:
-    """Return the rows of all requests as one batch, padded on the right."""
-    width = max(request.embeds_BTD.shape[1] for request in requests)
-    return _Rows(
-        torch.cat([F.pad(r.embeds_BTD, (0, 0, 0, width - r.embeds_BTD.shape[1])) for r in requests]),
-        torch.cat([F.pad(r.ids_BT, (0, width - r.ids_BT.shape[1])) for r in requests]),
-        [length for request in requests for length in request.lengths],
-        [tokens for request in requests for tokens in request.cached_tokens],
-        join_slots([(len(request.embeds_BTD), request.slots) for request in requests]),
-    )

@@ -7,9 +7,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from m2ray.judging.comparison import RETENTION, Comparison
-from m2ray.util.plotting import COLOURS, hide_spines
+from m2ray.util.plotting import COLORS, hide_spines
 
-FIRST, SECOND = COLOURS["normal"], COLOURS["constant"]
+FIRST, SECOND = COLORS["normal"], COLORS["constant"]
 
 
 def draw_comparison(comparison: Comparison, first: str, second: str) -> Any:

@@ -1,6 +1,6 @@
 """Figures of the judged runs: success by condition, by k and by scale_gate, and the outcome of each episode.
 
-Colours are Okabe and Ito's, which people with any colour vision can distinguish.
+Colors are Okabe and Ito's, which people with any color vision can distinguish.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from m2ray.judging import statistics as stats
 from m2ray.judging.arms import count_successes, success_rate
 from m2ray.judging.verdict_tables import scale_gate_curve
 from m2ray.reporting.leaderboard import WITHDRAWN, JudgedRun
-from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
+from m2ray.util.plotting import COLORS, hide_spines, legend_beside
 
 FOLDER = "figures"
 MAX_CONFIGS = 12  # in one figure; more styles would look alike
@@ -42,7 +42,7 @@ class DrawnFigure(NamedTuple):
 class LineStyle(NamedTuple):
     """The style of a configuration's line, the same in every figure."""
 
-    colour: str
+    color: str
     marker: str
     dash: str
 
@@ -70,10 +70,10 @@ def by_config(runs: Sequence[JudgedRun]) -> dict[str, list[JudgedRun]]:
 
 def line_styles(configs: Sequence[str]) -> dict[str, LineStyle]:
     """Return a different style for each of the first `MAX_CONFIGS` configurations."""
-    # Not the colours of P0, P1 and constant, which are drawn in the same figure.
-    colours = [COLOURS[name] for name in ("normal", "shuffle", "matched", "random")]
+    # Not the colors of P0, P1 and constant, which are drawn in the same figure.
+    colors = [COLORS[name] for name in ("normal", "shuffle", "matched", "random")]
     shapes = [("o", "-"), ("s", "--"), ("^", ":")]
-    styles = [LineStyle(colour, *shape) for shape in shapes for colour in colours]
+    styles = [LineStyle(color, *shape) for shape in shapes for color in colors]
     return dict(zip(dict.fromkeys(configs), styles, strict=False))
 
 
@@ -99,16 +99,16 @@ def percent_with_bounds(counts: Sequence[tuple[int, int]]) -> tuple[np.ndarray, 
 
 
 def drawn_conditions(runs: Sequence[JudgedRun]) -> list[str]:
-    """Return the conditions without figures of their own: those with a colour first, then others, by length.
+    """Return the conditions without figures of their own: those with a color first, then others, by length.
 
     Scale gates and blanked slots have figures of their own.
     """
     present = {name for run in runs for name in run.rows.condition.unique()} - {FAILED}
     others = sorted(
-        (n for n in present if n not in COLOURS and scale_gate_of(n) is None and dropped_slot(n) is None),
+        (n for n in present if n not in COLORS and scale_gate_of(n) is None and dropped_slot(n) is None),
         key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name),
     )
-    return [name for name in COLOURS if name in present] + others
+    return [name for name in COLORS if name in present] + others
 
 
 # --- success by condition ------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ def _draw_condition_panel(axes: Any, seeds: Sequence[JudgedRun], names: Sequence
     counts_by_seed = [count_successes(run.rows) for run in seeds]
     for name in ("P0", "P1"):
         if name in counts_by_seed[0]:
-            axes.axvline(100 * success_rate(counts_by_seed[0][name]), color=COLOURS[name], lw=0.8, ls=":")
+            axes.axvline(100 * success_rate(counts_by_seed[0][name]), color=COLORS[name], lw=0.8, ls=":")
     for row, name in enumerate(names):
         counts = [counts[name] for counts in counts_by_seed if name in counts]
         if not _depends_on_checkpoint(seeds[0], name):
@@ -156,7 +156,7 @@ def _draw_condition_panel(axes: Any, seeds: Sequence[JudgedRun], names: Sequence
         if counts:
             rates, bounds = percent_with_bounds(counts)
             heights = row + 0.6 * ((np.arange(len(counts)) + 0.5) / len(counts) - 0.5)
-            axes.errorbar(rates, heights, xerr=bounds, fmt="o", ms=4, lw=1.4, color=COLOURS.get(name, "#555555"))
+            axes.errorbar(rates, heights, xerr=bounds, fmt="o", ms=4, lw=1.4, color=COLORS.get(name, "#555555"))
     axes.set_title(f"{seeds[0].config}\nk = {seeds[0].k}{_verdict_text(seeds)}", fontsize=9)
     axes.set_xlim(0, 100)
     axes.tick_params(labelbottom=True)
@@ -192,7 +192,7 @@ def draw_by_k(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> Any:
     for name, label in (("P1", "P1, full text"), ("P0", "P0, no message")):
         if name in counts:
             low, high = stats.wilson(*counts[name])
-            axes.axhspan(100 * low, 100 * high, color=COLOURS[name], alpha=0.2, lw=0, label=label)
+            axes.axhspan(100 * low, 100 * high, color=COLORS[name], alpha=0.2, lw=0, label=label)
     for x, k in enumerate(ks):
         _draw_runs_of_k(axes, x, [run for run in shown if run.k == k], styles)
     axes.set_xticks(range(len(ks)), [str(k) for k in ks])
@@ -212,20 +212,20 @@ def _draw_runs_of_k(axes: Any, x: int, runs: Sequence[JudgedRun], styles: dict[s
     counts_by_run = [count_successes(run.rows) for run in runs]
     if constants := [counts["constant"] for counts in counts_by_run if "constant" in counts]:
         low, high = stats.wilson(*max(constants, key=success_rate))
-        ends, colour = [x - 0.4, x + 0.4], COLOURS["constant"]
+        ends, color = [x - 0.4, x + 0.4], COLORS["constant"]
         label = "constant, priming alone"
-        axes.fill_between(ends, 100 * low, 100 * high, color=colour, alpha=0.5, lw=0, label=label)
+        axes.fill_between(ends, 100 * low, 100 * high, color=color, alpha=0.5, lw=0, label=label)
     for i, (run, counts) in enumerate(zip(runs, counts_by_run, strict=True)):
         style, at = styles[run.config], x + 0.7 * ((i + 0.5) / len(runs) - 0.5)
         rates, bounds = percent_with_bounds([counts["normal"]])
-        axes.errorbar(at, rates, bounds, fmt=style.marker, color=style.colour, ms=5, lw=1.4, label=run.config)
+        axes.errorbar(at, rates, bounds, fmt=style.marker, color=style.color, ms=5, lw=1.4, label=run.config)
 
 
 # --- success by scale_gate -----------------------------------------------------------------------------------
 
 
 def draw_scale_gates(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) -> Any:
-    """Draw success against the scale of the prefix: one line per training run, one colour per configuration."""
+    """Draw success against the scale of the prefix: one line per training run, one color per configuration."""
     figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
     for config, seeds in by_config(runs).items():
         style = styles[config]
@@ -235,8 +235,8 @@ def draw_scale_gates(runs: Sequence[JudgedRun], styles: dict[str, LineStyle]) ->
                 continue
             gates, (rates, bounds) = [gate for gate, _ in curve], percent_with_bounds([c for _, c in curve])
             label = f"{config}, k = {run.k}" if i == 0 else None
-            axes.plot(gates, rates, f"{style.marker}{style.dash}", color=style.colour, label=label, ms=4, lw=1.2)
-            axes.fill_between(gates, rates - bounds[0], rates + bounds[1], color=style.colour, alpha=0.1, lw=0)
+            axes.plot(gates, rates, f"{style.marker}{style.dash}", color=style.color, label=label, ms=4, lw=1.2)
+            axes.fill_between(gates, rates - bounds[0], rates + bounds[1], color=style.color, alpha=0.1, lw=0)
     axes.set_xlabel("scale_gate: prefix norm over mean token-embedding norm")
     axes.set_ylabel("episodes solved (%), 95 % Wilson bands")
     axes.set_title(
@@ -265,8 +265,8 @@ def draw_outcomes(runs: Sequence[JudgedRun]) -> Any:
         names = [n for n in ("P1", "normal", "P0", "null", "shuffle") if (run.rows.condition == n).any()]
         solved = np.stack(outcomes(run.rows, names)).astype(int)  # [conditions, episodes]
         order = np.lexsort(solved[::-1])[::-1]
-        colours = ListedColormap(["#eeeeee", COLOURS["normal"]])
-        axes.imshow(solved[:, order], aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=1)
+        colors = ListedColormap(["#eeeeee", COLORS["normal"]])
+        axes.imshow(solved[:, order], aspect="auto", interpolation="nearest", cmap=colors, vmin=0, vmax=1)
         rates = 100 * solved.mean(axis=1)
         axes.set_yticks(range(len(names)), [f"{n}, {rate:.0f} %" for n, rate in zip(names, rates, strict=True)])
         axes.set_title(f"{run.config}, seed {run.seed}, k = {run.k}", fontsize=10)

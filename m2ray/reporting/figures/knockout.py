@@ -165,8 +165,8 @@ def draw_knockout(run: JudgedRun, maps: dict[int, KnockoutMap]) -> Any:
         image = axes.imshow(found.points_JF, aspect="auto", cmap="Blues", vmin=0, vmax=highest)
         for (j, f), points in np.ndenumerate(found.points_JF):
             if not np.isnan(points):
-                colour = "#ffffff" if points > 0.6 * highest else "#000000"
-                axes.annotate(f"{points:.0f}", (f, j), ha="center", va="center", fontsize=8, color=colour)
+                color = "#ffffff" if points > 0.6 * highest else "#000000"
+                axes.annotate(f"{points:.0f}", (f, j), ha="center", va="center", fontsize=8, color=color)
         axes.set_xticks(range(found.facts), [str(f + 1) for f in range(found.facts)])
         axes.set_yticks(range(len(found.slots)), [str(slot) for slot in found.slots])
         axes.set_title(f"seed {seed}", fontsize=10)

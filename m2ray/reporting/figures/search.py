@@ -18,7 +18,7 @@ from m2ray.reporting.figures.judged_runs import DrawnFigure
 from m2ray.reporting.leaderboard import NOT_CONFIRMED, WITHDRAWN
 from m2ray.util.errors import UserError
 from m2ray.util.journal import Journal
-from m2ray.util.plotting import COLOURS, hide_spines, legend_beside
+from m2ray.util.plotting import COLORS, hide_spines, legend_beside
 from m2ray.util.strict_yaml import validate
 from m2ray.util.text import pluralize
 from m2ray.util.trees import get_key
@@ -98,7 +98,7 @@ def draw_search(root: Path, record: Mapping[str, Any]) -> tuple[list[DrawnFigure
     if not weights:
         return figures, [
             f"Parameter importance: needs {MIN_CONFIGS} configurations with different scores; "
-            f"{len(searched)} were scored."
+            f"{len(searched)} {'was' if len(searched) == 1 else 'were'} scored."
         ]
     importance = draw_importance(weights, len(searched))
     return [*figures, DrawnFigure("importance", "Searched keys that the score depends on", importance)], []
@@ -110,11 +110,11 @@ def draw_search(root: Path, record: Mapping[str, Any]) -> tuple[list[DrawnFigure
 def draw_scores(leaderboard: pd.DataFrame) -> Any:
     """Draw the search score of every run by k; runs with the same k side by side, best first."""
     verdicts = {
-        WHOLE: ("*", COLOURS["P1"]),
-        PASS: ("o", COLOURS["P1"]),
-        PART: ("v", COLOURS["normal"]),
-        INVALID: ("P", COLOURS["random"]),
-        FAIL: ("X", COLOURS["shuffle"]),
+        WHOLE: ("*", COLORS["P1"]),
+        PASS: ("o", COLORS["P1"]),
+        PART: ("v", COLORS["normal"]),
+        INVALID: ("P", COLORS["random"]),
+        FAIL: ("X", COLORS["shuffle"]),
         NOT_CONFIRMED: ("D", "#999999"),
         WITHDRAWN: ("x", "#999999"),
     }
@@ -127,10 +127,10 @@ def draw_scores(leaderboard: pd.DataFrame) -> Any:
     at = shown.k.map(ks.index) + (rank - (count + 1) / 2) / np.maximum(count + 1, 6)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     in_range = mark_outliers(axes, at.to_numpy(), shown.score.to_numpy())
-    for verdict, (marker, colour) in verdicts.items():
+    for verdict, (marker, color) in verdicts.items():
         part = in_range & (shown.verdict == verdict).to_numpy()
         if part.any():
-            axes.scatter(at[part], shown.score[part], marker=marker, s=50, color=colour, label=verdict, zorder=3)
+            axes.scatter(at[part], shown.score[part], marker=marker, s=50, color=color, label=verdict, zorder=3)
     axes.axhline(0, color="#000000", lw=0.8)
     axes.set_xlabel("k, prefix vectors")
     axes.set_ylabel(f"score on the search split ({UNITS['gain']})")
@@ -184,13 +184,13 @@ def draw_budget(trials: Sequence[EndedTrial], unit: str = UNITS["gain"]) -> Any:
     scores = np.array([math.nan if trial.score is None else trial.score for trial in trials])
     is_point = np.array([not trial.chosen for trial in trials])
     in_range = mark_outliers(axes, places, scores)
-    for part, marker, colour, label in (
-        (is_point & in_range, "s", COLOURS["shuffle"], "point of the space"),
-        (~is_point & in_range, "o", COLOURS["random"], "suggested by Optuna"),
+    for part, marker, color, label in (
+        (is_point & in_range, "s", COLORS["shuffle"], "point of the space"),
+        (~is_point & in_range, "o", COLORS["random"], "suggested by Optuna"),
     ):
         if part.any():
-            axes.scatter(places[part], scores[part], marker=marker, s=36, color=colour, label=label, zorder=3)
-    axes.step(places, np.fmax.accumulate(scores), where="post", color=COLOURS["normal"], label="best so far")
+            axes.scatter(places[part], scores[part], marker=marker, s=36, color=color, label=label, zorder=3)
+    axes.step(places, np.fmax.accumulate(scores), where="post", color=COLORS["normal"], label="best so far")
     if count := int(np.isnan(scores).sum()):
         axes.plot(places[np.isnan(scores)], [scores[in_range].min()] * count, "x", color="#000000", label="failed")
     axes.set_xlabel("minutes since the search began" if in_minutes else "configurations trained")
@@ -240,7 +240,7 @@ def draw_importance(weights: Mapping[str, float], n: int) -> Any:
     """Draw the importance of each searched key over `n` configurations."""
     figure, axes = plt.subplots(figsize=(7, 1.3 + 0.35 * len(weights)), layout="constrained")
     names = list(weights)
-    axes.barh(names, [weights[name] for name in names], color=COLOURS["normal"], height=0.6)
+    axes.barh(names, [weights[name] for name in names], color=COLORS["normal"], height=0.6)
     for row, name in enumerate(names):
         axes.annotate(f" {weights[name]:.2f}", (weights[name], row), va="center", fontsize=9)
     axes.invert_yaxis()
@@ -260,7 +260,7 @@ def draw_parallel(trials: Sequence[EndedTrial], axes: Mapping[str, Axis]) -> Any
     ranked = sorted(trials, key=lambda trial: trial.score or 0.0)
     figure, axis = plt.subplots(figsize=(1.5 + 1.5 * (len(keys) + 1), 4.6), layout="constrained")
     for rank, trial in enumerate(ranked):
-        # By rank: on a scale of scores, one collapsed codec would leave all others the same colour.
+        # By rank: on a scale of scores, one collapsed codec would leave all others the same color.
         height = rank / (len(ranked) - 1)
         heights = [*(position_on_axis(axes[key], trial.chosen.get(key)) for key in keys), height]
         axis.plot(heights, "o-", color=plt.get_cmap("cividis_r")(height), lw=1.4, ms=3, alpha=0.9)

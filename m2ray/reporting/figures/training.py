@@ -67,7 +67,7 @@ def draw_training(root: Path, styles: Mapping[str, LineStyle]) -> tuple[list[Dra
 
 
 def draw_curves(histories: Histories, styles: Mapping[str, LineStyle]) -> Any:
-    """Draw a panel for each metric, a line for each run; runs that were not judged are grey and behind."""
+    """Draw a panel for each metric, a line for each run; runs that were not judged are gray and behind."""
     figure, grid = plt.subplots(2, 3, figsize=(11, 5.8), layout="constrained", sharex=True)
     handles: dict[str, Any] = {}
     for (config, _), history in sorted(histories.items(), key=lambda item: item[0][0] in styles):
@@ -76,7 +76,7 @@ def draw_curves(histories: Histories, styles: Mapping[str, LineStyle]) -> Any:
             if name in history:
                 # In percent of the run: in steps, the shortest would be a dot beside the longest.
                 done = 100 * history.step / history.step.max()
-                (line,) = axes.plot(done, history[name], style.dash, color=style.colour, lw=1, alpha=0.85)
+                (line,) = axes.plot(done, history[name], style.dash, color=style.color, lw=1, alpha=0.85)
                 handles.setdefault(config if config in styles else NOT_JUDGED, line)
     _label_panels(grid, histories)
     ordered = {name: handles[name] for name in [*styles, NOT_JUDGED] if name in handles}
