@@ -2,8 +2,8 @@
 
 A prompt is three runs of tokens, tokenized apart and never merged across their borders: `before`, the message's
 place, `after`. In the text conditions the place holds the message's tokens, in the latent conditions k open slots
-(there, before or after the whole prompt, or behind B's half before the words that close the prompt), in P0 nothing.
-Everything else B sees is the same, token for token, whatever the message says.
+(there, before or after the whole prompt, or behind B's half before the words that close the prompt), in P0
+nothing. Everything else B sees is the same, token for token, whatever the message says.
 
 Shapes: B rows, T positions, K slots, A answer tokens, V variables of an answer, N values of a domain,
 E end tokens.
