@@ -28,6 +28,26 @@ def gain(normal_E: np.ndarray, shuffle_E: np.ndarray, p0_E: np.ndarray) -> float
     return float(min((p0_E - normal_E).mean(), (shuffle_E - normal_E).mean()))
 
 
+def gains_of_rows(rows: pd.DataFrame) -> dict[tuple[str, int, str], float]:
+    """Return the gain of each checkpoint that has rows on a split, by configuration, training seed and digest.
+
+    Args:
+        rows: All rows of the split. They are divided once: a filter per checkpoint would read all of them each time.
+    """
+    own = rows[rows.config != ""]
+    baselines = rows[rows.condition == "P0"]
+    groups = own.groupby(["config", "seed", "checkpoint"], sort=False)
+    return {key: paired_gain(with_baseline(part, baselines)) for key, part in groups}
+
+
+def best_of_rows(rows: pd.DataFrame, count: int) -> list[str]:
+    """Return the configurations with the highest mean gain over all checkpoints that have rows on a split."""
+    gains: dict[str, list[float]] = {}
+    for (config, _, _), each in gains_of_rows(rows).items():
+        gains.setdefault(config, []).append(each)
+    return best_configs(gains, count)
+
+
 def best_configs(gains: Mapping[str, Sequence[float]], count: int) -> list[str]:
     """Return the configurations with the highest mean gain over training seeds, best first; ties go by name."""
     ranked = sorted(gains, key=lambda name: (-sum(gains[name]) / len(gains[name]), name))
