@@ -5,7 +5,7 @@ Shapes: E episodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -28,24 +28,21 @@ def gain(normal_E: np.ndarray, shuffle_E: np.ndarray, p0_E: np.ndarray) -> float
     return float(min((p0_E - normal_E).mean(), (shuffle_E - normal_E).mean()))
 
 
-def gains_of_rows(rows: pd.DataFrame) -> dict[tuple[str, int, str], float]:
+def gains_of_rows(
+    rows: pd.DataFrame, keys: Collection[tuple[str, int, str]] | None = None
+) -> dict[tuple[str, int, str], float]:
     """Return the gain of each checkpoint that has rows on a split, by configuration, training seed and digest.
 
     Args:
-        rows: All rows of the split. They are divided once: a filter per checkpoint would read all of them each time.
+        rows: All rows of the split. They are divided once: a filter per checkpoint would read all for each.
+        keys: The checkpoints that count; default: all.
     """
     own = rows[rows.config != ""]
     baselines = rows[rows.condition == "P0"]
     groups = own.groupby(["config", "seed", "checkpoint"], sort=False)
-    return {key: paired_gain(with_baseline(part, baselines)) for key, part in groups}
-
-
-def best_of_rows(rows: pd.DataFrame, count: int) -> list[str]:
-    """Return the configurations with the highest mean gain over all checkpoints that have rows on a split."""
-    gains: dict[str, list[float]] = {}
-    for (config, _, _), each in gains_of_rows(rows).items():
-        gains.setdefault(config, []).append(each)
-    return best_configs(gains, count)
+    return {
+        key: paired_gain(with_baseline(part, baselines)) for key, part in groups if keys is None or key in keys
+    }
 
 
 def best_configs(gains: Mapping[str, Sequence[float]], count: int) -> list[str]:

@@ -2,10 +2,10 @@
 
     python scripts/benchmarks/scaling_trials.py --out results/scaling-trials.json [--trials 100,1000,10000]
 
-Nothing is trained: each trial gets rows made from those of a published codec on the search split. Everything else is
-the engine's own: Optuna's suggestions, the journal and the study file, an append of rows per trial, what is read
-back to choose the best, and the leaderboard. Each number of trials runs in a process of its own, whose peak memory
-is reported. Times are processor time, so that other work on the machine does not count.
+Nothing is trained: each trial gets rows made from those of a published codec on the search split. Everything else
+is the engine's own: Optuna's suggestions, the journal and the study file, an append of rows per trial, what is
+read back to choose the best, and the leaderboard. Each number of trials runs in a process of its own, whose peak
+memory is reported. Times are processor time, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from m2ray.engine.cost.forecast import forecast
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer
 from m2ray.evaluation.rows import RowStore, judged_rows, read_rows
-from m2ray.judging.selection import best_of_rows
+from m2ray.judging.selection import gains_of_rows
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.util.files import write_json
 from m2ray.util.journal import Journal
@@ -76,7 +76,9 @@ class MadeRows:
 
     def __init__(self) -> None:
         rows = judged_rows(read_rows(ROWS), "k8", 0, "search")
-        self.shared = rows[(rows.config == "") & rows.condition.isin(["P0", "P1", "null"])]
+        null = rows[(rows.config == "") & (rows.condition == "null")]
+        text = rows[(rows.config == "") & rows.condition.isin(["P0", "P1"])]
+        self.shared = pd.concat([text, *(null.assign(k=k) for k in (4, 8, 16))])
         self._own = rows[(rows.config != "") & rows.condition.isin(CONDITIONS)]
         self._rng = np.random.default_rng(0)
 
@@ -121,7 +123,7 @@ def simulate(trials: int, folder: Path) -> dict[str, Any]:
         end(running.popleft())
     rows = store.read()
     clock.lap("read rows")
-    best_of_rows(rows[rows.split == "search"], 6)
+    gains_of_rows(rows[rows.split == "search"])
     clock.lap("choose the best")
     store.compact()
     clock.lap("merge rows")
@@ -158,7 +160,9 @@ def main() -> None:
         return
     found = []
     for trials in args.trials.split(","):
-        done = subprocess.run([sys.executable, __file__, "--one", trials], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, __file__, "--one", trials], capture_output=True, text=True, check=True
+        )
         found.append(json.loads(done.stdout.splitlines()[-1]))
         print(page(found), flush=True)
         if args.out:
