@@ -106,13 +106,13 @@ class CodecLoss(nn.Module):
     def _slot_states(
         self, episodes: Sequence[AnyEpisode], messages: EncodedMessage, encoded: CodecOutput
     ) -> LossSteps[SlotStates]:
-        """Compute the receiver's states at the prefix, and at the message's words that its slots stand for."""
+        """Compute the receiver's states at the prefix, and at the words that its slots stand for, in its place."""
         (receiver,), place = self._receiver, self.config.codec.place
         encoder = self.codec.encoder
         assert isinstance(encoder, Segments)
         words_BK = encoder.word_positions(messages, encoded.prefix_BKD.shape[1])
-        request = receiver.message_request(episodes, messages)
-        text = yield request._replace(key=("words", *episodes))
+        request = receiver.message_request(episodes, messages, place)
+        text = yield request._replace(key=("words", place, *episodes))
         text_BTLD = torch.stack(text.hidden[:-1], dim=1).transpose(1, 2)
         rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
         text_BLKD = text_BTLD[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
