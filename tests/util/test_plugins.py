@@ -13,7 +13,7 @@ import yaml
 from sweeps import SPACE
 
 from m2ray.cli.runner import BAD_INPUT, DONE
-from m2ray.codec import encoders
+from m2ray.codec import encoder_registry
 from m2ray.codec.checkpoints import checkpoints
 from m2ray.config import condition_names, trial
 from m2ray.evaluation import conditions
@@ -267,7 +267,7 @@ def test_a_part_that_breaks_while_training_is_named(tmp_path, tiny_folder, group
 
 
 def test_a_configuration_knows_the_built_in_names():
-    assert tuple(encoders.ENCODERS) == trial.ENCODERS
+    assert tuple(encoder_registry.ENCODERS) == trial.ENCODERS
     assert tuple(conditions.CONDITIONS) == condition_names.NAMES
 
 
