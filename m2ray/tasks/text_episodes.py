@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, Protocol
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic
 from m2ray.util.json_lines import numbered_lines
+from m2ray.util.slow_loops import with_progress
 from m2ray.util.text import is_text
 
 MESSAGE = "{message}"  # the place of A's message in B's prompt
@@ -145,7 +146,7 @@ def _read(path: Path, fields: tuple[tuple[str, str], ...], changed: int) -> list
     columns = _columns(dict(fields))
     episodes: list[TextEpisode] = []
     lines_of: dict[str, int] = {}
-    for number, line in numbered_lines(path):
+    for number, line in with_progress(numbered_lines(path), f"{path}: {{}} lines"):
         try:
             episode = replace(_episode(_record(line), columns), seed=len(episodes), line=number)
             first = lines_of.setdefault(episode.id, number)
