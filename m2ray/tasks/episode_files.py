@@ -12,9 +12,8 @@ from m2ray.tasks.answers import read_answer, verify
 from m2ray.tasks.episodes import Episode, read_facts
 from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
-from m2ray.util.json_lines import numbered_lines
-from m2ray.util.slow_loops import with_progress
-from m2ray.util.text import is_text
+from m2ray.util.files import numbered_lines
+from m2ray.util.text import is_text, with_progress
 
 _REQUIRED = ("receiver_context", "sender_message", "receiver_output")
 _OPTIONAL = "sender_context"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from m2ray.util.slow_loops import with_progress
+from m2ray.util.text import with_progress
 
 SHINGLE = 5  # characters
 _PERMUTATIONS = 128

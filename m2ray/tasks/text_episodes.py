@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from m2ray.util.errors import UserError
-from m2ray.util.files import write_atomic
-from m2ray.util.json_lines import numbered_lines
-from m2ray.util.slow_loops import with_progress
-from m2ray.util.text import is_text
+from m2ray.util.files import numbered_lines, write_atomic
+from m2ray.util.text import is_text, with_progress
 
 MESSAGE = "{message}"  # the place of A's message in B's prompt
 REQUIRED = ("id", "message", "prompt", "target")
