@@ -118,7 +118,8 @@ def page(results: Sequence[Result]) -> str:
         markdown([["type", "model", "reason"], *([f"`{r.model_type}`", r.model, r.reason] for r in refused)]),
         "",
         "Encoders such as BERT are built as decoders (`is_decoder: true`). Without it they are refused, since "
-        "they are not causal.",
+        "they are not causal. BigBird is built with `attention_type: original_full`: with the default, a short "
+        "row changes how it attends to all rows that follow, and it is refused.",
         "",
         "## Not built",
         "",

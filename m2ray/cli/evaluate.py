@@ -213,8 +213,8 @@ def _write(out: Path | None, rows: pd.DataFrame) -> None:
 def wilson_table(rows: pd.DataFrame) -> str:
     """Return success per condition with its interval, for rows of one checkpoint, as Markdown."""
     # Loads statsmodels: see above.
-    from m2ray.judging.arms import count_successes
+    from m2ray.judging.arms import cluster_intervals, count_successes
     from m2ray.judging.verdict_tables import summary_table
     from m2ray.util.tables import markdown
 
-    return markdown(summary_table(count_successes(rows)))
+    return markdown(summary_table(count_successes(rows), intervals=cluster_intervals(rows)))

@@ -66,6 +66,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.receiver_digest = receiver.digest
         self.unit = receiver.channel.unit
         self.width = receiver.channel.width
+        self.lead = receiver.tokens(config.lead) if config.lead else []
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
         with plugins.blame(plugins.ENCODERS, config.encoder):
             self.encoder: nn.Module = make(config, receiver)
@@ -107,6 +108,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         Raises:
             UserError: a plugin's encoder fails, or returns another shape.
         """
+        if self.lead:
+            messages = self._behind_lead(messages)
         with plugins.blame(plugins.ENCODERS, self.config.encoder):
             latent_BKD = cast(Tensor, self.encoder(messages, k))
         found, expected = list(latent_BKD.shape), [len(messages.mask_BT), k, self.width]
@@ -115,6 +118,13 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
                 plugins.ENCODERS, self.config.encoder, f"gave shape {found}, expected {expected}"
             )
         return latent_BKD
+
+    def _behind_lead(self, messages: EncodedMessage) -> EncodedMessage:
+        """Return messages as the receiver reads them behind the lead, of which nothing is kept."""
+        lengths = messages.mask_BT.sum(dim=1).tolist()
+        rows = [row[:length] for row, length in zip(messages.ids_BT.tolist(), lengths, strict=True)]
+        led = self.receiver.encode_token_ids([[*self.lead, *row] for row in rows])
+        return EncodedMessage(*(field[:, len(self.lead) :] for field in led))
 
     def decode(
         self, latent_BKD: Tensor, scale_gate: float | None = None, gather: Gather = lambda tensor: tensor

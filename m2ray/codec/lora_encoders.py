@@ -28,8 +28,9 @@ class AdaptedReceiver(nn.Module):
 
     TARGETS: tuple[str, ...] = ("q_proj.weight", "v_proj.weight")
 
-    def __init__(self, receiver: Receiver) -> None:
+    def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
         super().__init__()
+        self.lead = receiver.tokens(config.lead) if config.lead else []
         self._receiver = (receiver,)  # in a tuple, so that its weights are not part of this module
 
     def add_lora(self, config: CodecConfig) -> None:
@@ -47,16 +48,22 @@ class AdaptedReceiver(nn.Module):
             )
 
     def run(self, embeds_BTD: Tensor, channel: Channel | None = None) -> Tensor:
-        """Return the last hidden states with LoRA, or what a channel's modules write in it, [B, T, D]."""
+        """Return the last hidden states with LoRA, or what a channel's modules write, [B, T, D].
+
+        The lead stands before the embeddings; its own states are not part of the result.
+        """
+        receiver = self._receiver[0]
+        lead_TD = receiver.causal.embed(torch.tensor(self.lead, dtype=torch.long, device=embeds_BTD.device))
+        embeds_BTD = torch.cat([lead_TD.expand(len(embeds_BTD), -1, -1), embeds_BTD], dim=1)
         adapted = {}
         for name, weight in self._targets().items():
             key = name.replace(".", "/")
             adapted[name] = weight + (self.up[key] @ self.down[key]).to(weight.dtype)
         inputs = {"inputs_embeds": embeds_BTD, "use_cache": False}
         with recording(channel) as recorded:
-            trunk = self._receiver[0].causal.trunk
-            states_BTD = cast(Tensor, torch.func.functional_call(trunk, adapted, (), inputs)[0])
-        return states_BTD if channel is None else channel.join(recorded)
+            states_BTD = torch.func.functional_call(receiver.causal.trunk, adapted, (), inputs)[0]
+        states_BTD = states_BTD if channel is None else channel.join(recorded)
+        return cast(Tensor, states_BTD)[:, len(self.lead) :]
 
     def _targets(self) -> dict[str, Tensor]:
         trunk = self._receiver[0].causal.trunk
@@ -71,7 +78,7 @@ class Memory(AdaptedReceiver):
     """
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
-        super().__init__(receiver)
+        super().__init__(config, receiver)
         self.memory_KD = nn.Parameter(self.first_tokens(config, receiver))
         self.add_lora(config)
         self.channel = receiver.channel if config.channel != "embeddings" else None
@@ -116,7 +123,7 @@ class Pooled(AdaptedReceiver):
     """
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
-        super().__init__(receiver)
+        super().__init__(config, receiver)
         self.add_lora(config)
         self.project = nn.Sequential(
             nn.Linear(receiver.width, config.width), nn.GELU(), nn.Linear(config.width, receiver.channel.width)

@@ -23,7 +23,7 @@ class Own(nn.Module):
     """Encoder without weights: the receiver's own vectors in the channel, at k of the message's tokens.
 
     As KVComm (keys and values of chosen layers) and activation communication (a hidden state at one layer). Slots
-    beyond the message's last token are zero, which in the channel `kv` holds no information.
+    that a short message leaves over, the first ones, are zero: in the channel `kv` these hold no information.
     """
 
     def __init__(self, config: CodecConfig, receiver: Receiver) -> None:
@@ -83,13 +83,14 @@ def spread_tokens(mask_BT: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return k of a message's tokens: the last of each of k equal parts, or all in order if there are not more.
 
     Returns:
-        [B, K] their positions, and [B, K] False at slots beyond the message.
+        [B, K] their positions, and [B, K] False at slots that the message leaves over.
     """
-    slots_K = torch.arange(k, device=mask_BT.device)
     lengths_B1 = mask_BT.sum(dim=1, keepdim=True)
     counts_B1 = lengths_B1.clamp(max=k)
-    picks_BK = (slots_K + 1) * lengths_B1 // counts_B1.clamp(min=1) - 1
-    return picks_BK.clamp(0, mask_BT.shape[1] - 1), slots_K < counts_B1
+    # The last slots are the used ones: the message then ends right before what follows it.
+    order_BK = torch.arange(k, device=mask_BT.device) - (k - counts_B1)
+    picks_BK = (order_BK + 1) * lengths_B1 // counts_B1.clamp(min=1) - 1
+    return picks_BK.clamp(0, mask_BT.shape[1] - 1), order_BK >= 0
 
 
 def at_picks(vectors_BTD: Tensor, picks_BK: Tensor, used_BK: Tensor) -> Tensor:

@@ -89,6 +89,13 @@ class CodecConfig(StrictModel):
             "receiver's hidden state at its last word after the first layer, which needs a scale_gate of that norm"
         ),
     ] = "words"
+    lead: Annotated[
+        str,
+        Field(
+            description="text that the sender reads before the message, such as the beginning of B's prompt: a "
+            "model may read its very first token badly"
+        ),
+    ] = ""
     lora_rank: Annotated[int, Field(ge=1, le=256, description="memory, gist, pooled: rank of the LoRA")] = 16
     calibration: Annotated[
         Literal["layernorm", "norm", "none"],
@@ -136,12 +143,14 @@ class CodecConfig(StrictModel):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the channel `embeddings`, so that digests and records of such codecs stay the same."""
+        """Leave out the channel `embeddings` and no `lead`, so that digests of such codecs stay the same."""
         tree: dict[str, Any] = handler(self)
         if tree.get("channel") == "embeddings":
             del tree["channel"]
         if tree.get("channel_layers", ...) is None:
             del tree["channel_layers"]
+        if not tree.get("lead", True):
+            del tree["lead"]
         return tree
 
     @property

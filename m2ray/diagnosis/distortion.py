@@ -30,14 +30,15 @@ from m2ray.evaluation.inputs import ConditionInputs, Injection
 from m2ray.judging import statistics as stats
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.ceilings import Ceilings, ceilings
-from m2ray.tasks.episodes import Episode, write_facts
+from m2ray.tasks.episodes import AnyEpisode, Episode, write_facts
 from m2ray.util.files import write_atomic
 from m2ray.util.plotting import COLORS, hide_spines, legend_beside, png_and_svg, save, use_file_backend
 from m2ray.util.tables import Table, markdown
 from m2ray.util.text import percent
 
 MESSAGES = 8192  # largest number of messages that fit ranges and codebooks
-STRIDE = 4  # bytes between cuts of the text
+STRIDE = 4  # bytes between cuts of the text, or more for a text that would have over `MOST_CUTS`
+MOST_CUTS = 40
 
 TEXT, FACTS = "text", "facts"  # senders that are not codecs
 
@@ -64,7 +65,7 @@ def codec_name(folder: Path) -> str:
 
 
 def send_prefixes(
-    receiver: Receiver, trial: TrialConfig, folder: Path, episodes: Sequence[Episode], messages: int
+    receiver: Receiver, trial: TrialConfig, folder: Path, episodes: Sequence[AnyEpisode], messages: int
 ) -> Iterator[Transmission]:
     """Send a checkpoint's prefixes by every scheme, fitted on at most `messages` training messages."""
     codec = load_codec(folder, receiver)
@@ -81,17 +82,21 @@ def send_prefixes(
 
 
 def send_text(
-    receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], codec_bits: Sequence[float]
+    receiver: Receiver, trial: TrialConfig, episodes: Sequence[AnyEpisode], codec_bits: Sequence[float]
 ) -> Iterator[Transmission]:
     """Send the rivals: text cut every few bytes and to as many whole bytes as codecs send, and A's first facts."""
     longest = max(len(episode.message.encode()) for episode in episodes)
-    for size in sorted({*range(0, longest, STRIDE), longest, *(min(longest, int(b / 8)) for b in codec_bits)}):
+    stride = max(STRIDE, math.ceil(longest / MOST_CUTS))
+    for size in sorted({*range(0, longest, stride), longest, *(min(longest, int(b / 8)) for b in codec_bits)}):
         texts = [episode.message.encode()[:size].decode(errors="ignore") for episode in episodes]
         solved_E, _ = decode_success(receiver, trial, episodes, Injection(texts, None, "message"))
         yield Transmission(TEXT, "cut", "all of it" if size == longest else f"{size} B", 8 * size, solved_E)
-    fact_bits = math.log2(episodes[0].level.possible_facts)
-    for count in range(1, max(len(episode.sender) for episode in episodes) + 1):
-        texts = [write_facts(episode.sender[:count]) for episode in episodes]
+    puzzles = [episode for episode in episodes if isinstance(episode, Episode)]
+    if not puzzles:  # what a message in free text can state is not known, so it has no fixed code
+        return
+    fact_bits = math.log2(puzzles[0].level.possible_facts)
+    for count in range(1, max(len(episode.sender) for episode in puzzles) + 1):
+        texts = [write_facts(episode.sender[:count]) for episode in puzzles]
         solved_E, _ = decode_success(receiver, trial, episodes, Injection(texts, None, "message"))
         yield Transmission(FACTS, "fixed code", f"first {count}", count * fact_bits, solved_E)
 
@@ -139,14 +144,16 @@ def comparison_sentence(table: pd.DataFrame, codec: str) -> str:
         points = sorted({f"{100 * lead:+.0f}" for lead in (min(leads), max(leads))}, key=int)
         bits = dict.fromkeys(f"{round(lines[i]['bits'], 1):,g}" for i in (0, -1))
         clauses.append(f"at {' to '.join(bits)} bits it {verb} text ({' to '.join(points)} points)")
-    facts = table[table.sender == FACTS].iloc[-1]
-    within = own[own.bits <= facts.bits]
-    most = f"it at most {percent(within.success.max())}" if len(within) else "it cannot send so few"
-    clauses.append(f"A's facts in a fixed code of {facts.bits:.1f} bits solve {percent(facts.success)}, {most}")
+    for facts in table[table.sender == FACTS].tail(1).itertuples():  # none in free text
+        within = own[own.bits <= facts.bits]
+        most = f"it at most {percent(within.success.max())}" if len(within) else "it cannot send so few"
+        clauses.append(
+            f"A's facts in a fixed code of {facts.bits:.1f} bits solve {percent(facts.success)}, {most}"
+        )
     return f"{codec}: {'; '.join(clauses)}."
 
 
-def draw_distortion(table: pd.DataFrame, content: Ceilings) -> Any:
+def draw_distortion(table: pd.DataFrame, content: Ceilings | None) -> Any:
     """Draw success against bits, with a color for each sender and a marker for each scheme."""
     import matplotlib.pyplot as plt  # slow to import
 
@@ -168,9 +175,10 @@ def draw_distortion(table: pd.DataFrame, content: Ceilings) -> Any:
         axes.axhline(100 * line["success"], color=colors[line["sender"]], lw=1, ls=":", label=label)
     nothing = table[(table.sender == TEXT) & (table.bits == 0)].iloc[0]
     axes.axhline(100 * nothing.success, color=COLORS["null"], lw=1, ls="--", label="no message")
-    axes.axvline(content.message_bits, color=COLORS["null"], lw=1, ls="-.")
-    note = f"{content.message_bits:.1f} bits: what a\nmessage tells about\nthe solution"
-    axes.annotate(note, (content.message_bits, 2), (4, 0), textcoords="offset points", fontsize=8)
+    if content is not None:
+        axes.axvline(content.message_bits, color=COLORS["null"], lw=1, ls="-.")
+        note = f"{content.message_bits:.1f} bits: what a\nmessage tells about\nthe solution"
+        axes.annotate(note, (content.message_bits, 2), (4, 0), textcoords="offset points", fontsize=8)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(ylim=(0, 100), xlabel="bits per message", ylabel="episodes solved (%), 95 % Wilson interval")
@@ -196,13 +204,18 @@ def distortion_cells(table: pd.DataFrame) -> Table:
 
 
 def distortion_text(
-    table: pd.DataFrame, content: Ceilings, episodes: Sequence[Episode], receiver: Receiver
+    table: pd.DataFrame, content: Ceilings | None, episodes: Sequence[AnyEpisode], receiver: Receiver
 ) -> str:
     """Return the report in Markdown: what was measured, a sentence for each codec, and the table."""
+    told = "What a message tells in bits, and a fixed code for its facts, do not apply to a task in free text."
+    if content is not None:
+        told = (
+            f"A message tells {content.message_bits:.1f} bits about the solution, {content.news_bits:.1f} of them "
+            "news to B."
+        )
     about = (
-        f"Receiver {receiver.name} ({receiver.digest}), level {episodes[0].level.name}, n = {len(episodes)} "
-        f"fresh messages that no training saw, seeds {episodes[0].seed}:{episodes[-1].seed + 1}. A message tells "
-        f"{content.message_bits:.1f} bits about the solution, {content.news_bits:.1f} of them news to B. The lead "
+        f"Receiver {receiver.name} ({receiver.digest}), level {episodes[0].family}, n = {len(episodes)} "
+        f"fresh messages that no training saw, seeds {episodes[0].seed}:{episodes[-1].seed + 1}. {told} The lead "
         "is over the best cut of the text to at most as many bits, on the same episodes, with a 95 % bootstrap "
         "interval."
     )
@@ -211,10 +224,11 @@ def distortion_text(
 
 
 def write_distortion(
-    folder: Path, sent: Sequence[Transmission], episodes: Sequence[Episode], receiver: Receiver
+    folder: Path, sent: Sequence[Transmission], episodes: Sequence[AnyEpisode], receiver: Receiver
 ) -> str:
     """Write distortion.md, .csv, .png and .svg, and outcomes.parquet with every episode; return the text."""
-    table, content = summarize(sent), ceilings(episodes)
+    puzzles = [episode for episode in episodes if isinstance(episode, Episode)]
+    table, content = summarize(sent), ceilings(puzzles) if puzzles else None
     text = distortion_text(table, content, episodes, receiver)
     picture = "![Success against bits per message](distortion.png)"
     write_atomic(folder / "outcomes.parquet", _outcomes_parquet(sent, episodes))
@@ -225,7 +239,7 @@ def write_distortion(
     return text
 
 
-def _outcomes_parquet(sent: Sequence[Transmission], episodes: Sequence[Episode]) -> bytes:
+def _outcomes_parquet(sent: Sequence[Transmission], episodes: Sequence[AnyEpisode]) -> bytes:
     frames = []
     for each in sent:
         columns = each._asdict()

@@ -78,7 +78,7 @@ def _similarity_order(shared_SS: NDArray[np.float32]) -> NDArray[np.int32]:
 
 
 def _draw_shared_facts(figure: Any, axis: Any, shared_SS: NDArray[np.float32], order_S: NDArray[np.int32]) -> None:
-    most = shared_SS.max()
+    most = max(1, shared_SS.max())  # sentences in free text are often all different
     image = axis.imshow(shared_SS[np.ix_(order_S, order_S)], cmap="cividis", vmin=0, vmax=most)
     axis.set_title("facts that two messages share", fontsize=10)
     figure.colorbar(image, ax=axis, shrink=0.8, ticks=range(int(most) + 1), label="facts")
@@ -122,6 +122,11 @@ def draw_stages(d: Diagnosis) -> Any:
 
 
 def _draw_probes(axis: Any, d: Diagnosis) -> None:
+    axis.set(title="What probes read at each stage")
+    if not d.probes:
+        axis.text(0.5, 0.5, "no probes: a task in free text", ha="center", va="center", transform=axis.transAxes)
+        axis.set(xticks=[], yticks=[])
+        return
     names, majority = list(d.path), 100 * d.probes["prefix"].majority
     facts = ("facts", "facts: balanced accuracy", 50.0, "chance, facts")
     values = ("values", "values left: accuracy", majority, "commonest, values left")
@@ -131,7 +136,7 @@ def _draw_probes(axis: Any, d: Diagnosis) -> None:
         heights, spans = _error_bars([Estimate(*(100 * x for x in estimate)) for estimate in found])
         axis.errorbar(names, heights, yerr=spans, fmt=f"{marker}-", color=color, label=label, capsize=3)
         axis.axhline(chance, color=color, lw=0.8, ls=dash, label=chance_label)
-    axis.set(ylim=(0, 100), ylabel="linear probe right (%)", title="What probes read at each stage")
+    axis.set(ylim=(0, 100), ylabel="linear probe right (%)")
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.1))
 
 

@@ -86,7 +86,7 @@ class Diagnosis:
     about: dict[str, Any]  # the checkpoint, its settings, and the messages used
     path: tuple[str, ...]  # the stages that a message passes through in this encoder
     maps: dict[str, SimilarityMap]
-    probes: dict[str, Probe]
+    probes: dict[str, Probe]  # none of a task in free text, whose facts are not known
     nll: dict[str, tuple[float, float]]  # nats per digit, nats per format token
     gaps: dict[str, Gap]
     seen: dict[str, Estimate]  # gaps of digits on messages that the codec was trained on
@@ -107,6 +107,11 @@ class Diagnosis:
             f"{self.about['k']} vectors fitted to each episode solve at least {free} [{percent(low)}, "
             f"{percent(high)}], fits converged: {self.free_converged} of {free.n}"
         )
+
+    @property
+    def digit(self) -> str:
+        """What the answer is counted in: a puzzle's digits, or the tokens of an answer in free text."""
+        return "digit" if self.probes else "answer token"
 
     @property
     def worth(self) -> float:
@@ -181,14 +186,17 @@ def check_reading(d: Diagnosis) -> Iterator[Finding]:
     shuffle, threshold = d.gaps["shuffle"].digits, READS * d.worth
     wrong, solved = format_nats(shuffle), d.success
     count = f"{solved['normal']} solved with it, {solved['P0']} without, {solved['P1']} with the text"
-    probed = f"probe {probe_accuracy(d.probes['prefix'])}"
-    content = _prefix_content(d.probes["prefix"])
-    unread = f"shuffle gap {wrong} per digit, where the text is worth {d.worth:.3f}; {count}."
+    content = held = "cannot be probed for facts, since the task is in free text"
+    if d.probes:
+        content, probed = _prefix_content(d.probes["prefix"]), f"probe {probe_accuracy(d.probes['prefix'])}"
+        held, content = f"{content}: {probed} (chance 50%)", f"{content} ({probed}, chance 50%)"
+    unread = f"shuffle gap {wrong} per {d.digit}, where the text is worth {d.worth:.3f}; {count}."
     if d.worth <= 0 or d.text_gain <= 0:
         yield Finding(
             "deaf",
             "The receiver does not use the message even as text, so no codec can be judged on it: "
-            f"{solved['P1']} solved with it, {solved['P0']} without; it is worth {d.worth:+.3f} nats per digit.",
+            f"{solved['P1']} solved with it, {solved['P0']} without; it is worth {d.worth:+.3f} nats per "
+            f"{d.digit}.",
         )
     elif shuffle.high < 0:
         yield Finding(
@@ -198,24 +206,25 @@ def check_reading(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "healthy",
             f"The codec carries its message and the receiver reads it: {count}, retention {d.retention.value:.2f} "
-            f"[{d.retention.low:.2f}, {d.retention.high:.2f}]; a wrong message costs {wrong} per digit.",
+            f"[{d.retention.low:.2f}, {d.retention.high:.2f}]; a wrong message costs {wrong} per "
+            f"{d.digit}.",
         )
     elif shuffle.low > threshold:
         share = "little" if d.ahead["P0"].low > 0 else "nothing"
         yield Finding(
             "wrong_hurts",
             f"The receiver reads something of the prefix, but {share} of it helps: a wrong one costs {wrong} per "
-            f"digit, with the right one {count}; the prefix {content} ({probed}, chance 50%).",
+            f"{d.digit}, with the right one {count}; the prefix {content}.",
         )
     elif shuffle.high < threshold:
         yield Finding(
             "unread",
-            f"The prefix {content}: {probed} (chance 50%); the receiver does not read it: {unread}",
+            f"The prefix {held}; the receiver does not read it: {unread}",
         )
     else:
         yield Finding(
             "hardly_read",
-            f"The prefix {content}: {probed} (chance 50%); the receiver hardly reads it, if at all: {unread}",
+            f"The prefix {held}; the receiver hardly reads it, if at all: {unread}",
         )
 
 
@@ -233,14 +242,14 @@ def check_confidence(d: Diagnosis) -> Iterator[Finding]:
             "overconfident",
             "The receiver is overconfident with the prefix: it solves "
             f"{100 * d.ahead['P0'].value:.1f} points more than without, yet gains only {format_nats(gap)} per "
-            f"digit (text {d.worth:.3f}): where it errs, it is sure of itself. A score in nats undervalues "
+            f"{d.digit} (text {d.worth:.3f}): where it errs, it is sure of itself. A score in nats undervalues "
             "this codec.",
         )
 
 
 def check_stages(d: Diagnosis) -> Iterator[Finding]:
     """Find the stages at which the message is lost, unless the receiver recovers it anyway."""
-    if d.retention.value >= RECOVERED:
+    if d.retention.value >= RECOVERED or not d.probes:
         return
     lost, what = False, "A part of the message" if d.is_read else "The message"
     for before, stage in zip(d.path, d.path[1:], strict=False):
@@ -276,7 +285,7 @@ def check_memorisation(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "memorised",
             "The codec memorised its training messages: on those the right one is worth "
-            f"{format_nats(seen)} per digit over a wrong one, on unseen messages {format_nats(unseen)}.",
+            f"{format_nats(seen)} per {d.digit} over a wrong one, on unseen messages {format_nats(unseen)}.",
         )
 
 
@@ -299,7 +308,8 @@ def check_format(d: Diagnosis) -> Iterator[Finding]:
         yield Finding(
             "format",
             "What the prefix gains over zeros is form, not content: "
-            f"{format_nats(gap.format)} per format token against {format_nats(gap.digits)} per digit.",
+            f"{format_nats(gap.format)} per format token against {format_nats(gap.digits)} per "
+            f"{d.digit}.",
         )
 
 

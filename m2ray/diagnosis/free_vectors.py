@@ -28,9 +28,10 @@ from torch import Tensor
 
 from m2ray.receiver.layout import Place
 from m2ray.receiver.receiver import Receiver
-from m2ray.receiver.scoring import answer_nll
+from m2ray.receiver.scoring import choose_answers, reference_nll
 from m2ray.tasks.answers import verify
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode
+from m2ray.tasks.text_episodes import TextEpisode
 
 FREE_EPISODES = 32  # number of episodes that vectors are fitted to; in a sweep at most
 FREE_SHARE = 10  # in a sweep, vectors are fitted to one in so many episodes of a diagnosis
@@ -51,13 +52,15 @@ class FreeVectors(NamedTuple):
 
 def free_vectors(
     receiver: Receiver,
-    episodes: Sequence[Episode],
+    episodes: Sequence[AnyEpisode],
     k: int,
     place: Place,
     max_steps: int = MAX_STEPS,
     max_new_tokens: int = 128,
 ) -> FreeVectors:
     """Fit vectors to each episode's own answer, with the receiver frozen and without the message.
+
+    In free text that is the first of the right answers.
 
     Args:
         receiver: Agent B, as read through the vectors' channel.
@@ -85,7 +88,7 @@ def free_vectors(
 class _Fit:
     """Vectors of all episodes and their optimizer. Episodes are fitted independently of each other."""
 
-    def __init__(self, receiver: Receiver, episodes: Sequence[Episode], k: int, place: Place) -> None:
+    def __init__(self, receiver: Receiver, episodes: Sequence[AnyEpisode], k: int, place: Place) -> None:
         self.receiver, self.episodes, self.k, self.place = receiver, episodes, k, place
         # Vectors are in units of a typical entry, so that a step means the same for any receiver and channel.
         self.unit = receiver.channel.unit / math.sqrt(receiver.channel.width)
@@ -94,9 +97,12 @@ class _Fit:
         self.kept_EKD = self.best_EKD.clone()  # of earlier starts
         self.current = [vectors_KD.clone().requires_grad_() for vectors_KD in self.best_EKD]
         self.optimizer = torch.optim.Adam([{"params": [vectors_KD]} for vectors_KD in self.current], lr=RATE)
-        self.targets_EVN = receiver.targets(episodes)
-        # Where several answers are right, no loss is below the entropy of their values.
-        self.least_E = torch.special.entr(self.targets_EVN).sum((1, 2))
+        puzzle_targets = receiver.references(episodes).targets
+        if puzzle_targets is None:
+            self.least_E = torch.zeros(len(episodes), device=receiver.device)
+        else:
+            # Where several answers are right, no loss is below the entropy of their values.
+            self.least_E = torch.special.entr(puzzle_targets.targets_BVN).sum((1, 2))
         self.best_loss_E = torch.full_like(self.least_E, math.inf)
         self.kept_loss_E = self.best_loss_E.clone()
 
@@ -115,11 +121,11 @@ class _Fit:
         """Take optimizer steps on some episodes; return of all episodes whether the lowest loss fell."""
         receiver, picked_O = self.receiver, list(active)
         batch, current = [self.episodes[i] for i in picked_O], [self.current[i] for i in picked_O]
-        frame, layout = receiver.answer_frame(batch[0].level), receiver.layout(batch, self.k, self.place)
+        references, layout = receiver.references(batch), receiver.layout(batch, self.k, self.place)
         before_E = self.best_loss_E.clone()
         for _ in range(steps):
-            logits_OAW = receiver.logits(layout, self.unit * torch.stack(current), len(frame.ids_A))
-            nll_O = answer_nll(logits_OAW, frame, self.targets_EVN[picked_O]).sum(1)
+            logits_OAW = receiver.logits(layout, self.unit * torch.stack(current), references.length)
+            nll_O = reference_nll(logits_OAW, references).sum(1)
             self._keep_best(picked_O, (nll_O.detach() - self.least_E[picked_O]).clamp(min=0))
             for vectors_KD, grad_KD in zip(current, torch.autograd.grad(nll_O.sum(), current), strict=True):
                 vectors_KD.grad = grad_KD
@@ -137,7 +143,11 @@ class _Fit:
         """Return whether B, decoding greedily, answers right with the best vectors of some episodes."""
         batch = [self.episodes[i] for i in active]
         vectors_OKD = self.unit * self.best_EKD[list(active)]
-        texts = self.receiver.decode(batch, self.k, vectors_OKD, self.place, 0.0, max_new_tokens)
+        chosen = [episode for episode in batch if isinstance(episode, TextEpisode) and episode.rules.choose]
+        if chosen:
+            texts = choose_answers(self.receiver, chosen, self.k, vectors_OKD, self.place).texts
+        else:
+            texts = self.receiver.decode(batch, self.k, vectors_OKD, self.place, 0.0, max_new_tokens)
         style = self.receiver.style.answer
         return [verify(episode, text, style).success for episode, text in zip(batch, texts, strict=True)]
 

@@ -20,7 +20,7 @@ from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.diagnosis.figures import FigureInputs
 from m2ray.diagnosis.findings import Diagnosis, Gap, Norms, Success
 from m2ray.diagnosis.free_vectors import FREE_EPISODES, free_vectors
-from m2ray.diagnosis.messages import probe_messages, training_messages
+from m2ray.diagnosis.messages import probe_messages, puzzles, training_messages
 from m2ray.diagnosis.probes import (
     Probe,
     probe,
@@ -41,6 +41,7 @@ from m2ray.receiver.scoring import reference_nll, value_nll
 from m2ray.tasks.answers import verify
 from m2ray.tasks.episodes import AnyEpisode, Episode
 from m2ray.tasks.level import Fact
+from m2ray.tasks.text_episodes import TextEpisode
 from m2ray.training.constant_prefix import trained_constant
 
 
@@ -48,12 +49,12 @@ def diagnose(
     receiver: Receiver,
     codec: Codec,
     trial: TrialConfig,
-    episodes: Sequence[Episode],
+    episodes: Sequence[AnyEpisode],
     checkpoint: CheckpointId,
     constants: Path,
     free_episodes: int = FREE_EPISODES,
 ) -> tuple[Diagnosis, FigureInputs]:
-    """Measure one codec.
+    """Measure one codec. Probes look for the facts of puzzles; of a task in free text there are none.
 
     Args:
         receiver: Agent B, frozen.
@@ -73,11 +74,13 @@ def diagnose(
     slots, batch_size = codec.config, trial.evaluation.batch_size
     constant = trained_constant(receiver, trial, slots, constants) if free_episodes else None
     held_out = ConditionInputs(receiver, episodes, codec, constant, batch_size)
-    fitted = probe_messages(trial, receiver, len(episodes))
-    fit = ConditionInputs(receiver, fitted, codec, constant, batch_size)
-    facts = probed_facts(fitted, episodes)
     shown = FigureInputs(stage_features(held_out), shared_facts(episodes))
-    probes = fit_probes(fit, fitted, shown.features, episodes, facts)
+    probes: dict[str, Probe] = {}
+    fitted = probe_messages(trial, receiver, len(episodes))
+    if fitted:
+        fit = ConditionInputs(receiver, fitted, codec, constant, batch_size)
+        facts = probed_facts(fitted, puzzles(episodes))
+        probes = fit_probes(fit, fitted, shown.features, puzzles(episodes), facts)
 
     names = ["normal", "shuffle", "null", "P0", "P1", *(["constant"] if constant else [])]
     injections = {name: get_condition(name).inject(held_out) for name in names}
@@ -92,11 +95,9 @@ def diagnose(
     if free_episodes:
         success["free"], free_converged = free_vector_success(receiver, trial, episodes[:free_episodes], slots)
 
-    used = {
-        "probe_messages": len(fit.episodes),
-        "probed_facts": len(facts),
-        "training_messages": len(training),
-    }
+    used = {"training_messages": len(training)}
+    if fitted:
+        used = {"probe_messages": len(fitted), "probed_facts": len(facts)} | used
     diagnosis = Diagnosis(
         about=describe(receiver, codec, trial, episodes, checkpoint) | used,
         path=message_path(slots),
@@ -115,7 +116,7 @@ def diagnose(
 
 
 def describe(
-    receiver: Receiver, codec: Codec, trial: TrialConfig, episodes: Sequence[Episode], checkpoint: CheckpointId
+    receiver: Receiver, codec: Codec, trial: TrialConfig, episodes: Sequence[AnyEpisode], checkpoint: CheckpointId
 ) -> dict[str, Any]:
     """Return the checkpoint, its settings and the held-out messages, as the report's head states them."""
     slots = codec.config
@@ -129,8 +130,15 @@ def describe(
         "k": slots.k,
         "place": slots.slots_at,
         "n": len(episodes),
+        **_groups(episodes),
         "seeds": f"{episodes[0].seed}:{episodes[-1].seed + 1}",
     }
+
+
+def _groups(episodes: Sequence[AnyEpisode]) -> dict[str, str]:
+    """Return the number of groups of episodes in free text, whose dependence the intervals here do not know."""
+    groups = {episode.cluster for episode in episodes if isinstance(episode, TextEpisode)}
+    return {"groups": f"{len(groups)}, but intervals count episodes"} if 0 < len(groups) < len(episodes) else {}
 
 
 def message_path(codec: CodecConfig) -> tuple[str, ...]:
@@ -232,7 +240,7 @@ def training_gaps(seen: ConditionInputs) -> dict[str, Estimate]:
 
 
 def decode_success(
-    receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], injection: Injection
+    receiver: Receiver, trial: TrialConfig, episodes: Sequence[AnyEpisode], injection: Injection
 ) -> tuple[list[bool], Success]:
     """Decode B's answers under an injection; return which episodes are solved, and how many."""
     answers = answer_episodes(receiver, episodes, injection, trial.evaluation)
@@ -242,7 +250,7 @@ def decode_success(
 
 
 def free_vector_success(
-    receiver: Receiver, trial: TrialConfig, episodes: Sequence[Episode], slots: CodecConfig
+    receiver: Receiver, trial: TrialConfig, episodes: Sequence[AnyEpisode], slots: CodecConfig
 ) -> tuple[Success, int]:
     """Return the success of vectors that are fitted to each episode's answer, and how many of the fits converged.
 

@@ -22,18 +22,8 @@ PROBE_TIMES = 4  # times as many messages fit the probes as are held out
 
 
 def puzzles(episodes: Sequence[AnyEpisode]) -> list[Episode]:
-    """Return the episodes; refuse those in free text, whose facts and exact answers are not known.
-
-    Raises:
-        UserError: they are in free text.
-    """
-    found = [episode for episode in episodes if isinstance(episode, Episode)]
-    if len(found) < len(episodes):
-        raise UserError(
-            f"task {episodes[0].task}: a diagnosis needs the facts and exact answers of a puzzle level; compare "
-            "the conditions of m2ray.evaluate instead"
-        )
-    return found
+    """Return the episodes whose facts are known, so that probes can look for them: those not in free text."""
+    return [episode for episode in episodes if isinstance(episode, Episode)]
 
 
 def first_fresh_seed(trial: TrialConfig, receiver: Receiver) -> int:
@@ -50,21 +40,24 @@ def fresh_seeds(trial: TrialConfig, receiver: Receiver, count: int) -> range:
     return range(first, first + count)
 
 
-def unseen_episodes(trial: TrialConfig, receiver: Receiver, count: int) -> list[Episode]:
+def unseen_episodes(trial: TrialConfig, receiver: Receiver, count: int) -> list[AnyEpisode]:
     """Return fresh episodes of the search part; for a task file, the first lines of the search split."""
     source = open_source(trial.task)
     if trial.task.file is None:
         seeds: Sequence[int] = fresh_seeds(trial, receiver, count)
     else:
         seeds = source.seeds(trial.splits, "search")[:count]
-    return puzzles(source.get(seeds, "search"))
+    return list(source.get(seeds, "search"))
 
 
 def probe_messages(trial: TrialConfig, receiver: Receiver, held_out: int) -> list[Episode]:
     """Return fresh episodes of the training part that fit the probes, with each message once.
 
-    For a task file they are the first lines of its train split. `held_out` is the number of held-out messages.
+    For a task file they are the first lines of its train split; of a task in free text there are none. `held_out`
+    is the number of held-out messages.
     """
+    if trial.task.is_text:
+        return []
     count = min(PROBE_MESSAGES, PROBE_TIMES * held_out)
     source = open_source(trial.task)
     if trial.task.file is None:
@@ -75,12 +68,12 @@ def probe_messages(trial: TrialConfig, receiver: Receiver, held_out: int) -> lis
     return list({episode.content: episode for episode in episodes}.values())
 
 
-def training_messages(trial: TrialConfig, training_seed: int, count: int) -> list[Episode]:
+def training_messages(trial: TrialConfig, training_seed: int, count: int) -> list[AnyEpisode]:
     """Return the first `count` of the episodes that the codec was trained on, or all where there are fewer."""
     source, training = open_source(trial.task), trial.training
     seeds = source.seeds(trial.splits, "train")
     count = min(count, len(seeds), training.epochs * training.epoch_samples)
-    return puzzles(training_batch(source, seeds, range(count), training_seed))
+    return list(training_batch(source, seeds, range(count), training_seed))
 
 
 def check_messages(trial: TrialConfig, receiver: Receiver, count: int) -> None:
@@ -89,12 +82,12 @@ def check_messages(trial: TrialConfig, receiver: Receiver, count: int) -> None:
     Raises:
         UserError: there are too few messages.
     """
-    probed_facts(probe_messages(trial, receiver, count), unseen_episodes(trial, receiver, count))
+    probed_facts(probe_messages(trial, receiver, count), puzzles(unseen_episodes(trial, receiver, count)))
 
 
 def held_out_episodes(
     trial: TrialConfig, receiver: Receiver, split: str | None, seeds: str | None
-) -> list[Episode]:
+) -> list[AnyEpisode]:
     """Return the episodes to diagnose on: those of a split, or of seeds A:B; default: fresh ones.
 
     Messages of named seeds are of the search part.
@@ -104,7 +97,7 @@ def held_out_episodes(
     """
     source = open_source(trial.task)
     if split is not None:
-        return puzzles(source.get(source.seeds(trial.splits, split), split))
+        return list(source.get(source.seeds(trial.splits, split), split))
     if seeds is None:
         return unseen_episodes(trial, receiver, HELD_OUT_MESSAGES)
     try:
@@ -118,4 +111,4 @@ def held_out_episodes(
             f"--episodes {seeds}: lines of splits.confirm {trial.splits.confirm}, which a diagnosis must not use; "
             "choose other lines"
         )
-    return puzzles(source.get(requested, "search"))
+    return list(source.get(requested, "search"))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.judging import statistics as stats
 from m2ray.judging.statistics import Estimate
 from m2ray.receiver.model.requests import EncodedMessage
-from m2ray.tasks.episodes import Episode
+from m2ray.tasks.episodes import AnyEpisode, Episode
 from m2ray.tasks.level import Fact
 from m2ray.util.errors import UserError
 
@@ -98,10 +98,13 @@ def similarity_map(features_EF: Tensor, shared_EE: Tensor) -> SimilarityMap:
     )
 
 
-def shared_facts(episodes: Sequence[Episode]) -> Tensor:
-    """Return how many facts each pair of messages shares, [E, E]."""
-    every = sorted({fact for episode in episodes for fact in episode.content})
-    said_EC = torch.tensor([[fact in episode.content for fact in every] for episode in episodes]).float()
+def shared_facts(episodes: Sequence[AnyEpisode]) -> Tensor:
+    """Return how many facts each pair of messages shares, [E, E]; in free text, how many sentences."""
+    contents: list[frozenset[Any]] = [
+        episode.content if isinstance(episode, Episode) else frozenset(episode.sentences()) for episode in episodes
+    ]
+    every = sorted(frozenset().union(*contents))
+    said_EC = torch.tensor([[fact in content for fact in every] for content in contents]).float()
     return said_EC @ said_EC.T
 
 

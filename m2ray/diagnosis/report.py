@@ -22,6 +22,7 @@ from m2ray.util.files import write_atomic, write_json
 from m2ray.util.tables import Table, markdown
 from m2ray.util.text import percent
 
+NO_PROBES = "does not apply to a task in free text: probes look for the facts of a puzzle"
 PICTURES = ("stages", "maps")
 
 
@@ -60,21 +61,20 @@ def _stage_table(d: Diagnosis) -> Table:
     table = [
         ["stage", "facts %", "values left %", "majority %", "cosine", "centered", "rank", "spread %", "follows"]
     ]
-    for name, probe in d.probes.items():
-        similarity = d.maps[name]
-        row = [
-            name if name in d.path else f"({name})",
-            _percent_interval(probe.facts),
-            _percent_interval(probe.values),
-        ]
-        row += [f"{100 * probe.majority:.1f}", f"{similarity.cosine:.3f}", f"{similarity.cosine_centred:.3f}"]
+    for name, similarity in d.maps.items():
+        row = [name if name in d.path else f"({name})", "-", "-", "-"]
+        if name in d.probes:
+            probe = d.probes[name]
+            row[1:] = [_percent_interval(part) for part in (probe.facts, probe.values)]
+            row.append(f"{100 * probe.majority:.1f}")
+        row += [f"{similarity.cosine:.3f}", f"{similarity.cosine_centred:.3f}"]
         row += [f"{similarity.effective_rank:.1f}", f"{100 * similarity.spread:.0f}", f"{similarity.follows:.2f}"]
         table.append(row)
     return table
 
 
 def _nll_table(d: Diagnosis) -> Table:
-    table = [["condition", "nats per digit", "gap", "nats per format token", "gap"]]
+    table = [["condition", f"nats per {d.digit}", "gap", "nats per format token", "gap"]]
     for name, (digits, other) in d.nll.items():
         gap = d.gaps.get(name)
         cells = ["", ""] if gap is None else [format_nats(gap.digits), format_nats(gap.format)]
@@ -85,7 +85,7 @@ def _nll_table(d: Diagnosis) -> Table:
 
 
 def _success_table(d: Diagnosis) -> Table:
-    table = [["prefix", "solved", "95 % CI", "nats per digit"]]
+    table = [["prefix", "solved", "95 % CI", f"nats per {d.digit}"]]
     for name, success in d.success.items():
         low, high = stats.wilson(success.successes, success.n)
         # Free vectors are fitted until B answers right, not until the loss is lowest.
@@ -121,16 +121,17 @@ def root_cause(d: Diagnosis) -> Table:
 def _message_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
     """Return the questions on the message: as text, and in the prefix."""
     prefix, solved = d.maps["prefix"], d.success
-    steps = ", ".join(f"{probe_accuracy(d.probes[stage])} from {STAGE[stage]}" for stage in d.path)
+    probed = [stage for stage in d.path if stage in d.probes]
+    steps = ", ".join(f"{probe_accuracy(d.probes[stage])} from {STAGE[stage]}" for stage in probed)
     return [
         [
             "Does the message as text help B?",
-            f"{solved['P1']} solved with it, {solved['P0']} without; worth {d.worth:.3f} nats per digit",
+            f"{solved['P1']} solved with it, {solved['P0']} without; worth {d.worth:.3f} nats per {d.digit}",
             _yes("deaf" not in found),
         ],
         [
             "Does the prefix still hold the message?",
-            f"probes right about its facts: {steps} (chance 50%)",
+            f"probes right about its facts: {steps} (chance 50%)" if d.probes else NO_PROBES,
             _held(d, found),
         ],
         [
@@ -147,7 +148,7 @@ def _reading_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
     return [
         [
             "Does B read it?",
-            f"a wrong message costs {format_nats(d.gaps['shuffle'].digits)} per digit",
+            f"a wrong message costs {format_nats(d.gaps['shuffle'].digits)} per {d.digit}",
             _read(found),
         ],
         [
@@ -157,12 +158,12 @@ def _reading_rows(d: Diagnosis, found: set[str]) -> list[list[str]]:
         ],
         [
             "Is its gain over zeros content rather than form?",
-            f"{format_nats(gain.digits)} per digit, {format_nats(gain.format)} per format token",
+            f"{format_nats(gain.digits)} per {d.digit}, {format_nats(gain.format)} per format token",
             _yes("format" not in found) if max(gain.digits.low, gain.format.low) > 0 else "no gain",
         ],
         [
             "Does it hold on unseen messages as on trained ones?",
-            f"a wrong message costs {format_nats(d.seen['shuffle'])} per digit on those it was trained on",
+            f"a wrong message costs {format_nats(d.seen['shuffle'])} per {d.digit} on those it was trained on",
             _yes("memorised" not in found),
         ],
         [
@@ -191,6 +192,8 @@ def _yes(holds: bool) -> str:
 
 def _held(d: Diagnosis, found: set[str]) -> str:
     """Return whether the prefix holds the message. Probes are linear: a receiver can read more than they do."""
+    if not d.probes:
+        return "not probed"
     lost = [STAGE[stage] for stage in d.path if f"lost_{stage}" in found]
     if lost:
         return f"{'in part' if 'healthy' in found else 'no'}: lost at {', '.join(lost)}"

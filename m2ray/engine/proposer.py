@@ -17,7 +17,8 @@ import optuna
 from m2ray.config.axis import Scalar
 from m2ray.config.plan import Plan, Sampled, config_name
 from m2ray.config.trial import TrialConfig
-from m2ray.engine.study_file import StudyFile
+from m2ray.engine.study.bounded_tpe import BoundedTPE
+from m2ray.engine.study.study_file import StudyFile
 from m2ray.util.journal import Journal
 from m2ray.util.trees import get_key
 
@@ -263,7 +264,7 @@ class OptunaProposer:
         seed = search.sampler_seed * SAMPLER_STRIDE + self._suggested
         if self._repeats >= REPEATS_BEFORE_RANDOM:
             return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(
+        return BoundedTPE(
             seed=seed,
             multivariate=True,
             group=True,

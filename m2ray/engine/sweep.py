@@ -39,7 +39,7 @@ from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer, Wait
 from m2ray.engine.tune_search import Proposer, run_search, trials_at_once
 from m2ray.evaluation.rows import failure_row
-from m2ray.judging.selection import best_configs, paired_gain, with_baseline
+from m2ray.judging.selection import best_configs, gains_of_rows
 from m2ray.util.errors import UserError
 from m2ray.util.stopping import check_stopped
 from m2ray.util.text import pluralize
@@ -278,12 +278,14 @@ class Sweep:
         gains: dict[str, list[float]] = {}
         if not (rows.condition == "P0").any():
             return []  # its evaluation failed: nothing can be compared
-        for (name, seed), folder in latest.items():
-            if not self._is_alive(name) or name in self.plan.points or seed in self.plan.added_seeds:
-                continue  # failed, judged anyway, or unknown to the search
-            own = rows_of(rows, folder)
-            if len(own):
-                gains.setdefault(name, []).append(paired_gain(with_baseline(own, rows)))
+        keys = {
+            checkpoint_id(folder)[:3]
+            for (name, seed), folder in latest.items()
+            # Others failed, are judged anyway, or are unknown to the search.
+            if self._is_alive(name) and name not in self.plan.points and seed not in self.plan.added_seeds
+        }
+        for key, gain in gains_of_rows(rows, keys).items():
+            gains.setdefault(key[0], []).append(gain)
         return best_configs(gains, count)
 
     def _record_failures(self) -> None:

@@ -301,6 +301,24 @@ def on_confirm(rows: pd.DataFrame) -> pd.Series[bool]:
     return looked
 
 
+class RowsByConfiguration:
+    """Rows divided by configuration once: a filter per configuration would read all rows for each of them.
+
+    Args:
+        rows: Rows of a results folder.
+    """
+
+    def __init__(self, rows: pd.DataFrame) -> None:
+        own = rows[rows.config != ""]
+        self._shared = rows[rows.config == ""]
+        self._own = dict(iter(own.groupby("config", sort=False)))
+
+    def of(self, config: str) -> pd.DataFrame:
+        """Return a configuration's rows, and all rows that no configuration owns."""
+        found: pd.DataFrame = pd.concat([self._own[config], self._shared], ignore_index=True)
+        return found
+
+
 def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.DataFrame:
     """Return the rows of a configuration's last checkpoint on a split, and the shared rows paired with them.
 

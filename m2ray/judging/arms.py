@@ -213,9 +213,11 @@ class ScoreArms(Arms):
         scores_SE = self.scores(name)
         if self._exact and len(scores_SE) == 1:
             return stats.wilson(int(scores_SE.sum()), scores_SE.shape[1], alpha)
+        clusters = self.clusters
+        if clusters == 1:
+            return stats.Interval(0.0, 1.0)  # nothing is known of how groups differ
         mean = mean_difference(scores_SE, self.group_E)
-        if self.group_E is not None and self.binary and len(scores_SE) == 1:
-            clusters = len(np.unique(self.group_E))
+        if clusters is not None and self.binary and len(scores_SE) == 1:
             return stats.wilson_of_clusters(mean.mean, scores_SE.shape[1], mean.error**2, clusters, alpha)
         return stats.Interval(max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2)))
 
@@ -343,6 +345,12 @@ class RowArms(ScoreArms):
 def success_rate(count: tuple[int, int]) -> float:
     """Return successes over n."""
     return count[0] / count[1]
+
+
+def cluster_intervals(rows: pd.DataFrame, alpha: float = stats.ALPHA) -> dict[str, stats.Interval]:
+    """Return the interval of every condition in one checkpoint's rows; none where episodes have no clusters."""
+    arms = RowArms(rows)
+    return {} if arms.clusters is None else {name: arms.interval(name, alpha) for name in arms.counts}
 
 
 def count_successes(rows: pd.DataFrame) -> dict[str, tuple[int, int]]:

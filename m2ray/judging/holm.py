@@ -5,17 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from m2ray.judging.statistics import ALPHA
 from m2ray.judging.verdict import FAIL, PASS, Verdict
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted by Holm's step-down method (Holm 1979), each to be compared with alpha itself."""
-    if not p_values:
-        return []
-    from statsmodels.stats.multitest import multipletests
+    """Return p-values adjusted by Holm's step-down method (Holm 1979), each to be compared with alpha itself.
 
-    return [float(p) for p in multipletests(list(p_values), method="holm")[1]]
+    As statsmodels' `multipletests`, which collects garbage at each call: seconds where many rows are in memory.
+    """
+    values_N = np.asarray(p_values, dtype=float)
+    order_N = values_N.argsort()
+    factors_N = np.arange(len(values_N), 0, -1)
+    adjusted_N = np.empty_like(values_N)
+    adjusted_N[order_N] = np.maximum.accumulate(values_N[order_N] * factors_N).clip(max=1.0)
+    return adjusted_N.tolist()  # type: ignore[no-any-return]
 
 
 def holm_corrected(verdicts: Sequence[Verdict], alpha: float = ALPHA) -> list[Verdict]:

@@ -5,7 +5,7 @@ Shapes: E episodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,6 +26,23 @@ def gain(normal_E: np.ndarray, shuffle_E: np.ndarray, p0_E: np.ndarray) -> float
     of the two rewards neither.
     """
     return float(min((p0_E - normal_E).mean(), (shuffle_E - normal_E).mean()))
+
+
+def gains_of_rows(
+    rows: pd.DataFrame, keys: Collection[tuple[str, int, str]] | None = None
+) -> dict[tuple[str, int, str], float]:
+    """Return the gain of each checkpoint that has rows on a split, by configuration, training seed and digest.
+
+    Args:
+        rows: All rows of the split. They are divided once: a filter per checkpoint would read all for each.
+        keys: The checkpoints that count; default: all.
+    """
+    own = rows[rows.config != ""]
+    baselines = rows[rows.condition == "P0"]
+    groups = own.groupby(["config", "seed", "checkpoint"], sort=False)
+    return {
+        key: paired_gain(with_baseline(part, baselines)) for key, part in groups if keys is None or key in keys
+    }
 
 
 def best_configs(gains: Mapping[str, Sequence[float]], count: int) -> list[str]:

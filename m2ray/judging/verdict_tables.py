@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -78,14 +79,22 @@ def _normal_criteria(gate: GateConfig, k: int) -> list[Criterion]:
     return [c for c in gate.criteria if c.kind == "lower_bound" and c.condition == "normal" and c.applies(k)]
 
 
-def summary_table(counts: Counts, alpha: float = stats.ALPHA) -> Table:
-    """Return the reference report's second table: condition, success rate and confidence interval."""
+def summary_table(
+    counts: Counts, alpha: float = stats.ALPHA, intervals: Mapping[str, stats.Interval] | None = None
+) -> Table:
+    """Return the reference report's second table: condition, success rate and confidence interval.
+
+    Args:
+        counts: Successes and n by condition.
+        alpha: Level of the intervals.
+        intervals: Intervals of episodes in clusters, by condition, instead of Wilson's.
+    """
     names = [name for name in TABLE_ORDER if name in counts] + sorted(
         name for name in counts if name not in TABLE_ORDER and scale_gate_of(name) is None and name != FAILED
     )
     table = [["Condition", "Success Rate", f"{100 * (1 - alpha):.0f}% CI"]]
     for name in names:
-        low, high = stats.wilson(*counts[name], alpha)
+        low, high = (intervals or {}).get(name) or stats.wilson(*counts[name], alpha)
         label = {"P0": "P0 baseline", "P1": "P1 full text"}.get(name, name[0].upper() + name[1:])
         table.append([label, percent(success_rate(counts[name])), f"[{percent(low)}, {percent(high)}]"])
     return table

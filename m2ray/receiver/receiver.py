@@ -94,10 +94,12 @@ class Receiver(FrozenModel):
         cached = self._tokens_before(episodes, place)
         return ForwardRequest(prefix_BKD.to(self.dtype), ids_BK, lengths, cached, True, grad)
 
-    def message_request(self, episodes: Sequence[AnyEpisode], messages: EncodedMessage) -> ForwardRequest:
-        """Return the forward pass over messages as text in their place, with hidden states, without gradients."""
+    def message_request(
+        self, episodes: Sequence[AnyEpisode], messages: EncodedMessage, place: Place = "message"
+    ) -> ForwardRequest:
+        """Return the forward pass over messages as text in a place, with hidden states, without gradients."""
         lengths = messages.mask_BT.sum(dim=1).tolist()
-        cached = self._tokens_before(episodes, "message")
+        cached = self._tokens_before(episodes, place)
         return ForwardRequest(messages.embeds_BTD.to(self.dtype), messages.ids_BT, lengths, cached, True, False)
 
     @torch.no_grad()

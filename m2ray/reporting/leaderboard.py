@@ -15,7 +15,7 @@ import pandas as pd
 from m2ray.config.condition_names import tokens_name
 from m2ray.config.gate_file import GateConfig, GateName, reference_gate
 from m2ray.config.split_names import family, is_confirm, most_conclusive
-from m2ray.evaluation.rows import FAILED, configuration_rows, judged_rows, on_confirm
+from m2ray.evaluation.rows import FAILED, RowsByConfiguration, configuration_rows, judged_rows, on_confirm
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import RowArms
 from m2ray.judging.gate import JudgedConfiguration, criterion_results, judge_together
@@ -125,41 +125,53 @@ def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
     failed = set(rows[rows.condition == FAILED].config)
     evaluated = rows[(rows.config != "") & ~rows.config.isin(failed)]
     trained = evaluated[["config", "seed"]].drop_duplicates().sort_values(["config", "seed"])
-    runs = [JudgedRun(rows, config, seed) for config, seed in trained.itertuples(index=False, name=None)]
+    divided = RowsByConfiguration(rows)
+    runs = [
+        JudgedRun(divided.of(config), config, seed) for config, seed in trained.itertuples(index=False, name=None)
+    ]
     looked = evaluated[on_confirm(evaluated)][list(Cell._fields)].drop_duplicates()
     cells = {Cell(run.config, run.split): None for run in runs}
     cells |= {Cell(*cell): None for cell in sorted(looked.itertuples(index=False, name=None))}
     for name in dict.fromkeys(family(cell.split) for cell in cells):
-        _judge_family(rows, runs, [cell for cell in cells if family(cell.split) == name], gate)
+        _judge_family(rows, divided, runs, [cell for cell in cells if family(cell.split) == name], gate)
     for split in ("search", "select"):
-        _note_ties(rows, runs, split)
+        _note_ties(divided, runs, split)
     if runs and not failed and all(run.verdict is None for run in runs):
         raise UserError(runs[0].error)
     return runs
 
 
-def _note_ties(rows: pd.DataFrame, runs: Sequence[JudgedRun], split: str) -> None:
+def _note_ties(divided: RowsByConfiguration, runs: Sequence[JudgedRun], split: str) -> None:
     """Note which configurations were left behind on a split though their gain is that of one that went further."""
     left = {run.config for run in runs if run.split == split}
     gains: dict[str, list[float]] = {}
     for run in runs if left else ():
+        rows = divided.of(run.config)
         if ((rows.config == run.config) & (rows.seed == run.seed) & (rows.split == split)).any():
             with contextlib.suppress(UserError):  # rows that it is compared with are missing: no gain
                 gains.setdefault(run.config, []).append(
                     paired_gain(judged_rows(rows, run.config, run.seed, split))
                 )
     means = {config: sum(own) / len(own) for config, own in gains.items()}
+    further: dict[float, str] = {}  # by gain, the first name of those that went further
+    for config in sorted(means.keys() - left):
+        further.setdefault(means[config], config)
     for run in runs:
         if run.config in left and run.config in means:
-            others = [config for config in means if config not in left and means[config] == means[run.config]]
-            run.tied = min(others, default="")
+            run.tied = further.get(means[run.config], "")
 
 
-def _judge_family(rows: pd.DataFrame, runs: Sequence[JudgedRun], cells: Sequence[Cell], gate: GateConfig) -> None:
+def _judge_family(
+    rows: pd.DataFrame,
+    divided: RowsByConfiguration,
+    runs: Sequence[JudgedRun],
+    cells: Sequence[Cell],
+    gate: GateConfig,
+) -> None:
     """Judge cells together, and set the verdicts of their runs, or the error of those that cannot be judged."""
     split = cells[0].split
     gate = gate if is_confirm(split) else _gate_off_confirm(gate, rows[rows.split == split])
-    own = {cell: configuration_rows(rows, *cell) for cell in cells}
+    own = {cell: configuration_rows(divided.of(cell.config), *cell) for cell in cells}
     errors: dict[Cell, str] = {}
     try:
         judged = judge_together(list(own.values()), gate)
@@ -168,6 +180,9 @@ def _judge_family(rows: pd.DataFrame, runs: Sequence[JudgedRun], cells: Sequence
         own = {cell: rows for cell, rows in own.items() if cell not in errors}
         judged = judge_together(list(own.values()), gate)
     verdicts = dict(zip(own, judged, strict=True))
+    looks: dict[str, list[Cell]] = {}
+    for cell in verdicts:
+        looks.setdefault(cell.config, []).append(cell)
     for run in runs:
         cell = Cell(run.config, run.split)
         run.error = errors.get(cell, run.error)
@@ -175,9 +190,7 @@ def _judge_family(rows: pd.DataFrame, runs: Sequence[JudgedRun], cells: Sequence
             run.configuration = verdicts[cell]
             run.verdict = run.configuration.seeds.get(run.seed)
             run.earlier = {
-                other.split: found.verdict.verdict
-                for other, found in verdicts.items()
-                if other.config == run.config and other != cell
+                other.split: verdicts[other].verdict.verdict for other in looks[run.config] if other != cell
             }
 
 
@@ -225,8 +238,11 @@ def make_leaderboard(
     """
     ranking = sorted((run.score for run in runs if not math.isnan(run.score)), reverse=True)
     lines = []
-    for config in dict.fromkeys(run.config for run in runs):
-        lines += _configuration_lines([run for run in runs if run.config == config], ranking, gate)
+    by_config: dict[str, list[JudgedRun]] = {}
+    for run in runs:
+        by_config.setdefault(run.config, []).append(run)
+    for own in by_config.values():
+        lines += _configuration_lines(own, ranking, gate)
     for failed in rows[rows.condition == FAILED].drop_duplicates("config").itertuples():
         reason = " ".join(failed.answer.split())
         lines.append({"config": failed.config, "k": failed.k, "verdict": FAILED_RUN, "reason": reason})

@@ -106,13 +106,13 @@ class CodecLoss(nn.Module):
     def _slot_states(
         self, episodes: Sequence[AnyEpisode], messages: EncodedMessage, encoded: CodecOutput
     ) -> LossSteps[SlotStates]:
-        """Compute the receiver's states at the prefix, and at the message's words that its slots stand for."""
+        """Compute the receiver's states at the prefix, and at the words that its slots stand for, in its place."""
         (receiver,), place = self._receiver, self.config.codec.place
         encoder = self.codec.encoder
         assert isinstance(encoder, Segments)
         words_BK = encoder.word_positions(messages, encoded.prefix_BKD.shape[1])
-        request = receiver.message_request(episodes, messages)
-        text = yield request._replace(key=("words", *episodes))
+        request = receiver.message_request(episodes, messages, place)
+        text = yield request._replace(key=("words", place, *episodes))
         text_BTLD = torch.stack(text.hidden[:-1], dim=1).transpose(1, 2)
         rows_B1 = torch.arange(len(words_BK), device=words_BK.device)[:, None]
         text_BLKD = text_BTLD[rows_B1, words_BK.clamp(min=0)].transpose(1, 2)
@@ -211,6 +211,12 @@ class CodecLoss(nn.Module):
         if losses.infonce:
             return range(1, 1 + min(losses.infonce.negatives, len(batch) - 1))
         return range(1, 2) if losses.contrast or log else range(0)
+
+
+def backpropagate(loss: Tensor) -> None:
+    """Run the backward pass of a loss, unless no weight that it depends on is trained."""
+    if loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _without_padding(answer: AnswerOutput, references: References) -> AnswerOutput:

@@ -33,7 +33,7 @@ from m2ray.training.microbatch import MicrobatchSize
 from m2ray.training.objectives import Heads
 from m2ray.training.schedule import SlotAnnealer, is_collapsed, learning_rate, training_batch
 from m2ray.training.start_weights import check_layers, load_start_weights
-from m2ray.training.step import CodecLoss, Loss, run_batched
+from m2ray.training.step import CodecLoss, Loss, backpropagate, run_batched
 from m2ray.training.trackers import check_installed, tracking
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_json
@@ -202,8 +202,7 @@ class Trainer:
         try:
             with self.autocast():
                 loss, metrics = self._wrapped(*self.next_batch())
-            if loss.requires_grad:  # else the codec has nothing to learn
-                loss.backward()
+            backpropagate(loss)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -357,7 +356,5 @@ def _joint_backward(trainers: Sequence[Trainer]) -> list[Loss]:
     with trainers[0].autocast():
         losses = [trainer.loss_module.loss_steps(*trainer.next_batch()) for trainer in trainers]
         results = run_batched(trainers[0].receiver, losses, rows_at_once)
-    total = torch.stack([loss for loss, _ in results]).sum()
-    if total.requires_grad:  # else no codec has anything to learn
-        total.backward()  # type: ignore[no-untyped-call]
+    backpropagate(torch.stack([loss for loss, _ in results]).sum())
     return results

@@ -56,6 +56,9 @@ def test_groups_are_counted(check):
     printed = check([{**line, "group": f"g{i // 2}"} for i, line in enumerate(LINES)])
     assert f"| {N} of 24 groups |" in printed
     assert f"n = {N} of 24 groups; a codec" in printed
+    one = check([{**line, "group": "g"} for line in LINES])
+    assert "[0.0, 100.0]" in one
+    assert "FAIL: enough episodes: intervals need two episodes or groups at least" in one
     printed = check([{**line, "group": f"g{i % 2}"} for i, line in enumerate(LINES)])
     assert f"FAIL: enough episodes: n = {N}, but of 2 groups only; take 20 at least" in printed
 

@@ -26,7 +26,8 @@ def drawn(count):
 
 
 def test_the_channel_embeddings_leaves_digests_and_records_as_they_were():
-    assert not {"channel", "channel_layers"} & CodecConfig().model_dump().keys()
+    assert not {"channel", "channel_layers", "lead"} & CodecConfig().model_dump().keys()
+    assert "autoencoding" not in TrialConfig().model_dump()["losses"]
     assert '"channel"' not in TrialConfig().model_dump_json()
     kv = CodecConfig(channel="kv", channel_layers=[0, 2])
     assert CodecConfig.model_validate(kv.model_dump()) == kv
@@ -42,6 +43,7 @@ def test_the_channel_embeddings_leaves_digests_and_records_as_they_were():
         ({"channel": "kv", "channel_layers": [2, 1]}, "in ascending order"),
         ({"channel": "kv", "channel_layers": []}, "at least 1 item"),
         ({"channel": "kv", "start": "states"}, "only the channel embeddings uses it"),
+        ({"calibration": "none", "bottleneck": "vq"}, "does not fit bottleneck vq"),
     ],
 )
 def test_settings_that_do_not_fit_a_channel_are_refused(settings, cause):

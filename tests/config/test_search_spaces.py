@@ -32,9 +32,10 @@ def configs(plan):
 
 
 def test_the_spaces_are_those_of_the_documentation():
-    recipes = ["recipe-mini", "recipe-qwen-k4", "recipe-qwen"]
+    recipes = ["recipe-after", "recipe-mini", "recipe-qwen-k4", "recipe-qwen"]
     searches = ["attempt-02-qwen", "attempt-02", "attempt-03", "constants", "gate1", "gate2"]
-    assert ["adapted-easy", "arithmetic", *searches, "held-out", "quickstart", *recipes, "scale"] == NAMES
+    rest = ["held-out", "methods", "quickstart", *recipes, "scale"]
+    assert ["adapted-easy", "arithmetic", *searches, *rest] == NAMES
 
 
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
@@ -94,7 +95,7 @@ def test_every_other_space_judges_attempt_02s_recipe_beside_its_own(name):
         assert (config.losses, config.training) == (recipe.losses, recipe.training)
 
 
-@pytest.mark.parametrize("name", ["adapted-easy", "attempt-03", "constants", "gate1", "gate2", "scale"])
+@pytest.mark.parametrize("name", ["adapted-easy", "attempt-03", "constants", "gate1", "gate2", "methods", "scale"])
 def test_a_long_sweep_judges_on_a_thousand_episodes_or_more(name):
     assert len(PLANS[name].example.splits.seeds("confirm")) >= 1000
 

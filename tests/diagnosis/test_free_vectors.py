@@ -8,7 +8,7 @@ import torch
 from m2ray.diagnosis import free_vectors as module
 from m2ray.diagnosis.free_vectors import free_vectors
 from m2ray.receiver.loading import load_receiver
-from m2ray.receiver.scoring import value_nll
+from m2ray.receiver.scoring import reference_nll, value_nll
 from m2ray.tasks.answers import verify
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
@@ -71,11 +71,11 @@ def test_the_best_vectors_are_kept_not_the_last(tiny, place, monkeypatch):
     monkeypatch.setattr(module, "RATE", 1000.0)  # every step away from the start is a bad one
     part = episodes(EASY, range(4), "search")
     start, wild = (free_vectors(tiny, part, 2, place, steps).vectors_EKD for steps in (0, 8))
-    frame, targets = tiny.answer_frame(EASY), tiny.targets(part)
+    references = tiny.references(part)
 
     def loss(vectors_EKD):
-        logits = tiny.logits(tiny.layout(part, 2, place), vectors_EKD, len(frame.ids_A))
-        return module.answer_nll(logits, frame, targets).sum(1)
+        logits = tiny.logits(tiny.layout(part, 2, place), vectors_EKD, references.length)
+        return reference_nll(logits, references).sum(1)
 
     with torch.no_grad():
         assert (loss(wild) <= loss(start) + 1e-4).all()

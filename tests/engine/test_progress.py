@@ -37,7 +37,7 @@ print("the end")
 
 
 def plain(text: str) -> str:
-    """Without what moves the cursor and colours."""
+    """Without what moves the cursor and colors."""
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 

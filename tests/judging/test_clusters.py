@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 from made_rows import make_rows
 
+from m2ray.cli.evaluate import wilson_table
 from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import GROUP
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import RowArms, ScoreArms
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.reporting.leaderboard_text import display_cells
+from m2ray.util.text import percent
 
 QUESTIONS = 10  # a group
 
@@ -94,6 +96,15 @@ def test_the_board_counts_groups_and_the_verdict_says_so():
     assert {cell["groups"] for cell in cells} == {"25"}
     assert {cell["n"] for cell in cells} == {"200"}
     assert "the tests count 25 groups, not 200 episodes" in board.reason[0]
+
+
+def test_evaluate_prints_the_intervals_of_groups():
+    rows = grouped_rows(25)
+    low, high = RowArms(rows).interval("normal", 0.05)
+    assert f"[{percent(low)}, {percent(high)}]" in wilson_table(rows)
+    of_one = rows.assign(message=f"{GROUP}a")
+    assert RowArms(of_one).interval("normal", 0.05) == (0, 1), "nothing is known of how groups differ"
+    assert "[0.0%, 100.0%]" in wilson_table(of_one)
 
 
 def test_groups_count_from_the_first_pair_on_and_messages_only_where_many_repeat():

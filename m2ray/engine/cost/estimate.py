@@ -23,7 +23,7 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.training.constant_prefix import constant_config
 from m2ray.training.objectives import Heads
 from m2ray.training.schedule import training_batch
-from m2ray.training.step import CodecLoss
+from m2ray.training.step import CodecLoss, backpropagate
 
 TIMED_ROWS = 64  # most rows of the step and of the batch that are timed
 REPEATS = 3
@@ -138,7 +138,7 @@ def seconds_per_sample(config: TrialConfig, receiver: Receiver) -> float:
     loss_module = CodecLoss(config, codec, heads, receiver)
 
     def step() -> float:
-        loss_module(batch, config.codec.k, 0, False)[0].backward()
+        backpropagate(loss_module(batch, config.codec.k, 0, False)[0])
         return float(torch.nn.utils.clip_grad_norm_(loss_module.parameters(), config.training.grad_clip))
 
     return measure_seconds(receiver, step) / rows

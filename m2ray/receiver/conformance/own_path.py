@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ NOISE = 3  # times what batch and length change in the model's own logits is nev
 FAILURES = (
     RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError, NotImplementedError,
 )  # fmt: skip
+KEPT_ROWS, SHORT_ROW = 16, 80  # rows, and tokens of a row
 _HORIZONS = ("window", "chunk", "original_max_position", "local_attention")
 
 
@@ -38,9 +39,17 @@ class OwnPath:
         self._by_embeddings = False
         self._can_skip = False
         self.answer_logits = cache(self._answer_logits)
+        self._short_logits = lru_cache(KEPT_ROWS)(self._logits)
 
     def logits(self, row: Sequence[int], last: int | None = None, copies: int = 1) -> Tensor:
-        """Return the logits [T, W] of a row of token ids, or of its last positions only."""
+        """Return the logits [T, W] of a row of token ids, or of its last positions only.
+
+        Those of recent short rows are kept: a check asks for some of them several times.
+        """
+        run = self._short_logits if len(row) <= SHORT_ROW else self._logits
+        return run(tuple(row), last, copies)
+
+    def _logits(self, row: tuple[int, ...], last: int | None, copies: int) -> Tensor:
         with torch.no_grad():
             ids_BT = torch.tensor([list(row)] * copies, device=self._device)
             logits_TW: Tensor = self.model(input_ids=ids_BT, use_cache=False, **self._keep(last)).logits[0]
@@ -81,6 +90,8 @@ class OwnPath:
             self._can_skip = True
             last_AW = self.logits(row, ANSWER)
             self._can_skip = whole_AW.shape == last_AW.shape and relative_error(whole_AW, last_AW) <= bound
+            if not self._can_skip:
+                self._short_logits.cache_clear()
 
     def takes_embeddings(self, row: list[int], bound: float) -> bool:
         """Return whether the model gives the same logits for token ids and for their embeddings.

@@ -54,15 +54,16 @@ class StudyFile:
         self._plan = plan
         self._numbers: dict[str, list[int]] = {}  # of running trials, by configuration
         shown: list[_Shown] = []
+        by_config: dict[str, list[_Shown]] = {}
         for entry in entries:
-            self._note(shown, entry)
+            self._note(shown, by_config, entry)
         for trial in shown:
             self._add(trial)
 
-    def _note(self, shown: list[_Shown], entry: Mapping[str, Any]) -> None:
+    def _note(self, shown: list[_Shown], by_config: dict[str, list[_Shown]], entry: Mapping[str, Any]) -> None:
         """Bring the trials to where they are after an entry of the journal."""
         name, at = entry["config"], float(entry.get("at", time.time()))
-        own = [trial for trial in shown if trial.config == name]
+        own = by_config.setdefault(name, [])
         if entry["event"] == "ended":
             for trial in own:
                 trial.ended, trial.score = at, entry["score"]
@@ -70,6 +71,7 @@ class StudyFile:
             shown.append(self._shown(name, entry["chosen"], at))
             if ended := next((trial for trial in own if trial.ended is not None), None):
                 shown[-1].ended, shown[-1].score = at, ended.score
+            own.append(shown[-1])
 
     def _shown(self, name: str, chosen: Mapping[str, Scalar], at: float) -> _Shown:
         point = self._plan.points.get(name)
