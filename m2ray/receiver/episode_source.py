@@ -19,7 +19,7 @@ from m2ray.tasks.episodes import AnyEpisode, Episode, draw_episode, part_of
 from m2ray.tasks.level import Fact
 from m2ray.tasks.registry import level
 from m2ray.util.errors import UserError
-from m2ray.util.json_lines import line_of
+from m2ray.util.files import line_of
 from m2ray.util.text import pluralize
 
 

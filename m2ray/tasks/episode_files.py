@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from m2ray.tasks.answers import read_answer, verify
 from m2ray.tasks.episodes import Episode, read_facts
 from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
-from m2ray.util.json_lines import numbered_lines
-from m2ray.util.text import is_text
+from m2ray.util.files import numbered_lines
+from m2ray.util.text import is_text, with_progress
 
 _REQUIRED = ("receiver_context", "sender_message", "receiver_output")
 _OPTIONAL = "sender_context"
@@ -26,22 +29,24 @@ def read_episodes(path: Path, level: Level) -> list[Episode]:
     Raises:
         UserError: names the file, line, key and fix of the first fault.
     """
+    read_fact = functools.cache(level.read)  # a level has few facts, and a large file states each very often
+    lines = with_progress(numbered_lines(path), f"{path}: {{}} lines")
     episodes = [
-        _read_episode(line, level, seed, f"{path}: line {number}")
-        for seed, (number, line) in enumerate(numbered_lines(path))
+        _read_episode(line, level, read_fact, seed, f"{path}: line {number}")
+        for seed, (number, line) in enumerate(lines)
     ]
     if not episodes:
         raise UserError(f"{path}: no episodes; write one JSON object per line")
     return episodes
 
 
-def _read_episode(line: bytes, level: Level, seed: int, where: str) -> Episode:
+def _read_episode(line: bytes, level: Level, read_fact: Callable[[str], Any], seed: int, where: str) -> Episode:
     """Return the episode of a line; errors start with `where`."""
     fields = _read_fields(line, where)
     halves = []
     for field in (_OPTIONAL if _OPTIONAL in fields else "sender_message", "receiver_context"):
         try:
-            halves.append(read_facts(fields[field], level))
+            halves.append(read_facts(fields[field], level, read_fact))
         except ValueError as error:
             raise UserError(f"{where}: {field}: {error}") from None
     values = read_answer(level, fields["receiver_output"], "json")

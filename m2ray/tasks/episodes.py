@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -93,13 +93,19 @@ def write_facts(facts: Iterable[Fact]) -> str:
     return "; ".join(str(fact) for fact in facts)
 
 
-def read_facts(text: str, level: Level) -> tuple[Any, ...]:
+def read_facts(text: str, level: Level, read: Callable[[str], Any] | None = None) -> tuple[Any, ...]:
     """Return the facts that a text states: the inverse of `write_facts`.
+
+    Args:
+        text: The text.
+        level: Its level.
+        read: `level.read`, kept in a cache where many texts are read.
 
     Raises:
         ValueError: a part of the text is not a fact of this level.
     """
-    return tuple(level.read(part.strip()) for part in text.split(";"))
+    read = read or level.read
+    return tuple(read(part.strip()) for part in text.split(";"))
 
 
 def part_of(content: Iterable[Fact]) -> str:

@@ -7,8 +7,7 @@ Shapes: N texts, H different hash values, P permutations, S pieces of a text.
 
 from __future__ import annotations
 
-import sys
-import time
+import itertools
 import zlib
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from m2ray.util.text import with_progress
 
 SHINGLE = 5  # characters
 _PERMUTATIONS = 128
@@ -26,7 +27,6 @@ _WEIGHTS = (0.1, 0.9)
 # keeps the time proportional to the number of texts; near-duplicates share other bands too.
 _MOST_PER_BAND = 10
 _AT_ONCE = 1024  # texts hashed at once, and pieces of a text permuted at once
-_SILENT_S = 2.0  # until progress is printed, and between two lines of it
 
 Words = npt.NDArray[np.uint32]
 
@@ -62,15 +62,13 @@ def similar_pairs(
 def _sketches(texts: Sequence[str], multipliers_P: Words, offsets_P: Words) -> Words:
     """Return the MinHash sketch [P] of each text."""
     sketches_NP = np.empty((len(texts), len(multipliers_P)), np.uint32)
-    shown = time.monotonic()
-    for start in range(0, len(texts), _AT_ONCE):
-        for i, hashes_S in enumerate(_piece_hashes(texts[start : start + _AT_ONCE]), start=start):
-            parts = (hashes_S[s : s + _AT_ONCE, None] for s in range(0, len(hashes_S), _AT_ONCE))
-            least = [(part_S1 * multipliers_P + offsets_P).min(axis=0) for part_S1 in parts]
-            sketches_NP[i] = least[0] if len(least) == 1 else np.min(least, axis=0)
-        if time.monotonic() - shown > _SILENT_S:
-            shown = time.monotonic()
-            print(f"near-duplicates: {start:,} of {len(texts):,} messages", file=sys.stderr, flush=True)
+    hashed = itertools.chain.from_iterable(
+        _piece_hashes(texts[start : start + _AT_ONCE]) for start in range(0, len(texts), _AT_ONCE)
+    )
+    for i, hashes_S in zip(with_progress(range(len(texts)), "near-duplicates: {} messages"), hashed, strict=True):
+        parts = (hashes_S[s : s + _AT_ONCE, None] for s in range(0, len(hashes_S), _AT_ONCE))
+        least = [(part_S1 * multipliers_P + offsets_P).min(axis=0) for part_S1 in parts]
+        sketches_NP[i] = least[0] if len(least) == 1 else np.min(least, axis=0)
     return sketches_NP
 
 

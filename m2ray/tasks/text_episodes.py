@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from m2ray.util.errors import UserError
-from m2ray.util.files import write_atomic
-from m2ray.util.json_lines import numbered_lines
-from m2ray.util.text import is_text
+from m2ray.util.files import numbered_lines, write_atomic
+from m2ray.util.text import is_text, with_progress
 
 MESSAGE = "{message}"  # the place of A's message in B's prompt
 REQUIRED = ("id", "message", "prompt", "target")
@@ -145,7 +144,7 @@ def _read(path: Path, fields: tuple[tuple[str, str], ...], changed: int) -> list
     columns = _columns(dict(fields))
     episodes: list[TextEpisode] = []
     lines_of: dict[str, int] = {}
-    for number, line in numbered_lines(path):
+    for number, line in with_progress(numbered_lines(path), f"{path}: {{}} lines"):
         try:
             episode = replace(_episode(_record(line), columns), seed=len(episodes), line=number)
             first = lines_of.setdefault(episode.id, number)

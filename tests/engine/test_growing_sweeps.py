@@ -240,7 +240,6 @@ def test_at_most_one_sweep_in_twenty_shows_a_pass_after_ten_extensions(monkeypat
     (the test before this one): that is what is drawn here. No training is luckier than the margin.
     """
     monkeypatch.setattr(false_pass, "SPREAD", 0.0)
-    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage at every correction
     sweeps, shown, ever, rng = 1000, 0, 0, np.random.default_rng(0)
     gate = load_gate("content")
     for _ in range(sweeps):

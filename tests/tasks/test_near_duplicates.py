@@ -31,9 +31,3 @@ def test_pairs_do_not_depend_on_how_many_texts_are_hashed_at_once(monkeypatch, a
     expected = [(i, 40 + i) for i in range(20)]
     monkeypatch.setattr(near_duplicates, "_AT_ONCE", at_once)
     assert sorted((j, i) for i, j in similar_pairs(texts, 0.7, lambda i, j: False)) == expected
-
-
-def test_progress_is_printed_where_it_takes_long(monkeypatch, capsys):
-    monkeypatch.setattr(near_duplicates, "_SILENT_S", -1.0)
-    list(similar_pairs([str(i) for i in range(2000)], 0.8, lambda i, j: False))
-    assert "near-duplicates: 1,024 of 2,000 messages\n" in capsys.readouterr().err
