@@ -278,12 +278,13 @@ class Sweep:
         gains: dict[str, list[float]] = {}
         if not (rows.condition == "P0").any():
             return []  # its evaluation failed: nothing can be compared
-        keys = {
-            checkpoint_id(folder)[:3]
+        known = [
+            checkpoint_id(folder)
             for (name, seed), folder in latest.items()
             # Others failed, are judged anyway, or are unknown to the search.
             if self._is_alive(name) and name not in self.plan.points and seed not in self.plan.added_seeds
-        }
+        ]
+        keys = {(each.config, each.seed, each.checkpoint) for each in known}
         for key, gain in gains_of_rows(rows, keys).items():
             gains.setdefault(key[0], []).append(gain)
         return best_configs(gains, count)

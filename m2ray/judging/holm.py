@@ -21,7 +21,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     factors_N = np.arange(len(values_N), 0, -1)
     adjusted_N = np.empty_like(values_N)
     adjusted_N[order_N] = np.maximum.accumulate(values_N[order_N] * factors_N).clip(max=1.0)
-    return adjusted_N.tolist()  # type: ignore[no-any-return]
+    return adjusted_N.tolist()
 
 
 def holm_corrected(verdicts: Sequence[Verdict], alpha: float = ALPHA) -> list[Verdict]:
