@@ -15,7 +15,7 @@
 Each step writes FOLDER/STEP.json and exits with 0 (done), 75 (time is up: the same command continues) or 1
 (failed). Steps 4 and 5 need fetched receivers. `--device cpu --tiny` rehearses a step on random receivers and few
 samples.
-What a bare machine needs is carried there by `gpu_carry.py`.
+A bare machine needs the wheels of the other dependencies in pyproject.toml.
 """
 
 from __future__ import annotations
