@@ -80,8 +80,8 @@ class TextSource:
         if not lines or wanted.stop > len(lines):
             raise UserError(
                 f"splits.{name}: {text}: {self.config.file} has {pluralize(len(lines), 'episode')} of this part "
-                f"({pluralize(len(set(self._groups)), 'group')} in all, those with alike messages as one); use a "
-                f"larger file, or {'fewer' if lines else 'more groups'}"
+                f"({pluralize(len(set(self._groups)), 'group')} in all; those with alike messages count as one); "
+                f"use a larger file, or {'fewer' if lines else 'more groups'}"
             )
         return lines[wanted.start : wanted.stop]
 
