@@ -33,7 +33,7 @@ TINY = {
 ARMS = load_plan(FILE, TINY).points
 CONDITIONS = [
     *("normal", "null", "random", "shuffle", "P0", "P1", "mean", "matched", "rotate", "near", "identity"),
-    *("tokens-8", "drop-1", "scale_gate=0.5"),
+    *("tokens-8", "noise-1", "bits-4", "drop-1", "scale_gate=0.5"),
 ]
 
 
