@@ -6,9 +6,10 @@ import json
 import logging
 import os
 from collections.abc import Collection, Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from cachetools import cached
 
 from m2ray.receiver.prompts import CARD, STYLES
 from m2ray.util.errors import UserError, describe_error
@@ -62,9 +63,18 @@ def fetched_receivers() -> Path:
     return cache_root() / "receivers"
 
 
-@cache
+_receivers: dict[tuple[str, str | None, str | None], Receiver] = {}  # of this process, by how they were asked for
+
+
+def _asked_for(
+    name: str, device: str | None = None, dtype: str | None = None
+) -> tuple[str, str | None, str | None]:
+    return name, device, dtype
+
+
+@cached(_receivers, key=_asked_for)
 def load_receiver(name: str, device: str | None = None, dtype: str | None = None) -> Receiver:
-    """Load a frozen receiver, once per process.
+    """Load a frozen receiver, once per process and numeric type.
 
     Args:
         name: `mini`, a fetched receiver's short name, a folder, or a hub name.
@@ -79,14 +89,17 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     # Imported here: torch and transformers take seconds, and receivers are named long before they are loaded.
     from m2ray.receiver.conformance.kept import use_tested_ways
 
-    return use_tested_ways(load_unchecked(name, device, dtype))
+    receiver = use_tested_ways(load_unchecked(name, device, dtype))
+    loaded = str(receiver.dtype).removeprefix("torch.")
+    settings = _read_object(Path(resolve_receiver(name)) / "config.json")
+    _receivers.setdefault((name, device, loaded), receiver)
+    if loaded == settings.get("dtype", settings.get("torch_dtype")):
+        _receivers.setdefault((name, device, "auto"), receiver)
+    return receiver
 
 
 def load_trial_receiver(trial: TrialConfig) -> Receiver:
     """Load the receiver of a configuration, in the numeric type that it names; see `load_receiver`."""
-    # Without a type as `load_receiver(name)`, so that both are one receiver of the process.
-    if trial.receiver_dtype is None:
-        return load_receiver(trial.receiver)
     return load_receiver(trial.receiver, dtype=trial.receiver_dtype)
 
 
