@@ -149,9 +149,8 @@ def _note_ties(divided: RowsByConfiguration, runs: Sequence[JudgedRun], split: s
         rows = divided.of(run.config)
         if ((rows.config == run.config) & (rows.seed == run.seed) & (rows.split == split)).any():
             with contextlib.suppress(UserError):  # rows that it is compared with are missing: no gain
-                gains.setdefault(run.config, []).append(
-                    paired_gain(judged_rows(rows, run.config, run.seed, split))
-                )
+                gain = paired_gain(judged_rows(rows, run.config, run.seed, split))
+                gains.setdefault(run.config, []).append(gain)
     means = {config: sum(own) / len(own) for config, own in gains.items()}
     further: dict[float, str] = {}  # by gain, the first name of those that went further
     for config in sorted(means.keys() - left):

@@ -60,7 +60,8 @@ def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = Fals
     target.mkdir(exist_ok=replace)
     shutil.copyfile(source / "codec.safetensors", target / "codec.safetensors")
     write_json(target / "config.json", record)
-    write_atomic(target / "trial.yaml", yaml.safe_dump(record["trial"], sort_keys=False).encode())
+    trial = {"receiver_dtype": "auto", **record["trial"]}  # older ones name no type: that of the receiver's file
+    write_atomic(target / "trial.yaml", yaml.safe_dump(trial, sort_keys=False).encode())
     where = f"results/{sweep.resolve().name}/{name}"  # not the folder here, which means nothing elsewhere
     train = ["python", "-m", "m2ray.train", f"{where}/trial.yaml", "--seed", str(seed)]
     train_command = shlex.join([*train, "--out", f"results/train/{name}"])
