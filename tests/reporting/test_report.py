@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def built(tmp_path_factory):
     )
     (folder / "confirm-looks.log").write_text(LOOK + "\n")
     command = [sys.executable, "-m", "m2ray.report", str(folder), "--gate", "reference"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # The environment is named because readline, which pytest imports, sets COLUMNS behind Python's back.
+    done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ))
     assert (done.returncode, done.stderr) == (0, "")
     return folder, pd.read_csv(folder / "leaderboard.csv"), done.stdout
 
