@@ -88,6 +88,7 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     """
     # Imported here: torch and transformers take seconds, and receivers are named long before they are loaded.
     from m2ray.receiver.conformance.kept import use_tested_ways
+    from m2ray.receiver.model.numeric_type import keeps_its_type
 
     receiver = use_tested_ways(load_unchecked(name, device, dtype))
     loaded = str(receiver.dtype).removeprefix("torch.")
@@ -95,6 +96,8 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     _receivers.setdefault((name, device, loaded), receiver)
     if loaded == settings.get("dtype", settings.get("torch_dtype")):
         _receivers.setdefault((name, device, "auto"), receiver)
+        if receiver.device.type == "cpu" and keeps_its_type(receiver.model):
+            _receivers.setdefault((name, device, None), receiver)
     return receiver
 
 

@@ -379,3 +379,11 @@ def test_an_embedded_receiver_passes_g0_on_fresh_messages(name):
     fresh = episodes(level(receiver.card["level"]), range(90_000_000, 90_000_300), "confirm")
     verdict = judge(evaluate(codec, receiver, fresh))
     assert verdict.gate("validity") == "PASS"
+
+
+def test_a_small_receiver_is_one_in_a_process_however_its_type_is_named(tiny_folder):
+    """Whichever name of the type comes first; see `m2ray.receiver.model.numeric_type`."""
+    for order in ((None, "float32", "auto"), ("auto", None, "float32"), ("float32", "auto", None)):
+        load_receiver.cache_clear()
+        loaded = [load_receiver(str(tiny_folder), dtype=name) for name in order]
+        assert loaded[0] is loaded[1] is loaded[2]

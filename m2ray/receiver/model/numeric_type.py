@@ -58,6 +58,15 @@ def kept_type(config: Mapping[str, Any]) -> str | None:
     return None
 
 
+def keeps_its_type(model: Any) -> bool:
+    """Return whether a model is so small that it runs in its file's type, unmeasured."""
+    return _parameters(model) < SMALL
+
+
+def _parameters(model: Any) -> int:
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def fastest_type(config: Mapping[str, Any], model: Any) -> str:
     """Return the type in which to run a model on this CPU, kept or measured now.
 
@@ -66,14 +75,13 @@ def fastest_type(config: Mapping[str, Any], model: Any) -> str:
         model: The causal LM, in the type of its file.
     """
     own = next(model.parameters()).dtype
-    parameters = sum(weight.numel() for weight in model.parameters())
     layers = CausalModel(model, PLAIN).layers
-    if parameters < SMALL or not layers:
+    if keeps_its_type(model) or not layers:
         return type_name(own)
     if known := kept_type(config):
         return known
     seconds = layer_seconds(model, layers[0])
-    fits = 4 * parameters <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fits = 4 * _parameters(model) <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     chosen = type_name(faster(seconds, own, fits))
     result = {"type": chosen, "seconds": {type_name(dtype): each for dtype, each in seconds.items()}}
     with contextlib.suppress(OSError):  # a cache that cannot be written costs a second, not a result
