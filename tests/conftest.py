@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from random_receiver import chat_tokenizer
 
 from m2ray.evaluation.confirm_ledger import FOLDER_VARIABLE
 from m2ray.receiver.loading import load_receiver
@@ -15,29 +15,11 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import draw_episode
 from m2ray.tasks.registry import level
 
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
 
 def save_tiny(folder: Path, seed: int = 0) -> Path:
     """Save a model with Qwen2.5's architecture, two layers of width 32, in Hugging Face format."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     corpus = [draw_episode(level(name), s, "train").message for name in ("easy", "lookup") for s in range(50)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    fast.chat_template = CHAT
+    fast = chat_tokenizer(corpus, 320)
     torch.manual_seed(seed)
     config = transformers.Qwen2Config(
         vocab_size=len(fast),

@@ -18,13 +18,12 @@ from m2ray.evaluation.rows import FAILED, configuration_rows
 from m2ray.judging.comparison import Comparison, Difference, System, compare, describe, sample_text
 from m2ray.judging.read_any import are_rows, read_any
 from m2ray.util.errors import UserError
-from m2ray.util.files import check_writable
+from m2ray.util.files import check_file
 from m2ray.util.tables import Table, markdown
-from m2ray.util.text import percent
+from m2ray.util.text import list_some, percent
 
 FIGURES = (".png", ".svg", ".pdf")
 SPLITS = EVALUATION_SPLITS[::-1]  # most conclusive first
-MAX_NAMED = 8  # configurations that an error lists
 
 
 class Named(NamedTuple):
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     """Compare two results, print the table, and draw the picture where requested."""
     args = _parser().parse_args(argv)
     if args.figure is not None:
-        _check_figure(args.figure)
+        check_file("--figure", args.figure, FIGURES)
     names = None if args.conditions is None else [name.strip() for name in args.conditions.split(",")]
     sides = [_named(text, args.config) for text in (args.a, args.b)]
     splits = _splits(sides, args.split)
@@ -76,14 +75,6 @@ def _parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--figure", type=Path, metavar="PATH", help=f"draw the differences: {', '.join(FIGURES)}")
     return parser
-
-
-def _check_figure(path: Path) -> None:
-    if path.suffix not in FIGURES:
-        raise UserError(f"--figure {path}: name it something{', something'.join(FIGURES)}")
-    if path.is_dir():
-        raise UserError(f"--figure {path}: is a folder; name a file")
-    check_writable(f"--figure {path}", path.parent)
 
 
 # --- A and B -------------------------------------------------------------------------------------------------
@@ -135,21 +126,16 @@ def _system(side: Named, split: str) -> System:
     if side.config is None and len(configs) > 1:
         raise UserError(
             f"{side.text}: holds {len(configs)} configurations; name one, such as {side.path}:{configs[0]}, of "
-            f"{_listed(configs)}"
+            f"{list_some(configs)}"
         )
     config = configs[0] if side.config is None else side.config
     if config not in configs:
         where = f" on split {split}" if split else ""
-        raise UserError(f"{side.path}: no configuration {config!r:.60}{where}; choose from {_listed(configs)}")
+        raise UserError(f"{side.path}: no configuration {config!r:.60}{where}; choose from {list_some(configs)}")
     label = side.text if side.config is None or side.text.endswith(f":{config}") else f"{side.path}:{config}"
     if not config:
         return System(label, own[own.split == split])
     return System(label, configuration_rows(side.rows, config, split))
-
-
-def _listed(configs: Sequence[str]) -> str:
-    more = f" and {len(configs) - MAX_NAMED} more" if len(configs) > MAX_NAMED else ""
-    return ", ".join(configs[:MAX_NAMED]) + more
 
 
 # --- output --------------------------------------------------------------------------------------------------

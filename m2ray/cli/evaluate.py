@@ -18,7 +18,7 @@ from m2ray.config.task import EVALUATION_SPLITS
 from m2ray.config.trial import TrialConfig
 from m2ray.receiver.loading import load_trial_receiver
 from m2ray.util.errors import UserError
-from m2ray.util.files import cache_root, check_writable
+from m2ray.util.files import cache_root, check_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     """Evaluate, print success per condition, write rows where requested."""
     args = _parser().parse_args(argv)
     if args.out is not None:
-        check_out(args.out)
+        check_file("--out", args.out, (".parquet",), "rows are Parquet; ")
     if args.checkpoint is None:
         # Loads torch and pandas: --help and bad options must not wait for them.
         from m2ray.diagnosis.fitness import measure_fitness
@@ -81,19 +81,6 @@ def _parser() -> Parser:
         help="look again at messages that were looked at before; the look is recorded, and reports list it",
     )
     return parser
-
-
-def check_out(path: Path) -> None:
-    """Refuse, before any work, a place where rows cannot be written.
-
-    Raises:
-        UserError: the path is not named as Parquet, is a folder, or lies inside a file.
-    """
-    if path.suffix != ".parquet":
-        raise UserError(f"--out {path}: rows are Parquet; name it something.parquet")
-    if path.is_dir():
-        raise UserError(f"--out {path}: is a folder; name a file")
-    check_writable(f"--out {path}", path.parent)
 
 
 def _condition_names(args: Namespace, trial: TrialConfig) -> list[str]:

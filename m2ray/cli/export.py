@@ -8,7 +8,7 @@ from pathlib import Path
 from m2ray.cli.runner import DONE, Parser
 from m2ray.reporting.export import configuration_yaml, find_configuration, point_yaml
 from m2ray.util.errors import UserError
-from m2ray.util.files import check_writable, write_atomic
+from m2ray.util.files import check_file, write_atomic
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write to this file; default: print it")
     args = parser.parse_args(argv)
     if args.out is not None:
-        _check_out(args.out)
+        if args.out.exists():
+            raise UserError(f"--out {args.out}: already there; choose another name, or remove it first")
+        check_file("--out", args.out, (".yaml", ".yml"))
     config = find_configuration(args.sweep, args.config)
     text = point_yaml(args.config, config) if args.point else configuration_yaml(config)
     use = "goes below `points` of a space" if args.point else "for python -m m2ray.train"
@@ -36,11 +38,3 @@ def main(argv: Sequence[str]) -> int:
     if not args.point:
         print(f"next: python -m m2ray.train {args.out}")
     return DONE
-
-
-def _check_out(path: Path) -> None:
-    if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"--out {path}: name it something.yaml")
-    if path.exists():
-        raise UserError(f"--out {path}: already there; choose another name, or remove it first")
-    check_writable(f"--out {path}", path.parent)

@@ -90,7 +90,7 @@ def run_training(config: TrialConfig, seed: int, folder: Path, about: dict[str, 
         else:
             receiver = load_trial_receiver(config)
             # Recorded with the checkpoint: another machine may find another type faster.
-            typed = config.model_copy(update={"receiver_dtype": str(receiver.dtype).removeprefix("torch.")})
+            typed = config.model_copy(update={"receiver_dtype": receiver.dtype_name})
             train(typed, seed, receiver, folder, report, about)
     except TrainingFailed as error:
         raise UserError(str(error)) from None

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from m2ray.codec.checkpoints import CORE, read_record
 from m2ray.codec.encoder_registry import ENCODERS
+from m2ray.codec.lora_encoders import AdaptedReceiver
 from m2ray.codec.model_card import LIBRARY, model_card
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.codec.vector_quantizer import Gather, VectorQuantizer
@@ -66,10 +67,12 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         self.receiver_digest = receiver.digest
         self.unit = receiver.channel.unit
         self.width = receiver.channel.width
-        self.lead = receiver.tokens(config.lead) if config.lead else []
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
         with plugins.blame(plugins.ENCODERS, config.encoder):
             self.encoder: nn.Module = make(config, receiver)
+        # An adapted receiver reads the lead itself, with weights of its own.
+        reads_lead = isinstance(self.encoder, AdaptedReceiver)
+        self.lead = receiver.tokens(config.lead) if config.lead and not reads_lead else []
         # The spelling is that of the weights' names in published checkpoints.
         self.quantiser = VectorQuantizer(config, receiver) if config.bottleneck == "vq" else None
         self.norm = nn.LayerNorm(self.width) if config.calibration == "layernorm" else None

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar
 
 import optuna
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, model_validator
 
 from m2ray.util.strict_yaml import StrictModel
 
@@ -32,6 +26,8 @@ Value = Annotated[Scalar, BeforeValidator(_check_scalar)]
 
 class Axis(StrictModel):
     """A searched key: exactly one of the five kinds of values, and when it applies."""
+
+    added_later: ClassVar[Mapping[str, Any]] = {"logint": None, "step": None}
 
     choice: Annotated[list[Value] | None, Field(min_length=1)] = None
     int_: Annotated[tuple[int, int] | None, Field(alias="int", strict=False)] = None
@@ -73,12 +69,6 @@ class Axis(StrictModel):
             raise ValueError(f"step: {self.step:g} is not a whole number, as the values of int are; fix it")
         if self.step > high - low:
             raise ValueError(f"step: {self.step:g} is more than the range from {low:g} to {high:g}; lower it")
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys that earlier versions lack where they are not set, so that records stay the same."""
-        tree: dict[str, Any] = handler(self)
-        return {key: value for key, value in tree.items() if value is not None or key not in ("logint", "step")}
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from m2ray.util import plugins
 from m2ray.util.strict_yaml import Count, NonNegative, Positive, Share, StrictModel, UnknownKey
@@ -53,6 +54,8 @@ class NegativesTerm(LossTerm):
 class Losses(StrictModel):
     """The objectives in use, defined in `m2ray.training.objectives`; those of plugins are added by their name."""
 
+    added_later: ClassVar[Mapping[str, Any]] = {"autoencoding": None}
+
     model_config = ConfigDict(extra="allow", json_schema_extra={"additionalProperties": False})
     __pydantic_extra__: dict[str, LossTerm | None] = Field(init=False)  # those of plugins
 
@@ -80,14 +83,6 @@ class Losses(StrictModel):
                 raise UnknownKey(name)
             plugins.resolve(plugins.LOSSES, cls.model_fields, name)
         return data
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a key that earlier versions lack where it is not set, so that digests stay the same."""
-        tree: dict[str, Any] = handler(self)
-        if tree.get("autoencoding", ...) is None:
-            del tree["autoencoding"]
-        return tree
 
     @model_validator(mode="after")
     def _some(self) -> Losses:

@@ -74,6 +74,11 @@ class Plan:
         """A configuration for what all share: task, splits, receiver and its numeric type."""
         return self.told(self.all[0])
 
+    @property
+    def diagnosed(self) -> int:
+        """The messages of each diagnosis; 0 where none is made, as of tasks in free text."""
+        return 0 if self.example.task.is_text else self.space.judge.diagnose
+
     def told(self, config: TrialConfig) -> TrialConfig:
         """Return a configuration with the numeric type of the receiver that the sweep has."""
         return config.model_copy(update={"receiver_dtype": self.receiver_dtype or config.receiver_dtype})
@@ -238,13 +243,7 @@ class Plan:
 
     def _with(self, base: Mapping[str, Any], values: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Return a copy of a tree with dotted keys set."""
-        tree = merge_trees(base, {})
-        for key, value in values.items():
-            try:
-                set_key(tree, key, value)
-            except ValueError as error:
-                raise UserError(f"{self.file}: {where}: {error}") from None
-        return tree
+        return with_settings(base, values, f"{self.file}: {where}")
 
     def suggest(self, trial: optuna.trial.BaseTrial) -> dict[str, Scalar]:
         """Return Optuna's suggestions by dotted key, for each axis that applies, in file order."""

@@ -31,8 +31,8 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a tree with dotted keys set.
+def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any], source: str = OPTION) -> dict[str, Any]:
+    """Return a copy of a tree with dotted keys set; `source` is what sets them, for errors.
 
     Raises:
         UserError: a key lies below a plain value.
@@ -42,7 +42,7 @@ def with_settings(tree: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[
         try:
             set_key(changed, key, value)
         except ValueError as error:
-            raise UserError(f"{OPTION}: {error}") from None
+            raise UserError(f"{source}: {error}") from None
     return changed
 
 

@@ -9,9 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import (
     BaseModel,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -36,6 +34,8 @@ class Point(StrictModel):
 
 class Search(StrictModel):
     """Settings of the search over the axes. Optuna only sees a continuous paired score on the search split."""
+
+    added_later: ClassVar[Mapping[str, Any]] = {"sampler": "tpe", "max_hours": None, "max_core_hours": None}
 
     trials: Annotated[
         int, Field(ge=0, le=1_000_000, description="configurations to sample, besides the points")
@@ -63,13 +63,6 @@ class Search(StrictModel):
             "or resources.trials_at_once"
         ),
     ] = False
-
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out keys that earlier versions lack where they are not set, so that records stay the same."""
-        tree: dict[str, Any] = handler(self)
-        unset = {"sampler": "tpe", "max_hours": None, "max_core_hours": None}
-        return {key: value for key, value in tree.items() if key not in unset or value != unset[key]}
 
     @field_validator("seeds")
     @classmethod

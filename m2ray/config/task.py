@@ -7,14 +7,12 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -105,6 +103,11 @@ class TaskConfig(StrictModel):
     `fields` is set.
     """
 
+    added_later: ClassVar[Mapping[str, Any]] = {
+        **dict.fromkeys(("held_out", "fields", "scorer", "threshold", "split_by", "stop", "system")),
+        "examples": 0,
+    }
+
     level: str = "easy"
     messages: Annotated[str, Field(description="template, or the name of a receiver that writes the messages")] = (
         "template"
@@ -190,15 +193,6 @@ class TaskConfig(StrictModel):
                 check_held_out(puzzle_level(self.level), self.held_out, part)
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what is not set and was added later, so that earlier digests and records stay the same."""
-        tree: dict[str, Any] = handler(self)
-        for key in _ADDED_LATER:
-            if key in tree and tree[key] in (None, 0):
-                del tree[key]
-        return tree
-
     @property
     def sentences(self) -> SentencesLevel | None:
         """The level, if it is one of sentences and its episodes are drawn."""
@@ -226,10 +220,10 @@ class TaskConfig(StrictModel):
             return task_name(puzzle_level(self.level), self.held_out)
         settings = self.model_dump(include={"scorer", "threshold", "stop", "system", "examples", "fields"})
         settings = {key: value for key, value in settings.items() if value}
-        base = self.level if self.sentences is not None else Path(str(self.file)).stem
         if self.sentences is not None:
             base = task_name(self.sentences, self.held_out)
-        if self.file is not None:
+        else:
+            base = Path(str(self.file)).stem
             settings["file"] = self.file_digest
         if not settings:
             return base
@@ -302,6 +296,3 @@ class TaskConfig(StrictModel):
         if self.sentences is not None:
             return True
         return self.messages == "template" and defines_change_fact(puzzle_level(self.level))
-
-
-_ADDED_LATER = ("held_out", "fields", "scorer", "threshold", "split_by", "stop", "system", "examples")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
     WithJsonSchema,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
@@ -48,6 +47,8 @@ Encoder = Annotated[str, AfterValidator(_is_encoder), WithJsonSchema({"enum": li
 
 class CodecConfig(StrictModel):
     """The codec: the encoder, the bottleneck of the latent, and the scale of the prefix."""
+
+    added_later: ClassVar[Mapping[str, Any]] = {"channel": "embeddings", "channel_layers": None, "lead": ""}
 
     encoder: Encoder = "segments"
     channel: Annotated[
@@ -140,18 +141,6 @@ class CodecConfig(StrictModel):
         if self.calibration == "none" and self.bottleneck == "vq":
             raise ValueError("calibration: none does not fit bottleneck vq, whose codes have no scale; use norm")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the channel `embeddings` and no `lead`, so that digests of such codecs stay the same."""
-        tree: dict[str, Any] = handler(self)
-        if tree.get("channel") == "embeddings":
-            del tree["channel"]
-        if tree.get("channel_layers", ...) is None:
-            del tree["channel_layers"]
-        if not tree.get("lead", True):
-            del tree["lead"]
-        return tree
 
     @property
     def trains_nothing(self) -> bool:
@@ -287,6 +276,8 @@ class EvaluationConfig(StrictModel):
 class TrialConfig(StrictModel):
     """One configuration: everything `python -m m2ray.train` needs."""
 
+    added_later: ClassVar[Mapping[str, Any]] = {"receiver_dtype": None}
+
     receiver: str = "mini"
     receiver_dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"] | None,
@@ -353,14 +344,6 @@ class TrialConfig(StrictModel):
         if training.epoch_samples < training.batch_size:
             raise ValueError("training.epoch_samples: smaller than a batch; raise it")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unset_type(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a numeric type that is not set, so that names and records of earlier sweeps stay the same."""
-        tree: dict[str, Any] = handler(self)
-        if tree.get("receiver_dtype", ...) is None:
-            del tree["receiver_dtype"]
-        return tree
 
     @property
     def training_settings(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ class Evaluations:
         pool: The evaluators.
         progress: Is notified of every job that ends.
         failures: Causes of failure by configuration; failed evaluations are added to it.
-        receiver_dtype: The numeric type in which evaluators run the receiver; None: that of each configuration.
+        told: Returns a configuration as evaluators get it: with the numeric type of the receiver in this sweep.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class Evaluations:
         pool: Pool,
         progress: Progress,
         failures: dict[str, str],
-        receiver_dtype: str | None = None,
+        told: Callable[[TrialConfig], TrialConfig] = lambda trial: trial,
     ) -> None:
         self.store = RowStore(root)
         self.diagnosis_failures: dict[str, str] = {}
         self._root, self._pool, self._progress, self._failures = root, pool, progress, failures
-        self._receiver_dtype = receiver_dtype
+        self._told = told
         self._constants = root / "checkpoints" / "constants"
         self._known: set[tuple[object, ...]] = set()  # conditions that are recorded or queued, by KEY
 
@@ -80,9 +80,6 @@ class Evaluations:
         if missing:
             self._known |= set(missing.values())
             self._pool.submit(replace(job, names=tuple(missing), trial=self._told(job.trial)))
-
-    def _told(self, trial: TrialConfig) -> TrialConfig:
-        return trial.model_copy(update={"receiver_dtype": self._receiver_dtype or trial.receiver_dtype})
 
     def queue_receiver(self, trial: TrialConfig, split: str) -> None:
         """Queue the conditions that need no codec, less what is recorded or queued already."""

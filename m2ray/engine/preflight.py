@@ -58,7 +58,7 @@ def check_plan(plan: Plan, gate: GateConfig) -> None:
         _check_codecs(plan, receiver)
         _check_episodes(plan, receiver)
         check_answers(plan, receiver)
-        if plan.space.judge.diagnose and not example.task.is_text:
+        if plan.diagnosed:
             check_diagnosis(plan, receiver)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
@@ -189,8 +189,8 @@ def _search_lines(plan: Plan, receiver: Receiver) -> Iterator[tuple[str, str]]:
     space, work = plan.space, count_work(plan)
     trained = f", trained on level {receiver.card['level']}" if "level" in receiver.card else ""
     weights = _weights(receiver) / 1e6
-    dtype = str(receiver.dtype).removeprefix("torch.")
-    yield "receiver", f"{receiver.name}, {weights:.1f} M parameters, {dtype}, digest {receiver.digest}{trained}"
+    size = f"{weights:.1f} M parameters, {receiver.dtype_name}"
+    yield "receiver", f"{receiver.name}, {size}, digest {receiver.digest}{trained}"
     yield "task", plan.example.task.name
     sampled = "of the grid" if space.search.sampler == "grid" else "sampled"
     fewer = (

@@ -112,7 +112,7 @@ def describe_sweep(plan: Plan, gate: GateConfig, argv: Sequence[str]) -> dict[st
         "receiver": {"name": receiver.name, "digest": receiver.digest},
         # Found by the receiver's check; see `m2ray.receiver.model.causal_model.Ways`.
         "receiver_run": {
-            "dtype": str(receiver.dtype).removeprefix("torch."),
+            "dtype": receiver.dtype_name,
             "ways": dict(receiver.causal.ways._asdict()),
         },
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES} | plugins.packages(),

@@ -101,7 +101,7 @@ class Sweep:
         self._trained = root / "checkpoints"
         resources = plan.space.resources
         self._pool = Pool(run_job, resources.evaluators, resources.gpus_per_evaluator, unlimited=may_train)
-        self.evaluations = Evaluations(root, self._pool, progress, proposer.failures, plan.receiver_dtype)
+        self.evaluations = Evaluations(root, self._pool, progress, proposer.failures, plan.told)
         self._budget: Budget | None = None  # of the search, while it runs
         self.seed_failures: dict[str, str] = {}  # causes, by configuration, why added seeds are not judged
 
@@ -298,7 +298,7 @@ class Sweep:
     def _diagnose(self, latest: Mapping[tuple[str, int], Path], judged: Sequence[str]) -> None:
         judge, seeds = self.plan.space.judge, diagnosed_seeds(self.plan)
         wanted = [key for key in sorted(latest) if key[0] in judged and key[1] in seeds]
-        if not judge.diagnose or not wanted or self.plan.example.task.is_text:
+        if not self.plan.diagnosed or not wanted:
             return
         self.progress.phase(f"diagnose: {pluralize(len(wanted), 'codec')} on {judge.diagnose} messages")
         for name, seed in wanted:

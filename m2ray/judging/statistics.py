@@ -64,9 +64,9 @@ def wilson_of_clusters(share: float, n: int, variance: float, clusters: int, alp
     spread = share * (1 - share)
     effective = min(float(n), spread / variance) if variance > 0 and spread > 0 else float(clusters)
     t = float(scipy.stats.t.isf(alpha / 2, clusters - 1))
-    centre = (share + t * t / (2 * effective)) / (1 + t * t / effective)
+    center = (share + t * t / (2 * effective)) / (1 + t * t / effective)
     half = t * math.sqrt(spread / effective + (t / (2 * effective)) ** 2) / (1 + t * t / effective)
-    return Interval(max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+    return Interval(max(0.0, min(share, center - half)), min(1.0, max(share, center + half)))
 
 
 def _stack_outcomes(*outcomes_E: ArrayLike) -> NDArray[np.float64]:

@@ -63,16 +63,15 @@ def fetched_receivers() -> Path:
     return cache_root() / "receivers"
 
 
-_receivers: dict[tuple[str, str | None, str | None], Receiver] = {}  # of this process, by how they were asked for
+_Request = tuple[str, str | None, str | None]  # the arguments of `load_receiver`
+_receivers: dict[_Request, Receiver] = {}  # of this process
 
 
-def _asked_for(
-    name: str, device: str | None = None, dtype: str | None = None
-) -> tuple[str, str | None, str | None]:
+def _request(name: str, device: str | None = None, dtype: str | None = None) -> _Request:
     return name, device, dtype
 
 
-@cached(_receivers, key=_asked_for)
+@cached(_receivers, key=_request)
 def load_receiver(name: str, device: str | None = None, dtype: str | None = None) -> Receiver:
     """Load a frozen receiver, once per process and numeric type.
 
@@ -91,10 +90,9 @@ def load_receiver(name: str, device: str | None = None, dtype: str | None = None
     from m2ray.receiver.model.numeric_type import keeps_its_type
 
     receiver = use_tested_ways(load_unchecked(name, device, dtype))
-    loaded = str(receiver.dtype).removeprefix("torch.")
     settings = _read_object(Path(resolve_receiver(name)) / "config.json")
-    _receivers.setdefault((name, device, loaded), receiver)
-    if loaded == settings.get("dtype", settings.get("torch_dtype")):
+    _receivers.setdefault((name, device, receiver.dtype_name), receiver)
+    if receiver.dtype_name == settings.get("dtype", settings.get("torch_dtype")):
         _receivers.setdefault((name, device, "auto"), receiver)
         if receiver.device.type == "cpu" and keeps_its_type(receiver.model):
             _receivers.setdefault((name, device, None), receiver)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from m2ray.config.condition_names import TABLE_ORDER
 from m2ray.evaluation.rows import FAILED
+from m2ray.judging.criteria import answers_share
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.tables import Table
 from m2ray.util.text import percent
@@ -46,8 +47,7 @@ def unreadable_table(rows: pd.DataFrame) -> Table:
     present = set(rows.condition) - {FAILED}
     table = [["Condition", "Answers", "Unparsed", "Truncated"]]
     for name in (name for name in TABLE_ORDER if name in present):
-        own = rows[rows.condition == name]
-        cut = own.truncated.dropna()
-        cells = [percent(float(1 - own.parsed.mean())), percent(float(cut.mean())) if len(cut) else "unknown"]
-        table.append([name, str(len(own)), *cells])
+        shares = [answers_share(rows, name, column) for column in UNREADABLE]
+        cells = ["unknown" if share is None else percent(share) for share in shares]
+        table.append([name, str((rows.condition == name).sum()), *cells])
     return table

@@ -14,9 +14,8 @@ from m2ray.config.trial import TrialConfig
 from m2ray.util.errors import UserError
 from m2ray.util.journal import Journal
 from m2ray.util.strict_yaml import validate
+from m2ray.util.text import list_some
 from m2ray.util.trees import get_key
-
-MAX_NAMED = 8  # configurations that an error lists
 
 
 def find_configuration(sweep: Path, config: str) -> TrialConfig:
@@ -40,10 +39,7 @@ def find_configuration(sweep: Path, config: str) -> TrialConfig:
         tree = with_settings(get_key(record, "space.trial") or {}, chosen[config])
         return validate(TrialConfig, tree, f"{sweep}/trials.jsonl: {config}")
     known = [*points, *(name for name in chosen if name not in points)]
-    more = f" and {len(known) - MAX_NAMED} more" if len(known) > MAX_NAMED else ""
-    raise UserError(
-        f"{sweep}: no configuration {config!r:.60}; choose from {', '.join(known[:MAX_NAMED]) or 'none'}{more}"
-    )
+    raise UserError(f"{sweep}: no configuration {config!r:.60}; choose from {list_some(known) or 'none'}")
 
 
 def _chosen(sweep: Path) -> dict[str, dict[str, Any]]:

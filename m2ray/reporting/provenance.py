@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from m2ray.util.tables import Table
+from m2ray.util.text import list_some
 
 MAX_VALUE_CHARACTERS = 80  # of a changed setting in a table; sweep.yaml has the whole value
-MAX_NAMED_SETTINGS = 8  # changed settings that one line names
 
 
 def provenance(record: dict[str, Any]) -> list[str]:
@@ -41,9 +41,8 @@ def resume_lines(record: dict[str, Any]) -> list[str]:
     for date, key, _, _ in recorded_changes(record):
         settings.setdefault(date, []).append(key)
     return [
-        f"Resumed on {date} with changed settings: {', '.join(keys[:MAX_NAMED_SETTINGS])}"
-        + (f" and {len(keys) - MAX_NAMED_SETTINGS} more" if keys[MAX_NAMED_SETTINGS:] else "")
-        + "; their values before and after are in sweep.yaml, under changes"
+        f"Resumed on {date} with changed settings: {list_some(keys)}"
+        "; their values before and after are in sweep.yaml, under changes"
         for date, keys in settings.items()
     ]
 

@@ -6,6 +6,7 @@ every machine, whatever else the file holds. Groups with near-duplicate messages
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -18,7 +19,7 @@ from m2ray.tasks.near_duplicates import similar_pairs
 from m2ray.tasks.text_episodes import TextEpisode, simplify
 from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
-from m2ray.util.files import cache_root, write_atomic
+from m2ray.util.files import cache_root, keep_json
 from m2ray.util.text import pluralize
 
 SIMILARITY = 0.8  # Jaccard similarity from which two messages are near-duplicates
@@ -53,22 +54,23 @@ def parts_of_file(digest: str, fields: Mapping[str, str], episodes: Sequence[Tex
     known = json.dumps([digest, sorted(fields.items()), code_digest()])
     key = hashlib.sha256(known.encode()).hexdigest()[:16]
     if key not in _in_memory:
-        file = cache_root() / "text-parts" / f"{key}.txt"
+        file = cache_root() / "text-parts" / f"{key}.json"
         parts = _read_parts(file, len(episodes))
         if parts is None:
             parts = assign_parts(episodes)
             if len(parts) >= _KEPT_LINES:
-                write_atomic(file, "\n".join(parts).encode())
+                keep_json(file, parts)
         _in_memory[key] = parts
     return _in_memory[key]
 
 
 def _read_parts(file: Path, count: int) -> list[str] | None:
     """Return the parts in a file, or None if it does not hold so many."""
-    if not file.is_file():
-        return None
-    parts = file.read_text(errors="replace").split("\n")
-    return parts if len(parts) == count and set(parts) <= set(PARTS) else None
+    with contextlib.suppress(OSError, ValueError, TypeError):  # missing or damaged
+        parts = json.loads(file.read_bytes())
+        if isinstance(parts, list) and len(parts) == count and set(parts) <= set(PARTS):
+            return parts
+    return None
 
 
 def episodes_of_part(

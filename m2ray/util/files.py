@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,25 @@ def check_writable(option: str, folder: Path) -> None:
         tempfile.TemporaryDirectory(dir=existing).cleanup()
     except OSError as error:
         raise UserError(f"{option}: {existing}: {error.strerror}; choose another folder") from None
+
+
+def check_file(option: str, path: Path, suffixes: Sequence[str], about: str = "") -> None:
+    """Refuse, before any work is done, a place where a file cannot be written.
+
+    Args:
+        option: The command-line option that the error names.
+        path: The file.
+        suffixes: What its name may end in.
+        about: Words before the advice how to name it.
+
+    Raises:
+        UserError: it is named otherwise, is a folder, or lies inside a file.
+    """
+    if path.suffix not in suffixes:
+        raise UserError(f"{option} {path}: {about}name it {', '.join(f'something{each}' for each in suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a folder; name a file")
+    check_writable(f"{option} {path}", path.parent)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -76,6 +96,12 @@ def _sync(path: Path) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file atomically."""
     write_atomic(path, (json.dumps(data, indent=2) + "\n").encode())
+
+
+def keep_json(path: Path, data: Any) -> None:
+    """Write a JSON file into the user's cache. A cache that cannot be written costs time, not a result."""
+    with contextlib.suppress(OSError):
+        write_json(path, data)
 
 
 def file_digest(path: Path) -> str:

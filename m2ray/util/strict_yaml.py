@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from pydantic_core import ErrorDetails
 
 from m2ray.util.errors import UserError, describe_error
@@ -33,6 +40,15 @@ class StrictModel(BaseModel):
 
     # Models of fields that are plain mappings here and checked later; for suggestions.
     checked_later: ClassVar[Mapping[str, type[BaseModel]]] = {}
+    # Keys that earlier versions lack, with their defaults. They are left out where they are not set, so that
+    # digests and records of earlier sweeps stay the same.
+    added_later: ClassVar[Mapping[str, Any]] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = handler(self)
+        later = self.added_later
+        return {key: value for key, value in tree.items() if key not in later or value != later[key]}
 
 
 class UnknownKey(ValueError):

@@ -20,6 +20,11 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def list_some(names: Sequence[str], most: int = 8) -> str:
+    """Return the first names of a list and the number of the others: `a, b and 3 more`."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def duration(seconds: float) -> str:
     """Return a time in seconds, minutes or hours: `45 s`, `12 min`, `3 h 20 min`."""
     if seconds < 100:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -31,6 +29,7 @@ from m2ray.config.plan import load_plan
 from m2ray.config.trial import TrialConfig
 from m2ray.engine.ray_internals import MALLOC
 from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.model.numeric_type import processor_name
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.tables import markdown
 
@@ -131,12 +130,6 @@ def figures_table(figures: dict[str, Any]) -> list[list[str]]:
 def page(figures: dict[str, Any]) -> str:
     """Return bench.md."""
     return f"{markdown(peer_table(figures))}\n\n{markdown(figures_table(figures))}\n"
-
-
-def processor_name() -> str:
-    """Return the processor's model name, or its architecture where the kernel gives none."""
-    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return model[1] if model else platform.machine()
 
 
 def main() -> None:

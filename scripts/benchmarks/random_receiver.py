@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,19 +26,24 @@ CHAT = (
 LEVELS = ("easy", "lookup-6x10")
 
 
-def chat_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer trained on the prompts, so that these are as long as with Qwen's own."""
+def prompts() -> list[str]:
+    """Return prompts to train a tokenizer on, so that they are as long in its tokens as in those of Qwen."""
     chat = STYLES["chat"]
     texts = [chat.system]
     for name in LEVELS:
         for episode in episodes(level(name), range(200), "train"):
             names = {"names": ", ".join(episode.level.names), "top": episode.level.domain - 1}
             texts.append(chat.user.format(message=episode.message, context=episode.context, **names))
+    return texts
+
+
+def chat_tokenizer(texts: Sequence[str], vocabulary: int) -> transformers.PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer trained on some texts, with a chat template as Qwen's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1_000,
+        vocab_size=vocabulary,
         special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -55,7 +61,7 @@ def save_random_receiver(shape: str, folder: Path) -> Path:
     if (folder / "tokenizer.json").is_file():
         return folder
     width, mlp, layers, heads, kv_heads, vocabulary = SHAPES[shape]
-    tokenizer = chat_tokenizer()
+    tokenizer = chat_tokenizer(prompts(), 1_000)
     config = transformers.Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=width,

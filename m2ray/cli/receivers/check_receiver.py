@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         "receiver": receiver.name,
         "model": type(receiver.model).__name__,
         "digest": receiver.digest,
-        "dtype": str(receiver.dtype).removeprefix("torch."),
+        "dtype": receiver.dtype_name,
         "device": receiver.device.type,
         "versions": versions(),
         **tested(receiver).summary(),

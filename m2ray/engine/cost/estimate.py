@@ -73,7 +73,7 @@ def count_work(plan: Plan) -> Work:
             jobs += times["checkpoint"]  # a job of its own
             constant_samples = max(constant_samples, _constant_samples(plan, evaluations[split] // seeds))
     diagnoses = 0
-    if space.judge.diagnose and not example.task.is_text:
+    if plan.diagnosed:
         diagnoses = evaluations["confirm"] // (1 if space.judge.diagnose_seeds == "all" else seeds)
     return Work(samples, constant_samples, reports, jobs + diagnoses, answers, diagnoses)
 

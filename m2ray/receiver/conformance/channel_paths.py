@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from m2ray.receiver.channel import Channel
 from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared
-from m2ray.receiver.conformance.own_path import OwnPath, RandomRows, horizon
-from m2ray.receiver.layout import Layout, Place, pad
+from m2ray.receiver.conformance.own_path import OwnPath, RandomRows, horizon, with_slots
+from m2ray.receiver.layout import PLACES, Layout, Place
 from m2ray.receiver.model.generation import PromptDecoder
 from m2ray.receiver.model.requests import Prompts
 from m2ray.receiver.receiver import Receiver
 
 COLUMNS, SLOTS, NEW_TOKENS = 48, 3, 6
-PLACES: tuple[Place, ...] = ("before", "message", "after")
 
 
 class ChannelMeasurer:
@@ -160,19 +159,7 @@ class ChannelMeasurer:
 
     def _layout(self, place: Place) -> Layout:
         """Return the random rows with `SLOTS` open slots, and what precedes them kept."""
-        at = [
-            {"before": 0, "message": (len(row) - ANSWER) // 2, "after": len(row) - ANSWER}[place]
-            for row in self._rows
-        ]
-        pad_id = self._receiver.pad_id
-        filled = [[*row[:i], *[pad_id] * SLOTS, *row[i:]] for row, i in zip(self._rows, at, strict=True)]
-        return Layout(
-            pad(filled, pad_id),
-            torch.tensor(at)[:, None] + torch.arange(SLOTS),
-            torch.tensor([len(row) - ANSWER for row in filled]),
-            torch.zeros(len(filled), dtype=torch.long),
-            torch.tensor(at),
-        ).to(self._receiver.device)
+        return with_slots(self._receiver, self._rows, place, SLOTS, kept=True)
 
     def _refilled(self, layout: Layout) -> Layout:
         """Return a layout with ordinary tokens in its slots."""

@@ -20,6 +20,7 @@ from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows, h
 from m2ray.receiver.conformance.paths import PathMeasurer
 from m2ray.receiver.layout import PLACES
 from m2ray.receiver.model.causal_model import Ways
+from m2ray.receiver.model.numeric_type import type_name
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import describe_error
 
@@ -127,7 +128,7 @@ class _Check:
         changed = row[:half] + self._rows.replaced(row[half:])
         before, after = self._own.logits(row)[:half], self._own.logits(changed)[:half]
         if before.isnan().any() or after.isnan().any():
-            raise _Refusal(f"its logits are not numbers in {str(before.dtype).removeprefix('torch.')}")
+            raise _Refusal(f"its logits are not numbers in {type_name(before.dtype)}")
         # Rows of one length run through the same kernels: what comes later changes nothing, in any numeric type.
         if relative_error(before, after) > min(CAUSAL_BOUND, self._result.bound):
             raise _Refusal("is not causal: later tokens change what it predicts at earlier ones")

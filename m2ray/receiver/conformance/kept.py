@@ -19,7 +19,7 @@ from m2ray.receiver.model.causal_model import Ways
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.code_digest import code_digest
 from m2ray.util.errors import UserError
-from m2ray.util.files import cache_root, write_json
+from m2ray.util.files import cache_root, keep_json
 
 
 def tested(receiver: Receiver) -> Conformance:
@@ -28,7 +28,7 @@ def tested(receiver: Receiver) -> Conformance:
     result = _read(file)
     if result is None:
         result = check(receiver)
-        _keep(file, result)
+        keep_json(file, asdict(result))
     return result
 
 
@@ -51,7 +51,7 @@ def use_tested_ways(receiver: Receiver) -> Receiver:
             target *= 2
         if target > result.ways.tested:
             result = extend(receiver, result, target)
-            _keep(file, result)
+            keep_json(file, asdict(result))
         return result.ways
 
     receiver.set_model(receiver.model, result.ways)
@@ -76,9 +76,3 @@ def _read(file: Path) -> Conformance | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return Conformance.from_json(json.loads(file.read_bytes()))
     return None
-
-
-def _keep(file: Path, result: Conformance) -> None:
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not a result
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, asdict(result))

@@ -19,7 +19,7 @@ from m2ray.receiver.conformance.kept import kept_file
 from m2ray.receiver.conformance.own_path import FAILURES, RandomRows
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import UserError, describe_error
-from m2ray.util.files import write_json
+from m2ray.util.files import keep_json
 
 MEASURED_TOKENS = 64  # of each random row
 FIRST_TOKENS = 4  # of a row, whose states may be far larger than all others
@@ -83,9 +83,7 @@ def _kept_problem(receiver: Receiver) -> str:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads(file.read_bytes())["problem"])
     problem = ChannelMeasurer(receiver).problem()
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not a result
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"problem": problem})
+    keep_json(file, {"problem": problem})
     return problem
 
 

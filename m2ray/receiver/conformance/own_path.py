@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from m2ray.receiver.conformance.measurement import ANSWER, relative_error
-from m2ray.receiver.layout import UNLIMITED
+from m2ray.receiver.layout import UNLIMITED, Layout, Place, pad
 from m2ray.receiver.model.causal_model import CausalModel, Ways
 from m2ray.receiver.receiver import Receiver
 
@@ -155,6 +155,19 @@ class RandomRows:
         return [
             self._tokens[(place.get(token, 0) + 1 + i % 3) % len(self._tokens)] for i, token in enumerate(tokens)
         ]
+
+
+def with_slots(receiver: Receiver, rows: Sequence[list[int]], place: Place, slots: int, kept: bool) -> Layout:
+    """Return rows, whose last `ANSWER` tokens are the answer, with open slots; `kept`: what precedes these is."""
+    at = [{"before": 0, "message": (len(row) - ANSWER) // 2, "after": len(row) - ANSWER}[place] for row in rows]
+    filled = [[*row[:i], *[receiver.slot_id] * slots, *row[i:]] for row, i in zip(rows, at, strict=True)]
+    return Layout(
+        pad(filled, receiver.pad_id),
+        torch.tensor(at)[:, None] + torch.arange(slots),
+        torch.tensor([len(row) - ANSWER for row in filled]),
+        torch.zeros(len(rows), dtype=torch.long),
+        torch.tensor(at) if kept else torch.zeros(len(rows), dtype=torch.long),
+    ).to(receiver.device)
 
 
 def _opening(receiver: Receiver) -> list[int]:

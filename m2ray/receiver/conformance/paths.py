@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from m2ray.receiver.conformance.measurement import ANSWER, Measurement, compared, largest
-from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows
+from m2ray.receiver.conformance.own_path import FAILURES, OwnPath, RandomRows, with_slots
 from m2ray.receiver.layout import UNLIMITED, Layout, Place, pad
 from m2ray.receiver.model.causal_model import Ways
 from m2ray.receiver.model.generation import PromptDecoder
@@ -153,17 +153,7 @@ class PathMeasurer:
         """Return a twin, rows with `SLOTS` open slots, and vectors for them of an embedding's size."""
         twin = self.twin(ways)
         rows = [row[: max(ANSWER + 2, len(row) - SLOTS)] for row in rows]
-        at = [
-            {"before": 0, "message": (len(row) - ANSWER) // 2, "after": len(row) - ANSWER}[place] for row in rows
-        ]
-        filled = [[*row[:i], *[twin.slot_id] * SLOTS, *row[i:]] for row, i in zip(rows, at, strict=True)]
-        layout = Layout(
-            pad(filled, twin.pad_id),
-            torch.tensor(at)[:, None] + torch.arange(SLOTS),
-            torch.tensor([len(row) - ANSWER for row in filled]),
-            torch.zeros(len(rows), dtype=torch.long),
-            torch.tensor(at) if ways.kept else torch.zeros(len(rows), dtype=torch.long),
-        ).to(twin.device)
+        layout = with_slots(twin, rows, place, SLOTS, bool(ways.kept))
         generator = torch.Generator().manual_seed(len(place))
         width, norm = self._receiver.width, self._receiver.embedding_norm
         vectors_BKD = torch.randn(len(rows), SLOTS, width, generator=generator).to(twin.device)

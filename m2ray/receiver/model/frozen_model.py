@@ -21,6 +21,7 @@ from m2ray.receiver.digest import Source, receiver_digest, source_of
 from m2ray.receiver.layout import UNLIMITED, Layout, Place, PromptBuilder, pad
 from m2ray.receiver.model.causal_model import PLAIN, CausalModel, Ways
 from m2ray.receiver.model.kv_cache import PromptPrefixCache, autocast_dtype
+from m2ray.receiver.model.numeric_type import type_name
 from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest, States
 from m2ray.receiver.model.rows import RowRunner, Rows, join_requests
 from m2ray.tasks.episodes import AnyEpisode
@@ -87,7 +88,7 @@ class FrozenModel(PromptBuilder):
         return twin
 
     def _forget(self) -> None:
-        """Start with caches of its own."""
+        """Give this copy empty caches."""
         self.null_nll_cache = LRUCache(CACHED_NULLS)
         self._message_cache, self._own_cache = _message_cache(), _message_cache()
 
@@ -104,6 +105,11 @@ class FrozenModel(PromptBuilder):
         return found
 
     # --- properties ---
+
+    @property
+    def dtype_name(self) -> str:
+        """The numeric type as configurations have it, such as float32."""
+        return type_name(self.dtype)
 
     @property
     def device(self) -> torch.device:

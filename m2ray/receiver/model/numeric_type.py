@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from m2ray.receiver.digest import NOT_IN_NUMBERS
 from m2ray.receiver.model.causal_model import PLAIN, CausalModel
-from m2ray.util.files import cache_root, write_json
+from m2ray.util.files import cache_root, keep_json
 
 TYPES = (torch.float32, torch.bfloat16)
 SMALL = 20_000_000  # parameters of a receiver that is not measured
@@ -84,10 +84,7 @@ def fastest_type(config: Mapping[str, Any], model: Any) -> str:
     fits = 4 * _parameters(model) <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     chosen = type_name(faster(seconds, own, fits))
     result = {"type": chosen, "seconds": {type_name(dtype): each for dtype, each in seconds.items()}}
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs a second, not a result
-        file = _kept_file(config)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, result)
+    keep_json(_kept_file(config), result)
     return chosen
 
 

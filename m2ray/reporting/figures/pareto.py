@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 
 from m2ray.config.condition_names import bits_count, text_limit
-from m2ray.judging import statistics as stats
-from m2ray.judging.arms import count_successes
-from m2ray.reporting.figures.judged_runs import LineStyle, by_config, sample_sizes
+from m2ray.judging.arms import count_successes, success_rate
+from m2ray.reporting.figures.judged_runs import LineStyle, by_config, percent_with_bounds, sample_sizes
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.plotting import COLORS, hide_spines, legend_beside
 
@@ -72,12 +71,9 @@ def draw_pareto(runs: Sequence[JudgedRun], styles: Mapping[str, LineStyle]) -> A
     for sender in dict.fromkeys(point.sender for point in points):
         style = styles.get(sender, LineStyle(COLORS["P1"], "D", "-"))
         own = [point for point in points if point.sender == sender]
-        rates = [100 * point.rate for point in own]
-        spans = [stats.wilson(point.solved, point.n) for point in own]
-        low = [rate - 100 * span[0] for rate, span in zip(rates, spans, strict=True)]
-        high = [100 * span[1] - rate for rate, span in zip(rates, spans, strict=True)]
+        rates, bounds = percent_with_bounds([(point.solved, point.n) for point in own])
         sizes = [point.bytes for point in own]
-        axes.errorbar(sizes, rates, [low, high], fmt=style.marker, color=style.color, ms=5, lw=1.2, label=sender)
+        axes.errorbar(sizes, rates, bounds, fmt=style.marker, color=style.color, ms=5, lw=1.2, label=sender)
     best = front(points)
     axes.step(
         [point.bytes for point in best],
@@ -90,7 +86,7 @@ def draw_pareto(runs: Sequence[JudgedRun], styles: Mapping[str, LineStyle]) -> A
     )
     counts = count_successes(shown[0].rows)
     if "P0" in counts:
-        axes.axhline(100 * counts["P0"][0] / counts["P0"][1], color=COLORS["P0"], lw=1, ls="--", label="P0, none")
+        axes.axhline(100 * success_rate(counts["P0"]), color=COLORS["P0"], lw=1, ls="--", label="P0, none")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(ylim=(0, 100), xlabel="bytes per message", ylabel="episodes solved (%), 95 % Wilson interval")
