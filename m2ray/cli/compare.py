@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(_plain(comparison, first, second)))
     else:
         print(_text(comparison, first, second, splits))
-    if args.figure is not None:
+    if args.figure is not None and not comparison.is_of_one:
         # Loads matplotlib, which a table does not need.
         from m2ray.reporting.figures.comparison import draw_comparison
         from m2ray.util.plotting import save, use_file_backend
@@ -142,7 +142,9 @@ def _system(side: Named, split: str) -> System:
 
 
 def _text(comparison: Comparison, first: System, second: System, splits: Sequence[str]) -> str:
-    """Return who is compared, the table, and the finding."""
+    """Return who is compared, the table, and the finding; only the last where there is nothing to compare."""
+    if comparison.is_of_one:
+        return describe(comparison)
     arms = (comparison.first, comparison.second)
     lines = [
         f"{letter}: {', '.join([system.label, *([f'split {split}'] if split else []), sample_text(own)])}"

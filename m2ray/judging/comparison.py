@@ -76,6 +76,11 @@ class Comparison(NamedTuple):
     derived: list[Difference]
     same: list[str]
 
+    @property
+    def is_of_one(self) -> bool:
+        """True if all that would be compared are the same rows: a result with itself, or with a copy."""
+        return not self.conditions and not self.derived
+
 
 def compare(first: System, second: System, names: Sequence[str] | None = None) -> Comparison:
     """Compare two systems.
@@ -97,11 +102,12 @@ def compare(first: System, second: System, names: Sequence[str] | None = None) -
         shared = set(parts[0].episode) & set(parts[1].episode)
         parts = [part[part.episode.isin(shared)] for part in parts]
     arms = [_arms(system.label, part) for system, part in zip((first, second), parts, strict=True)]
-    same = [name for name in names if paired and _same_rows(parts[0], parts[1], name)]
+    equal = _same_conditions(first, second, parts) if paired else set()
+    same = [name for name in names if name in equal]
     conditions = [
-        _difference(arms, paired, name, partial(RowArms.scores, name=name)) for name in names if name not in same
+        _difference(arms, paired, name, partial(RowArms.scores, name=name)) for name in names if name not in equal
     ]
-    return Comparison(paired, why, notes, arms[0], arms[1], conditions, _derived(arms, paired), same)
+    return Comparison(paired, why, notes, arms[0], arms[1], conditions, _derived(arms, paired, equal), same)
 
 
 # --- pairing -------------------------------------------------------------------------------------------------
@@ -199,13 +205,30 @@ def _arms(label: str, rows: pd.DataFrame) -> RowArms:
     return arms
 
 
+def _same_conditions(first: System, second: System, parts: Sequence[pd.DataFrame]) -> set[str]:
+    """Return the conditions whose rows are one measurement, not two.
+
+    Rows of a codec are known by its checkpoint. Two systems of which only the outcomes are known may agree under a
+    condition by chance, or since both solve all: theirs are the same rows if they have one name, or if they agree
+    under all conditions, and solve some episodes only.
+    """
+    same = {name for name in set(parts[0].condition) & set(parts[1].condition) if _same_rows(*parts, name)}
+    if all("checkpoint" in part for part in parts):
+        return same
+    whole = all(set(part.condition) == same for part in parts)
+    if whole and (first.label == second.label or parts[0].success.nunique() > 1):
+        return same
+    return {name for name in same if all((part.config[part.condition == name] == "").all() for part in parts)}
+
+
 def _same_rows(first: pd.DataFrame, second: pd.DataFrame, name: str) -> bool:
-    """Return whether a condition's rows belong to no codec and are the same in both: one measurement, not two."""
-    parts = [rows[rows.condition == name].sort_values("episode") for rows in (first, second)]
-    if not all((part.config == "").all() and len(part) for part in parts):
-        return False
+    """Return whether a condition's rows are the same in both, whatever the configurations are called."""
+    keys = ["seed", "episode"]
+    parts = [rows[rows.condition == name].sort_values(keys) for rows in (first, second)]
     columns = [
-        column for column in ("episode", "success", "answer", "nll") if column in first and column in second
+        column
+        for column in (*keys, "checkpoint", "success", "answer", "nll")
+        if column in first and column in second
     ]
     return parts[0][columns].reset_index(drop=True).equals(parts[1][columns].reset_index(drop=True))
 
@@ -247,12 +270,12 @@ def _contrast(arms: Sequence[RowArms], paired: bool, first_SE: Floats, second_SE
     return difference_of_samples(means[0], means[1])
 
 
-def _derived(arms: Sequence[RowArms], paired: bool) -> list[Difference]:
+def _derived(arms: Sequence[RowArms], paired: bool, same: set[str]) -> list[Difference]:
     """Return the differences in gain and in retention, where both systems have the conditions for them."""
     found = []
-    if all({"normal", "P0"} <= set(own.counts) for own in arms):
+    if all({"normal", "P0"} <= set(own.counts) for own in arms) and not {"normal", "P0"} <= same:
         found.append(_difference(arms, paired, GAIN, _gain))
-    if all(_has_retention(own) for own in arms):
+    if all(_has_retention(own) for own in arms) and not {"normal", "P0", "P1"} <= same:
         found.append(_difference(arms, paired, RETENTION, _retention_parts))
     return found
 
@@ -280,8 +303,10 @@ def _retention_parts(arms: RowArms) -> Floats:
 
 def describe(comparison: Comparison) -> str:
     """Return the finding on the first condition in one sentence."""
+    if comparison.is_of_one:
+        return f"A and B are the same rows ({sample_text(comparison.first)}), so there is nothing to compare."
     if not comparison.conditions:
-        return "Nothing differs: all conditions that both have are the same rows."
+        return "The conditions that were asked for are the same rows in both."
     first = comparison.conditions[0]
     points = f"{100 * first.value:+.1f} [{100 * first.low:+.1f}, {100 * first.high:+.1f}] points"
     if first.low > 0 or first.high < 0:

@@ -158,6 +158,38 @@ def test_the_table_names_both_says_how_it_compares_and_what_it_finds(results, ca
     assert lines[-1].startswith("A solves more than B under normal: +10.0 [")
 
 
+def test_a_result_beside_itself_or_a_copy_is_said_to_be_the_same_rows(results, capsys):
+    """Of another name and in another order too, but not two codecs that answer alike."""
+    rows = pd.concat([make_rows(GOOD, "a", seed) for seed in range(3)], ignore_index=True).drop_duplicates()
+    write_rows(results / "copy.parquet", rows.replace({"config": {"a": "renamed"}}).sample(frac=1, random_state=0))
+    write_rows(results / "alike.parquet", rows.assign(checkpoint=rows.checkpoint.replace("a", "c", regex=True)))
+    line = "A and B are the same rows (n = 200, 3 training seeds), so there is nothing to compare.\n"
+    for other in (results / "a", results / "copy.parquet"):
+        assert main([str(results / "a"), str(other), "--figure", str(results / "none.png")]) == 0
+        assert capsys.readouterr().out == line
+        found = compared(capsys, results / "a", other)
+        assert (found["differences"], "normal" in found["same"]) == ([], True)
+    assert not (results / "none.png").exists()
+    alike = compared(capsys, results / "a", results / "alike.parquet")
+    assert by_name(alike)["normal"]["difference"] == 0
+    assert "P0" in alike["same"]
+
+
+def test_outcomes_beside_a_copy_are_the_same_rows_but_two_systems_that_solve_all_are_not(tmp_path, capsys):
+    some = pd.DataFrame(
+        {"id": range(60), "condition": ["normal", "P0", "P1"] * 20, "success": [1, 0, 1, 1, 0, 0] * 10}
+    )
+    some["id"] //= 3
+    every = some.assign(success=1)
+    for name, table in (("x", some), ("y", some.sample(frac=1, random_state=0)), ("all", every), ("full", every)):
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    for one, other in (("x", "x"), ("x", "y"), ("all", "all")):
+        assert main([f"{tmp_path}/{one}.csv", f"{tmp_path}/{other}.csv"]) == 0
+        assert capsys.readouterr().out == "A and B are the same rows (n = 20), so there is nothing to compare.\n"
+    alike = by_name(compared(capsys, tmp_path / "all.csv", tmp_path / "full.csv"))["normal"]
+    assert alike["ci_low"] < 0 == alike["difference"] < alike["ci_high"]
+
+
 def test_published_configurations_are_compared_without_torch(tmp_path):
     figure = tmp_path / "figure.png"
     code = (
