@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from m2ray.codec.local_paths import command_without_folders, without_folders
+
 LIBRARY = "m2ray"
 EXAMPLE_SEEDS = "5000000:5001000"  # episode seeds in example commands; any unused seeds will do
-
-
-def without_folders(word: str) -> str:
-    """Return a local path, also that of `KEY=PATH`, without its folders; other words as they are."""
-    option, equals, path = word.rpartition("=")
-    local = path.startswith(("/", "~", "./", "../"))
-    return f"{option}{equals}{path.rstrip('/').rpartition('/')[2]}" if local else word
 
 
 def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -> ModelCard:
@@ -43,7 +37,7 @@ def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -
         f"Task level: {trial.get('task', {}).get('level', 'unknown')}. Verdict: {verdict}.",
     ]
     if made := published.get("made"):
-        made = shlex.join(map(without_folders, shlex.split(made)))
+        made = command_without_folders(made)
         text.append(f"Made by `{made}`, configuration {record['config']}, training seed {record['seed']}.")
     text.append(
         "Evaluate it on messages that it was not trained on, with any seeds:\n\n"

@@ -212,7 +212,9 @@ def _same_conditions(first: System, second: System, parts: Sequence[pd.DataFrame
     condition by chance, or since both solve all: theirs are the same rows if they have one name, or if they agree
     under all conditions, and solve some episodes only.
     """
-    same = {name for name in set(parts[0].condition) & set(parts[1].condition) if _same_rows(parts[0], parts[1], name)}
+    same = {
+        name for name in set(parts[0].condition) & set(parts[1].condition) if _same_rows(parts[0], parts[1], name)
+    }
     if all("checkpoint" in part for part in parts):
         return same
     whole = all(set(part.condition) == same for part in parts)

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from m2ray.config.task import ALL, Splits, TaskConfig, parse_seeds
 from m2ray.receiver.receiver import Receiver
@@ -148,13 +149,15 @@ class TextSource:
                 )
 
     def check_not_trained_on(self, episodes: Sequence[TextEpisode], splits: Splits) -> None:
-        """Refuse episodes with messages that a codec of this task was trained on.
+        """Refuse episodes with messages that a codec of this task was trained on; a file that is gone tells none.
 
         Raises:
             UserError: the codec may have been trained on one of the messages.
         """
         if self.config.file is None:
             trained = {e.content for e in episodes if "/train/" in e.id}
+        elif not Path(self.config.file).is_file():
+            return
         else:
             known = {self._file[line].content for line in self._lines_of("train")}
             trained = known & {episode.content for episode in episodes}

@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from m2ray.codec.checkpoints import last_checkpoints, read_record
+from m2ray.codec.local_paths import command_without_folders, record_without_folders
 from m2ray.codec.model_card import model_card
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.util.errors import UserError
@@ -27,7 +28,8 @@ def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = Fals
 
     The folder is self-contained: `codec.safetensors`, `config.json`, `trial.yaml` for m2ray.train, and a README
     with the verdict. Its record is marked as published: `m2ray.evaluate` records looks at confirm messages by
-    it, but never refuses them.
+    it, but never refuses them. Paths of this machine are not published: receiver, task file and the rest are named
+    without their folders, and told by their digests.
 
     Args:
         sweep: Results folder of a finished sweep.
@@ -53,9 +55,9 @@ def publish(sweep: Path, config: str, seed: int, name: str, replace: bool = Fals
         raise UserError(f"--as: {target} is already there; choose another name, or remove it first")
     published = {
         "verdict": verdict,
-        "made": str(read_sweep_record(sweep)["command"]),
+        "made": command_without_folders(str(read_sweep_record(sweep)["command"])),
     }
-    record = {**read_record(source), "published": published}
+    record = {**record_without_folders(read_record(source)), "published": published}
 
     target.mkdir(exist_ok=replace)
     shutil.copyfile(source / "codec.safetensors", target / "codec.safetensors")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from m2ray.codec.checkpoints import TASK_FILE
 from m2ray.codec.codec import Codec, load_codec
+from m2ray.config.task import TaskConfig
 from m2ray.config.trial import TrialConfig
 from m2ray.receiver.receiver import Receiver
 from m2ray.util.errors import UserError
@@ -31,7 +35,7 @@ def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver
             whose training messages may be those that this one is judged on.
     """
     start = load_codec(folder, receiver)
-    if (start.record.get("trial") or {}).get("task") != config.task.model_dump(mode="json"):
+    if not _is_trained_on(start.record, config.task):
         raise UserError(f"training.start: {folder}: trained on another task; use a checkpoint of the same")
     given, wanted = ({**dict(codec_config), "k": None} for codec_config in (start.config, config.codec))
     if given != wanted:
@@ -45,3 +49,12 @@ def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver
         raise UserError(
             f"training.start: {folder}: the encoder {config.codec.encoder} is made for one k; use {start.config.k}"
         ) from None
+
+
+def _is_trained_on(record: Mapping[str, Any], task: TaskConfig) -> bool:
+    """Return whether a codec's record names this task; a published one names its file without folders."""
+    trained, now = (record.get("trial") or {}).get("task"), task.model_dump(mode="json")
+    if trained == now or task.file is None or not trained:
+        return bool(trained == now)
+    unfiled = [{**tree, "file": None} for tree in (trained, now)]
+    return unfiled[0] == unfiled[1] and record.get(TASK_FILE) == task.file_digest

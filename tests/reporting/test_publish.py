@@ -12,10 +12,11 @@ import yaml
 from m2ray.cli.evaluate import main as evaluate
 from m2ray.cli.publish import main
 from m2ray.codec.checkpoints import trial_of
+from m2ray.codec.local_paths import without_folders
 from m2ray.config.trial import TrialConfig
 from m2ray.engine.jobs import EvaluationJob, run_evaluation
 from m2ray.evaluation.rows import RowStore
-from m2ray.receiver.loading import load_receiver
+from m2ray.receiver.loading import EMBEDDED, load_receiver
 from m2ray.reporting.publish import publish
 from m2ray.training.trainer import train
 from m2ray.util.errors import UserError
@@ -86,21 +87,63 @@ def test_a_codec_of_several_seeds_has_the_verdict_of_its_configuration_first(swe
     )
 
 
-def test_a_card_has_no_local_paths(sweep):
+def test_no_file_of_it_has_local_paths(sweep):
     command = (
-        f"python -m m2ray.sweep '{sweep}/my space.yaml' --receiver /data/models/big --set a.b={sweep}/x.jsonl"
+        f"python -m m2ray.sweep '{sweep}/my space.yaml' --receiver /data/models/big --set a.b={sweep}/x.jsonl "
+        f"--set 'trial.task={{file: {sweep}/x.jsonl, scorer: exact}}' --results=/data/results"
     )
     (sweep / "sweep.yaml").write_text(yaml.safe_dump({"command": command}))
     folder = sweep / "checkpoints" / CONFIG / "seed-0" / "epoch-01"
     record = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**record, "receiver": "/data/models/big"}))
-    card = (publish(sweep, CONFIG, 0, "best") / "README.md").read_text()
-    assert "/data" not in card
-    assert str(sweep) not in card
-    assert str(sweep.parent) not in card
-    assert "`python -m m2ray.sweep 'my space.yaml' --receiver big --set a.b=x.jsonl`" in card
+    trial = record["trial"]
+    trial["receiver"] = trial["task"]["messages"] = "/data/models/big"
+    trial["task"]["file"] = f"{sweep}/mine.jsonl"
+    trial["training"]["start"] = "~/codecs/first"
+    record |= {"receiver": "/data/models/big", "task_file": "d", "trial": trial}
+    record["params"] = {"training.start": "~/codecs/first", "codec.k": 8}
+    (folder / "config.json").write_text(json.dumps(record))
+    best = publish(sweep, CONFIG, 0, "best")
+    for file in best.iterdir():
+        content = file.read_bytes()
+        for path in ("/data", str(sweep), str(sweep.parent), "~/codecs"):
+            assert path.encode() not in content, file
+    made = (
+        "python -m m2ray.sweep 'my space.yaml' --receiver big --set a.b=x.jsonl "
+        "--set 'trial.task={file: x.jsonl, scorer: exact}' --results=results"
+    )
+    card = (best / "README.md").read_text()
+    assert f"`{made}`" in card
     assert 'from_pretrained("results/sweep/best"' in card
     assert 'load_receiver("big")' in card
+    now = json.loads((best / "config.json").read_text())
+    assert now["published"]["made"] == made
+    assert {key: now[key] for key in ("receiver_digest", "digest", "task_file", "codec")} == {
+        key: record[key] for key in ("receiver_digest", "digest", "task_file", "codec")
+    }
+    for own in (now["trial"], yaml.safe_load((best / "trial.yaml").read_text())):
+        assert (own["receiver"], own["task"]["file"], own["training"]["start"]) == ("big", "mine.jsonl", "first")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["mini", "Qwen/Qwen2.5-3B", "results/x", "a=b", "https://hub/x", "--set", "{a: b/c}", "1/2", "[1, 2]"],
+)
+def test_words_that_are_no_local_paths_stay(word):
+    assert without_folders(word) == word
+
+
+def test_a_published_receiver_that_is_elsewhere_is_named_on_the_command_line(sweep, tmp_path, capsys):
+    folder = sweep / "checkpoints" / CONFIG / "seed-0" / "epoch-01"
+    record = json.loads((folder / "config.json").read_text())
+    shutil.copytree(EMBEDDED / "mini", tmp_path / "moved")
+    record["receiver"] = record["trial"]["receiver"] = str(tmp_path / "moved")
+    (folder / "config.json").write_text(json.dumps(record))
+    best = str(publish(sweep, CONFIG, 0, "best"))
+    options = ["--seeds", "7000000:7000008", "--conditions", "normal,P0"]
+    with pytest.raises(UserError, match=r"receiver moved: no such folder; .*--receiver says where it is now"):
+        evaluate([best, *options])
+    assert evaluate([best, *options, "--receiver", str(tmp_path / "moved")]) == 0
+    assert "Normal" in capsys.readouterr().out
 
 
 def test_a_codec_that_was_not_confirmed_says_so_in_name_and_card(sweep):

@@ -15,6 +15,7 @@ from tiny_trainings import config, loss_curve
 
 from m2ray.codec.checkpoints import read_record, trial_of
 from m2ray.codec.codec import Codec, load_codec
+from m2ray.codec.local_paths import record_without_folders
 from m2ray.codec.tensor_file import load_tensors, save_tensors
 from m2ray.config.task import parse_seeds
 from m2ray.config.trial import TrialConfig
@@ -25,6 +26,7 @@ from m2ray.training.objectives import LOSSES
 from m2ray.training.schedule import SlotAnnealer, is_collapsed, learning_rate, training_batch
 from m2ray.training.trainer import TrainingFailed, train
 from m2ray.util.errors import UserError
+from m2ray.util.files import write_json
 from m2ray.util.strict_yaml import validate
 
 
@@ -307,6 +309,23 @@ def test_a_training_begins_with_the_weights_of_a_checkpoint_of_another_k(tiny, t
     for name, tensor in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[name], tensor, msg=name)
     assert metrics["step"] == 4
+
+
+def test_a_published_start_names_its_task_file_without_folders(tiny, tmp_path):
+    """The same content in another folder is the same task; another content is not."""
+    file, start = tmp_path / "episodes.jsonl", tmp_path / "start"
+    write_episodes(file, 60)
+    splits = {"train": "0:32", "search": "32:40", "select": "40:48", "confirm": "48:56"}
+    over = {"splits": splits, "task": {"level": "easy", "file": str(file)}, "training__epochs": 1}
+    conf = config(tiny, **over)
+    ((_, end),) = run(conf, tiny, start)
+    write_json(end / "config.json", record_without_folders(read_record(end)))
+    assert str(tmp_path) not in (end / "config.json").read_text()
+    ((metrics, _),) = run(config(tiny, **over, training__start=str(end)), tiny, tmp_path / "resumed")
+    assert metrics["step"] == conf.training.steps
+    write_episodes(file, 61)
+    with pytest.raises(UserError, match=r"trained on another task; use a checkpoint of the same$"):
+        run(config(tiny, **over, training__start=str(end)), tiny, tmp_path / "other")
 
 
 @pytest.mark.parametrize(
