@@ -15,7 +15,6 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import draw_episode
 from m2ray.tasks.registry import level
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # the processes of a run share its cores
 
