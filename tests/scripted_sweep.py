@@ -32,7 +32,7 @@ from m2ray.evaluation.confirm_ledger import message_digest
 from m2ray.evaluation.row_scope import row_scope
 from m2ray.evaluation.rows import SCHEMA
 from m2ray.judging.false_pass import ALIKE
-from m2ray.receiver.episode_source import EpisodeSource
+from m2ray.receiver.episode_source import open_source
 from m2ray.reporting.build import judge_folder
 from m2ray.util.journal import Journal
 
@@ -177,7 +177,7 @@ class ScriptedSweep:
         """Return the rows of an evaluation job, with outcomes by chance."""
         seeds = split_seeds(job.trial, job.split) if job.seeds is None else job.seeds
         part = job.split if job.split in ("search", "select") else "confirm"
-        messages = [message_digest(e) for e in EpisodeSource(job.trial.task).without_sender(seeds, part)]
+        messages = [message_digest(e) for e in open_source(job.trial.task).without_sender(seeds, part)]
         episode_E = rng_of(self.seed, job.split, "episodes").standard_normal(len(seeds))
         checkpoint = checkpoint_id(job.folder) if job.folder else None
         frames = []

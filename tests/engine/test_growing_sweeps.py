@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import re
 
 import numpy as np
@@ -23,6 +24,8 @@ from m2ray.judging.gate import holm_levels, joint_p_value, judge_arms
 from m2ray.judging.holm import holm
 from m2ray.judging.verdict import FAIL, PART, PASSES
 from m2ray.receiver import episode_source
+from m2ray.tasks.text_episodes import read_text_episodes
+from m2ray.tasks.text_splits import clusters, part_of_group
 from m2ray.util.errors import UserError
 
 NOTHING = next(world for world in NULLS if world.name == "wrong hurts, right does not help").rates(0.37)
@@ -153,6 +156,63 @@ def test_a_part_without_fresh_messages_is_said_before_anything_is_trained(tmp_pa
         sweep.run(monkeypatch, trials=2)
     assert sweep.trained == trained
     assert "extensions" not in read_sweep_record(sweep.root)
+    sweep.run(monkeypatch)  # as it was
+
+
+def write_lines(file, groups, questions=2):
+    """Write a text task: each group has a paragraph of its own in two wordings, with a question on either."""
+    names = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(groups)]
+    lines = [
+        {
+            "id": f"{name}-{question}",
+            "message": f"{name * 9} keeps {name[::-1] * 7} in box {question}.",
+            "prompt": "Which box?",
+            "target": str(question),
+            "group": name,
+        }
+        for first in range(0, groups, 100)
+        for question in range(questions)  # the lines of a group are apart in the file
+        for name in names[first : first + 100]
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def text_sweep(tmp_path, confirm, groups=600):
+    write_lines(tmp_path / "mine.jsonl", groups)
+    task = {"file": str(tmp_path / "mine.jsonl"), "scorer": "contains"}
+    splits = {"train": "0:40", "search": "0:20", "select": "0:20", "confirm": confirm}
+    return ScriptedSweep(tmp_path, GOOD, trial={**SPACE["trial"], "task": task, "splits": splits})
+
+
+@pytest.mark.parametrize("added", [{"trials": 2}, {"seeds": (3,)}])
+def test_a_text_file_has_fresh_groups_for_what_is_added(tmp_path, monkeypatch, added):
+    """Neither lines of a group that was looked at, nor near-duplicates of it."""
+    sweep = text_sweep(tmp_path, "0:30")
+    sweep.run(monkeypatch)
+    before = RowStore(sweep.root).read()
+    sweep.run(monkeypatch, **added)
+    after = RowStore(sweep.root).read()
+    assert len(after.merge(before, how="inner")) == len(before), "every row is as it was"
+    lines = read_text_episodes(tmp_path / "mine.jsonl")
+    names = clusters(lines)
+    first, second = ({*after.episode[after.split == split]} for split in ("confirm", "confirm-2"))
+    assert len(first) == len(second) == 30
+    assert not {names[line] for line in first} & {names[line] for line in second}
+    assert {part_of_group(names[line]) for line in second} == {"confirm"}
+
+
+def test_a_text_file_without_fresh_groups_says_so_and_what_helps(tmp_path, monkeypatch):
+    sweep = text_sweep(tmp_path, "0:40", groups=300)
+    sweep.run(monkeypatch)
+    trained = list(sweep.trained)
+    says = (
+        r"a further look at confirm needs 40 episodes of groups that nobody has looked at, and .*mine.jsonl has "
+        r"\d+; start a new sweep with a larger file, or with fewer in splits.confirm$"
+    )
+    for added in ({"trials": 2}, {"seeds": (3,)}):
+        with pytest.raises(UserError, match=says):
+            sweep.run(monkeypatch, **added)
+    assert sweep.trained == trained
     sweep.run(monkeypatch)  # as it was
 
 

@@ -2,7 +2,8 @@
 
 A sweep looks at the split confirm once. What is judged later, since trials or training seeds were added or the
 space was changed, is judged on fresh messages of the confirm part: none of them occurs in an earlier look of this
-or any other sweep that the user's ledger knows, nor in another split.
+or any other sweep that the user's ledger knows, nor in another split. In a text file a group is fresh if none of
+its lines was looked at, nor a near-duplicate of one.
 
 A look is recorded in sweep.yaml before anything is evaluated on it, so that a killed sweep continues it.
 """
@@ -21,8 +22,10 @@ from m2ray.config.split_names import CONFIRM, confirm_split, look_number
 from m2ray.config.sweep_record import read_sweep_record, write_sweep_record
 from m2ray.config.task import parse_seeds
 from m2ray.evaluation.confirm_ledger import ConfirmLedger, look_key, message_digest, new_look
-from m2ray.receiver.episode_source import open_source
+from m2ray.receiver.episode_source import Source, open_source
 from m2ray.receiver.loading import load_trial_receiver
+from m2ray.receiver.text_source import TextSource
+from m2ray.tasks.text_splits import clusters
 from m2ray.util.errors import UserError
 
 DRAWS_PER_MESSAGE = 40  # that are tried for each fresh message, until a level counts as used up
@@ -138,7 +141,7 @@ class ConfirmLooks:
     def _choose_fresh(self) -> list[int]:
         """Return seeds of as many episodes as splits.confirm has, with messages that nobody has looked at.
 
-        Each message occurs once.
+        Each drawn message occurs once; of a text file whole groups are fresh or not.
 
         Raises:
             UserError: there are too few.
@@ -146,29 +149,76 @@ class ConfirmLooks:
         example = self._plan.example
         source, splits = open_source(example.task), example.splits
         needed = len(source.seeds(splits, CONFIRM))
-        looks, key = self.taken(), self._key(len(self._record.get("looks", [])))
+        key = self._key(len(self._record.get("looks", [])))
         # A look that was killed before it came into the sweep's record is chosen again.
         used = {message for look in self._ledger().looks() if look.key != key for message in look.messages}
+        of_file = isinstance(source, TextSource) and example.task.is_text_file
+        found = list(itertools.islice(self._fresh(source, used, needed), needed))
+        if len(found) == needed:
+            return found
+        what = "episodes of groups" if of_file else "messages"
+        fix = (
+            "a larger file, or with fewer in splits.confirm"
+            if of_file
+            else ("another level, or with more lines that no split names")
+        )
+        raise UserError(
+            f"{self._folder}: a further look at confirm needs {needed} {what} that nobody has looked at, and "
+            f"{source.name} has {len(found)}; start a new sweep with {fix}"
+        )
+
+    def _fresh(self, source: Source, used: set[str], needed: int) -> Iterator[int]:
+        """Yield seeds of fresh episodes; of drawn ones not without end where only `needed` are wanted.
+
+        Args:
+            source: The task's episodes.
+            used: Digests of messages that the user's ledger knows.
+            needed: Number of seeds that are wanted.
+        """
+        task, splits, looks = self._plan.example.task, self._plan.example.splits, self.taken()
+        if isinstance(source, TextSource) and task.is_text_file:
+            seen = {*source.seeds(splits, CONFIRM), *(line for look in looks for line in look.seeds)}
+            return _fresh_lines(source, source.unused_seeds(splits, 0), seen, used)
         parts = {name: source.seeds(splits, name) for name in type(splits).model_fields}
-        if example.task.file is None:
+        if task.file is None:
             # Drawn messages of other parts differ from these, whatever their seeds.
             parts = {CONFIRM: parts[CONFIRM]}
         for part, seeds in [*parts.items(), *((CONFIRM, look.seeds) for look in looks)]:
-            used |= {message_digest(episode) for episode in source.without_sender(seeds, part)}
+            used = used | {message_digest(episode) for episode in source.without_sender(seeds, part)}
         after = max(seed for look in looks for seed in look.seeds) + 1
-        chosen: list[int] = []
-        for seed in itertools.islice(source.unused_seeds(splits, after), DRAWS_PER_MESSAGE * needed):
-            (episode,) = source.without_sender([seed], CONFIRM)
-            if (digest := message_digest(episode)) not in used:
-                used.add(digest)
-                chosen.append(seed)
-            if len(chosen) == needed:
-                return chosen
-        raise UserError(
-            f"{self._folder}: a further look at confirm needs {needed} messages that nobody has looked at, and "
-            f"{source.name} has {len(chosen)}; start a new sweep with another level, or with more lines that no "
-            "split names"
-        )
+        tried = itertools.islice(source.unused_seeds(splits, after), DRAWS_PER_MESSAGE * needed)
+        return _fresh_messages(source, tried, used)
+
+
+def _fresh_messages(source: Source, seeds: Iterable[int], used: set[str]) -> Iterator[int]:
+    """Yield the seeds whose messages are not used, each message once."""
+    used = {*used}
+    for seed in seeds:
+        (episode,) = source.without_sender([seed], CONFIRM)
+        if (digest := message_digest(episode)) not in used:
+            used.add(digest)
+            yield seed
+
+
+def _fresh_lines(source: TextSource, lines: Iterable[int], seen: set[int], used: set[str]) -> Iterator[int]:
+    """Yield the lines of a text file of whose group, and groups of near-duplicate messages, none was looked at.
+
+    Args:
+        source: The file.
+        lines: Those to choose from.
+        seen: Lines of earlier looks and of the split confirm.
+        used: Digests of messages that were looked at.
+    """
+    lines = list(lines)
+    known = sorted({*lines, *seen})
+    episodes = source.without_sender(known, CONFIRM)
+    groups = dict(zip(known, clusters(episodes), strict=True))
+    spent = {
+        groups[line]
+        for line, episode in zip(known, episodes, strict=True)
+        if line in seen or message_digest(episode) in used
+    }
+    yield from (line for line in lines if groups[line] not in spent)
 
 
 def write_seeds(seeds: Sequence[int]) -> str:
