@@ -303,10 +303,10 @@ class TrialConfig(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _whole_file(cls, tree: Any) -> Any:
-        """Use all lines of a text file where no splits are named: its parts are disjoint by their groups."""
-        task = tree.get("task") if isinstance(tree, dict) else None
-        if isinstance(task, dict) and "splits" not in tree and is_text_file(task):
-            return {**tree, "splits": dict.fromkeys(Splits.model_fields, ALL)}
+        """Use all lines of a text file in splits that are not named: its parts are disjoint by their groups."""
+        task, splits = (tree.get("task"), tree.get("splits", {})) if isinstance(tree, dict) else (None, None)
+        if isinstance(task, dict) and isinstance(splits, dict) and is_text_file(task):
+            return {**tree, "splits": {**dict.fromkeys(Splits.model_fields, ALL), **splits}}
         return tree
 
     @model_validator(mode="after")

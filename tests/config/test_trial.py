@@ -48,6 +48,15 @@ def test_an_empty_mapping_is_the_documented_default():
     assert set(config.losses.terms()) == {"ce"}
 
 
+def test_splits_of_a_text_file_that_are_not_named_are_all_of_it():
+    task = {"file": "mine.jsonl", "scorer": "exact"}
+    rest = {"train": "all", "search": "all", "select": "all"}
+    for named in ({}, {"confirm": "0:300"}):
+        splits = validate(TrialConfig, {"task": task, "splits": named}, "test").splits
+        assert splits.model_dump() == {**rest, "confirm": "all", **named}
+    assert validate(TrialConfig, {"task": task}, "test").splits.confirm == "all"
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
