@@ -27,12 +27,16 @@ SPLITS = EVALUATION_SPLITS[::-1]  # most conclusive first
 
 
 class Named(NamedTuple):
-    """An argument: the text that the user gave, its file or folder, the configuration that it names, its rows."""
+    """An argument: the text that the user gave, its file or folder, the configuration that it names, its rows.
+
+    `unused` are the columns of its file that nothing reads, such as misspelt ones.
+    """
 
     text: str
     path: Path
     config: str | None
     rows: pd.DataFrame
+    unused: list[str]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,6 +49,11 @@ def main(argv: Sequence[str]) -> int:
     splits = _splits(sides, args.split)
     first, second = (_system(side, split) for side, split in zip(sides, splits, strict=True))
     comparison = compare(first, second, names)
+    comparison.notes.extend(
+        f"{side.text}: not read: column{'s' * (len(side.unused) > 1)} {', '.join(side.unused)}"
+        for side in sides
+        if side.unused
+    )
     if args.json:
         print(json.dumps(_plain(comparison, first, second)))
     else:
@@ -84,8 +93,8 @@ def _named(text: str, config: str | None) -> Named:
     """Read A or B, given as PATH or PATH:CONFIG."""
     path, colon, name = text.rpartition(":")
     if colon and not Path(text).exists() and Path(path).exists():
-        return Named(text, Path(path), name, read_any(Path(path)).rows)
-    return Named(text, Path(text), config, read_any(Path(text)).rows)
+        return Named(text, Path(path), name, *read_any(Path(path)))
+    return Named(text, Path(text), config, *read_any(Path(text)))
 
 
 def _splits(sides: Sequence[Named], wanted: str | None) -> list[str]:

@@ -17,6 +17,7 @@ from m2ray.evaluation.rows import GROUP
 from m2ray.judging import statistics as stats
 from m2ray.judging.contrasts import Contrast, Floats, PairedBinary, Unpaired, mean_difference, mean_ratio
 from m2ray.util.errors import UserError
+from m2ray.util.text import list_some
 
 # Messages that repeat by chance hardly matter, and their episodes are compared by exact tests. From this design
 # effect on they are clusters: the factor by which repeats would raise the variance of a mean if all episodes of a
@@ -318,16 +319,19 @@ class RowArms(ScoreArms):
         """
         part = self._by_condition.get(name)
         if part is None:
-            raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
+            if "checkpoint" in self.rows:
+                raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
+            known = list_some(sorted(map(str, self._by_condition)))
+            raise UserError(f"condition {name}: missing, there are {known}; add its outcomes on the same episodes")
         rows_SE = []
         for seed in sorted(part.seed.unique()):
             own = part[part.seed == seed].set_index("episode")[column].sort_index()
             if own.index.has_duplicates:
                 double = own.index[own.index.duplicated()][0]
-                raise UserError(
-                    f"rows: condition {name}, episode {double}: given twice; keep the rows of one checkpoint, "
-                    "task and decoding"
+                one = (
+                    "the rows of one checkpoint, task and decoding" if "checkpoint" in self.rows else "one of them"
                 )
+                raise UserError(f"rows: condition {name}, episode {double}: given twice; keep {one}")
             if not own.index.equals(self._index):
                 lacking, extra = self._index.difference(own.index), own.index.difference(self._index)
                 where = f"lacks {lacking[0]}" if len(lacking) else f"has {extra[0]} besides"

@@ -11,6 +11,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 
 from m2ray.judging.arms import NO_SEED
 from m2ray.util.errors import UserError, describe_error
+from m2ray.util.text import list_some
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 REQUIRED = ("id", "condition")
@@ -51,14 +53,16 @@ def read_outcomes(path: Path) -> OutcomeFile:
     records = list(_records(path))
     if not records:
         raise UserError(f"{path}: no outcomes; write one per line")
-    columns = list(records[0][1])
+    columns = list(dict.fromkeys(name for _, record in records for name in record))
+    found = f"the file has {list_some([repr(name) for name in columns])}"
     for name in REQUIRED:
         if name not in columns:
-            raise UserError(f"{path}: column {name}: missing; name the columns id, condition and success or score")
+            fix = "name the columns id, condition and success or score"
+            raise UserError(f"{path}: column {name}: missing, {found}; {fix}")
     kinds = [name for name in OUTCOME if name in columns]
     if len(kinds) != 1:
-        found = "both given, keep one" if kinds else "missing, add one"
-        raise UserError(f"{path}: column success or score: {found}")
+        fault = "both given, keep one" if kinds else f"missing, {found}; add one"
+        raise UserError(f"{path}: column success or score: {fault}")
     named = any(_text(record.get("codec")) for _, record in records)
     rows = pd.DataFrame(
         [_outcome(record, f"{path}: line {line}", kinds[0], named, columns) for line, record in records]
@@ -90,6 +94,9 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _csv_records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
+        names = list(reader.fieldnames or ())
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{path}: column {twice[0]}: given twice; keep one")
         for record in reader:
             if None in record or None in record.values():
                 raise UserError(f"{path}: line {reader.line_num}: not as many cells as columns; fix the line")
@@ -103,12 +110,22 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=partial(_unique, f"{path}: line {number}"))
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number}: not JSON ({error}); write one object per line") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}: line {number}: expected an object; write one object per line")
         yield number, record
+
+
+def _unique(where: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs; refuse a key that is given twice, of which JSON would keep the last."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise UserError(f"{where}: {twice}: given twice; keep one")
+    return record
 
 
 # --- fields --------------------------------------------------------------------------------------------------
@@ -143,7 +160,10 @@ def _text(value: Any) -> str:
 
 
 def _named(record: Mapping[str, Any], name: str, where: str) -> str:
-    text = _text(record.get(name))
+    value = record.get(name)
+    if isinstance(value, dict | list):
+        raise UserError(f"{where}: {name}: {value!r:.40} is neither text nor a number; write one")
+    text = _text(value)
     if not text:
         hint = ', in quotes if it is "null"' if name == "condition" else ""
         raise UserError(f"{where}: {name}: empty; write it{hint}")

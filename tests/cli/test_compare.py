@@ -232,3 +232,13 @@ def test_one_name_serves_both_folders(results, capsys):
     )
     found = compared(capsys, results / "b", results / "other.parquet", "--config", "b")
     assert (found["a"]["name"], found["b"]["name"]) == (f"{results}/b:b", f"{results}/other.parquet:b")
+
+
+def test_columns_that_are_not_read_are_named(tmp_path, capsys):
+    for name in "xy":
+        table = pd.DataFrame(
+            {"id": range(20), "condition": "normal", "success": [name == "x", True] * 10, "gruop": 1}
+        )
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    found = compared(capsys, tmp_path / "x.csv", tmp_path / "y.csv")
+    assert f"{tmp_path}/x.csv: not read: column gruop" in found["notes"]

@@ -287,6 +287,9 @@ def edit(records, index, **change):
         (lambda r: [{**x, "score": 1} for x in r], "both given, keep one"),
         (lambda r: [{"condition": "normal", "success": 1}], "column id: missing"),
         (lambda r: [], "no outcomes"),
+        (lambda r: [{**x, "condition": x["condition"].upper()} for x in r], "missing, there are "),
+        (lambda r: [{"ID": 1, "condition": "normal", "success": 1}], "the file has 'ID', 'condition', 'success'"),
+        (lambda r: edit(r, 3, id=[1]), "line 4: id: [1] is neither text nor a number"),
         (lambda r: [*r[:3], [1, 2], *r[3:]], "line 4: expected an object"),
     ],
 )
@@ -302,6 +305,30 @@ def test_a_fault_in_outcomes_is_one_line(tmp_path, change, message):
     assert message in str(error.value)
     assert "bad.jsonl" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "id,condition,success,success\n1,normal,1,0\n", "column success: given twice; keep one"),
+        ("a.jsonl", '{"id": 1, "condition": "P0", "success": 1, "success": 0}\n', "line 1: success: given twice"),
+        ("a.csv", "id;condition;success\n1;normal;1\n", "column id: missing, the file has 'id;condition;success'"),
+    ],
+)
+def test_columns_that_cannot_be_told_apart_are_refused(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as error:
+        read_outcomes(tmp_path / name)
+    assert message in str(error.value)
+
+
+def test_a_column_counts_where_the_first_line_lacks_it(tmp_path):
+    """A group that only later lines name is a cluster all the same."""
+    lines = [{"id": e, "condition": c, "success": 1, "group": "one"} for c in ("normal", "P0") for e in range(6)]
+    del lines[0]["group"]
+    file = tmp_path / "late.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    assert read_outcomes(file).rows.group.tolist() == ["", *["one"] * 11]
 
 
 def test_outcomes_need_no_torch(tmp_path):
