@@ -56,8 +56,19 @@ class CheckpointId:
     params: str
 
 
-def checkpoint_id(folder: Path) -> CheckpointId:
+def trained_with(record: dict[str, Any]) -> str:
+    """Return the receiver that a codec was trained with, by its record: its name, if known, and digest."""
+    name, digest = record.get("receiver"), record["receiver_digest"]
+    return f"{name} ({digest})" if name else str(digest)
+
+
+def checkpoint_id(folder: Path, other_receiver: bool = False) -> CheckpointId:
     """Return a checkpoint's identity.
+
+    Args:
+        folder: The checkpoint's folder.
+        other_receiver: True where another receiver than the codec's own answers. Then the configuration's name and
+            its columns say which receiver the codec was trained with, so that no row is taken for one of its own.
 
     Raises:
         UserError: its record does not contain it.
@@ -68,8 +79,12 @@ def checkpoint_id(folder: Path) -> CheckpointId:
             file = f"{folder}/config.json"
             raise UserError(f"{file}: {key}: missing or not {kind.__name__}; give a checkpoint of m2ray.train")
     columns = [part for part in (record.get("params"), record.get(SENT)) if isinstance(part, dict)]
+    name = record["config"]
+    if other_receiver:
+        columns.append({"trained_with": trained_with(record)})
+        name += f"-of-{Path(record.get('receiver') or record['receiver_digest']).name}"
     params = json.dumps({key: value for part in columns for key, value in part.items()}, sort_keys=True)
-    return CheckpointId(record["config"], record["seed"], record["digest"], record["step"], params)
+    return CheckpointId(name, record["seed"], record["digest"], record["step"], params)
 
 
 def checkpoints(root: Path) -> list[Path]:
