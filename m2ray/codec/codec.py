@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2ray.codec.checkpoints import CORE, read_record, trained_with
+from m2ray.codec.checkpoints import CORE, check_receiver, read_record
 from m2ray.codec.encoder_registry import ENCODERS
 from m2ray.codec.lora_encoders import AdaptedReceiver
 from m2ray.codec.model_card import LIBRARY, model_card
@@ -194,8 +194,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
         Args:
             name: A folder that `save`, `save_pretrained` or m2ray.publish wrote, or a name on the hub.
-            options: `receiver`, a Receiver or its name (default: the name in the codec's record), and those of
-                `ModelHubMixin.from_pretrained`.
+            options: `receiver`, a Receiver or its name (default: the name in the codec's record), `other_receiver`
+                as in `load_codec`, and those of `ModelHubMixin.from_pretrained`.
 
         Raises:
             UserError: as `load_codec`; or no such folder, and the hub has no such codec or does not answer.
@@ -214,7 +214,13 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, receiver: Receiver | str | None = None, config: Any = None, **download: Any
+        cls,
+        *,
+        model_id: str,
+        receiver: Receiver | str | None = None,
+        other_receiver: bool = False,
+        config: Any = None,
+        **download: Any,
     ) -> Codec:
         folder = Path(model_id)
         if not folder.is_dir():
@@ -223,7 +229,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
             record = read_record(folder)
             trained_in = (record.get("trial") or {}).get("receiver_dtype", "auto")
             receiver = load_receiver(receiver or str(record.get("receiver")), dtype=trained_in)
-        return load_codec(folder, receiver)
+        return load_codec(folder, receiver, other_receiver)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the codec's model card, with its verdict if it was judged."""
@@ -265,7 +271,7 @@ def load_codec(folder: Path, receiver: Receiver, other_receiver: bool = False) -
     """
     record = read_record(folder)
     file = folder / "config.json"
-    _check_receiver(file, record, receiver, other_receiver)
+    check_receiver(folder, receiver.name, receiver.digest, other_receiver)
     config = validate(CodecConfig, record["codec"], f"{file}: codec")
     tensors, _ = load_tensors(folder / "codec.safetensors")
     # The weights are compared with a codec that is built first. A damaged record must not make it gigabytes large.
@@ -288,21 +294,6 @@ def load_codec(folder: Path, receiver: Receiver, other_receiver: bool = False) -
     if codec.digest != record["digest"]:
         raise UserError(f"{folder}: digest: weights or settings were changed since training; remake it")
     return codec.to(receiver.device).eval()
-
-
-def _check_receiver(file: Path, record: dict[str, Any], receiver: Receiver, other_receiver: bool) -> None:
-    same = record["receiver_digest"] == receiver.digest
-    if same and other_receiver:
-        raise UserError(
-            f"--other-receiver: {receiver.name} ({receiver.digest}) is the receiver that the codec was trained "
-            "with; leave it out"
-        )
-    if not same and not other_receiver:
-        raise UserError(
-            f"{file}: receiver_digest: trained with receiver {trained_with(record)}, not with {receiver.name} "
-            f"({receiver.digest}); use the receiver it was trained with (m2ray.evaluate and m2ray.diagnose try "
-            "another with --other-receiver)"
-        )
 
 
 def _misfit(folder: Path, receiver: Receiver) -> UserError:
