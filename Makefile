@@ -13,7 +13,7 @@ test:       ## what CI runs after `check`
 	pytest
 
 slow:       ## tests that take minutes: nested Ray Train, killed processes, pretrained receivers
-	pytest -m slow
+	pytest -m slow -n 0
 
 format:     ## fix what ruff can fix
 	ruff check --fix

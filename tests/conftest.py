@@ -15,6 +15,10 @@ from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import draw_episode
 from m2ray.tasks.registry import level
 
+os.environ.pop("COLUMNS", None)  # readline, which pytest imports, exports it to the processes of a run
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the processes of a run share its cores
+
 
 def save_tiny(folder: Path, seed: int = 0) -> Path:
     """Save a model with Qwen2.5's architecture, two layers of width 32, in Hugging Face format."""

@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from m2ray.engine.cluster import limit_threads
 from m2ray.engine.jobs import Job
+from m2ray.engine.killed_workers import EVALUATION_TRIES
 from m2ray.util.errors import UserError, last_line
 from m2ray.util.stopping import check_stopped
 
@@ -74,7 +75,7 @@ class Pool:
         work: Work,
         size: int,
         gpus: float,
-        tries: int = 3,
+        tries: int = EVALUATION_TRIES,
         limit_s: float = 3600.0,
         unlimited: Callable[[Job], bool] = lambda job: False,
     ) -> None:

@@ -18,6 +18,7 @@ from m2ray.codec.checkpoints import read_record, run_folder, trial_of
 from m2ray.config.space import Resources
 from m2ray.config.trial import TrialConfig
 from m2ray.engine.cluster import limit_threads, worker_resources
+from m2ray.engine.killed_workers import restarts_of_ddp_workers
 from m2ray.receiver.loading import load_trial_receiver
 from m2ray.training.microbatch import read_rows_at_once
 from m2ray.training.packed import train_packed
@@ -109,7 +110,7 @@ def train_distributed(
         run_config=ray.train.RunConfig(
             name=f"{folder.parent.name}-{folder.name}",
             storage_path=str(folder / "ray"),
-            failure_config=ray.train.FailureConfig(max_failures=resources.retries, controller_failure_limit=2),
+            failure_config=restarts_of_ddp_workers(resources),
             callbacks=list(callbacks),
         ),
     )

@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from m2ray.config.space import Resources
 from m2ray.engine import ray_internals
 from m2ray.engine.cluster import worker_resources
+from m2ray.engine.killed_workers import restarts_of_trials
 from m2ray.engine.proposer import WAIT, Wait
 from m2ray.engine.trial import run_trial
 
@@ -234,7 +235,7 @@ def run_search(
             name=f"{name}-{os.getpid()}",
             storage_path=str(folder),
             verbose=0,
-            failure_config=ray.tune.FailureConfig(max_failures=resources.retries),
+            failure_config=restarts_of_trials(resources),
             callbacks=[_Callback(observer)],
         ),
     )

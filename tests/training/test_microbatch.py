@@ -103,16 +103,16 @@ def in_little_memory(conf: TrialConfig, folder: Path, extra_mb: int) -> dict:
 
 
 def test_a_training_that_runs_out_of_memory_halves_its_rows_until_they_fit(tmp_path):
-    conf = config("mini", epoch_samples=1024, batch_size=512)
+    conf = config("mini", epoch_samples=512, batch_size=512)
     run(conf, tmp_path / "enough")
     metrics = in_little_memory(conf, tmp_path / "little", 900)
-    assert 1 <= metrics["rows_at_once"] < 1024
+    assert 1 <= metrics["rows_at_once"] < 512
     assert read_rows_at_once(tmp_path / "little") == metrics["rows_at_once"]
     assert_same_codec(tmp_path / "enough", tmp_path / "little")
 
 
 def test_where_not_even_one_row_fits_the_training_says_so(tmp_path):
-    metrics = in_little_memory(config("mini", epoch_samples=1024, batch_size=512), tmp_path, 8)
+    metrics = in_little_memory(config("mini", epoch_samples=64, batch_size=64), tmp_path, 8)
     assert metrics == {"failed": OUT_OF_MEMORY}
 
 
