@@ -10,6 +10,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,7 @@ def evaluate(
 
     Args:
         codec: The codec under test.
-        receiver: The receiver that it was trained for.
+        receiver: The receiver that it was loaded for.
         episodes: Episodes of one level, with messages that the codec never saw; `m2ray.episodes` draws some.
         conditions: Names of conditions, except `constant`, which needs a training of its own.
         config: Decoding settings; greedy by default.
@@ -134,11 +135,11 @@ def evaluate(
         the episodes' seeds, A:B.
 
     Raises:
-        UserError: there are no episodes, codec or receiver may have been trained on their messages, or a condition
-            does not exist or cannot be run on them.
+        UserError: there are no episodes, codec or receiver may have been trained on their messages, the codec was
+            loaded for another receiver, or a condition does not exist or cannot be run on them.
     """
     # Imported here because they load torch.
-    from m2ray.codec.checkpoints import CheckpointId
+    from m2ray.codec.checkpoints import CheckpointId, other_name, trained_with
     from m2ray.config.trial import EvaluationConfig, TrialConfig
     from m2ray.evaluation import runner
     from m2ray.evaluation.confirm_ledger import ConfirmLedger, new_look
@@ -148,6 +149,12 @@ def evaluate(
 
     if not episodes:
         raise UserError("episodes: none; give some, such as those that m2ray.episodes draws")
+    if codec.receiver.digest != receiver.digest:
+        raise UserError(
+            f"receiver: {receiver.name} ({receiver.digest}) is not the one that the codec was loaded for, "
+            f"{codec.receiver.name} ({codec.receiver.digest}); give that, or load the codec with "
+            "Codec.from_pretrained(NAME, receiver=receiver, other_receiver=True)"
+        )
     check_not_of_receiver(receiver, episodes)
     if "trial" in codec.record:
         trial = validate(TrialConfig, codec.record["trial"], "codec.record: trial")
@@ -155,6 +162,9 @@ def evaluate(
     seeds = [episode.seed for episode in episodes]
     split = f"{min(seeds)}:{max(seeds) + 1}"
     checkpoint = CheckpointId("codec", 0, codec.digest, 0, "{}")
+    if codec.receiver_digest != receiver.digest:
+        params = json.dumps({"trained_with": trained_with(codec.record)})
+        checkpoint = replace(checkpoint, config=other_name("codec", codec.record), params=params)
     rows = runner.evaluate(receiver, episodes, split, conditions, config or EvaluationConfig(), checkpoint, codec)
     ledger = ConfirmLedger(episodes[0].family, receiver.digest)
     look = new_look(episodes, "m2ray.evaluate in Python", f"codec {checkpoint.checkpoint}", split)

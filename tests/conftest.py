@@ -64,5 +64,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A receiver of the size of `tiny` with other weights."""
+    return save_tiny(tmp_path_factory.mktemp("other"), seed=1)
+
+
+@pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Receiver:
     return load_receiver(str(tiny_folder))

@@ -14,6 +14,8 @@ from made_rows import make_rows
 import m2ray
 import m2ray.api
 from m2ray.cli import sweep
+from m2ray.codec.codec import Codec
+from m2ray.config.trial import CodecConfig, EvaluationConfig
 from m2ray.evaluation.confirm_ledger import ConfirmLedger
 from m2ray.util.errors import UserError
 
@@ -49,6 +51,24 @@ def test_a_trained_codec_passes_a_message_between_two_agents():
     assert verdict.counts["normal"][1] == 200
     with pytest.raises(UserError, match="shuffle"):
         m2ray.judge(rows[rows.condition != "shuffle"])
+
+
+def test_a_codec_is_run_on_another_receiver_only_where_asked_to(tmp_path, tiny, other_folder, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "codec"
+    codec = Codec(CodecConfig.model_validate({"encoder": "segments", "k": 2, "width": 16}), tiny).eval()
+    codec.save(folder, {"receiver": "tiny"})
+    other, episodes = m2ray.load_receiver(str(other_folder)), m2ray.episodes(m2ray.level("easy"), range(20))
+    with pytest.raises(
+        UserError, match=r"not the one that the codec was loaded for, .*tiny.*; give that, or load"
+    ):
+        m2ray.evaluate(codec, other, episodes)
+    with pytest.raises(UserError, match=r"trained with receiver tiny .*; use the receiver it was trained with"):
+        m2ray.Codec.from_pretrained(folder, receiver=other)
+    loaded = m2ray.Codec.from_pretrained(folder, receiver=other, other_receiver=True)
+    rows = m2ray.evaluate(loaded, other, episodes, ["normal", "P0"], EvaluationConfig(max_new_tokens=2))
+    assert set(rows[rows.condition == "normal"].config) == {"codec-of-tiny"}
+    assert set(rows.receiver) == {other.digest}
 
 
 def test_evaluating_messages_is_a_look_at_them(recwarn):

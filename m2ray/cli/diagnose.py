@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from m2ray.cli.runner import DONE, EPISODES, Parser
+from m2ray.cli.runner import DONE, EPISODES, OTHER_RECEIVER, Parser
 from m2ray.codec.checkpoints import checkpoint_id, trial_of
 from m2ray.codec.codec import load_codec
 from m2ray.diagnosis.free_vectors import FREE_EPISODES
@@ -26,11 +26,11 @@ from m2ray.util.files import cache_root, check_writable
 def main(argv: Sequence[str]) -> int:
     """Diagnose a checkpoint, print figures and findings, and write them if requested."""
     args = parse_arguments(argv)
-    trial, checkpoint = trial_of(args.checkpoint), checkpoint_id(args.checkpoint)
+    trial, checkpoint = trial_of(args.checkpoint), checkpoint_id(args.checkpoint, args.other_receiver)
     if args.receiver:
         trial = trial.model_copy(update={"receiver": args.receiver})
     receiver = load_trial_receiver(trial)
-    codec = load_codec(args.checkpoint, receiver)
+    codec = load_codec(args.checkpoint, receiver, args.other_receiver)
     episodes = held_out_episodes(trial, receiver, args.split, args.episodes)
     derangement(episodes)  # refuses too few messages before anything is measured
     constants = cache_root() / "constants"
@@ -53,6 +53,7 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     which.add_argument("--split", choices=("search", "select"), help=f"default: {HELD_OUT_MESSAGES} fresh seeds")
     which.add_argument(*EPISODES, help="seeds A:B, end excluded; messages of the search part")
     parser.add_argument("--receiver", help="folder or name of the receiver, if it has moved")
+    parser.add_argument("--other-receiver", action="store_true", help=OTHER_RECEIVER)
     parser.add_argument(
         "--ceilings",
         type=int,
@@ -62,6 +63,8 @@ def parse_arguments(argv: Sequence[str]) -> Namespace:
     )
     parser.add_argument("--out", type=Path, help="folder for diagnosis.json, diagnosis.md and pictures")
     args = parser.parse_args(argv)
+    if args.other_receiver and not args.receiver:
+        raise UserError("--other-receiver: needs a receiver; name it with --receiver")
     if args.ceilings < 0:
         raise UserError(f"--ceilings {args.ceilings}: give a number of episodes, or 0 for none")
     if args.out is not None:

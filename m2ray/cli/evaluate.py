@@ -8,11 +8,12 @@ from __future__ import annotations
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m2ray.cli.runner import DONE, EPISODES, Parser
-from m2ray.codec.checkpoints import read_record, trial_of
+from m2ray.cli.runner import DONE, EPISODES, OTHER_RECEIVER, Parser
+from m2ray.codec.checkpoints import read_record, trained_with, trial_of
 from m2ray.config.gate_file import load_gate
 from m2ray.config.task import EVALUATION_SPLITS
 from m2ray.config.trial import TrialConfig
@@ -29,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.out is not None:
         check_file("--out", args.out, (".parquet",), "rows are Parquet; ")
+    if args.other_receiver and not (args.receiver and args.checkpoint):
+        raise UserError("--other-receiver: needs a checkpoint and a receiver; name that with --receiver")
     if args.checkpoint is None:
         # Loads torch and pandas: --help and bad options must not wait for them.
         from m2ray.diagnosis.fitness import measure_fitness
@@ -40,12 +43,15 @@ def main(argv: Sequence[str]) -> int:
     trial = trial_of(args.checkpoint)
     names = _condition_names(args, trial)
     split = args.split or args.episodes or "search"
-    look = None if split in ("search", "select") else ConfirmLook(args.checkpoint, trial, split, argv)
+    look = None if split in ("search", "select") else ConfirmLook(args, trial, split, argv)
     if look is not None and not args.unlock:
         look.check_first()
     trial = _with_receiver(args, trial)
-    rows = _run(args.checkpoint, trial, split, names)
+    rows = _run(args.checkpoint, trial, split, names, args.other_receiver)
     print(wilson_table(rows))
+    if args.other_receiver:
+        own = trained_with(read_record(args.checkpoint))
+        print(f"another receiver: the codec was trained with {own}; {args.receiver} answered")
     if look is not None:
         print(f"{split}: {look.record()}")
     _write(args.out, rows)
@@ -74,6 +80,7 @@ def _parser() -> Parser:
         "--conditions", help="comma-separated; default: those that the checkpoint's configuration names"
     )
     parser.add_argument("--receiver", help="folder or name of the receiver, if it has moved")
+    parser.add_argument("--other-receiver", action="store_true", help=OTHER_RECEIVER)
     parser.add_argument("--out", type=Path, help="write rows to this Parquet file")
     parser.add_argument(
         "--unlock",
@@ -100,8 +107,8 @@ class ConfirmLook:
     A published codec has been judged, so that running it again chooses nothing: its looks are never refused.
 
     Args:
-        checkpoint: The checkpoint's folder.
-        trial: Its configuration.
+        args: The command's options.
+        trial: The checkpoint's configuration.
         split: confirm, or seeds A:B.
         argv: The command's arguments.
 
@@ -109,7 +116,7 @@ class ConfirmLook:
         UserError: `split` is not a range of seeds, or lines of a task file are in training.
     """
 
-    def __init__(self, checkpoint: Path, trial: TrialConfig, split: str, argv: Sequence[str]) -> None:
+    def __init__(self, args: Namespace, trial: TrialConfig, split: str, argv: Sequence[str]) -> None:
         # Loads torch: see above.
         from m2ray.engine.jobs import split_seeds
         from m2ray.evaluation.confirm_ledger import ConfirmLedger, folder_of, new_look
@@ -122,11 +129,15 @@ class ConfirmLook:
             raise UserError(f"--episodes: {error}") from None
         if split != "confirm":
             source.check_unseen(seeds, trial.splits)
+        checkpoint: Path = args.checkpoint
         record = read_record(checkpoint)
+        receiver = str(record["receiver_digest"])
+        if args.other_receiver:  # what counts is which messages the receiver that answers has answered before
+            receiver = load_trial_receiver(_with_receiver(args, trial)).digest
         command = shlex.join(["python", "-m", "m2ray.evaluate", *argv])
         episodes = source.without_sender(seeds, "confirm")
         self._look = new_look(episodes, command, f"checkpoint {record['digest']}", split)
-        self._ledger = ConfirmLedger(trial.task.family, str(record["receiver_digest"]))
+        self._ledger = ConfirmLedger(trial.task.family, receiver)
         self._earlier = self._ledger.earlier(self._look)
         self._checkpoint, self._split, self._published = checkpoint, split, "published" in record
         self._folder = folder_of(checkpoint)
@@ -172,7 +183,9 @@ def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
     return trial
 
 
-def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str]) -> pd.DataFrame:
+def _run(
+    checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str], other_receiver: bool
+) -> pd.DataFrame:
     # Loads torch: see above.
     from m2ray.engine.jobs import EvaluationJob, run_evaluation, split_seeds
     from m2ray.evaluation.confirm_ledger import sweep_of
@@ -185,7 +198,8 @@ def _run(checkpoint: Path, trial: TrialConfig, split: str, names: Sequence[str])
     # A published folder stays as it is.
     published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
-    return run_evaluation(EvaluationJob(trial, split, tuple(dict.fromkeys(names)), checkpoint, constants))
+    job = EvaluationJob(trial, split, tuple(dict.fromkeys(names)), checkpoint, constants)
+    return run_evaluation(replace(job, other_receiver=other_receiver))
 
 
 def _write(out: Path | None, rows: pd.DataFrame) -> None:

@@ -19,6 +19,9 @@ from m2ray.util.errors import DISK_FULL, UserError, describe_os_error, one_line
 
 # Seeds of episodes; the second is the older name, which is that of training seeds in other commands.
 EPISODES = ("--episodes", "--seeds")
+OTHER_RECEIVER = (
+    "--receiver names another receiver than the codec was trained with: see whether the codec carries over"
+)
 DONE, NOT_PASSED, BAD_INPUT, SOME_FAILED = 0, 1, 2, 3
 
 

@@ -56,8 +56,50 @@ class CheckpointId:
     params: str
 
 
-def checkpoint_id(folder: Path) -> CheckpointId:
+def trained_with(record: dict[str, Any]) -> str:
+    """Return the receiver that a codec was trained with, by its record: its name, if known, and digest."""
+    name, digest = record.get("receiver"), record["receiver_digest"]
+    return f"{name} ({digest})" if name else str(digest)
+
+
+def check_receiver(folder: Path, name: str, digest: str, other_receiver: bool) -> None:
+    """Check that a codec meets the receiver that it was trained with or, with `other_receiver`, another one.
+
+    Args:
+        folder: The codec's folder.
+        name: The name of the receiver that is to read its prefixes.
+        digest: The digest of that receiver.
+        other_receiver: True if it must be another one.
+
+    Raises:
+        UserError: it is not.
+    """
+    record = read_record(folder)
+    same = record["receiver_digest"] == digest
+    if same and other_receiver:
+        raise UserError(
+            f"--other-receiver: {name} ({digest}) is the receiver that the codec was trained with; leave it out"
+        )
+    if not same and not other_receiver:
+        raise UserError(
+            f"{folder}/config.json: receiver_digest: trained with receiver {trained_with(record)}, not with "
+            f"{name} ({digest}); use the receiver it was trained with (--other-receiver of m2ray.evaluate and "
+            "m2ray.diagnose tries another)"
+        )
+
+
+def other_name(name: str, record: dict[str, Any]) -> str:
+    """Return a configuration's name in rows of another receiver than its codec was trained with: `k8-of-mini`."""
+    return f"{name}-of-{Path(record.get('receiver') or record['receiver_digest']).name}"
+
+
+def checkpoint_id(folder: Path, other_receiver: bool = False) -> CheckpointId:
     """Return a checkpoint's identity.
+
+    Args:
+        folder: The checkpoint's folder.
+        other_receiver: True where another receiver than the codec's own answers. Then the configuration's name and
+            its columns say which receiver the codec was trained with, so that no row is taken for one of its own.
 
     Raises:
         UserError: its record does not contain it.
@@ -68,8 +110,12 @@ def checkpoint_id(folder: Path) -> CheckpointId:
             file = f"{folder}/config.json"
             raise UserError(f"{file}: {key}: missing or not {kind.__name__}; give a checkpoint of m2ray.train")
     columns = [part for part in (record.get("params"), record.get(SENT)) if isinstance(part, dict)]
+    name = record["config"]
+    if other_receiver:
+        columns.append({"trained_with": trained_with(record)})
+        name = other_name(name, record)
     params = json.dumps({key: value for part in columns for key, value in part.items()}, sort_keys=True)
-    return CheckpointId(record["config"], record["seed"], record["digest"], record["step"], params)
+    return CheckpointId(name, record["seed"], record["digest"], record["step"], params)
 
 
 def checkpoints(root: Path) -> list[Path]:

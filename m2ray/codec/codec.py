@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from m2ray.codec.checkpoints import CORE, read_record
+from m2ray.codec.checkpoints import CORE, check_receiver, read_record
 from m2ray.codec.encoder_registry import ENCODERS
 from m2ray.codec.lora_encoders import AdaptedReceiver
 from m2ray.codec.model_card import LIBRARY, model_card
@@ -64,7 +64,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
         receiver = open_channel(receiver, config.channel, config.channel_layers)
         self._receiver = (receiver,)  # in a tuple: frozen, not part of this module
         self.record: dict[str, Any] = {"receiver": receiver.name}  # of a loaded codec, all of its config.json
-        self.receiver_digest = receiver.digest
+        self.receiver_digest = receiver.digest  # of the receiver that it is trained with
         self.unit = receiver.channel.unit
         self.width = receiver.channel.width
         make = plugins.load(plugins.ENCODERS, ENCODERS, config.encoder)
@@ -194,8 +194,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
         Args:
             name: A folder that `save`, `save_pretrained` or m2ray.publish wrote, or a name on the hub.
-            options: `receiver`, a Receiver or its name (default: the name in the codec's record), and those of
-                `ModelHubMixin.from_pretrained`.
+            options: `receiver`, a Receiver or its name (default: the name in the codec's record), `other_receiver`
+                as in `load_codec`, and those of `ModelHubMixin.from_pretrained`.
 
         Raises:
             UserError: as `load_codec`; or no such folder, and the hub has no such codec or does not answer.
@@ -214,7 +214,13 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, receiver: Receiver | str | None = None, config: Any = None, **download: Any
+        cls,
+        *,
+        model_id: str,
+        receiver: Receiver | str | None = None,
+        other_receiver: bool = False,
+        config: Any = None,
+        **download: Any,
     ) -> Codec:
         folder = Path(model_id)
         if not folder.is_dir():
@@ -223,7 +229,7 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
             record = read_record(folder)
             trained_in = (record.get("trial") or {}).get("receiver_dtype", "auto")
             receiver = load_receiver(receiver or str(record.get("receiver")), dtype=trained_in)
-        return load_codec(folder, receiver)
+        return load_codec(folder, receiver, other_receiver)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """Return the codec's model card, with its verdict if it was judged."""
@@ -251,34 +257,47 @@ def min_parameters(config: CodecConfig, width: int, out: int) -> int:
     return bounds.get(config.encoder, 0) + (config.codebook * out if config.bottleneck == "vq" else 0)
 
 
-def load_codec(folder: Path, receiver: Receiver) -> Codec:
+def load_codec(folder: Path, receiver: Receiver, other_receiver: bool = False) -> Codec:
     """Load a codec for the receiver that it was trained with. Never unpickles.
 
+    Args:
+        folder: The codec's folder.
+        receiver: The receiver that reads its prefixes, and whose embeddings and states its encoder gets.
+        other_receiver: Load it for another receiver of the same width instead, to see whether it carries over.
+
     Raises:
-        UserError: missing, truncated, changed, of another receiver, or its weights do not fit its config.json.
+        UserError: missing, truncated, changed, of another receiver (with `other_receiver`, of this one), or its
+            weights do not fit its config.json or the other receiver's size.
     """
     record = read_record(folder)
     file = folder / "config.json"
-    if record["receiver_digest"] != receiver.digest:
-        raise UserError(
-            f"{file}: receiver_digest: trained with receiver {record['receiver_digest']}, not with "
-            f"{receiver.name} ({receiver.digest}); use the receiver it was trained with"
-        )
+    check_receiver(folder, receiver.name, receiver.digest, other_receiver)
     config = validate(CodecConfig, record["codec"], f"{file}: codec")
     tensors, _ = load_tensors(folder / "codec.safetensors")
     # The weights are compared with a codec that is built first. A damaged record must not make it gigabytes large.
     channel = open_channel(receiver, config.channel, config.channel_layers).channel
     if min_parameters(config, receiver.width, channel.width) > sum(tensor.numel() for tensor in tensors.values()):
+        if other_receiver:
+            raise _misfit(folder, receiver)
         raise UserError(f"{folder}/codec.safetensors: fewer weights than config.json implies; restore either")
     codec = Codec(config, receiver)
     try:
         codec.load_state_dict(tensors)
     except RuntimeError as error:
+        if other_receiver:
+            raise _misfit(folder, receiver) from None
         raise UserError(
             f"{folder}/codec.safetensors: does not fit config.json ({' '.join(str(error).split())[:200]}); "
             "restore the k and encoder it was trained with"
         ) from None
-    codec.record = record
+    codec.record, codec.receiver_digest = record, record["receiver_digest"]
     if codec.digest != record["digest"]:
         raise UserError(f"{folder}: digest: weights or settings were changed since training; remake it")
     return codec.to(receiver.device).eval()
+
+
+def _misfit(folder: Path, receiver: Receiver) -> UserError:
+    return UserError(
+        f"{folder}/codec.safetensors: does not fit {receiver.name}, of width {receiver.width}; give a receiver of "
+        "the width and depth that it was trained with"
+    )

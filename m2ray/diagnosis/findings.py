@@ -135,8 +135,9 @@ class Diagnosis:
 
     @property
     def findings(self) -> list[Finding]:
-        """The findings, first whether the receiver reads the prefix."""
+        """The findings, first whose receiver it is, then whether it reads the prefix."""
         rules = (
+            check_receiver,
             check_reading,
             check_confidence,
             check_stages,
@@ -179,6 +180,15 @@ def probe_accuracy(probe: Probe) -> str:
 
 
 # --- rules ---------------------------------------------------------------------------------------------------
+
+
+def check_receiver(d: Diagnosis) -> Iterator[Finding]:
+    """Find a codec that was trained with another receiver."""
+    if own := d.about.get("trained_with"):
+        yield Finding(
+            "other_receiver",
+            f"The codec was trained with another receiver, {own}; these figures are of {d.about['receiver']}.",
+        )
 
 
 def check_reading(d: Diagnosis) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2ray.codec.checkpoints import CheckpointId
+from m2ray.codec.checkpoints import CheckpointId, trained_with
 from m2ray.codec.codec import Codec
 from m2ray.config.trial import CodecConfig, TrialConfig
 from m2ray.diagnosis.figures import FigureInputs
@@ -58,7 +58,7 @@ def diagnose(
 
     Args:
         receiver: Agent B, frozen.
-        codec: The codec, trained for that receiver.
+        codec: The codec, loaded for that receiver.
         trial: Its configuration.
         episodes: Held-out episodes of the part search or select.
         checkpoint: The checkpoint's identity; its training seed decides which episodes it was trained on.
@@ -120,11 +120,13 @@ def describe(
 ) -> dict[str, Any]:
     """Return the checkpoint, its settings and the held-out messages, as the report's head states them."""
     slots = codec.config
+    other = codec.receiver_digest != receiver.digest
     return {
         "config": checkpoint.config,
         "seed": checkpoint.seed,
         "checkpoint": codec.digest,
         "receiver": f"{receiver.name} ({receiver.digest})",
+        **({"trained_with": trained_with(codec.record)} if other else {}),
         "level": trial.task.name,
         "encoder": slots.encoder,
         "k": slots.k,

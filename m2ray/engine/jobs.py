@@ -30,7 +30,8 @@ class EvaluationJob:
 
     `folder` is the checkpoint; None where no condition depends on one. `constants` is the folder of the trained
     content-free prefixes, each shared by all checkpoints with the same k, place and training budget. `seeds` are
-    the episodes of a later look at confirm; None where `split` names them.
+    the episodes of a later look at confirm; None where `split` names them. `other_receiver` says that the trial's
+    receiver is not the one that the checkpoint was trained with.
     """
 
     trial: TrialConfig
@@ -39,6 +40,7 @@ class EvaluationJob:
     folder: Path | None
     constants: Path
     seeds: tuple[int, ...] | None = None
+    other_receiver: bool = False
 
     @property
     def label(self) -> str:
@@ -112,7 +114,8 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
     if job.folder is None:
         return cached_rows(receiver, episodes, job.split, job.names, evaluation)
     check_task_file(job.folder, job.trial.task)
-    codec, checkpoint = load_codec(job.folder, receiver), checkpoint_id(job.folder)
+    codec = load_codec(job.folder, receiver, job.other_receiver)
+    checkpoint = checkpoint_id(job.folder, job.other_receiver)
     constant = None
     if "constant" in job.names:
         receiver.references(episodes[:1])  # refuses another level before anything is trained

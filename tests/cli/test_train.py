@@ -21,6 +21,7 @@ from m2ray.evaluation.rows import read_rows
 from m2ray.tasks.answers import write_answer
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
+from m2ray.util.errors import UserError
 from m2ray.util.strict_yaml import load_yaml
 
 SMALL = {
@@ -187,6 +188,31 @@ def test_evaluation_by_split_by_seeds_and_where_the_receiver_moved(checkpoint, t
     np.testing.assert_array_equal(again.nll, rows.nll)
 
 
+def test_evaluation_on_another_receiver(checkpoint, tmp_path, other_folder, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    words = [checkpoint, "--episodes", "9000:9020", "--conditions", "normal,init,P0,P1"]
+    there = [*words, "--receiver", other_folder, "--other-receiver"]
+    capsys.readouterr()
+    go(evaluate, *there, "--out", tmp_path / "there.parquet")
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"another receiver: the codec was trained with \S*tiny\S* \(\w{16}\); \S*other\S* answered", printed
+    )
+    rows = read_rows(tmp_path / "there.parquet")
+    record = json.loads((checkpoint / "config.json").read_text())
+    own = f"{record['receiver']} ({record['receiver_digest']})"
+    assert record["receiver_digest"] not in set(rows.receiver)
+    of_codec = rows[rows.checkpoint != ""]
+    assert set(of_codec.condition) == {"normal", "init"}
+    assert set(of_codec.config) == {f"{record['config']}-of-{Path(record['receiver']).name}"}
+    assert {json.loads(each)["trained_with"] for each in of_codec.params} == {own}
+
+    # A look on one receiver is none on the other, whichever comes first.
+    go(evaluate, *words)
+    with pytest.raises(UserError, match="looked at before"):
+        evaluate.main([str(word) for word in there])
+
+
 class TestTrainRefuses:
     @pytest.mark.parametrize(
         ("changes", "said"),
@@ -296,7 +322,15 @@ class TestEvaluateRefuses:
             (["--out", "here.parquet"], "--out here.parquet: is a folder; name a file"),
             (["--out", "taken/rows.parquet"], "--out taken/rows.parquet: .*taken is a file; choose another"),
             (["--receiver", "./gone"], "receiver ./gone: no such folder; give mini, mini-arithmetic, a folder"),
-            (["--receiver", "mini"], "receiver_digest: trained with receiver .*; use the receiver it was"),
+            (["--receiver", "mini"], r"trained with receiver .*, not with mini \(.*; use the receiver it was"),
+            (
+                ["--receiver", "mini", "--other-receiver"],
+                "does not fit mini, of width 128; give a receiver of the",
+            ),
+            (
+                ["--other-receiver"],
+                "--other-receiver: needs a checkpoint and a receiver; name that with --receiver",
+            ),
         ],
     )
     def test_bad_words_on_the_command_line(self, refused, checkpoint, tmp_path, words, said):
@@ -324,7 +358,7 @@ class TestEvaluateRefuses:
         [
             ({"codec__k": 5}, "digest: weights or settings were changed since training; remake it"),
             ({"codec__width": 64}, "codec.safetensors: does not fit config.json .*; restore the k"),
-            ({"receiver_digest": "0" * 16}, "receiver_digest: trained with receiver 0000"),
+            ({"receiver_digest": "0" * 16}, r"receiver_digest: trained with receiver .* \(0000"),
             ({"trial__receiver": "./gone"}, "epoch-02: receiver ./gone: no such .* --receiver says"),
             ({"trial__codex": {}}, "config.json: trial: codex: unknown key; did you mean `codec`"),
             ({"trial": None}, "config.json: trial: expected a mapping"),

@@ -15,6 +15,7 @@ from m2ray.codec.encoder_registry import ENCODERS
 from m2ray.codec.encoders import segment_shares
 from m2ray.codec.vector_quantizer import VectorQuantizer
 from m2ray.config.trial import CodecConfig
+from m2ray.receiver.loading import load_receiver
 from m2ray.receiver.receiver import Receiver
 from m2ray.tasks.episodes import episodes
 from m2ray.tasks.registry import level
@@ -187,6 +188,27 @@ def test_saved_is_loaded(tiny, tmp_path, encoder):
     assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.pkl"))
 
 
+@pytest.fixture
+def other(other_folder):
+    return load_receiver(str(other_folder))
+
+
+@pytest.mark.parametrize("encoder", ["segments", "resampler", "last_token", "memory"])
+def test_a_codec_runs_on_another_receiver_where_asked_to(tiny, other, tmp_path, encoder):
+    codec = make(tiny, encoder=encoder).eval()
+    codec.save(tmp_path / "own", {"config": "c", "seed": 0, "step": 1})
+    loaded = load_codec(tmp_path / "own", other, other_receiver=True)
+    assert loaded.receiver is not codec.receiver
+    assert loaded.digest == codec.digest
+    prefixes = [each(who.encode_messages(MESSAGES)).prefix_BKD for each, who in ((codec, tiny), (loaded, other))]
+    assert not torch.allclose(*prefixes)
+    # Saved again it is still a codec of its own receiver.
+    loaded.save(tmp_path / "again", {})
+    assert torch.equal(
+        load_codec(tmp_path / "again", tiny)(tiny.encode_messages(MESSAGES)).prefix_BKD, prefixes[0]
+    )
+
+
 class TestBadCheckpoints:
     @pytest.fixture
     def saved(self, tiny, tmp_path):
@@ -210,9 +232,24 @@ class TestBadCheckpoints:
             load_codec(saved, tiny)
 
     def test_of_another_receiver(self, tiny, saved):
-        self.change(saved, receiver_digest="0" * 16)
-        with pytest.raises(UserError, match="receiver_digest: trained with receiver 0000"):
+        self.change(saved, receiver_digest="0" * 16, receiver="tiny")
+        with pytest.raises(UserError, match=r"trained with receiver tiny \(0000.* not with .*; use the"):
             load_codec(saved, tiny)
+
+    def test_of_the_receiver_that_is_called_another(self, tiny, saved):
+        with pytest.raises(UserError, match=r"--other-receiver: .* is the receiver that .*; leave it out"):
+            load_codec(saved, tiny, other_receiver=True)
+
+    @pytest.mark.parametrize("encoder", ["segments", "last_token", "memory", "constant"])
+    def test_of_a_receiver_of_another_size(self, tiny, tmp_path, encoder):
+        make(tiny, encoder=encoder).save(tmp_path, {})
+        with pytest.raises(UserError, match=r"does not fit mini, of width 128; give a receiver of the width"):
+            load_codec(tmp_path, load_receiver("mini"), other_receiver=True)
+
+    def test_of_another_receiver_but_changed(self, tiny, saved, other):
+        self.change(saved, codec__k=9)
+        with pytest.raises(UserError, match="digest: weights or settings were changed"):
+            load_codec(saved, other, other_receiver=True)
 
     def test_of_another_k(self, tiny, tmp_path):
         make(tiny, encoder="resampler").save(tmp_path, {})

@@ -196,6 +196,21 @@ def test_the_command_writes_figures_findings_and_pictures(tiny, checkpoint, smal
         assert f"({name}.png)" in text
 
 
+def test_the_command_says_that_it_ran_on_another_receiver(checkpoint, small, other_folder, tmp_path, capsys):
+    words = [str(checkpoint), "--seeds", "0:40", "--ceilings", "0", "--receiver", str(other_folder)]
+    with pytest.raises(UserError, match="use the receiver it was trained with"):
+        main(words)
+    capsys.readouterr()
+    assert main([*words, "--other-receiver", "--out", str(tmp_path / "found")]) == 0
+    whole = json.loads((tmp_path / "found" / "diagnosis.json").read_text())
+    assert whole["findings"][0]["name"] == "other_receiver"
+    assert whole["findings"][0]["sentence"] in capsys.readouterr().out
+    assert whole["about"]["trained_with"] in whole["findings"][0]["sentence"]
+    assert whole["about"]["config"].startswith("test-of-tiny")
+    with pytest.raises(UserError, match="--other-receiver: needs a receiver; name it with --receiver"):
+        main([str(checkpoint), "--other-receiver"])
+
+
 def test_too_few_messages_for_diagnoses_are_refused_before_a_sweep(tiny):
     check_messages(config(tiny), tiny, 120)
     with pytest.raises(UserError, match="no fact is stated by 5 of 6 held-out messages"):
