@@ -66,7 +66,7 @@ def encode_messages(receiver: Receiver, messages: Sequence[str]) -> EncodedMessa
         ids_BT, attention_mask=mask_BT.long(), use_cache=False, output_hidden_states=True, logits_to_keep=1
     ).hidden_states
     own = slice(len(opening), None)
-    return EncodedMessage(ids_BT[:, own], mask_BT[:, own], *(states[i][:, own] for i in (0, 1, -1)))
+    return EncodedMessage(ids_BT[:, own], mask_BT[:, own], *(states[i][:, own] for i in (0, 1, -1, 0)))
 
 
 def answer_nlls(receiver: Receiver, episodes: Sequence[Episode], prefix_BKD: Tensor, place: Place) -> Tensor:

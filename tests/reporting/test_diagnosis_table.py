@@ -116,7 +116,9 @@ def test_a_sweep_diagnoses_what_it_judged_and_resumes_only_what_is_missing(tmp_p
     assert sorted(p.name for p in (root / "diagnoses").iterdir() if p.is_dir()) == names
     assert "diagnose: 4 codecs on 100 messages" in done.stdout
     leaderboard = pd.read_csv(root / "leaderboard.csv")
-    for name, seed, digest in leaderboard[["config", "seed", "checkpoint"]].itertuples(index=False):
+    of_one_seed = leaderboard[leaderboard.seed.notna()].astype({"seed": int})
+    assert len(of_one_seed) == 4
+    for name, seed, digest in of_one_seed[["config", "seed", "checkpoint"]].itertuples(index=False):
         found = read_diagnosis(diagnosis_folder(root, name, seed))
         assert (found["about"]["checkpoint"], found["about"]["n"]) == (digest, 100)
         assert set(found["success"]) == {"normal", "shuffle", "null", "P0", "P1", "constant", "free"}
