@@ -10,7 +10,6 @@ import importlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,7 +138,7 @@ def evaluate(
             loaded for another receiver, or a condition does not exist or cannot be run on them.
     """
     # Imported here because they load torch.
-    from m2ray.codec.checkpoints import CheckpointId, other_name, trained_with
+    from m2ray.codec.checkpoints import CheckpointId, of_other_receiver
     from m2ray.config.trial import EvaluationConfig, TrialConfig
     from m2ray.evaluation import runner
     from m2ray.evaluation.confirm_ledger import ConfirmLedger, new_look
@@ -161,10 +160,10 @@ def evaluate(
         open_source(trial.task).check_not_trained_on(episodes, trial.splits)
     seeds = [episode.seed for episode in episodes]
     split = f"{min(seeds)}:{max(seeds) + 1}"
-    checkpoint = CheckpointId("codec", 0, codec.digest, 0, "{}")
+    name, columns = "codec", dict[str, str]()
     if codec.receiver_digest != receiver.digest:
-        params = json.dumps({"trained_with": trained_with(codec.record)})
-        checkpoint = replace(checkpoint, config=other_name("codec", codec.record), params=params)
+        name, columns = of_other_receiver(name, codec.record)
+    checkpoint = CheckpointId(name, 0, codec.digest, 0, json.dumps(columns))
     rows = runner.evaluate(receiver, episodes, split, conditions, config or EvaluationConfig(), checkpoint, codec)
     ledger = ConfirmLedger(episodes[0].family, receiver.digest)
     look = new_look(episodes, "m2ray.evaluate in Python", f"codec {checkpoint.checkpoint}", split)

@@ -20,7 +20,7 @@ from m2ray.judging.read_any import are_rows, read_any
 from m2ray.util.errors import UserError
 from m2ray.util.files import check_file
 from m2ray.util.tables import Table, markdown
-from m2ray.util.text import list_some, percent
+from m2ray.util.text import list_columns, list_some, percent
 
 FIGURES = (".png", ".svg", ".pdf")
 SPLITS = EVALUATION_SPLITS[::-1]  # most conclusive first
@@ -49,11 +49,7 @@ def main(argv: Sequence[str]) -> int:
     splits = _splits(sides, args.split)
     first, second = (_system(side, split) for side, split in zip(sides, splits, strict=True))
     comparison = compare(first, second, names)
-    comparison.notes.extend(
-        f"{side.text}: not read: column{'s' * (len(side.unused) > 1)} {', '.join(side.unused)}"
-        for side in sides
-        if side.unused
-    )
+    comparison.notes.extend(f"{side.text}: not read: {list_columns(side.unused)}" for side in sides if side.unused)
     if args.json:
         print(json.dumps(_plain(comparison, first, second)))
     else:

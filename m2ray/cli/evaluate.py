@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,8 +197,8 @@ def _run(
     # A published folder stays as it is.
     published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
-    job = EvaluationJob(trial, split, tuple(dict.fromkeys(names)), checkpoint, constants)
-    return run_evaluation(replace(job, other_receiver=other_receiver))
+    names = tuple(dict.fromkeys(names))
+    return run_evaluation(EvaluationJob(trial, split, names, checkpoint, constants, other_receiver=other_receiver))
 
 
 def _write(out: Path | None, rows: pd.DataFrame) -> None:

@@ -24,6 +24,7 @@ from m2ray.judging.read_any import Cell, are_rows, cells_in, read_any
 from m2ray.judging.verdict import INVALID
 from m2ray.judging.verdict_tables import print_configuration, print_counts, print_decision, print_verdict
 from m2ray.util.errors import UserError
+from m2ray.util.text import list_columns
 
 
 def main(argv: Sequence[str]) -> int:
@@ -196,7 +197,7 @@ def read_file(path: Path, split: str | None) -> pd.DataFrame:
     if split is not None and not are_rows(rows):
         raise UserError("--split: goes with rows of m2ray.evaluate, outcomes have no splits; remove it")
     if unused:
-        print(f"Not read: column{'s' * (len(unused) > 1)} {', '.join(unused)}.")
+        print(f"Not read: {list_columns(unused)}.")
     return rows
 
 

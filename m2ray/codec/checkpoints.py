@@ -62,11 +62,12 @@ def trained_with(record: dict[str, Any]) -> str:
     return f"{name} ({digest})" if name else str(digest)
 
 
-def check_receiver(folder: Path, name: str, digest: str, other_receiver: bool) -> None:
+def check_receiver(record: dict[str, Any], folder: Path, name: str, digest: str, other_receiver: bool) -> None:
     """Check that a codec meets the receiver that it was trained with or, with `other_receiver`, another one.
 
     Args:
-        folder: The codec's folder.
+        record: The codec's record.
+        folder: The codec's folder, for the error.
         name: The name of the receiver that is to read its prefixes.
         digest: The digest of that receiver.
         other_receiver: True if it must be another one.
@@ -74,7 +75,6 @@ def check_receiver(folder: Path, name: str, digest: str, other_receiver: bool) -
     Raises:
         UserError: it is not.
     """
-    record = read_record(folder)
     same = record["receiver_digest"] == digest
     if same and other_receiver:
         raise UserError(
@@ -88,9 +88,14 @@ def check_receiver(folder: Path, name: str, digest: str, other_receiver: bool) -
         )
 
 
-def other_name(name: str, record: dict[str, Any]) -> str:
-    """Return a configuration's name in rows of another receiver than its codec was trained with: `k8-of-mini`."""
-    return f"{name}-of-{Path(record.get('receiver') or record['receiver_digest']).name}"
+def of_other_receiver(name: str, record: dict[str, Any]) -> tuple[str, dict[str, str]]:
+    """Return the name and column of a configuration in rows of another receiver than its codec was trained with.
+
+    The name is such as `k8-of-mini`, and the column `trained_with` has the codec's own receiver, so that no row is
+    taken for one of its own.
+    """
+    own = Path(record.get("receiver") or record["receiver_digest"]).name
+    return f"{name}-of-{own}", {"trained_with": trained_with(record)}
 
 
 def checkpoint_id(folder: Path, other_receiver: bool = False) -> CheckpointId:
@@ -98,8 +103,7 @@ def checkpoint_id(folder: Path, other_receiver: bool = False) -> CheckpointId:
 
     Args:
         folder: The checkpoint's folder.
-        other_receiver: True where another receiver than the codec's own answers. Then the configuration's name and
-            its columns say which receiver the codec was trained with, so that no row is taken for one of its own.
+        other_receiver: True where another receiver than the codec's own answers; see `of_other_receiver`.
 
     Raises:
         UserError: its record does not contain it.
@@ -112,8 +116,8 @@ def checkpoint_id(folder: Path, other_receiver: bool = False) -> CheckpointId:
     columns = [part for part in (record.get("params"), record.get(SENT)) if isinstance(part, dict)]
     name = record["config"]
     if other_receiver:
-        columns.append({"trained_with": trained_with(record)})
-        name = other_name(name, record)
+        name, column = of_other_receiver(name, record)
+        columns.append(column)
     params = json.dumps({key: value for part in columns for key, value in part.items()}, sort_keys=True)
     return CheckpointId(name, record["seed"], record["digest"], record["step"], params)
 

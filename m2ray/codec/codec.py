@@ -271,7 +271,7 @@ def load_codec(folder: Path, receiver: Receiver, other_receiver: bool = False) -
     """
     record = read_record(folder)
     file = folder / "config.json"
-    check_receiver(folder, receiver.name, receiver.digest, other_receiver)
+    check_receiver(record, folder, receiver.name, receiver.digest, other_receiver)
     config = validate(CodecConfig, record["codec"], f"{file}: codec")
     tensors, _ = load_tensors(folder / "codec.safetensors")
     # The weights are compared with a codec that is built first. A damaged record must not make it gigabytes large.

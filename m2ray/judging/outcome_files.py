@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 
 from m2ray.judging.arms import NO_SEED
 from m2ray.util.errors import UserError, describe_error
+from m2ray.util.json_objects import STRICT_DECODER, RepeatedKey, first_repeated
 from m2ray.util.text import list_some
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -94,9 +93,9 @@ def _records(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _csv_records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
-        names = list(reader.fieldnames or ())
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise UserError(f"{path}: column {twice[0]}: given twice; keep one")
+        twice = first_repeated(reader.fieldnames or ())
+        if twice is not None:
+            raise UserError(f"{path}: column {twice}: given twice; keep one")
         for record in reader:
             if None in record or None in record.values():
                 raise UserError(f"{path}: line {reader.line_num}: not as many cells as columns; fix the line")
@@ -110,22 +109,14 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
         if not line.strip():
             continue
         try:
-            record = json.loads(line, object_pairs_hook=partial(_unique, f"{path}: line {number}"))
+            record = STRICT_DECODER.decode(line)
+        except RepeatedKey as error:
+            raise UserError(f"{path}: line {number}: {error.key}: given twice; keep one") from None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: line {number}: not JSON ({error}); write one object per line") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}: line {number}: expected an object; write one object per line")
         yield number, record
-
-
-def _unique(where: str, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these pairs; refuse a key that is given twice, of which JSON would keep the last."""
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise UserError(f"{where}: {twice}: given twice; keep one")
-    return record
 
 
 # --- fields --------------------------------------------------------------------------------------------------

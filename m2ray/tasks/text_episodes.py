@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from m2ray.util.errors import UserError
 from m2ray.util.files import numbered_lines, write_atomic
+from m2ray.util.json_objects import STRICT_DECODER, RepeatedKey
 from m2ray.util.text import is_text, with_progress
 
 MESSAGE = "{message}"  # the place of A's message in B's prompt
@@ -220,29 +221,16 @@ def _columns(fields: Mapping[str, str]) -> dict[str, _Column]:
 # --- lines ---------------------------------------------------------------------------------------------------
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the object of these pairs; refuse a key that is given twice, of which JSON would keep the last."""
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise _Fault(f"{twice[:60]}: given twice; keep one")
-    return record
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
-
-
 def _record(line: bytes) -> dict[str, Any]:
     """Return the object of a line."""
     try:
-        record = _DECODER.decode(line.decode("utf-8"))
+        record = STRICT_DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _Fault(f"not UTF-8 (byte {error.start + 1}: {error.reason}); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise _Fault(f"not JSON ({error.msg} at column {error.colno}); write one object per line") from None
-    except _Fault:
-        raise
+    except RepeatedKey as error:
+        raise _Fault(f"{error.key[:60]}: given twice; keep one") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deep nesting
         raise _Fault(f"not JSON that can be read ({error}); write one plain object per line") from None
     if not isinstance(record, dict):

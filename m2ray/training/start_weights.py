@@ -54,7 +54,8 @@ def load_start_weights(folder: Path, codec: Codec, config: TrialConfig, receiver
 def _is_trained_on(record: Mapping[str, Any], task: TaskConfig) -> bool:
     """Return whether a codec's record names this task; a published one names its file without folders."""
     trained, now = (record.get("trial") or {}).get("task"), task.model_dump(mode="json")
-    if trained == now or task.file is None or not trained:
-        return bool(trained == now)
-    unfiled = [{**tree, "file": None} for tree in (trained, now)]
-    return unfiled[0] == unfiled[1] and record.get(TASK_FILE) == task.file_digest
+    if trained == now:
+        return True
+    if task.file is None or not trained:
+        return False
+    return {**trained, "file": None} == {**now, "file": None} and record.get(TASK_FILE) == task.file_digest

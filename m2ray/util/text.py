@@ -20,6 +20,11 @@ def pluralize(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def list_columns(names: Sequence[str]) -> str:
+    """Return columns as an output names them: `column a`, `columns a, b`."""
+    return f"column{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
 def list_some(names: Sequence[str], most: int = 8) -> str:
     """Return the first names of a list and the number of the others: `a, b and 3 more`."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

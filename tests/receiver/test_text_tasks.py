@@ -164,6 +164,22 @@ class TestSplits:
         with pytest.raises(UserError, match=r"splits.search: 0:5000: .*use a larger file, or fewer"):
             source.seeds(some.model_copy(update={"search": "0:5000"}), "search")
 
+    def test_a_codec_of_a_file_was_trained_on_its_training_part_and_of_a_file_that_is_gone_nothing_is_known(
+        self, tmp_path
+    ):
+        """As of puzzles from a file."""
+        file = tmp_path / "task.jsonl"
+        lines = [{"id": i, "message": f"m {i}", "prompt": "{message}?", "target": f"t{i}"} for i in range(40)]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        splits = Splits(train="all", search="all", select="all", confirm="all")
+        source = open_source(validate(TaskConfig, {"file": str(file), "scorer": "exact"}, "test"))
+        parts = {name: source.get(source.seeds(splits, name), name) for name in ("train", "confirm")}
+        source.check_not_trained_on(parts["confirm"], splits)
+        with pytest.raises(UserError, match="of the part that the codec was trained on; use episodes of another"):
+            source.check_not_trained_on([*parts["confirm"], parts["train"][0]], splits)
+        gone = validate(TaskConfig, {"file": str(tmp_path / "gone.jsonl"), "scorer": "exact"}, "test")
+        open_source(gone).check_not_trained_on(parts["train"], splits)
+
     def test_parts_are_found_only_where_they_are_needed_and_kept_of_a_large_file(self, tmp_path, monkeypatch):
         calls = []
 

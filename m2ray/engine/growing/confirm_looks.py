@@ -152,16 +152,13 @@ class ConfirmLooks:
         key = self._key(len(self._record.get("looks", [])))
         # A look that was killed before it came into the sweep's record is chosen again.
         used = {message for look in self._ledger().looks() if look.key != key for message in look.messages}
-        of_file = isinstance(source, TextSource) and example.task.is_text_file
         found = list(itertools.islice(self._fresh(source, used, needed), needed))
         if len(found) == needed:
             return found
-        what = "episodes of groups" if of_file else "messages"
-        fix = (
-            "a larger file, or with fewer in splits.confirm"
-            if of_file
-            else ("another level, or with more lines that no split names")
-        )
+        if example.task.is_text_file:
+            what, fix = "episodes of groups", "a larger file, or with fewer in splits.confirm"
+        else:
+            what, fix = "messages", "another level, or with more lines that no split names"
         raise UserError(
             f"{self._folder}: a further look at confirm needs {needed} {what} that nobody has looked at, and "
             f"{source.name} has {len(found)}; start a new sweep with {fix}"
