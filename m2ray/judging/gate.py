@@ -112,12 +112,11 @@ def judge_counts(counts: Counts, k: int | None, gate: GateConfig) -> Verdict:
 def judge_arms(arms: Arms, k: int | None, gate: GateConfig, level: float, source: str) -> Verdict:
     """Judge outcomes; see `judge`. Errors start with `source`."""
     results = criterion_results(arms, k, gate, level, source)
-    both = {"shuffle", "normal"} <= set(arms.counts)
     verdict = Verdict(
         k=k,
         results=results,
         counts=arms.counts,
-        backwards=both and arms.rate("shuffle") > arms.rate("normal"),
+        backwards=_backwards(arms, gate),
         retention=_retention(arms, gate),
         seeds=len(arms.seeds),
         n=arms.episodes,
@@ -151,6 +150,17 @@ def criterion_results(
                     f"{source}: condition {name}: missing, and the criterion '{criterion.name}' needs it; add it"
                 )
     return tuple(judge_criterion(criterion, arms, gate.alpha, level) for criterion in criteria)
+
+
+def _backwards(arms: Arms, gate: GateConfig) -> bool:
+    """Whether a wrong message does better than the right one.
+
+    A gate without grades repeats the reference report, which says so of any difference; one with grades needs a
+    difference beyond chance (its alpha, one-sided, without Holm's correction: it is a description, not a verdict).
+    """
+    if not {"shuffle", "normal"} <= set(arms.counts) or arms.rate("shuffle") <= arms.rate("normal"):
+        return False
+    return gate.grades is None or arms.contrast("shuffle", "normal").p_above(0.0) <= gate.alpha
 
 
 def _retention(arms: Arms, gate: GateConfig) -> stats.Estimate | None:

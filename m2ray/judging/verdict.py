@@ -71,7 +71,7 @@ class Verdict:
         k: Number of slots; None for a system without them.
         results: The criteria's results.
         counts: Successes and episodes per condition; training seeds add up.
-        backwards: True if a wrong message does better than the right one.
+        backwards: True if a wrong message does better than the right one; with grades, beyond chance.
         retention: None without outcomes of normal, P0 and P1.
         seeds: Number of training seeds.
         n: Number of episodes.

@@ -413,3 +413,20 @@ def test_a_codec_that_carries_nothing_passes_seldom_where_messages_repeat():
             found[name] += result(judge(judged, GATE), "beats no message").passed
     assert found["clustered"] <= 24, found  # 5 % of 300, and the noise of the draws
     assert found["alone"] > 60, found
+
+
+# --- words that the rows must bear out -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shuffle", "backwards"), [(0.382, False), (0.60, True)])
+def test_backwards_is_said_of_a_difference_beyond_chance_only(shuffle, backwards):
+    """One answer more with wrong messages than with right ones is noise, of seeds together and of each."""
+    rows = outcomes({**GOOD, "normal": 0.38, "shuffle": shuffle}, seeds=(0, 1, 2))
+    for verdict in (judge(rows, GATE), judge(rows[rows.seed < 1], GATE)):
+        assert verdict.verdict == FAIL
+        assert ("BACKWARDS" in verdict.reason) == backwards
+
+
+def test_the_reference_report_says_backwards_of_any_difference():
+    rows = outcomes({**GOOD, "normal": 0.38, "shuffle": 0.382, "random": 0.37}, k=8)
+    assert judge(rows, REFERENCE).backwards
