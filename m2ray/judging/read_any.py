@@ -28,9 +28,15 @@ def read_any(path: Path) -> OutcomeFile:
     """
     if path.is_dir() or not path.is_file() or (path.suffix == ".parquet" and _is_rows(path)):
         return OutcomeFile(read_rows(path), [])
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: neither rows nor outcomes; name outcomes {', '.join(SUFFIXES)}")
-    return read_outcomes(path)
+    try:
+        if path.suffix not in SUFFIXES:
+            raise UserError(f"{path}: neither rows nor outcomes; name outcomes {', '.join(SUFFIXES)}")
+        return read_outcomes(path)
+    except UserError as error:
+        # A sweep's leaderboard and journal look like outcomes.
+        if (path.parent / "sweep.yaml").is_file():
+            raise UserError(f"{error}; for the rows of the sweep name its folder, {path.parent}") from None
+        raise
 
 
 def _is_rows(path: Path) -> bool:

@@ -242,3 +242,9 @@ def test_columns_that_are_not_read_are_named(tmp_path, capsys):
         table.to_csv(tmp_path / f"{name}.csv", index=False)
     found = compared(capsys, tmp_path / "x.csv", tmp_path / "y.csv")
     assert f"{tmp_path}/x.csv: not read: column gruop" in found["notes"]
+
+
+@pytest.mark.parametrize("file", ["leaderboard.csv", "leaderboard.md", "trials.jsonl"])
+def test_a_file_of_a_sweep_that_holds_no_rows_points_to_the_folder(file):
+    with pytest.raises(UserError, match=r"name its folder, results/held-out$"):
+        main([f"results/held-out/{file}", "results/held-out"])
