@@ -144,8 +144,8 @@ class CausalModel:
         """Return the logits [X, W] of the last layer's output [X, D]; X is any number of dimensions."""
         if self.ways.trunk is None:
             return states_XD
-        # On CPUs a product with bfloat16 rows that lie far apart in memory, such as one position of a batch, is over
-        # 100 times slower than one with rows side by side.
+        # On CPUs a product with bfloat16 rows that lie far apart in memory, such as one position of a batch, is
+        # over 100 times slower than one with rows side by side.
         states_X1D = states_XD.reshape(-1, 1, states_XD.shape[-1]).contiguous()
         ids_X1 = torch.zeros(len(states_X1D), 1, dtype=torch.long, device=states_XD.device)
         given = self._output_type(last_hidden_state=states_X1D)
