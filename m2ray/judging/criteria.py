@@ -21,7 +21,12 @@ from m2ray.judging.verdict import FAIL, PASS, UNTESTABLE, CriterionResult
 from m2ray.util.errors import UserError
 from m2ray.util.text import percent
 
-MAX_NLL_DIFFERENCE = 0.02  # mean nats per episode between conditions that must be the same; rounding gives less
+# Conditions that must be the same are apart by rounding, in mean absolute nats per episode. In 16 bits it also
+# changes free-text answers.
+MAX_NLL_DIFFERENCE = 0.02  # where the answers are the same
+MAX_ROUNDING = 0.02  # where some are not, as a share of what the text is worth
+ROUNDS = 1e-3  # less is not the rounding of 16 bits, so that other answers are a fault
+SAME_SUCCESS = 0.05  # margin of the success rates of two conditions that are the same but for rounding
 # A variance over fewer clusters is too uncertain: "few" is less than 20 to 50 (Cameron and Miller 2015).
 MIN_CLUSTERS = 20
 POWER = 0.8  # the chance that a gate's number of episodes must give
@@ -262,9 +267,32 @@ def _same_answers(criterion: Criterion, arms: Arms, alpha: float) -> _Measuremen
     sentence = f"{first} {verb} {second}'s {what} in {same} of {n} episodes"
     # Equal answers can hide different logits.
     apart = _nll_difference(rows, first, second)
+    if same == n and apart <= MAX_NLL_DIFFERENCE:
+        return _Measurement(1.0, 1.0, PASS, sentence)
+    allowed = _allowed_rounding(rows, second) if apart >= ROUNDS else 0.0
+    if allowed:
+        apart_by = f"its NLL differs by {apart:.3g} nats, of {allowed:.3g} allowed for rounding in 16 bits"
+        equal = arms.contrast(first, second).p_equivalent(SAME_SUCCESS) <= alpha
+        success = f"success is {'' if equal else 'not '}shown to be within {100 * SAME_SUCCESS:.0f} points"
+        return _Measurement(
+            same / n, 1.0, _status(apart <= allowed and equal), f"{sentence}; {apart_by}; {success}"
+        )
     if apart > MAX_NLL_DIFFERENCE:
         sentence += f", but its NLL differs by {apart:.3g} nats, of {MAX_NLL_DIFFERENCE} allowed"
-    return _Measurement(same / n, 1.0, _status(same == n and apart <= MAX_NLL_DIFFERENCE), sentence)
+    return _Measurement(same / n, 1.0, FAIL, sentence)
+
+
+def _allowed_rounding(arms: RowArms, text: str) -> float:
+    """Return the largest NLL difference from the text's that rounding explains, in nats per episode.
+
+    It is `MAX_ROUNDING` of what the text is worth over no message, so that what it hides cannot matter to a
+    verdict; 0 where that is not known, or is less than the bound for equal answers.
+    """
+    if "nll" not in arms.rows or "P0" not in arms.counts:
+        return 0.0
+    without, given = (float(np.nanmean(arms.column(name, "nll")[0].astype(float))) for name in ("P0", text))
+    allowed = MAX_ROUNDING * (without - given)
+    return allowed if allowed > MAX_NLL_DIFFERENCE else 0.0
 
 
 def _nll_difference(arms: RowArms, first: str, second: str) -> float:

@@ -180,6 +180,39 @@ def test_identity_must_give_the_texts_answers():
     assert "'identity is the text'" in judge(rows, GATE).reason
 
 
+@pytest.mark.parametrize(
+    ("noise", "swapped", "lost", "valid"),
+    [
+        (0.04, 8, 0, True),  # SmolLM2 in bfloat16: free-text answers differ here and there, success does not
+        (0.04, 0, 0, True),
+        (0.2, 8, 0, False),  # over 2 % of the five nats that the text is worth
+        (0.04, 8, 40, False),  # 8 points of success
+        (0.0, 8, 0, False),  # the same likelihoods but other answers: not rounding
+    ],
+)
+def test_identity_may_differ_from_the_text_by_rounding_in_16_bits_only(noise, swapped, lost, valid):
+    rows = outcomes(GOOD).assign(nll=7.0)
+    text, own = (rows.index[rows.condition == name] for name in ("P1", "identity"))
+    rows.loc[text, "nll"] = 2.0
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], size=len(own))
+    rows.loc[own, "nll"] = 2.0 + noise * signs
+    solved = rows.success[own].to_numpy() > 0
+    rows.loc[own[solved][: swapped + lost], "success"] = 0.0
+    rows.loc[own[~solved][:swapped], "success"] = 1.0
+    verdict = judge(rows, GATE)
+    assert verdict.verdict == (PASS if valid else INVALID)
+    assert ("rounding in 16 bits" in result(verdict, "identity is the text").sentence) == (noise > 0)
+
+
+def test_identity_is_judged_to_the_answer_where_the_text_is_worth_little():
+    """Two hundredths of a nat are much where the text is worth half of one, as in puzzles."""
+    rows = outcomes(GOOD).assign(nll=0.6)
+    rows.loc[rows.condition.isin(["P1", "identity"]), "nll"] = 0.1
+    assert judge(rows, GATE).verdict == PASS
+    rows.loc[rows.condition == "identity", "nll"] += 0.03
+    assert judge(rows, GATE).verdict == INVALID
+
+
 # --- together ------------------------------------------------------------------------------------------------
 
 
