@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from m2ray.cli.runner import DONE, Parser
-from m2ray.config.task import EVALUATION_SPLITS
+from m2ray.config.split_names import is_confirm, most_conclusive
 from m2ray.evaluation.rows import FAILED, configuration_rows
 from m2ray.judging.comparison import Comparison, Difference, System, compare, describe, sample_text
 from m2ray.judging.read_any import are_rows, read_any
@@ -23,7 +23,6 @@ from m2ray.util.tables import Table, markdown
 from m2ray.util.text import list_columns, list_some, percent
 
 FIGURES = (".png", ".svg", ".pdf")
-SPLITS = EVALUATION_SPLITS[::-1]  # most conclusive first
 
 
 class Named(NamedTuple):
@@ -94,19 +93,26 @@ def _named(text: str, config: str | None) -> Named:
 
 
 def _splits(sides: Sequence[Named], wanted: str | None) -> list[str]:
-    """Return the split of each side: the wanted one, else the most conclusive that both have, else its own."""
+    """Return the split of each side: the wanted one, else the most conclusive that both have, else its own.
+
+    What was judged at different looks at confirm is compared there: select and search chose both.
+    """
     known = []
     for side in sides:
-        own = list(dict.fromkeys(_of_codecs(side.rows).split))
+        rows = _of_codecs(side.rows)
+        named = rows[rows.config == side.config]
+        own = list(dict.fromkeys((named if len(named) else rows).split))
         if not own:
             raise UserError(f"{side.text}: holds no outcomes; give results of m2ray.sweep or m2ray.evaluate")
         if wanted is not None and not are_rows(side.rows):
             raise UserError(f"--split: goes with rows of m2ray.evaluate; {side.text} has no splits, remove it")
         if wanted is not None and wanted not in own:
             raise UserError(f"--split: {side.text} has none of that name; choose from {', '.join(own)}")
-        known.append([wanted] if wanted is not None else sorted(own, key=_rank))
-    common = [split for split in known[0] if split in known[1]]
-    return [common[0]] * 2 if common else [known[0][0], known[1][0]]
+        known.append([wanted] if wanted is not None else own)
+    best = [most_conclusive(splits) or "" for splits in known]
+    common = most_conclusive(split for split in known[0] if split in known[1])
+    judged_apart = all(map(is_confirm, best)) and not is_confirm(common or "")
+    return best if common is None or judged_apart else [common] * 2
 
 
 def _of_codecs(rows: pd.DataFrame) -> pd.DataFrame:
@@ -114,10 +120,6 @@ def _of_codecs(rows: pd.DataFrame) -> pd.DataFrame:
     evaluated = rows[rows.condition != FAILED]
     own = evaluated[evaluated.config != ""]
     return own if len(own) else evaluated
-
-
-def _rank(split: str) -> int:
-    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 
 def _system(side: Named, split: str) -> System:

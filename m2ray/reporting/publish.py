@@ -13,6 +13,7 @@ import yaml
 from m2ray.codec.checkpoints import last_checkpoints, read_record
 from m2ray.codec.local_paths import command_without_folders, record_without_folders
 from m2ray.codec.model_card import model_card
+from m2ray.config.split_names import is_confirm
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.util.errors import UserError
 from m2ray.util.files import write_atomic, write_json
@@ -105,14 +106,14 @@ def _leaderboard_verdict(sweep: Path, config: str, seed: int) -> tuple[str, bool
     own = lines[lines.seed.isna()]
     text = _verdict_text(of_seed.iloc[0])
     if own.empty:
-        return text, of_seed.iloc[0].split == "confirm"
+        return text, is_confirm(of_seed.iloc[0].split)
     seeds = str(own.seeds.iloc[0]).replace(" ", ", ")
     both = f"{_verdict_text(own.iloc[0])} over training seeds {seeds}; of this seed: {text}"
-    return both, of_seed.iloc[0].split == "confirm"
+    return both, is_confirm(of_seed.iloc[0].split)
 
 
 def _verdict_text(line: pd.Series) -> str:
-    if line.split != "confirm":
+    if not is_confirm(line.split):
         return (
             f"none: NOT CONFIRMED, evaluated on {line.split} only, which it may have been chosen by, "
             f"n = {line.n:.0f}: normal {100 * line.normal:.1f} %"

@@ -13,6 +13,7 @@ from typing import Any
 
 from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.gate_file import GateConfig, reference_gate
+from m2ray.config.split_names import is_confirm
 from m2ray.diagnosis.store import FOLDER, diagnosis_folder, read_diagnosis
 from m2ray.evaluation.rows import outcomes
 from m2ray.judging.verdict import INVALID, Verdict
@@ -221,7 +222,7 @@ def diagnosis_sections(root: Path, run: JudgedRun) -> list[Section]:
     ]
     passed = run.verdict is not None and run.verdict.passed
     blocks: list[Block] = [Text(messages), Bullets(sentences), Link("all figures", f"{path}/diagnosis.md")]
-    if passed and run.split == "confirm" and diagnosis["findings"][0]["name"] != "healthy":
+    if passed and is_confirm(run.split) and diagnosis["findings"][0]["name"] != "healthy":
         blocks.insert(1, Text(DIFFERS))
     title = "What arrives, step by step" if passed else "Root cause"
     return [Section("Diagnosis", blocks), Section(title, [Grid(diagnosis["root_cause"]), *figures])]

@@ -112,6 +112,25 @@ def test_other_episodes_or_messages_are_not_paired(results, capsys):
     assert found["why"] == "other messages under the same numbers, as in episode 2000"
 
 
+def test_what_a_grown_sweep_judged_later_is_compared_on_the_messages_of_its_look(results, capsys):
+    """The split confirm holds the first look only, and both have rows on the search split."""
+    later = make_rows(BETTER, "later")
+    rows = [
+        *(make_rows(GOOD, "first", seed) for seed in range(3)),
+        *(make_rows(GOOD, name, split="search") for name in ("first", "later")),
+        later.assign(split="confirm-2", episode=later.episode + 5000, partner=later.partner + 5000),
+    ]
+    (results / "grown").mkdir()
+    write_rows(results / "grown" / "rows.parquet", pd.concat(rows, ignore_index=True).drop_duplicates())
+    first, later = (f"{results}/grown:{name}" for name in ("first", "later"))
+    found = compared(capsys, later, first)
+    assert (found["paired"], found["a"]["n"], found["b"]["n"]) == (False, 200, 200)
+    assert main([later, first]) == 0
+    assert "split confirm-2, n = 200" in capsys.readouterr().out
+    assert compared(capsys, later, first, "--split", "search")["paired"]
+    assert compared(capsys, first, results / "a")["paired"]
+
+
 def test_a_part_of_the_episodes_is_compared_on_that_part(results, capsys):
     rows = make_rows(BETTER, "c")
     write_rows(results / "part.parquet", rows[rows.episode < 2100])

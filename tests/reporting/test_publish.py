@@ -160,6 +160,14 @@ def test_a_codec_that_was_not_confirmed_says_so_in_name_and_card(sweep):
         publish(sweep, CONFIG, 0, "best")
 
 
+def test_a_codec_that_a_later_look_at_confirm_judged_is_confirmed(sweep):
+    line = {"config": CONFIG, "seed": 0, "verdict": "PASS", "split": "confirm-2", "n": 8, "normal": 0.83}
+    pd.DataFrame([line]).to_csv(sweep / "leaderboard.csv", index=False)
+    best = publish(sweep, CONFIG, 0, "best")
+    assert best.name == "best"
+    assert "Verdict: PASS on confirm-2, n = 8: normal 83.0 %" in (best / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("config", "seed", "name", "error"),
     [
