@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy
+from numpy.typing import NDArray
 
 from m2ray.config.gate_file import Criterion
 from m2ray.judging import statistics as stats
@@ -290,8 +291,8 @@ def _allowed_rounding(arms: RowArms, text: str) -> float:
     """
     if "nll" not in arms.rows or "P0" not in arms.counts:
         return 0.0
-    without, given = (float(np.nanmean(arms.column(name, "nll")[0].astype(float))) for name in ("P0", text))
-    allowed = MAX_ROUNDING * (without - given)
+    worth = float(np.nanmean(_nll(arms, "P0"))) - float(np.nanmean(_nll(arms, text)))
+    allowed = MAX_ROUNDING * worth
     return allowed if allowed > MAX_NLL_DIFFERENCE else 0.0
 
 
@@ -299,10 +300,15 @@ def _nll_difference(arms: RowArms, first: str, second: str) -> float:
     """Return the mean absolute difference of two conditions' NLL per episode; 0 where it was not recorded."""
     if "nll" not in arms.rows:
         return 0.0
-    first_E, second_E = (arms.column(name, "nll")[0].astype(float) for name in (first, second))
-    differences_E = np.abs(first_E - second_E)
+    differences_E = np.abs(_nll(arms, first) - _nll(arms, second))
     known_E = np.isfinite(differences_E)
     return float(differences_E[known_E].mean()) if known_E.any() else 0.0
+
+
+def _nll(arms: RowArms, condition: str) -> NDArray[np.float64]:
+    """Return a condition's NLL per episode, [E]: conditions without a codec have no training seeds."""
+    nll_E: NDArray[np.float64] = arms.column(condition, "nll")[0].astype(float)
+    return nll_E
 
 
 def _at_most(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:

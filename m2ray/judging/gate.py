@@ -158,9 +158,11 @@ def _backwards(arms: Arms, gate: GateConfig) -> bool:
     A gate without grades repeats the reference report, which says so of any difference; one with grades needs a
     difference beyond chance (its alpha, one-sided, without Holm's correction: it is a description, not a verdict).
     """
-    if not {"shuffle", "normal"} <= set(arms.counts) or arms.rate("shuffle") <= arms.rate("normal"):
+    if not {"shuffle", "normal"} <= set(arms.counts):
         return False
-    return gate.grades is None or arms.contrast("shuffle", "normal").p_above(0.0) <= gate.alpha
+    if gate.grades is None:
+        return arms.rate("shuffle") > arms.rate("normal")
+    return arms.contrast("shuffle", "normal").p_above(0.0) <= gate.alpha
 
 
 def _retention(arms: Arms, gate: GateConfig) -> stats.Estimate | None:

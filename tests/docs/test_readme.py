@@ -43,7 +43,7 @@ def commands():
     found = {}
     for document in DOCUMENTS:
         for module, rest in COMMAND.findall(read(document)):
-            if rest.endswith(" ..."):  # the ledger of looks shortens long ones
+            if document not in PAGES and rest.endswith(" ..."):  # reports quote long ones shortened
                 continue
             found.setdefault(f"{module}{rest.rstrip()}".rstrip(ENDS), (module, rest))
     return found
