@@ -81,6 +81,7 @@ NAIVE = [("train_naive", "training, best batch"), ("eval_naive", "evaluation, an
 # Other figures: name, unit, goal.
 OTHERS = [
     ("packed_ratio", "x", Goal(1.2)),
+    ("packed_in_turn_ratio", "x", None),
     ("packed_memory_ratio", "x", Goal(0.35, "<=")),
     ("bf16_ratio", "x", None),
     ("compile_ratio", "x", None),

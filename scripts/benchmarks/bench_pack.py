@@ -1,8 +1,15 @@
-"""Samples per second and memory of eight codecs trained in one process, against eight processes.
+"""Samples per second and memory of eight codecs trained in one process, in eight, and one after another.
 
-Used by scripts/benchmarks/bench.py. Packed and separate training train the same eight codecs (the configuration of
+Used by scripts/benchmarks/bench.py. All train the same eight codecs (the configuration of
 search_spaces/quickstart.yaml with eight learning rates, batches of 8) for the same steps, in turns, in processes
-of their own. Memory is the sum of the processes' proportional set sizes while all are training.
+of their own:
+
+- packed: all eight in one process, their rows in common forward passes;
+- separate: eight processes at a time;
+- in turn: each process trains its share of the codecs one after another; there are as many processes as CPU cores,
+  or one on a GPU. This is what a sweep without packs does.
+
+Memory is the sum of the processes' proportional set sizes while all are training.
 """
 
 from __future__ import annotations
@@ -43,8 +50,13 @@ def member_config(receiver: str, number: int) -> TrialConfig:
     return config.model_copy(update={"training": training, "splits": splits, "receiver": receiver})
 
 
-def train_members(receiver: str, numbers: range, threads: int, steps: int, barrier: Any, results: Any) -> None:
-    """Train some of the eight codecs in this process; put the seconds and the bytes it took into the queue."""
+def train_members(
+    receiver: str, numbers: range, together: bool, threads: int, steps: int, barrier: Any, results: Any
+) -> None:
+    """Train some of the eight codecs in this process, as a pack or one after another.
+
+    Puts the seconds and the bytes it took into the queue.
+    """
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         loaded = load_receiver(receiver)
@@ -55,24 +67,26 @@ def train_members(receiver: str, numbers: range, threads: int, steps: int, barri
             for n in numbers
         ]
 
-        def step() -> None:
-            for trainer, result in zip(pack, joint_backward(pack), strict=True):
+        def step(some: list[Trainer]) -> None:
+            for trainer, result in zip(some, joint_backward(some), strict=True):
                 trainer.apply_step(*result)
 
-        for _ in range(3):
-            step()
+        packs = [pack] if together else [[trainer] for trainer in pack]
+        for some in packs * 3:
+            step(some)
         barrier.wait()
         start = time.perf_counter()
-        for _ in range(steps):
-            step()
+        for some in packs:
+            for _ in range(steps):
+                step(some)
         seconds = time.perf_counter() - start
         barrier.wait()
         results.put((seconds, proportional_set_size(psutil.Process())))
         barrier.wait()  # no process ends, and so frees memory, before all have measured theirs
 
 
-def measure(receiver: str, processes: int, steps: int, cores: int) -> Measurement:
-    """Train the eight codecs, divided among some processes."""
+def measure(receiver: str, processes: int, together: bool, steps: int, cores: int) -> Measurement:
+    """Train the eight codecs, divided among some processes, each with its share together or one after another."""
     context = mp.get_context("spawn")
     barrier, results = context.Barrier(processes), context.Queue()
     share = MEMBERS // processes
@@ -81,7 +95,7 @@ def measure(receiver: str, processes: int, steps: int, cores: int) -> Measuremen
     workers = [
         context.Process(
             target=train_members,
-            args=(receiver, range(i * share, (i + 1) * share), threads, steps, barrier, results),
+            args=(receiver, range(i * share, (i + 1) * share), together, threads, steps, barrier, results),
         )
         for i in range(processes)
     ]
@@ -95,18 +109,21 @@ def measure(receiver: str, processes: int, steps: int, cores: int) -> Measuremen
 
 
 def bench_pack(receiver: str, steps: int, rounds: int = 7) -> dict[str, Any]:
-    """Compare packed with separate training by medians over rounds, in which the two take turns."""
+    """Compare packed with separate training by medians over rounds, in which they take turns."""
     cores = torch.get_num_threads()
-    packed, separate = [], []
+    at_once = 1 if torch.cuda.is_available() else max(n for n in (1, 2, 4, MEMBERS) if n <= cores)
+    sides = {"packed": (1, True), "separate": (MEMBERS, True), "in turn": (at_once, False)}
+    found: dict[str, list[Measurement]] = {side: [] for side in sides}
     for _ in range(rounds):
-        packed.append(measure(receiver, 1, steps, cores))
-        separate.append(measure(receiver, MEMBERS, steps, cores))
-    speed = [statistics.median(each.samples_per_s for each in sort) for sort in (packed, separate)]
-    memory = [statistics.median(each.memory_bytes for each in sort) for sort in (packed, separate)]
+        for side, (processes, together) in sides.items():
+            found[side].append(measure(receiver, processes, together, steps, cores))
+    speed = {side: statistics.median(each.samples_per_s for each in found[side]) for side in sides}
+    memory = {side: statistics.median(each.memory_bytes for each in found[side]) for side in sides}
     return {
-        "packed_ratio": speed[0] / speed[1],
-        "packed_memory_ratio": memory[0] / memory[1],
-        "packed_samples_per_s": {"packed": speed[0], "separate": speed[1]},
-        "packed_rounds": [[round(each.samples_per_s, 1) for each in sort] for sort in (packed, separate)],
-        "packed_memory_gb": {"packed": memory[0] / 1e9, "separate": memory[1] / 1e9},
+        "packed_ratio": speed["packed"] / speed["separate"],
+        "packed_in_turn_ratio": speed["packed"] / speed["in turn"],
+        "packed_memory_ratio": memory["packed"] / memory["separate"],
+        "packed_samples_per_s": speed,
+        "packed_rounds": {side: [round(each.samples_per_s, 1) for each in found[side]] for side in sides},
+        "packed_memory_gb": {side: value / 1e9 for side, value in memory.items()},
     }
