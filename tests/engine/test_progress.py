@@ -9,9 +9,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from rich.console import Console
 
-from m2ray.engine.cost.forecast import Forecast
+from m2ray.config.plan import load_plan
+from m2ray.engine.cost.estimate import count_work
+from m2ray.engine.cost.forecast import Forecast, forecast
 from m2ray.engine.progress import Progress
 
 EPOCH = {"epochs_total": 4, "k": 8, "score": 0.25, "shuffle_gap": 0.5, "prefix_cosine": 0.75}
@@ -144,6 +147,19 @@ def test_costs_are_those_that_were_measured():
     assert forecast.share == pytest.approx(11 / 34)
     forecast.ended("sampled")  # stopped early
     assert forecast.share == pytest.approx(11 / 32)
+
+
+def test_a_sample_of_a_content_free_prefix_counts_half(tmp_path):
+    """It has one objective and no encoder: half as long as a sample of the default sweep's codecs."""
+    space = tmp_path / "one.yaml"
+    splits = {"train": "100000:200000", "search": "0:4", "select": "4:8", "confirm": "8:12"}
+    trial = {"splits": splits, "losses": {"ce": {}}, "training": {"epochs": 1, "epoch_samples": 1000}}
+    only = {"diagnose": 0, "select": 0, "confirm": 0}
+    space.write_text(yaml.dump({"name": "one", "trial": trial, "points": {"one": {}}, "judge": only}))
+    work = forecast(load_plan(space))
+    work.epoch("one", 1000, 1000, seconds=1000)
+    work.answered(count_work(load_plan(space)).answers, seconds=0.0)
+    assert work.share == pytest.approx(1000 / 1500, abs=0.05)
 
 
 def test_the_time_left_does_not_take_the_start_up_for_work():

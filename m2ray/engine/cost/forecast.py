@@ -13,6 +13,7 @@ from m2ray.config.trial import TrialConfig
 from m2ray.engine.cost.estimate import ANSWERS_PER_DIAGNOSIS, count_work, longest_config
 
 SAMPLE_COST = 4.0  # of a training sample, in answers, until both are measured
+CONSTANT_COST = 0.5  # of a content-free prefix's sample, in a codec's: one objective, no encoder
 MIN_SHARE = 0.05  # of the work, from which on the remaining time is estimated
 
 
@@ -24,7 +25,7 @@ class Forecast:
         sampled: Number of configurations that are sampled.
         each: Training samples of the longest of them.
         answers: Answers to decode.
-        constant: Training samples of the content-free prefixes.
+        constant: Training samples of the content-free prefixes, in samples of a codec.
         constant_jobs: Evaluations that need one.
     """
 
@@ -124,6 +125,6 @@ def forecast(plan: Plan) -> Forecast:
         plan.samples,
         samples(longest_config(plan)),
         work.answers + work.diagnoses * ANSWERS_PER_DIAGNOSIS * judge.diagnose,
-        work.constant_samples,
+        work.constant_samples * CONSTANT_COST,
         seeds * (len(plan.points) + min(judge.confirm, plan.samples)),
     )
