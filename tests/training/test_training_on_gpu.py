@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from gpu_device import cuda_or_skip, device_or_skip
+from gpu_device import cuda_or_skip, gpu_or_cpu
 from tiny_trainings import config, loss_curve
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,7 +23,7 @@ def on_cpu():
 
 @pytest.fixture
 def there():
-    return load_receiver("mini", device_or_skip(), "float32")
+    return load_receiver("mini", gpu_or_cpu(), "float32")
 
 
 def curve(receiver, folder, **changes):
@@ -41,7 +41,7 @@ def test_a_training_takes_the_same_steps_as_on_the_cpu(on_cpu, there, tmp_path, 
 
 def test_bfloat16_trains_to_a_similar_loss(on_cpu, tmp_path):
     own = curve(on_cpu, tmp_path / "cpu")
-    half = load_receiver("mini", device_or_skip(), "bfloat16")
+    half = load_receiver("mini", gpu_or_cpu(), "bfloat16")
     for name, changes in {"weights": {}, "autocast": {"training__precision": "bfloat16"}}.items():
         assert curve(half, tmp_path / name, **changes) == pytest.approx(own, rel=0.1)
 
@@ -68,7 +68,7 @@ def test_a_pack_trains_each_codec_as_it_would_be_trained_alone(there, tmp_path):
 
 
 def test_one_worker_of_ddp_gets_the_gradient_of_none(there, tmp_path):
-    """NCCL on a GPU, Gloo in a rehearsal."""
+    """NCCL on a GPU, Gloo on a CPU."""
     trainer = Trainer(
         config(there, losses=LOSSES), 0, there, tmp_path / "one", lambda metrics, at: None, {"config": "one"}
     )
