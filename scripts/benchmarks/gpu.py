@@ -15,8 +15,8 @@
 Each step writes FOLDER/STEP.json and exits with 0 (done), 75 (time is up: the same command continues) or 1
 (failed). Steps 4 and 5 need fetched receivers. `--device cpu --tiny` rehearses a step on random receivers and few
 samples.
-A bare machine needs the wheels of the other dependencies in pyproject.toml, and of setuptools and wheel: with these
-one is built. On a machine with the same Python: `pip download '.[test]' setuptools wheel -d wheels`.
+A bare machine needs the wheels of the other dependencies in pyproject.toml, and those of setuptools and wheel to
+build one of them. On a machine with the same Python: `pip download '.[test]' setuptools wheel -d wheels`.
 """
 
 from __future__ import annotations
