@@ -223,14 +223,18 @@ def attempt(run: Run) -> dict[str, Any]:
     folder = run.out / "attempt-training"
     resume = ["--resume"] if folder.is_dir() else []
     run.command("-m", "m2ray.train", config, "--out", folder, *resume, log="attempt.log", stop_s=5.0)
-    checkpoint = folder / f"epoch-{tree['training']['epochs']:02d}"
+    checkpoint = folder / "seed-0" / f"epoch-{tree['training']['epochs']:02d}"
+    every = run.out / "attempt-rows.parquet"
+    few, many = (10, 20) if run.tiny else (50, 1000)
+    if not every.is_file():
+        seeds = f"2000:{2000 + many}"
+        run.command("-m", "m2ray.evaluate", checkpoint, "--seeds", seeds, "--out", every, log="attempt.log")
     figures: dict[str, Any] = {}
-    for count in (10, 20) if run.tiny else (50, 1000):
-        rows = run.out / f"attempt-{count}.parquet"
-        if not rows.is_file():
-            seeds = f"2000:{2000 + count}"
-            run.command("-m", "m2ray.evaluate", checkpoint, "--seeds", seeds, "--out", rows, log="attempt.log")
-        table = pd.read_parquet(rows)
+    for count in (few, many):
+        # Part of the same rows: nobody looks at these messages twice.
+        rows, table = run.out / f"attempt-{count}.parquet", pd.read_parquet(every)
+        table = table[table.episode < 2000 + count]
+        table.to_parquet(rows)
         figures[f"n={count}"] = table.groupby("condition").success.mean().round(4).to_dict()
         for gate in ("reference", "content"):
             log = f"attempt-{count}-{gate}.txt"
