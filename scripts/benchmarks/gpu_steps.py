@@ -23,7 +23,7 @@ ADAPT_OUT_OF_TIME = 75  # exit code of scripts/adapt_and_sweep.py
 GPU_RESOURCES = {"cpus_per_worker": 2, "gpus_per_worker": 0.2, "evaluators": 2, "gpus_per_evaluator": 0.1}
 TINY_SPLITS = {"train": "100000:101000", "search": "1000:1008", "select": "4000:4010", "confirm": "2000:2020"}
 TINY_TRAINING = {"epochs": 1, "epoch_samples": 32, "batch_size": 8, "warmup": 0}
-TINY_EVALUATION = {"max_new_tokens": 8, "constant_samples": 64, "scale_gates": [], "text_bytes": []}
+TINY_EVALUATION = {"max_new_tokens": 32, "constant_samples": 64, "scale_gates": [], "text_bytes": []}
 
 
 class Unfinished(Exception):
@@ -130,7 +130,8 @@ def run_sweep(run: Run, space: Path, name: str, *words: str) -> dict[str, Any]:
     run.command(*argv, log=f"{name}.log", stop_s=STOP_S)
     board = pd.read_csv(folder / "leaderboard.csv")
     shown = ["config", "seeds", "k", "n", "normal", "null", "shuffle", "P0", "P1", "constant", "verdict"]
-    board = board[(board.split == "confirm") & board.seed.isna()][shown]
+    # A configuration's first line is its own; with one training seed it is also the seed's.
+    board = board[board.split == "confirm"].drop_duplicates("config")[shown]
     return {"seconds": time.monotonic() - start, "resumed": bool(resume), "board": board.to_dict("records")}
 
 
@@ -217,7 +218,12 @@ def attempt(run: Run) -> dict[str, Any]:
     tree |= {"receiver": receiver, "splits": {**tree["splits"], "confirm": "2000:3000"}}
     if run.tiny:
         tree["training"] |= {"epochs": 1, "epoch_samples": 16}
-        tree["evaluation"] = {**tree["evaluation"], "max_new_tokens": 8, "constant_samples": 64, "scale_gates": []}
+        tree["evaluation"] = {
+            **tree["evaluation"],
+            "max_new_tokens": 32,
+            "constant_samples": 64,
+            "scale_gates": [],
+        }
     config = run.out / "attempt.yaml"
     config.write_text(yaml.safe_dump(tree))
     folder = run.out / "attempt-training"
