@@ -218,12 +218,7 @@ def attempt(run: Run) -> dict[str, Any]:
     tree |= {"receiver": receiver, "splits": {**tree["splits"], "confirm": "2000:3000"}}
     if run.tiny:
         tree["training"] |= {"epochs": 1, "epoch_samples": 16}
-        tree["evaluation"] = {
-            **tree["evaluation"],
-            "max_new_tokens": 32,
-            "constant_samples": 64,
-            "scale_gates": [],
-        }
+        tree["evaluation"] = {**tree["evaluation"], **TINY_EVALUATION}
     config = run.out / "attempt.yaml"
     config.write_text(yaml.safe_dump(tree))
     folder = run.out / "attempt-training"
