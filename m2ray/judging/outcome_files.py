@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from m2ray.judging.arms import NO_SEED
 from m2ray.util.errors import UserError, describe_error
-from m2ray.util.json_objects import STRICT_DECODER, RepeatedKey, first_repeated
+from m2ray.util.json_objects import LineFault, first_repeated, read_object
 from m2ray.util.text import list_some
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -109,14 +109,9 @@ def _json_records(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any
         if not line.strip():
             continue
         try:
-            record = STRICT_DECODER.decode(line)
-        except RepeatedKey as error:
-            raise UserError(f"{path}: line {number}: {error.key}: given twice; keep one") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number}: not JSON ({error}); write one object per line") from None
-        if not isinstance(record, dict):
-            raise UserError(f"{path}: line {number}: expected an object; write one object per line")
-        yield number, record
+            yield number, read_object(line)
+        except LineFault as fault:
+            raise UserError(f"{path}: line {number}: {fault}") from None
 
 
 # --- fields --------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from m2ray.tasks.episodes import Episode, read_facts
 from m2ray.tasks.level import Level
 from m2ray.util.errors import UserError
 from m2ray.util.files import numbered_lines
+from m2ray.util.json_objects import LineFault, read_object
 from m2ray.util.text import is_text, with_progress
 
 _REQUIRED = ("receiver_context", "sender_message", "receiver_output")
@@ -61,11 +61,9 @@ def _read_episode(line: bytes, level: Level, read_fact: Callable[[str], Any], se
 def _read_fields(line: bytes, where: str) -> dict[str, str]:
     """Return the fields of a line, all of them known and not empty."""
     try:
-        data = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); write one object per line") from None
-    if not isinstance(data, dict):
-        raise UserError(f"{where}: expected an object, found {type(data).__name__}; write one object per line")
+        data = read_object(line)
+    except LineFault as error:
+        raise UserError(f"{where}: {error}") from None
     if not data.keys() & set(_REQUIRED):
         raise UserError(
             f"{where}: {_REQUIRED[0]}: missing, as the other keys of a puzzle; for a file in free text set "

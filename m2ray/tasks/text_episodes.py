@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 from m2ray.util.errors import UserError
 from m2ray.util.files import numbered_lines, write_atomic
-from m2ray.util.json_objects import STRICT_DECODER, RepeatedKey
+from m2ray.util.json_objects import LineFault, read_object
 from m2ray.util.text import is_text, with_progress
 
 MESSAGE = "{message}"  # the place of A's message in B's prompt
@@ -147,11 +147,13 @@ def _read(path: Path, fields: tuple[tuple[str, str], ...], changed: int) -> list
     lines_of: dict[str, int] = {}
     for number, line in with_progress(numbered_lines(path), f"{path}: {{}} lines"):
         try:
-            episode = replace(_episode(_record(line), columns), seed=len(episodes), line=number)
+            episode = replace(_episode(read_object(line), columns), seed=len(episodes), line=number)
             first = lines_of.setdefault(episode.id, number)
             if first != number:
-                raise _Fault(f"{columns['id'].label}: {episode.id[:60]!r} is also in line {first}; use another id")
-        except _Fault as fault:
+                raise LineFault(
+                    f"{columns['id'].label}: {episode.id[:60]!r} is also in line {first}; use another id"
+                )
+        except LineFault as fault:
             raise UserError(f"{path}: line {number}: {fault}") from None
         episodes.append(episode)
     if not episodes:
@@ -176,10 +178,6 @@ def write_text_episodes(path: Path, episodes: Iterable[TextEpisode]) -> None:
         record["group"] = episode.group
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     write_atomic(path, "".join(lines).encode())
-
-
-class _Fault(ValueError):
-    """Fault of one line, without the file and the line."""
 
 
 class _Column(NamedTuple):
@@ -218,26 +216,6 @@ def _columns(fields: Mapping[str, str]) -> dict[str, _Column]:
     }
 
 
-# --- lines ---------------------------------------------------------------------------------------------------
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    """Return the object of a line."""
-    try:
-        record = STRICT_DECODER.decode(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _Fault(f"not UTF-8 (byte {error.start + 1}: {error.reason}); save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise _Fault(f"not JSON ({error.msg} at column {error.colno}); write one object per line") from None
-    except RepeatedKey as error:
-        raise _Fault(f"{error.key[:60]}: given twice; keep one") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or deep nesting
-        raise _Fault(f"not JSON that can be read ({error}); write one plain object per line") from None
-    if not isinstance(record, dict):
-        raise _Fault(f"expected an object, found {type(record).__name__}; write one object per line")
-    return record
-
-
 # --- keys ----------------------------------------------------------------------------------------------------
 
 
@@ -248,7 +226,7 @@ def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpis
     prompt = _text(_required(record, columns["prompt"]), columns["prompt"].label)
     places = prompt.count(MESSAGE)
     if places > 1:
-        raise _Fault(f"{columns['prompt'].label}: holds {MESSAGE} {places} times; keep one")
+        raise LineFault(f"{columns['prompt'].label}: holds {MESSAGE} {places} times; keep one")
     targets = _texts(_required(record, columns["target"]), columns["target"].label)
     choices = _optional(record, columns["choices"])
     group = _optional(record, columns["group"])
@@ -267,7 +245,7 @@ def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpis
 def _near(value: Any, message: str, label: str) -> str:
     near = _text(value, label)
     if near == message:
-        raise _Fault(f"{label}: equals the message; change one fact of it, or remove the key")
+        raise LineFault(f"{label}: equals the message; change one fact of it, or remove the key")
     return near
 
 
@@ -276,11 +254,11 @@ def _required(record: dict[str, Any], column: _Column) -> Any:
         return record[column.name]
     close = difflib.get_close_matches(column.name, record, n=1)
     if close:
-        raise _Fault(f"{column.label}: missing; did you mean `{close[0]}`?")
+        raise LineFault(f"{column.label}: missing; did you mean `{close[0]}`?")
     fix = (
         "add it, or name another column" if column.renamed else f"add it, or name its column: fields.{column.name}"
     )
-    raise _Fault(f"{column.label}: missing; {fix}")
+    raise LineFault(f"{column.label}: missing; {fix}")
 
 
 def _optional(record: dict[str, Any], column: _Column) -> Any:
@@ -300,24 +278,24 @@ def _text(value: Any, label: str) -> str:
         fault = (
             "holds a lone surrogate, which is not a character; remove it" if value.strip() else "empty; write it"
         )
-        raise _Fault(f"{label}: {fault}")
-    raise _Fault(f"{label}: {_shown(value)} is not text; write it in quotes")
+        raise LineFault(f"{label}: {fault}")
+    raise LineFault(f"{label}: {_shown(value)} is not text; write it in quotes")
 
 
 def _texts(value: Any, label: str) -> list[str]:
     if not isinstance(value, list):
         return [_text(value, label)]
     if not value:
-        raise _Fault(f"{label}: an empty list; write a right answer")
+        raise LineFault(f"{label}: an empty list; write a right answer")
     return [_text(item, label) for item in value]
 
 
 def _choices(value: Any, label: str) -> tuple[str, ...]:
     if not isinstance(value, list) or len(value) < 2:
-        raise _Fault(f"{label}: {_shown(value)} is not a list of two or more answers; write one, or remove it")
+        raise LineFault(f"{label}: {_shown(value)} is not a list of two or more answers; write one, or remove it")
     choices = tuple(_texts(value, label))
     if len(set(choices)) < len(choices):
-        raise _Fault(f"{label}: holds an answer twice; keep one")
+        raise LineFault(f"{label}: holds an answer twice; keep one")
     return choices
 
 

@@ -209,6 +209,7 @@ def test_byte_order_mark_crlf_and_blank_lines(tmp_path):
         (line(sender_context=5), "line 2: sender_context: missing, empty or not text; add it"),
         (line(sender_context="x1 = 1", sender_message="\ud800"), "line 2: sender_message: missing, empty or not"),
         (line(extra=1), "line 2: extra: unknown key; remove it"),
+        (line()[:-1] + ', "sender_message": "x1 = 1"}', "line 2: sender_message: given twice; keep one"),
         (line(sender_message="x4 is two"), "line 2: sender_message: 'x4 is two' is not a constraint such as"),
         (line(sender_context="x9 = 1"), "line 2: sender_context: 'x9 = 1' names a variable"),
         (line(receiver_context="x1 + x0 = 1"), "line 2: receiver_context: 'x1 \\+ x0 = 1' names a variable"),
@@ -230,7 +231,7 @@ def test_a_faulty_line_is_named_with_its_key_and_fix(tmp_path, bad, fault):
 def test_bytes_that_are_not_utf_8_are_refused(tmp_path):
     path = tmp_path / "episodes.jsonl"
     path.write_bytes(line().encode() + b'\n{"sender_message": "\xff"}\n')
-    with pytest.raises(UserError, match="line 2: not JSON"):
+    with pytest.raises(UserError, match=r"line 2: not UTF-8 .*; save the file as UTF-8"):
         read_episodes(path, EASY)
 
 
