@@ -29,7 +29,8 @@ from m2ray.config.plan import load_plan
 from m2ray.engine.cost.forecast import forecast
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer
-from m2ray.evaluation.rows import RowStore, judged_rows, read_rows
+from m2ray.evaluation.row_selection import judged_rows
+from m2ray.evaluation.rows import RowStore, read_rows
 from m2ray.judging.selection import gains_of_rows
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.util.files import write_json
