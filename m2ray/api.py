@@ -191,7 +191,7 @@ def judge(
     """
     # Imported here because they load pandas and scipy.
     from m2ray.config.gate_file import load_gate
-    from m2ray.evaluation.rows import configuration_rows
+    from m2ray.evaluation.row_selection import configuration_rows
     from m2ray.judging.gate import judge_together
 
     _check_columns(rows)

@@ -14,7 +14,8 @@ import pandas as pd
 
 from m2ray.cli.runner import DONE, Parser
 from m2ray.config.split_names import is_confirm, most_conclusive
-from m2ray.evaluation.rows import FAILED, configuration_rows
+from m2ray.evaluation.row_selection import configuration_rows
+from m2ray.evaluation.rows import FAILED
 from m2ray.judging.comparison import Comparison, Difference, System, compare, describe, sample_text
 from m2ray.judging.read_any import are_rows, read_any
 from m2ray.util.errors import UserError

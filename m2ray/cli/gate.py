@@ -17,7 +17,7 @@ from m2ray.cli.runner import DONE, NOT_PASSED, Parser
 from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, has_parameter
 from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
 from m2ray.config.split_names import CONFIRM, family, is_confirm
-from m2ray.evaluation.rows import configuration_rows
+from m2ray.evaluation.row_selection import configuration_rows
 from m2ray.judging.arms import Counts
 from m2ray.judging.gate import JudgedConfiguration, judge_counts, judge_together
 from m2ray.judging.read_any import Cell, are_rows, cells_in, read_any

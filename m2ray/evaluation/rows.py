@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from m2ray.config.split_names import is_confirm
 from m2ray.config.sweep_record import record_file
-from m2ray.evaluation.row_scope import is_shared_with
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.files import write_atomic
 
@@ -299,84 +298,3 @@ def on_confirm(rows: pd.DataFrame) -> pd.Series[bool]:
     """Return which rows are of a look at confirm."""
     looked: pd.Series[bool] = rows.split.isin([split for split in rows.split.unique() if is_confirm(split)])
     return looked
-
-
-class RowsByConfiguration:
-    """Rows divided by configuration once: a filter per configuration would read all rows for each of them.
-
-    Args:
-        rows: Rows of a results folder.
-    """
-
-    def __init__(self, rows: pd.DataFrame) -> None:
-        own = rows[rows.config != ""]
-        self._shared = rows[rows.config == ""]
-        self._own = dict(iter(own.groupby("config", sort=False)))
-
-    def of(self, config: str) -> pd.DataFrame:
-        """Return a configuration's rows, and all rows that no configuration owns."""
-        found: pd.DataFrame = pd.concat([self._own[config], self._shared], ignore_index=True)
-        return found
-
-
-def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.DataFrame:
-    """Return the rows of a configuration's last checkpoint on a split, and the shared rows paired with them.
-
-    Raises:
-        UserError: there are no rows of it.
-    """
-    own = rows[(rows.config == config) & (rows.seed == seed) & (rows.split == split)]
-    if own.empty:
-        raise UserError(f"rows: configuration {config!r}, seed {seed}, split {split}: no rows; check the names")
-    own = own[own.step == own.step.max()]
-    first = own.iloc[0]
-    # Older files share the rows of conditions that belong to each checkpoint today: its own rows come first.
-    shared = rows[
-        is_shared_with(rows, first.k, first.place)
-        & ~rows.condition.isin(own.condition.unique())
-        & (rows.receiver == first.receiver)
-        & (rows.task == first.task)
-        & (rows.split == split)
-        & (rows.decoding == first.decoding)
-    ]
-    paired: pd.DataFrame = pd.concat([own, shared], ignore_index=True)
-    return paired
-
-
-def configuration_rows(rows: pd.DataFrame, config: str, split: str) -> pd.DataFrame:
-    """Return a configuration's rows on a split, of the last checkpoint of each training seed, and the shared rows.
-
-    Outcomes of other systems have no checkpoints: all rows of the configuration and all shared rows are returned.
-    """
-    if "checkpoint" not in rows:
-        return rows[(rows.config == config) | (rows.config == "")]
-    seeds = sorted(rows[(rows.config == config) & (rows.split == split)].seed.unique())
-    parts = [judged_rows(rows, config, int(seed), split) for seed in seeds]
-    merged: pd.DataFrame = pd.concat(parts, ignore_index=True).drop_duplicates(KEY, ignore_index=True)
-    return merged
-
-
-def outcomes(rows: pd.DataFrame, names: Sequence[str], column: str = "success") -> list[np.ndarray]:
-    """Return a column under each named condition, over the same episodes in the same order.
-
-    Args:
-        rows: Rows of one checkpoint on one split, as `judged_rows` returns them.
-        names: Names of conditions.
-        column: success, partial or nll.
-
-    Raises:
-        UserError: a condition is missing, or has other episodes than the first.
-    """
-    columns = {}
-    for name in names:
-        part = rows[rows.condition == name]
-        if part.empty:
-            raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
-        columns[name] = part.set_index("episode")[column].sort_index()
-    episodes = columns[names[0]].index
-    for name, values in columns.items():
-        if not values.index.equals(episodes):
-            raise UserError(
-                f"rows: condition {name}: not on the episodes of {names[0]}; evaluate both on the same ones"
-            )
-    return [columns[name].to_numpy() for name in names]

@@ -299,6 +299,8 @@ class RowArms(ScoreArms):
 
     def of_seed(self, seed: int) -> RowArms:
         """Return the outcomes of one training seed, with those that all seeds share."""
+        if list(self.seeds) == [seed]:
+            return self
         return RowArms(self.rows[(self.rows.seed == seed) | (self.rows.seed == NO_SEED)])
 
     def scores(self, name: str) -> Floats:
@@ -325,7 +327,7 @@ class RowArms(ScoreArms):
             raise UserError(f"condition {name}: missing, there are {known}; add its outcomes on the same episodes")
         rows_SE = []
         for seed in sorted(part.seed.unique()):
-            own = part[part.seed == seed].set_index("episode")[column].sort_index()
+            own = part.loc[part.seed == seed, ["episode", column]].set_index("episode")[column].sort_index()
             if own.index.has_duplicates:
                 double = own.index[own.index.duplicated()][0]
                 one = (

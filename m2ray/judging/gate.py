@@ -34,7 +34,7 @@ def judge_together(configurations: Sequence[pd.DataFrame], gate: GateConfig) -> 
     """Judge configurations on one split, Holm-corrected together.
 
     Args:
-        configurations: The rows of each, as `m2ray.evaluation.rows.configuration_rows` returns them.
+        configurations: The rows of each, as `m2ray.evaluation.row_selection.configuration_rows` returns them.
         gate: The gate.
 
     Raises:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from m2ray.evaluation.rows import outcomes
+from m2ray.evaluation.row_selection import outcomes
 
 
 def paired_gain(rows: pd.DataFrame) -> float:

@@ -9,7 +9,8 @@ import pandas as pd
 
 from m2ray.config.condition_names import TABLE_ORDER, scale_gate_of
 from m2ray.config.gate_file import Criterion, GateConfig, reference_gate
-from m2ray.evaluation.rows import FAILED, outcomes
+from m2ray.evaluation.row_selection import outcomes
+from m2ray.evaluation.rows import FAILED
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Arms, Counts, RowArms, success_rate
 from m2ray.judging.criteria import compare_to_bar, is_below

@@ -15,7 +15,8 @@ import pandas as pd
 from m2ray.config.condition_names import tokens_name
 from m2ray.config.gate_file import GateConfig, GateName, reference_gate
 from m2ray.config.split_names import family, is_confirm, most_conclusive
-from m2ray.evaluation.rows import FAILED, RowsByConfiguration, configuration_rows, judged_rows, on_confirm
+from m2ray.evaluation.row_selection import RowsByConfiguration
+from m2ray.evaluation.rows import FAILED, on_confirm
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import RowArms
 from m2ray.judging.gate import JudgedConfiguration, criterion_results, judge_together
@@ -54,11 +55,11 @@ class JudgedRun:
         error: Why there is no score or no verdict; empty if both are there.
     """
 
-    def __init__(self, rows: pd.DataFrame, config: str, seed: int) -> None:
-        own = rows[(rows.config == config) & (rows.seed == seed)]
+    def __init__(self, divided: RowsByConfiguration, config: str, seed: int) -> None:
+        own = divided.own(config, seed)
         self.config, self.seed = config, seed
         self.split = str(most_conclusive(own.split.unique()))
-        self.rows = judged_rows(rows, config, seed, self.split)
+        self.rows = divided.judged(config, seed, self.split)
         self.k = int(own.k.iloc[0])
         self.checkpoint = str(self.rows[self.rows.config != ""].checkpoint.iloc[0])
         self.params: dict[str, Any] = json.loads(own.params.iloc[0] or "{}")
@@ -69,7 +70,7 @@ class JudgedRun:
         self.earlier: dict[str, str] = {}
         try:
             if (own.split == "search").any():
-                self.score = paired_gain(judged_rows(rows, config, seed, "search"))
+                self.score = paired_gain(divided.judged(config, seed, "search"))
         except UserError as error:
             self.error = str(error)
 
@@ -126,9 +127,7 @@ def judge_runs(rows: pd.DataFrame, gate: GateConfig) -> list[JudgedRun]:
     evaluated = rows[(rows.config != "") & ~rows.config.isin(failed)]
     trained = evaluated[["config", "seed"]].drop_duplicates().sort_values(["config", "seed"])
     divided = RowsByConfiguration(rows)
-    runs = [
-        JudgedRun(divided.of(config), config, seed) for config, seed in trained.itertuples(index=False, name=None)
-    ]
+    runs = [JudgedRun(divided, config, seed) for config, seed in trained.itertuples(index=False, name=None)]
     looked = evaluated[on_confirm(evaluated)][list(Cell._fields)].drop_duplicates()
     cells = {Cell(run.config, run.split): None for run in runs}
     cells |= {Cell(*cell): None for cell in sorted(looked.itertuples(index=False, name=None))}
@@ -146,10 +145,9 @@ def _note_ties(divided: RowsByConfiguration, runs: Sequence[JudgedRun], split: s
     left = {run.config for run in runs if run.split == split}
     gains: dict[str, list[float]] = {}
     for run in runs if left else ():
-        rows = divided.of(run.config)
-        if ((rows.config == run.config) & (rows.seed == run.seed) & (rows.split == split)).any():
+        if run.seed in divided.seeds(run.config, split):
             with contextlib.suppress(UserError):  # rows that it is compared with are missing: no gain
-                gain = paired_gain(judged_rows(rows, run.config, run.seed, split))
+                gain = paired_gain(divided.judged(run.config, run.seed, split))
                 gains.setdefault(run.config, []).append(gain)
     means = {config: sum(own) / len(own) for config, own in gains.items()}
     further: dict[float, str] = {}  # by gain, the first name of those that went further
@@ -170,7 +168,7 @@ def _judge_family(
     """Judge cells together, and set the verdicts of their runs, or the error of those that cannot be judged."""
     split = cells[0].split
     gate = gate if is_confirm(split) else _gate_off_confirm(gate, rows[rows.split == split])
-    own = {cell: configuration_rows(divided.of(cell.config), *cell) for cell in cells}
+    own = {cell: divided.judged_together(*cell) for cell in cells}
     errors: dict[Cell, str] = {}
     try:
         judged = judge_together(list(own.values()), gate)

@@ -15,7 +15,7 @@ from m2ray.codec.model_card import EXAMPLE_SEEDS
 from m2ray.config.gate_file import GateConfig, reference_gate
 from m2ray.config.split_names import is_confirm
 from m2ray.diagnosis.store import FOLDER, diagnosis_folder, read_diagnosis
-from m2ray.evaluation.rows import outcomes
+from m2ray.evaluation.row_selection import outcomes
 from m2ray.judging.verdict import INVALID, Verdict
 from m2ray.judging.verdict_tables import (
     bar_lines,

@@ -29,7 +29,8 @@ from m2ray.config.plan import load_plan
 from m2ray.engine.cost.forecast import forecast
 from m2ray.engine.progress import Progress
 from m2ray.engine.proposer import OptunaProposer
-from m2ray.evaluation.rows import RowStore, judged_rows, read_rows
+from m2ray.evaluation.row_selection import judged_rows
+from m2ray.evaluation.rows import RowStore, read_rows
 from m2ray.judging.selection import gains_of_rows
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.util.files import write_json
@@ -137,14 +138,16 @@ def simulate(trials: int, folder: Path) -> dict[str, Any]:
 
 
 def page(found: list[dict[str, Any]]) -> str:
-    """Return the table as Markdown."""
+    """Return the page: the table, and the command that made it."""
+    counts = ",".join(str(run["trials"]) for run in found)
+    command = f"python scripts/benchmarks/scaling_trials.py --trials {counts} --out results/scaling-trials.json"
     table = [["processor time per trial", *(f"{run['trials']:,} trials" for run in found)]]
     for stage in STAGES:
         table.append([stage, *(f"{run['ms_per_trial'][stage]:.1f} ms" for run in found)])
     table.append(["all", *(f"{sum(run['ms_per_trial'].values()):.0f} ms" for run in found)])
     table.append(["rows", *(f"{run['rows']:,}" for run in found)])
     table.append(["peak memory of the driver", *(f"{run['peak_memory_gb']:.2f} GB" for run in found)])
-    return markdown(table)
+    return f"# What a sweep's driver spends on a trial\n\n`{command}`\n\n{markdown(table)}"
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from m2ray.config.gate_file import load_gate
 from m2ray.config.sweep_record import read_sweep_record
 from m2ray.engine.growing.confirm_looks import read_seeds, write_seeds
 from m2ray.evaluation.confirm_ledger import FOLDER_VARIABLE, looks_of
-from m2ray.evaluation.rows import RowStore, configuration_rows
+from m2ray.evaluation.row_selection import configuration_rows
+from m2ray.evaluation.rows import RowStore
 from m2ray.judging import false_pass
 from m2ray.judging.arms import RowArms, ScoreArms
 from m2ray.judging.false_pass import NULLS, draw_outcomes

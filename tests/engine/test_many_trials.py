@@ -10,7 +10,8 @@ from statsmodels.stats.multitest import multipletests
 
 from m2ray.engine.study import bounded_tpe
 from m2ray.engine.study.bounded_tpe import BoundedTPE
-from m2ray.evaluation.rows import RowsByConfiguration, judged_rows, read_rows
+from m2ray.evaluation.row_selection import RowsByConfiguration, judged_rows
+from m2ray.evaluation.rows import read_rows
 from m2ray.judging.holm import holm
 from m2ray.judging.selection import gains_of_rows, paired_gain
 

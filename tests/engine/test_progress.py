@@ -162,6 +162,19 @@ def test_a_sample_of_a_content_free_prefix_counts_half(tmp_path):
     assert work.share == pytest.approx(1000 / 1500, abs=0.05)
 
 
+def test_sampled_configurations_are_not_counted_as_long_as_a_point_that_trains_longer(tmp_path):
+    """A control with ten times the training would else foretell ten times the work of the whole search."""
+    space = tmp_path / "some.yaml"
+    splits = {"train": "100000:200000", "search": "0:4", "select": "4:8", "confirm": "8:12"}
+    trial = {"splits": splits, "losses": {"ce": {}}, "training": {"epochs": 2, "epoch_samples": 100}}
+    points = {"long": {"set": {"training.epochs": 20}}}
+    axes = {"training.epochs": {"choice": [1, 3]}, "codec.k": {"choice": [4, 8]}}
+    some = {"name": "some", "trial": trial, "points": points, "axes": axes, "search": {"trials": 4}}
+    space.write_text(yaml.dump(some))
+    work = count_work(load_plan(space))
+    assert (work.samples, work.reports) == (2000 + 4 * 300, 20 + 4 * 3)
+
+
 def test_the_time_left_does_not_take_the_start_up_for_work():
     forecast = Forecast({}, 0, each=0, answers=100)
     forecast.answered(4, seconds=1)

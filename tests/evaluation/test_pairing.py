@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from made_rows import rows_with
 
-from m2ray.evaluation.rows import judged_rows, outcomes
+from m2ray.evaluation.row_selection import judged_rows, outcomes
 from m2ray.judging.selection import paired_gain
 from m2ray.util.errors import UserError
 

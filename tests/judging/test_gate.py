@@ -10,7 +10,8 @@ from made_rows import GOOD, make_rows
 from m2ray.cli.gate import main
 from m2ray.cli.runner import run_command
 from m2ray.config.gate_file import GateConfig, load_gate
-from m2ray.evaluation.rows import judged_rows, write_rows
+from m2ray.evaluation.row_selection import judged_rows
+from m2ray.evaluation.rows import write_rows
 from m2ray.judging.criteria import compare_to_bar
 from m2ray.judging.gate import judge, judge_counts
 from m2ray.judging.holm import holm_corrected

@@ -18,7 +18,8 @@ from statsmodels.stats.multitest import multipletests
 from m2ray.cli.report import main
 from m2ray.cli.runner import run_command
 from m2ray.config.gate_file import load_gate
-from m2ray.evaluation.rows import KEY, failure_row, judged_rows
+from m2ray.evaluation.row_selection import judged_rows
+from m2ray.evaluation.rows import KEY, failure_row
 from m2ray.judging.gate import judge
 from m2ray.reporting.build import build
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard

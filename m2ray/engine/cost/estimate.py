@@ -44,8 +44,8 @@ class Work(NamedTuple):
 
 
 def longest_config(plan: Plan) -> TrialConfig:
-    """Return the sampled configuration that trains longest."""
-    return max([plan.example, *plan.checked], key=lambda c: c.training.epochs * c.training.epoch_samples)
+    """Return the configuration that trains longest of those that may be sampled, or of all where none is."""
+    return max(plan.checked or plan.all, key=lambda c: c.training.epochs * c.training.epoch_samples)
 
 
 def count_work(plan: Plan) -> Work:

@@ -17,7 +17,8 @@ from matplotlib.colors import ListedColormap
 
 from m2ray.config.condition_names import dropped_slot, scale_gate_of
 from m2ray.config.split_names import is_confirm
-from m2ray.evaluation.rows import FAILED, outcomes
+from m2ray.evaluation.row_selection import outcomes
+from m2ray.evaluation.rows import FAILED
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import count_successes, success_rate
 from m2ray.judging.verdict_tables import scale_gate_curve

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from m2ray.config.condition_names import drop_name, dropped_slot
-from m2ray.evaluation.rows import outcomes
+from m2ray.evaluation.row_selection import outcomes
 from m2ray.judging import statistics as stats
 from m2ray.judging.contrasts import PairedBinary
 from m2ray.reporting.document import Bullets, Figure, Section, Text
