@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from m2ray.tasks.episodes import Episode, episodes
     from m2ray.tasks.level import Draw, Fact, Level
     from m2ray.tasks.registry import level
+    from m2ray.tasks.text_episodes import TextEpisode
     from m2ray.training.objectives import Signals
     from m2ray.util.errors import UserError
 
@@ -113,7 +114,7 @@ def __dir__() -> list[str]:
 def evaluate(
     codec: Codec,
     receiver: Receiver,
-    episodes: Sequence[Episode],
+    episodes: Sequence[Episode | TextEpisode],
     conditions: Sequence[str] = CONDITIONS,
     config: EvaluationConfig | None = None,
 ) -> pd.DataFrame:

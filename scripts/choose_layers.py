@@ -11,6 +11,7 @@ as `0-2` or `1,2`; one hidden state crosses at one layer only.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,12 +73,12 @@ def layer_table(space: Path, point: str, layers: Sequence[str], k: int | None, n
 def _with_layers(config: TrialConfig, layers: str, k: int | None) -> TrialConfig:
     """Return a configuration whose codec crosses at other layers, checked like any other."""
     chosen: list[int] = []
-    try:
-        for part in layers.split(","):
-            first, _, last = part.partition("-")
-            chosen += range(int(first), int(last or first) + 1)
-    except ValueError:
-        raise UserError(f"{layers!r}: not layers; write them as 0-2 or 1,2") from None
+    for part in layers.split(","):
+        found = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise UserError(f"{layers!r:.60}: not layers; write them as 0-2 or 1,2")
+        chosen += range(first, last + 1)
     data = config.model_dump()
     codec = {**data["codec"], "channel_layers": chosen, "k": config.codec.k if k is None else k}
     return validate(TrialConfig, {**data, "codec": codec}, f"layers {layers}")

@@ -15,8 +15,10 @@ import m2ray
 import m2ray.api
 from m2ray.cli import sweep
 from m2ray.codec.codec import Codec
+from m2ray.config.task import TaskConfig
 from m2ray.config.trial import CodecConfig, EvaluationConfig
 from m2ray.evaluation.confirm_ledger import ConfirmLedger
+from m2ray.receiver.text_source import TextSource
 from m2ray.util.errors import UserError
 
 BEST = Path(__file__).parent.parent / "results" / "recipe-mini" / "best-k4"
@@ -201,3 +203,23 @@ def test_what_is_pushed_to_the_hub_is_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
     assert m2ray.Codec.from_pretrained(BEST).push_to_hub("someone/best-k4") == "sent"
     assert sent == {"someone/best-k4": {"codec.safetensors", "config.json", "README.md"}}
+
+
+def test_episodes_in_free_text_are_evaluated_like_others(tmp_path):
+    path = tmp_path / "own.jsonl"
+    lines = [
+        {
+            "id": i,
+            "message": f"x1 = {i % 3} ; x2 = {i // 3 % 3}",
+            "prompt": "A {message} B ?",
+            "target": str(i % 3),
+        }
+        for i in range(6)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    receiver = m2ray.load_receiver("mini")
+    codec = Codec(CodecConfig(encoder="segments", k=2), receiver)
+    chosen = TextSource(TaskConfig(file=str(path), scorer="contains")).get(range(6), "confirm")
+    rows = m2ray.evaluate(codec, receiver, chosen, ["normal", "P0", "P1"])
+    assert rows.groupby("condition").episode.nunique().to_dict() == {"normal": 6, "P0": 6, "P1": 6}
+    assert rows[rows.condition == "P1"].success.all()

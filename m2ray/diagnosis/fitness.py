@@ -52,7 +52,7 @@ def measure_fitness(
     assert receiver is not None
     assert task is not None
     assert seeds is not None
-    names = (conditions or "P0,P1").split(",")
+    names = list(dict.fromkeys((conditions or "P0,P1").split(",")))
     for name in names:
         if get_condition(name).depends_on != "receiver":
             raise UserError(f"--conditions: {name}: needs a checkpoint; leave it out, or name a checkpoint")

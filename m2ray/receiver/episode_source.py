@@ -238,14 +238,15 @@ def with_messages(episodes: Sequence[Episode], messages: Sequence[str]) -> list[
     return [replace(episode, message=text) for episode, text in zip(episodes, messages, strict=True)]
 
 
-def check_not_of_receiver(receiver: Receiver, episodes: Sequence[Episode]) -> None:
-    """Refuse episodes with messages that the receiver itself may have been trained on.
+def check_not_of_receiver(receiver: Receiver, episodes: Sequence[AnyEpisode]) -> None:
+    """Refuse episodes with messages that the receiver itself may have been trained on; never those in free text.
 
     Raises:
         UserError: there is one.
     """
-    if episodes and _is_trained_on(receiver, episodes[0].level.name):
-        _refuse(_of_training_part(episodes), f"receiver {receiver.name}")
+    puzzles = [episode for episode in episodes if isinstance(episode, Episode)]
+    if puzzles and _is_trained_on(receiver, puzzles[0].level.name):
+        _refuse(_of_training_part(puzzles), f"receiver {receiver.name}")
 
 
 def _refuse(trained: Sequence[Episode], what: str) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -70,6 +72,7 @@ class TextEpisode:
     units: tuple[str, ...] = ()  # the facts of the message as text; empty if unknown
     setting: TextSetting | None = field(default=None, repr=False)
     line: int = field(default=0, compare=False)  # in its file, counted from 1, blank ones included
+    shares_group: bool = field(default=False, compare=False)  # other lines of its file name the same group
 
     @property
     def task(self) -> str:
@@ -89,7 +92,7 @@ class TextEpisode:
 
     @property
     def content(self) -> str:
-        """The message without case, spaces and punctuation: what counts as the same message."""
+        """The message as `simplify` leaves it: what counts as the same message."""
         return simplify(self.message)
 
     @property
@@ -100,7 +103,8 @@ class TextEpisode:
     @property
     def has_group(self) -> bool:
         """False for an episode that is a group by itself."""
-        return self.group not in ("", self.id)
+        # A group may be named after one of its episodes, such as the first question about a text.
+        return self.shares_group or self.group not in ("", self.id)
 
     def sentences(self) -> tuple[str, ...]:
         """Return the facts of the message, or its sentences where they are unknown."""
@@ -116,9 +120,32 @@ class TextEpisode:
         return message.join(self.prompt_parts())
 
 
+# ASCII punctuation that carries no meaning; not a minus sign, a decimal point, `!=` and symbols such as + and <.
+_ASCII_PUNCTUATION = re.compile(
+    r"""(?:[\x00-\x20"#%&'()*,/:;?@\[\\\]_`{}\x7f]|!(?!=)|(?<!\d)\.|\.(?!\d)|(?<=\w)-|-(?!\d))+"""
+)
+_OTHER = re.compile(r"[^\w\x00-\x7f]")
+_MEANINGFUL = ("Mn", "Mc", "Me", "Sm", "Sc", "So")  # categories: vowel signs and accents, symbols, emoji
+
+
 def simplify(text: str) -> str:
-    """Return text without case, spaces and punctuation; the text itself where nothing else is in it."""
-    return re.sub(r"[\W_]+", "", text.casefold()) or text.strip()
+    """Return text without case, spaces and punctuation; the text itself where nothing else is in it.
+
+    What changes the meaning stays: a minus sign, a decimal point, symbols, emoji, and the combining vowel signs
+    of scripts such as Devanagari and Thai.
+    """
+    folded = text.casefold()
+    if not folded.isascii():
+        folded = unicodedata.normalize("NFC", folded)
+        folded = _OTHER.sub(lambda found: _if_meaningful(found[0]), folded)
+    return _ASCII_PUNCTUATION.sub("", folded) or text.strip()
+
+
+@lru_cache(maxsize=10_000)
+def _if_meaningful(character: str) -> str:
+    """Return a character that changes what a text says; for any other nothing, or a space."""
+    category = unicodedata.category(character)
+    return character if category in _MEANINGFUL else " " if category[0] == "Z" else ""
 
 
 def read_text_episodes(path: Path, fields: Mapping[str, str] | None = None) -> list[TextEpisode]:
@@ -158,7 +185,8 @@ def _read(path: Path, fields: tuple[tuple[str, str], ...], changed: int) -> list
         episodes.append(episode)
     if not episodes:
         raise UserError(f"{path}: no episodes; write one JSON object per line")
-    return episodes
+    sizes = Counter(episode.group for episode in episodes)
+    return [replace(e, shares_group=True) if sizes[e.group] > 1 else e for e in episodes]
 
 
 def write_text_episodes(path: Path, episodes: Iterable[TextEpisode]) -> None:

@@ -52,10 +52,16 @@ def test_a_fit_receiver(check):
     assert "a codec at P0 + 20 points is found with a chance of 80% from n = " in printed
 
 
+def test_a_condition_that_is_named_twice_runs_once(check):
+    assert check(conditions="P0,P1,P0") == check(conditions="P0,P1")
+
+
 def test_groups_are_counted(check):
     printed = check([{**line, "group": f"g{i // 2}"} for i, line in enumerate(LINES)])
     assert f"| {N} of 24 groups |" in printed
     assert f"n = {N} of 24 groups; a codec" in printed
+    first = [{**line, "group": LINES[i - i % 2]["id"]} for i, line in enumerate(LINES)]
+    assert check(first) == printed  # groups that are named after their first episode
     one = check([{**line, "group": "g"} for line in LINES])
     assert "[0.0, 100.0]" in one
     assert "FAIL: enough episodes: intervals need two episodes or groups at least" in one

@@ -11,6 +11,7 @@ from m2ray.evaluation.inputs import ConditionInputs
 from m2ray.receiver.loading import load_receiver
 from m2ray.tasks.episodes import draw_episode
 from m2ray.tasks.registry import level
+from m2ray.util.errors import UserError
 
 CHANNELS = [("kv", None), ("kv", [1, 3]), ("hidden", [1])]
 ENCODERS = ["last_token", "resampler", "segments", "memory", "constant"]
@@ -49,6 +50,19 @@ def test_the_channel_embeddings_leaves_digests_and_records_as_they_were():
 def test_settings_that_do_not_fit_a_channel_are_refused(settings, cause):
     with pytest.raises(ValueError, match=cause):
         CodecConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(("channel", "layers"), CHANNELS)
+def test_a_receiver_without_the_codecs_channel_is_refused_in_one_line(mini, channel, layers):
+    codec = make_codec(mini, k=2, channel=channel, channel_layers=layers)
+    (episode,) = drawn(1)
+    with pytest.raises(UserError, match=f"channel {channel}; read them with codec.receiver.encode_messages"):
+        codec(mini.encode_messages([episode.message]))
+    prefix_BKD = codec(codec.receiver.encode_messages([episode.message])).prefix_BKD.detach()
+    assert codec.receiver.decode([episode], 2, prefix_BKD)
+    if codec.width != mini.width:  # of equal widths nothing tells the channels apart
+        with pytest.raises(UserError, match=r"channel embeddings takes 128; use the codec's own: codec\.receiver"):
+            mini.decode([episode], 2, prefix_BKD)
 
 
 @pytest.mark.parametrize(("channel", "layers"), CHANNELS)

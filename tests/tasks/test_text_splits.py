@@ -48,6 +48,42 @@ def test_texts_equal_but_for_case_spaces_and_punctuation_stay_together():
     assert simplify("Straße 5") == "strasse5"
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("-1", "1"),
+        ("t = -2", "t = 2"),
+        ("\u22121", "1"),
+        ("3.5", "35"),
+        ("x1 + x3 = 1", "x1 - x3 = 1"),
+        ("x1 != 0", "x1 = 0"),
+        ("5 > 3", "5 < 3"),
+        ("\u0926\u093f\u0928", "\u0926\u093e\u0928"),  # Devanagari vowel signs
+        ("\u0e01\u0e35", "\u0e01\u0e32"),  # Thai
+        ("It was \U0001f44d", "It was \U0001f44e"),  # emoji
+    ],
+)
+def test_signs_that_change_the_meaning_make_another_text(one, other):
+    assert simplify(one) != simplify(other)
+    rows = [episode(str(i), f"Row {i} says {(one, other)[i % 2]}", None, (one, other)[i % 2]) for i in range(8)]
+    assert all((i - j) % 2 for i, j in enumerate(partners(rows)))  # the messages with the other answer
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("U.S.A.", "usa"),
+        ("covid-19", "Covid 19"),
+        ("3. Next: 4", "3 next 4"),
+        ("well\u2014known\u00a0\u201cso\u201d", "wellknown so"),
+        ("cafe\u0301", "CAF\u00c9"),
+        ("\u6771\u4eac\u3001\u3067\u3059\u3002", "\u6771\u4eac\u3067\u3059"),
+    ],
+)
+def test_spelling_that_changes_no_meaning_makes_the_same_text(one, other):
+    assert simplify(one) == simplify(other)
+
+
 def test_similar_texts_stay_together_and_others_do_not():
     rng, rows, expected = random.Random(1), [], []
     for i in range(150):

@@ -25,6 +25,7 @@ from m2ray.receiver.model.numeric_type import type_name
 from m2ray.receiver.model.requests import EncodedMessage, ForwardOutput, ForwardRequest, States
 from m2ray.receiver.model.rows import RowRunner, Rows, join_requests
 from m2ray.tasks.episodes import AnyEpisode
+from m2ray.util.errors import UserError
 
 MESSAGE_CACHE_BYTES = 32 << 20  # hidden states of messages
 CACHED_NULLS = 20_000  # answer NLLs under zeros
@@ -182,7 +183,16 @@ class FrozenModel(PromptBuilder):
         return super().layout(episodes, texts, place, open_texts).to(self.device)
 
     def embed(self, layout: Layout, prefix_BKD: Tensor | None) -> Tensor:
-        """Return the input embeddings [B, T, D] of a layout, its open slots filled with the prefix."""
+        """Return the input embeddings [B, T, D] of a layout, its open slots filled with the prefix.
+
+        Raises:
+            UserError: the prefix is for another channel.
+        """
+        if prefix_BKD is not None and prefix_BKD.shape[-1] != self.channel.width:
+            raise UserError(
+                f"prefix: {prefix_BKD.shape[-1]} entries for each slot, but the receiver's channel "
+                f"{self.channel.kind} takes {self.channel.width}; use the codec's own: codec.receiver"
+            )
         return self._embed_ids(layout.ids_BT, layout.slots_BK, prefix_BKD)
 
     def _embed_ids(self, ids_BT: Tensor, slots_BK: Tensor, prefix_BKD: Tensor | None) -> Tensor:
