@@ -112,13 +112,15 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
             UserError: the messages were read without the codec's channel, or a plugin's encoder fails or returns
                 another shape.
         """
-        if self.lead:
-            messages = self._behind_lead(messages)
-        elif self.config.channel != "embeddings" and messages.own_BTD is messages.embeds_BTD:
+        if self.config.channel != "embeddings" and messages.own_BTD is messages.embeds_BTD:
+            # Also behind a lead, where they are read again: a prefix of the same width that is then decoded by that
+            # receiver would enter at the wrong place, and give wrong numbers.
             raise UserError(
                 f"messages: not read through the codec's channel {self.config.channel}; read them with "
                 "codec.receiver.encode_messages, and decode with codec.receiver"
             )
+        if self.lead:
+            messages = self._behind_lead(messages)
         with plugins.blame(plugins.ENCODERS, self.config.encoder):
             latent_BKD = cast(Tensor, self.encoder(messages, k))
         found, expected = list(latent_BKD.shape), [len(messages.mask_BT), k, self.width]

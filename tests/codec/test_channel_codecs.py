@@ -52,9 +52,10 @@ def test_settings_that_do_not_fit_a_channel_are_refused(settings, cause):
         CodecConfig.model_validate(settings)
 
 
+@pytest.mark.parametrize("lead", ["", "A"])
 @pytest.mark.parametrize(("channel", "layers"), CHANNELS)
-def test_a_receiver_without_the_codecs_channel_is_refused_in_one_line(mini, channel, layers):
-    codec = make_codec(mini, k=2, channel=channel, channel_layers=layers)
+def test_a_receiver_without_the_codecs_channel_is_refused_in_one_line(mini, channel, layers, lead):
+    codec = make_codec(mini, k=2, channel=channel, channel_layers=layers, lead=lead)
     (episode,) = drawn(1)
     with pytest.raises(UserError, match=f"channel {channel}; read them with codec.receiver.encode_messages"):
         codec(mini.encode_messages([episode.message]))
