@@ -113,8 +113,8 @@ class Codec(nn.Module, ModelHubMixin, library_name=LIBRARY):
                 another shape.
         """
         if self.config.channel != "embeddings" and messages.own_BTD is messages.embeds_BTD:
-            # Also behind a lead, where they are read again: a prefix of the same width that is then decoded by that
-            # receiver would enter at the wrong place, and give wrong numbers.
+            # Also behind a lead, where they are read again: decoded by the same receiver, a prefix that happens to
+            # have its width would enter at the wrong place, and give wrong numbers.
             raise UserError(
                 f"messages: not read through the codec's channel {self.config.channel}; read them with "
                 "codec.receiver.encode_messages, and decode with codec.receiver"

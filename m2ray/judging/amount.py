@@ -85,7 +85,7 @@ def _follows_wrong(arms: Arms, alpha: float) -> Amount | None:
     if shares["shuffle"] is None:
         return None
     wrong_SE, group_E = shares["shuffle"]
-    mean = mean_difference(wrong_SE, group_E)
+    mean = mean_difference(wrong_SE, group_E, lowest=0.0)
     low, high = max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2))
     beside = [
         f"{words} {percent(float(np.mean(other[0])))}"

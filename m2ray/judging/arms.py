@@ -181,14 +181,7 @@ class ScoreArms(Arms):
             wins = int(((first_SE == 1) & (second_SE == 0)).sum())
             losses = int(((first_SE == 0) & (second_SE == 1)).sum())
             return PairedBinary(first_SE.shape[1], wins, losses)
-        difference = mean_difference(first_SE - second_SE, self.group_E)
-        alike = difference.error == 0 and difference.mean in (-1, 0, 1)
-        if alike and self.group_E is not None and len(first_SE) == len(second_SE) == 1:
-            # That all clusters are alike does not make the difference certain: each counts as one episode.
-            clusters = len(np.unique(self.group_E))
-            wins, losses = (clusters * max(0, round(sign * difference.mean)) for sign in (1, -1))
-            return PairedBinary(clusters, wins, losses)
-        return difference
+        return mean_difference(first_SE - second_SE, self.group_E)
 
     def contrast(self, first: str, second: str) -> Contrast:
         """Implement `Arms.contrast`."""
@@ -217,7 +210,7 @@ class ScoreArms(Arms):
         clusters = self.clusters
         if clusters == 1:
             return stats.Interval(0.0, 1.0)  # nothing is known of how groups differ
-        mean = mean_difference(scores_SE, self.group_E)
+        mean = mean_difference(scores_SE, self.group_E, lowest=0.0)
         if clusters is not None and self.binary and len(scores_SE) == 1:
             return stats.wilson_of_clusters(mean.mean, scores_SE.shape[1], mean.error**2, clusters, alpha)
         return stats.Interval(max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2)))

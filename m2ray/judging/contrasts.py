@@ -107,11 +107,28 @@ class PairedBinary(Contrast):
 
 @dataclass(frozen=True)
 class MeanDifference(Contrast):
-    """A mean difference with its standard error and degrees of freedom."""
+    """A mean over clusters (episodes, groups) with its standard error and degrees of freedom.
+
+    The t-interval of outcomes that are all alike would have no width. But where a share of all clusters has the
+    lowest value that there is, a sample of G misses them all with probability (1 - share)^G. So a bound is as far
+    from the mean at least as the share that is missed with a probability of `level` can move it. At common
+    variances and numbers of episodes the t-interval is wider.
+
+    Attributes:
+        mean: The mean.
+        error: Its standard error.
+        freedom: Degrees of freedom.
+        clusters: G, the clusters that were sampled; None for the t-interval alone.
+        lowest: The lowest value that a cluster can have.
+        highest: The highest.
+    """
 
     mean: float
     error: float
     freedom: float
+    clusters: int | None
+    lowest: float = -1.0
+    highest: float = 1.0
 
     @property
     def value(self) -> float:
@@ -121,18 +138,25 @@ class MeanDifference(Contrast):
     @property
     def reversed(self) -> MeanDifference:
         """The second condition minus the first."""
-        return MeanDifference(-self.mean, self.error, self.freedom)
+        return MeanDifference(-self.mean, self.error, self.freedom, self.clusters, -self.highest, -self.lowest)
 
     def p_above(self, margin: float) -> float:
-        """Return the p-value of the t-test."""
-        excess = self.mean - margin
+        """Return the p-value of the t-test, or of missing all clusters that would move the mean to `margin`."""
+        excess, room = self.mean - margin, self.mean - self.lowest
         if self.error == 0:
-            return 0.5 if abs(excess) < 1e-12 else float(excess < 0)
-        return float(scipy.stats.t.sf(excess / self.error, self.freedom))
+            t_test = 0.5 if abs(excess) < 1e-12 else float(excess < 0)
+        else:
+            t_test = float(scipy.stats.t.sf(excess / self.error, self.freedom))
+        if self.clusters is None or excess <= 0:
+            return t_test
+        return max(t_test, (1 - min(1.0, excess / room)) ** self.clusters)
 
     def low(self, level: float) -> float:
-        """Return the lower bound of the t-interval, at least -1."""
-        return max(-1.0, self.mean - float(scipy.stats.t.isf(level, self.freedom)) * self.error)
+        """Return the bound of the t-interval, or the lower one that missed clusters allow; at least -1."""
+        missed = 0.0
+        if self.clusters is not None:
+            missed = (1 - level ** (1 / self.clusters)) * (self.mean - self.lowest)
+        return max(-1.0, self.mean - max(missed, float(scipy.stats.t.isf(level, self.freedom)) * self.error))
 
 
 @dataclass(frozen=True)
@@ -191,7 +215,9 @@ class Unpaired(Contrast):
         return float(scipy.optimize.brentq(lambda margin: self.p_above(margin) - level, floor, self.value))
 
 
-def mean_difference(difference_SE: Floats, group_E: NDArray[np.int64] | None = None) -> MeanDifference:
+def mean_difference(
+    difference_SE: Floats, group_E: NDArray[np.int64] | None = None, lowest: float = -1.0
+) -> MeanDifference:
     """Return the mean of a difference over episodes and training seeds, which are both samples.
 
     The variance of the mean is that over episodes (of each episode's mean over seeds) plus that over seeds (of
@@ -202,6 +228,7 @@ def mean_difference(difference_SE: Floats, group_E: NDArray[np.int64] | None = N
     Args:
         difference_SE: Differences, one row for each training seed.
         group_E: Numbers of the groups that episodes belong to; they are the clusters instead of episodes.
+        lowest: The lowest value that an outcome can have; the highest is 1. Values beyond them extend the range.
 
     Raises:
         UserError: there are fewer than two episodes or groups.
@@ -214,19 +241,30 @@ def mean_difference(difference_SE: Floats, group_E: NDArray[np.int64] | None = N
         raise UserError(f"rows: a variance needs two episodes or groups at least, not {count}; evaluate more")
     over_episodes = float((clusters_G**2).sum()) / episodes**2 * count / (count - 1)
     over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
-    return _with_variances(mean, [(over_episodes, count - 1), (over_seeds, seeds - 1)])
+    # A group's mean is seldom as low as an outcome can be: its t-interval is kept, but where all groups are alike.
+    missable = count if group_E is None or over_episodes == 0 else None
+    ends = (min(lowest, float(mean_E.min())), max(1.0, float(mean_E.max())))
+    return _with_variances(mean, [(over_episodes, count - 1), (over_seeds, seeds - 1)], missable, ends)
 
 
-def _with_variances(mean: float, parts: Sequence[tuple[float, float]]) -> MeanDifference:
+def _with_variances(
+    mean: float, parts: Sequence[tuple[float, float]], clusters: int | None, ends: tuple[float, float]
+) -> MeanDifference:
     """Return a mean whose variance is the sum of parts, each with its degrees of freedom.
 
     The degrees of freedom of the sum are Satterthwaite's (1946). The first part counts even where all are 0.
+
+    Args:
+        mean: The mean.
+        parts: Variances, and the degrees of freedom of each.
+        clusters: See `MeanDifference`.
+        ends: The lowest and the highest value that a cluster can have.
     """
     variance = sum(part for part, _ in parts)
     if variance == 0:
-        return MeanDifference(mean, 0.0, parts[0][1])
+        return MeanDifference(mean, 0.0, parts[0][1], clusters, *ends)
     spread = sum(part**2 / freedom for part, freedom in parts if part > 0)
-    return MeanDifference(mean, math.sqrt(variance), variance**2 / spread)
+    return MeanDifference(mean, math.sqrt(variance), variance**2 / spread, clusters, *ends)
 
 
 def difference_of_systems(
@@ -252,12 +290,18 @@ def difference_of_systems(
         for system_SE in (first_SE, second_SE)
         if len(system_SE) > 1
     ]
-    return _with_variances(over_episodes.mean, parts)
+    ends = (over_episodes.lowest, over_episodes.highest)
+    return _with_variances(over_episodes.mean, parts, over_episodes.clusters, ends)
 
 
 def difference_of_samples(first: MeanDifference, second: MeanDifference) -> MeanDifference:
     """Return the difference between two means of independent samples (Welch 1947)."""
-    return _with_variances(first.mean - second.mean, [(one.error**2, one.freedom) for one in (first, second)])
+    return _with_variances(
+        first.mean - second.mean,
+        [(one.error**2, one.freedom) for one in (first, second)],
+        min((one.clusters for one in (first, second) if one.clusters is not None), default=None),
+        (first.lowest - second.highest, first.highest - second.lowest),
+    )
 
 
 def mean_ratio(
@@ -285,8 +329,7 @@ def mean_ratio(
 
     def bound(ratio: float, sign: float) -> float:
         """Return the one-sided lower bound of sign (first - ratio second); it is 0 at the end of the interval."""
-        difference = mean_difference(sign * (first_SE - ratio * second_SE), group_E)
-        return difference.mean - float(scipy.stats.t.isf(alpha / 2, difference.freedom)) * difference.error
+        return mean_difference(sign * (first_SE - ratio * second_SE), group_E).low(alpha / 2)
 
     def end(sign: float) -> float:
         """Return the interval's lower end for sign 1, its upper end for -1; NaN if it is not found."""
@@ -296,8 +339,6 @@ def mean_ratio(
                 break
         else:
             return math.nan
-        if bound(value, sign) >= 0:  # no variance
-            return value
         return float(scipy.optimize.brentq(bound, far, value, args=(sign,)))
 
     return Estimate(value, end(1.0), end(-1.0))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import string
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -145,7 +146,9 @@ class Regex(_TextScorer):
 
 @lru_cache(maxsize=10_000)
 def _compile(pattern: str, ignore_case: bool) -> re.Pattern[str]:
-    return re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else re.RegexFlag(0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # sets in sets may mean something else in a later Python
+        return re.compile(pattern, re.DOTALL | (re.IGNORECASE if ignore_case else re.RegexFlag(0)))
 
 
 class F1(_TextScorer):

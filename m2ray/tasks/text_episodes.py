@@ -26,6 +26,7 @@ from m2ray.util.text import is_text, with_progress
 MESSAGE = "{message}"  # the place of A's message in B's prompt
 REQUIRED = ("id", "message", "prompt", "target")
 OPTIONAL = ("choices", "group", "near")
+_MEANT = re.compile(r"\{+\s*message\s*\}+", re.IGNORECASE)  # where no `MESSAGE` is
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\s*\n\s*")
 
 
@@ -255,6 +256,8 @@ def _episode(record: dict[str, Any], columns: Mapping[str, _Column]) -> TextEpis
     places = prompt.count(MESSAGE)
     if places > 1:
         raise LineFault(f"{columns['prompt'].label}: holds {MESSAGE} {places} times; keep one")
+    if not places and (meant := _MEANT.search(prompt)):
+        raise LineFault(f"{columns['prompt'].label}: holds {meant[0]}; write {MESSAGE}, the place of the message")
     targets = _texts(_required(record, columns["target"]), columns["target"].label)
     choices = _optional(record, columns["choices"])
     group = _optional(record, columns["group"])

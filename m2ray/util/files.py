@@ -139,7 +139,7 @@ def cache_root() -> Path:
 def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
     """Return the lines of a file that are not blank, each with its number in the file, from 1.
 
-    A byte order mark and CRLF line ends are left out.
+    Byte order marks, also those of files that were joined, and CRLF line ends are left out.
 
     Raises:
         UserError: there is no such file.
@@ -149,7 +149,7 @@ def numbered_lines(path: Path) -> list[tuple[int, bytes]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
     # Bytes are split at \n and \r only; text would also be split at characters that JSON allows inside a string.
-    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    lines = [line.removeprefix(codecs.BOM_UTF8) for line in path.read_bytes().splitlines()]
     return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -190,10 +190,40 @@ def test_the_bound_covers_as_often_as_it_says(seeds):
     assert above / draws >= 0.01
 
 
+@pytest.mark.parametrize("clusters", [4, 10, 30, 300])
+def test_outcomes_that_are_all_alike_leave_room_for_those_not_seen(clusters):
+    """The bound is about that of Tango's test, which has a width also where no episode differs."""
+    won, equal = (mean_difference(np.full((3, clusters), share)) for share in (1.0, 0.0))
+    assert won.low(0.05) == pytest.approx(PairedBinary(clusters, clusters, 0).low(0.05), abs=0.6 / clusters**0.5)
+    assert won.high(0.05) == 1.0
+    assert equal.low(0.05) == -equal.high(0.05) == pytest.approx(-(1 - 0.05 ** (1 / clusters)))
+    for margin in (-0.5, -0.1, 0.2, 0.7):
+        for mean in (won, equal):
+            assert (mean.p_above(margin) < 0.05) == (mean.low(0.05) > margin), "test and bound agree"
+
+
+def test_missed_clusters_cover_as_often_as_the_bound_says():
+    """2 % of episodes lose. Samples of 100 often show none of them, but the bound seldom exceeds the truth."""
+    rng = np.random.default_rng(0)
+    above = 0
+    for _ in range(2000):
+        difference = np.where(rng.random(100) < 0.02, -1.0, 1.0)
+        above += mean_difference(np.repeat(difference[None], 3, axis=0)).low(0.05) > 0.96
+    assert above / 2000 <= 0.05
+
+
+def test_at_common_variances_the_t_interval_decides():
+    difference = (np.random.default_rng(0).random((3, 300)) < 0.6).astype(float)
+    mean = mean_difference(difference)
+    t = mean.mean - scipy.stats.t.isf(0.05, mean.freedom) * mean.error
+    assert mean.low(0.05) == pytest.approx(t)
+    assert mean.p_above(0.5) == pytest.approx(scipy.stats.t.sf((mean.mean - 0.5) / mean.error, mean.freedom))
+
+
 def test_a_difference_without_variance():
-    assert MeanDifference(0.3, 0.0, 10).p_above(0.1) == 0.0
-    assert MeanDifference(0.1, 0.0, 10).p_above(0.1) == 0.5
-    assert MeanDifference(0.0, 0.0, 10).p_above(0.1) == 1.0
+    assert MeanDifference(0.3, 0.0, 10, 1000).p_above(0.1) == pytest.approx(0.0, abs=1e-6)
+    assert MeanDifference(0.1, 0.0, 10, 1000).p_above(0.1) == 0.5
+    assert MeanDifference(0.0, 0.0, 10, 1000).p_above(0.1) == 1.0
     with pytest.raises(ValueError, match="two episodes"):
         mean_difference(np.array([[0.5]]))
 

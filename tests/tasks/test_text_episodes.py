@@ -108,6 +108,10 @@ FAULTS = [
     ({**GOOD, "message": "\ud800"}, "message: holds a lone surrogate, which is not a character; remove it"),
     ({**GOOD, "message": ["a"]}, 'message: ["a"] is not text; write it in quotes'),
     ({**GOOD, "prompt": MESSAGE * 2}, "prompt: holds {message} 2 times; keep one"),
+    (
+        {**GOOD, "prompt": "{ Message } Who?"},
+        "prompt: holds { Message }; write {message}, the place of the message",
+    ),
     ({**GOOD, "target": 3}, "target: 3 is not text; write it in quotes"),
     ({**GOOD, "target": []}, "target: an empty list; write a right answer"),
     ({**GOOD, "target": ["a", None]}, "target: null is not text; write it in quotes"),
