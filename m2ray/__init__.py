@@ -2,10 +2,8 @@
 
 import m2ray
 
-receiver = m2ray.load_receiver("mini")
-codec = m2ray.Codec.from_pretrained("results/recipe-mini/best-k4", receiver=receiver)
-episodes = m2ray.episodes(m2ray.level("easy"), range(5_000_000, 5_000_200))
-rows = m2ray.evaluate(codec, receiver, episodes)
+codec = m2ray.Codec.from_pretrained("results/recipe-mini/best-k4")
+rows = m2ray.evaluate(codec, codec.receiver, m2ray.task_episodes("easy", range(5_000_000, 5_000_200)))
 print(m2ray.judge(rows).verdict)
 """
 
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
         load_receiver,
         read_rows,
         sweep,
+        task_episodes,
         train,
         verify,
     )
@@ -44,6 +43,7 @@ __all__ = [
     "load_receiver",
     "read_rows",
     "sweep",
+    "task_episodes",
     "train",
     "verify",
 ]

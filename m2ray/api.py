@@ -93,6 +93,7 @@ __all__ = [
     "mean_state",
     "read_rows",
     "sweep",
+    "task_episodes",
     "train",
     "verify",
 ]
@@ -111,6 +112,37 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+def task_episodes(
+    task: str | Mapping[str, Any], seeds: range, part: str = "confirm"
+) -> list[Episode | TextEpisode]:
+    """Return episodes of any task, also of one in free text or in a file.
+
+    Args:
+        task: A level, such as "easy" or "sentences-4x4", or the keys of `task` in a space, such as
+            {"file": "questions.jsonl", "scorer": "exact"}.
+        seeds: Seeds of drawn episodes; of a file in free text, places among its episodes of the part; of a file of
+            puzzles, places in the file.
+        part: train, search, select or confirm; messages of one part are in no other.
+
+    Raises:
+        UserError: no such task or part, or the file has no such episodes.
+    """
+    # Imported here because it loads torch.
+    from m2ray.config.task import Splits, TaskConfig
+    from m2ray.receiver.episode_source import open_source
+    from m2ray.util.errors import UserError
+    from m2ray.util.strict_yaml import validate
+
+    if part not in Splits.model_fields:
+        raise UserError(f"part: {part!r:.60} does not exist; use one of {', '.join(Splits.model_fields)}")
+    if not seeds or seeds.start < 0 or seeds.step != 1:
+        raise UserError(f"seeds: {seeds}: not seeds in order; give some, such as range(1000, 1100)")
+    source = open_source(validate(TaskConfig, {"level": task} if isinstance(task, str) else dict(task), "task"))
+    splits = Splits.model_construct(None, **{part: f"{seeds.start}:{seeds.stop}"})
+    chosen = source.seeds(splits, part)
+    return list(source.get(chosen, part))
+
+
 def evaluate(
     codec: Codec,
     receiver: Receiver,
@@ -126,7 +158,7 @@ def evaluate(
     Args:
         codec: The codec under test.
         receiver: The receiver that it was loaded for.
-        episodes: Episodes of one level, with messages that the codec never saw; `m2ray.episodes` draws some.
+        episodes: Episodes of one task, with messages that the codec never saw; `m2ray.task_episodes` gives some.
         conditions: Names of conditions, except `constant`, which needs a training of its own.
         config: Decoding settings; greedy by default.
 
@@ -148,7 +180,7 @@ def evaluate(
     from m2ray.util.strict_yaml import validate
 
     if not episodes:
-        raise UserError("episodes: none; give some, such as those that m2ray.episodes draws")
+        raise UserError("episodes: none; give some, such as those of m2ray.task_episodes")
     if codec.receiver.digest != receiver.digest:
         raise UserError(
             f"receiver: {receiver.name} ({receiver.digest}) is not the one that the codec was loaded for, "

@@ -223,3 +223,38 @@ def test_episodes_in_free_text_are_evaluated_like_others(tmp_path):
     rows = m2ray.evaluate(codec, receiver, chosen, ["normal", "P0", "P1"])
     assert rows.groupby("condition").episode.nunique().to_dict() == {"normal": 6, "P0": 6, "P1": 6}
     assert rows[rows.condition == "P1"].success.all()
+
+
+def test_episodes_of_any_task(tmp_path):
+    """Of puzzles those that m2ray.episodes draws, of sentences and files those of the part."""
+    assert m2ray.task_episodes("easy", range(5, 8)) == m2ray.episodes(m2ray.level("easy"), range(5, 8))
+    (first, second) = m2ray.task_episodes("sentences-4x4", range(2), "select")
+    assert first.message != second.message
+    assert len(first.sentences()) == 4
+    path = tmp_path / "own.jsonl"
+    lines = [{"id": i, "message": f"Code {i}{i * 7}.", "prompt": "?", "target": "x"} for i in range(200)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = {"file": str(path), "scorer": "exact"}
+    parts = {part: m2ray.task_episodes(task, range(3), part) for part in ("train", "search", "select", "confirm")}
+    assert all(len(found) == 3 for found in parts.values())
+    assert len({episode.id for found in parts.values() for episode in found}) == 12
+
+
+@pytest.mark.parametrize(
+    ("task", "seeds", "part", "fault"),
+    [
+        ("easier", range(3), "confirm", "task: level: level 'easier' does not exist; use one of easy"),
+        ("easy", range(3), "test", "part: 'test' does not exist; use one of train, search, select, confirm"),
+        ("easy", range(3, 3), "confirm", "seeds: range.3, 3.: not seeds in order; give some"),
+        ({"scorer": "exact"}, range(3), "confirm", "task: scorer: level easy checks its answers itself"),
+    ],
+)
+def test_a_task_that_does_not_exist_is_refused_in_one_line(task, seeds, part, fault):
+    with pytest.raises(m2ray.UserError, match=fault) as error:
+        m2ray.task_episodes(task, seeds, part)
+    assert "\n" not in str(error.value)
+
+
+def test_a_level_in_free_text_names_the_function_that_draws_it():
+    with pytest.raises(m2ray.UserError, match=r"in free text; draw its episodes with m2ray\.task_episodes"):
+        m2ray.level("sentences-4x4")

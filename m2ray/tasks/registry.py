@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from m2ray.tasks import arithmetic, constraints
 from m2ray.tasks.level import Level
+from m2ray.tasks.sentences.family import level_of as sentences_level
 from m2ray.util import plugins
 from m2ray.util.errors import UserError
 
@@ -39,5 +40,7 @@ def level(name: str) -> Level:
             raise plugins.plugin_error(plugins.TASKS, family, fault)
     if found is None:
         known = ", ".join([*EXAMPLES, *added])
+        if sentences_level(name) is not None:
+            raise UserError(f"level {name!r:.60} is in free text; draw its episodes with m2ray.task_episodes")
         raise UserError(f"level {name!r:.60} does not exist; use one of {known}")
     return found
