@@ -68,14 +68,19 @@ class Progress:
         self._phase = text
         self._print(text, {"event": "phase", "phase": text})
 
+    def began(self, name: str) -> None:
+        """Record that a configuration begins to train."""
+        self._forecast.began(name, time.monotonic() - self._started)
+
     def reported(self, name: str, metrics: Mapping[str, Any], epoch_samples: int = 1) -> None:
         """Record an epoch's metrics of a configuration, whose epochs have so many samples."""
         state = "COLLAPSED" if metrics.get("collapsed") else "training"
         row = self._rows.setdefault(name, {})
         seconds = metrics.get("seconds", 0.0) - (row.get("seconds", 0.0) if metrics.get("epoch") != 1 else 0.0)
         done, total = metrics["progress"] * epoch_samples, metrics["epochs_total"] * epoch_samples
-        self._forecast.epoch(name, done, total, max(0.0, seconds))
-        self._forecast.measured(time.monotonic() - self._started)
+        spent = time.monotonic() - self._started
+        self._forecast.epoch(name, done, total, max(0.0, seconds), spent)
+        self._forecast.measured(spent)
         row.update(metrics, state=state)
         text = f"{name}: epoch {row['progress']}/{row['epochs_total']}  k {row['k']}"
         text += f"  score {row['score']:+.3f} {row.get('unit', 'nats')}"

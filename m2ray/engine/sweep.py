@@ -59,6 +59,7 @@ class _WatchedProposer:
         proposal = self._proposer.propose()
         if isinstance(proposal, dict):
             self.running.add(proposal["config"])
+            self._progress.began(proposal["config"])
         return proposal
 
     def finished(self, name: str, score: float | None, cause: str) -> None:

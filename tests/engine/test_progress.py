@@ -175,6 +175,22 @@ def test_sampled_configurations_are_not_counted_as_long_as_a_point_that_trains_l
     assert (work.samples, work.reports) == (2000 + 4 * 300, 20 + 4 * 3)
 
 
+def test_the_time_left_counts_what_must_be_under_way():
+    """Two trials of two epochs, 100 s each: shortly before the second reports, half of its work is not news."""
+    forecast = Forecast({"a": 200, "b": 200}, 0, each=0, answers=1)
+    forecast.began("a", 0.0)
+    forecast.began("b", 50.0)
+    forecast.epoch("a", 100, 200, seconds=100, spent_s=100.0)
+    forecast.measured(100.0)  # b has trained 50
+    forecast.epoch("b", 100, 200, seconds=100, spent_s=150.0)  # a has trained 50 more
+    assert forecast.share == pytest.approx(0.5, abs=0.01), "what is reported"
+    assert forecast.left_s(150.0) == pytest.approx(75.0, rel=0.05)  # 150 of 400 samples are left, 2 a second
+    assert forecast.left_s(190.0) == pytest.approx(35.0, rel=0.05)  # 70 are left
+    assert forecast.left_s(250.0) > 0, "an epoch that takes longer than those before is not over"
+    forecast.ended("a")
+    assert forecast.left_s(190.0) > 0
+
+
 def test_the_time_left_does_not_take_the_start_up_for_work():
     forecast = Forecast({}, 0, each=0, answers=100)
     forecast.answered(4, seconds=1)

@@ -44,6 +44,8 @@ class Forecast:
         self._done: dict[str, float] = {}
         self._answered = self._constant_done = 0.0
         self._trained_s = self._trained = self._answered_s = self._answers_timed = 0.0
+        self._since: dict[str, float] = {}  # when what is trained now last began or reported
+        self._epoch = 0.0  # samples of the last epoch that was reported
         self._begun: tuple[float, float, float] | None = None  # time, samples and answers where the speed starts
 
     def restored(self, ended: Collection[str], answers: int) -> None:
@@ -52,15 +54,31 @@ class Forecast:
             self._total[name] = self._done[name] = self._points.get(name, self._each)
         self._answered = float(answers)
 
-    def epoch(self, name: str, done: float, total: float, seconds: float) -> None:
-        """Count an epoch of a configuration, which has now trained so many of its samples."""
-        self._trained += max(0.0, done - self._done.get(name, 0.0))
+    def began(self, name: str, spent_s: float) -> None:
+        """Record that a configuration begins to train, so many seconds after the start."""
+        self._since[name] = spent_s
+
+    def epoch(self, name: str, done: float, total: float, seconds: float, spent_s: float | None = None) -> None:
+        """Count an epoch of a configuration, which has now trained so many of its samples.
+
+        Args:
+            name: The configuration.
+            done: Its samples so far.
+            total: Its samples in all.
+            seconds: What the epoch took.
+            spent_s: Seconds after the start, if what is trained of the next epoch shall count.
+        """
+        self._epoch = max(0.0, done - self._done.get(name, 0.0))
+        self._trained += self._epoch
         self._trained_s += seconds
         self._done[name], self._total[name] = done, total
+        if spent_s is not None:
+            self._since[name] = spent_s
 
     def ended(self, name: str) -> None:
         """Count a configuration as over: what it has not trained is not left."""
         self._total[name] = self._done.setdefault(name, 0.0)
+        self._since.pop(name, None)
 
     def answered(self, answers: int, seconds: float, constant: bool = False) -> None:
         """Count a job of an evaluator; one that may have trained a content-free prefix first times nothing."""
@@ -81,12 +99,16 @@ class Forecast:
     @property
     def share(self) -> float:
         """The share of the work that is done."""
-        return self._share_of(*self._work)
+        return self._share_of(*self._work())
 
-    @property
-    def _work(self) -> tuple[float, float]:
-        """The training samples and the answers that are done."""
+    def _work(self, spent_s: float | None = None) -> tuple[float, float]:
+        """Return the samples and answers that are done, at a time also the samples that must be under way."""
         trained = sum(self._done.values()) + min(self._constant_done, self._constant)
+        if spent_s is not None and self._trained and self._trained_s:
+            speed = self._trained / self._trained_s
+            for name, since_s in self._since.items():
+                left = self._total.get(name, self._epoch) - self._done.get(name, 0.0)
+                trained += min((spent_s - since_s) * speed, self._epoch, left)
         return trained, min(self._answered, self._answers)
 
     def _share_of(self, trained: float, answered: float) -> float:
@@ -101,7 +123,7 @@ class Forecast:
         What came before is mostly start-up: Ray and its processes, which would be taken for slow work.
         """
         if self._begun is None:
-            self._begun = (spent_s, *self._work)
+            self._begun = (spent_s, *self._work(spent_s))
 
     def left_s(self, spent_s: float) -> float | None:
         """Return the seconds that are left, so many after the start; None before anything can be said."""
@@ -109,8 +131,9 @@ class Forecast:
             return None
         begun_s, *work = self._begun
         before = self._share_of(*work)
-        done = self.share - before
-        return (spent_s - begun_s) * (1 - self.share) / done if done > MIN_SHARE * (1 - before) else None
+        share = self._share_of(*self._work(spent_s))
+        done = share - before
+        return (spent_s - begun_s) * (1 - share) / done if done > MIN_SHARE * (1 - before) else None
 
 
 def forecast(plan: Plan) -> Forecast:
