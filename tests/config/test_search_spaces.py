@@ -95,7 +95,15 @@ def test_every_other_space_judges_attempt_02s_recipe_beside_its_own(name):
     assert controls
     for config in controls:
         assert config.codec.model_copy(update={"k": 4}) == recipe.codec
-        assert (config.losses, config.training) == (recipe.losses, recipe.training)
+        samples = {"epochs": config.training.epochs, "epoch_samples": config.training.epoch_samples}
+        assert (config.losses, config.training) == (recipe.losses, recipe.training.model_copy(update=samples))
+        if name != "quickstart":
+            assert config.training == recipe.training
+
+
+def test_the_default_sweep_gives_its_control_as_many_samples_as_the_others():
+    plan = PLANS["quickstart"]
+    assert len({config.training.epochs * config.training.epoch_samples for config in plan.all}) == 1
 
 
 @pytest.mark.parametrize("name", ["adapted-easy", "attempt-03", "constants", "gate1", "gate2", "methods", "scale"])

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from m2ray.config.plan import load_plan
 from m2ray.engine.cost.estimate import count_work
-from m2ray.engine.cost.forecast import Forecast, forecast
+from m2ray.engine.cost.forecast import END_S, Forecast, forecast
 from m2ray.engine.progress import Progress
 
 EPOCH = {"epochs_total": 4, "k": 8, "score": 0.25, "shuffle_gap": 0.5, "prefix_cosine": 0.75}
@@ -184,11 +184,11 @@ def test_the_time_left_counts_what_must_be_under_way():
     forecast.measured(100.0)  # b has trained 50
     forecast.epoch("b", 100, 200, seconds=100, spent_s=150.0)  # a has trained 50 more
     assert forecast.share == pytest.approx(0.5, abs=0.01), "what is reported"
-    assert forecast.left_s(150.0) == pytest.approx(75.0, rel=0.05)  # 150 of 400 samples are left, 2 a second
-    assert forecast.left_s(190.0) == pytest.approx(35.0, rel=0.05)  # 70 are left
-    assert forecast.left_s(250.0) > 0, "an epoch that takes longer than those before is not over"
+    assert forecast.left_s(150.0) == pytest.approx(75.0 + END_S, rel=0.05)  # 150 are left, 2 a second
+    assert forecast.left_s(190.0) == pytest.approx(35.0 + END_S, rel=0.05)  # 70 are left
+    assert forecast.left_s(250.0) > END_S, "an epoch that takes longer than those before is not over"
     forecast.ended("a")
-    assert forecast.left_s(190.0) > 0
+    assert forecast.left_s(190.0) > END_S
 
 
 def test_the_time_left_does_not_take_the_start_up_for_work():
@@ -198,7 +198,7 @@ def test_the_time_left_does_not_take_the_start_up_for_work():
     assert forecast.left_s(60.0) is None
     forecast.answered(16, seconds=4)
     forecast.measured(64.0)
-    assert forecast.left_s(64.0) == pytest.approx(20.0)  # 16 answers in 4 s, 80 to go
+    assert forecast.left_s(64.0) == pytest.approx(20.0 + END_S)  # 16 answers in 4 s, 80 to go
 
 
 def test_what_an_earlier_run_did_counts_but_not_towards_the_speed():
@@ -208,7 +208,7 @@ def test_what_an_earlier_run_did_counts_but_not_towards_the_speed():
     forecast.answered(4, seconds=1)
     forecast.measured(10.0)
     forecast.answered(8, seconds=2)
-    assert forecast.left_s(14.0) == pytest.approx(10.0)  # an eighth in 4 s, five sixteenths to go
+    assert forecast.left_s(14.0) == pytest.approx(10.0 + END_S)  # an eighth in 4 s, five sixteenths to go
 
 
 @pytest.mark.parametrize("missing", ["shuffle_gap", "prefix_cosine"])

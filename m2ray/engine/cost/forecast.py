@@ -15,6 +15,7 @@ from m2ray.engine.cost.estimate import ANSWERS_PER_DIAGNOSIS, count_work, longes
 SAMPLE_COST = 4.0  # of a training sample, in answers, until both are measured
 CONSTANT_COST = 0.5  # of a content-free prefix's sample, in a codec's: one objective, no encoder
 MIN_SHARE = 0.05  # of the work, from which on the remaining time is estimated
+END_S = 8.0  # what board, reports and figures take behind all work, in the default sweep on two cores
 
 
 class Forecast:
@@ -133,7 +134,9 @@ class Forecast:
         before = self._share_of(*work)
         share = self._share_of(*self._work(spent_s))
         done = share - before
-        return (spent_s - begun_s) * (1 - share) / done if done > MIN_SHARE * (1 - before) else None
+        if done <= MIN_SHARE * (1 - before):
+            return None
+        return (spent_s - begun_s) * (1 - share) / done + END_S
 
 
 def forecast(plan: Plan) -> Forecast:
