@@ -29,7 +29,7 @@ TIMED_ROWS = 64  # most rows of the step and of the batch that are timed
 REPEATS = 3
 # In answers to decode, per message: what its diagnosis costs (conditions decoded and scored, probe messages, free
 # vectors), and what an epoch's score on the search split costs.
-ANSWERS_PER_DIAGNOSIS, ANSWERS_PER_SCORE = 50, 2
+ANSWERS_PER_DIAGNOSIS, ANSWERS_PER_SCORE = 35, 2
 
 
 class Work(NamedTuple):
