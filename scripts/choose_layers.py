@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("point", help="a point that trains nothing")
     parser.add_argument("layers", nargs="+", help="such as 0-2 or 1,2")
     parser.add_argument("--k", type=int, help="slots, in place of the point's own")
-    parser.add_argument("--n", type=int, default=200, help="messages of the part `select`, from its first")
+    parser.add_argument(
+        "--n", type=int, default=200, help="messages of the part `select`, from its first; at most all"
+    )
     options = parser.parse_args(arguments)
     try:
         print(markdown(layer_table(options.space, options.point, options.layers, options.k, options.n)))
@@ -64,7 +66,7 @@ def layer_table(space: Path, point: str, layers: Sequence[str], k: int | None, n
     receiver, source = load_trial_receiver(example), open_source(example.task)
     episodes = source.get(source.seeds(example.splits, "select")[:n], "select")
     return [
-        ["layers", "the message", "a wrong message", "no message"],
+        [f"layers (n = {len(episodes)})", "the message", "a wrong message", "no message"],
         ["text", *_text_costs(receiver, episodes, example)],
         *(_costs(receiver, episodes, _with_layers(example, each, k), each) for each in layers),
     ]
