@@ -267,7 +267,8 @@ def _contrast(arms: Sequence[RowArms], paired: bool, first_SE: Floats, second_SE
         counts = [(round(float(scores_SE.sum())), scores_SE.shape[1]) for scores_SE in (first_SE, second_SE)]
         return Unpaired(counts[0], counts[1])
     means = [
-        mean_difference(scores_SE, own.group_E) for own, scores_SE in zip(arms, (first_SE, second_SE), strict=True)
+        mean_difference(scores_SE, own.group_E, lowest=0.0 if scores_SE.min() >= 0 else -1.0)
+        for own, scores_SE in zip(arms, (first_SE, second_SE), strict=True)
     ]
     return difference_of_samples(means[0], means[1])
 

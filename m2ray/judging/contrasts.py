@@ -111,8 +111,9 @@ class MeanDifference(Contrast):
 
     The t-interval of outcomes that are all alike would have no width. But where a share of all clusters has the
     lowest value that there is, a sample of G misses them all with probability (1 - share)^G. So a bound is as far
-    from the mean at least as the share that is missed with a probability of `level` can move it. At common
-    variances and numbers of episodes the t-interval is wider.
+    from the mean at least as the share that is missed with a probability of `level` can move it. For successes and
+    failures at common variances the t-interval is wider. Scores and means of groups, which seldom are as low as
+    they can be, have the t-interval alone, unless all are alike.
 
     Attributes:
         mean: The mean.
@@ -241,8 +242,9 @@ def mean_difference(
         raise UserError(f"rows: a variance needs two episodes or groups at least, not {count}; evaluate more")
     over_episodes = float((clusters_G**2).sum()) / episodes**2 * count / (count - 1)
     over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
-    # A group's mean is seldom as low as an outcome can be: its t-interval is kept, but where all groups are alike.
-    missable = count if group_E is None or over_episodes == 0 else None
+    whole = group_E is None and bool((difference_SE == np.round(difference_SE)).all())
+    alike = over_episodes < 1e-18  # but for rounding
+    missable = count if whole or alike else None
     ends = (min(lowest, float(mean_E.min())), max(1.0, float(mean_E.max())))
     return _with_variances(mean, [(over_episodes, count - 1), (over_seeds, seeds - 1)], missable, ends)
 
@@ -296,10 +298,11 @@ def difference_of_systems(
 
 def difference_of_samples(first: MeanDifference, second: MeanDifference) -> MeanDifference:
     """Return the difference between two means of independent samples (Welch 1947)."""
+    counts = [one.clusters for one in (first, second) if one.clusters is not None]
     return _with_variances(
         first.mean - second.mean,
         [(one.error**2, one.freedom) for one in (first, second)],
-        min((one.clusters for one in (first, second) if one.clusters is not None), default=None),
+        min(counts) if len(counts) == 2 else None,
         (first.lowest - second.highest, first.highest - second.lowest),
     )
 
