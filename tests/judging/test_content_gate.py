@@ -10,6 +10,7 @@ import pytest
 
 from m2ray.cli.gate import main, parse_counts
 from m2ray.config.gate_file import load_gate
+from m2ray.judging.arms import RowArms
 from m2ray.judging.gate import judge, judge_counts, judge_together
 from m2ray.judging.outcome_files import read_outcomes
 from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, UNTESTABLE, WHOLE
@@ -408,6 +409,17 @@ def test_a_few_messages_judged_many_times_are_an_invalid_setting():
     assert "the tests count 2 messages, not 32 episodes" in verdict.caveats
     with pytest.raises(UserError, match="a variance needs two episodes or groups at least, not 1; evaluate more"):
         judge(of_messages(rows, 1), GATE)
+
+
+def test_a_few_episodes_that_are_all_alike_are_not_certain():
+    """Several training seeds on ten episodes are ten episodes, and an interval next to 0 % has a width."""
+    alike = {name: float(name in ("normal", "P1", "identity")) for name in GOOD}
+    verdict = judge(outcomes(alike, n=10, seeds=(0, 1, 2)), GATE)
+    assert (verdict.verdict, "n = 10; take 20 at least" in verdict.reason) == (INVALID, True)
+    arms = RowArms(outcomes(alike, n=300, seeds=(0, 1, 2)))
+    assert arms.interval("shuffle", 0.05).high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert arms.contrast("normal", "shuffle").low(0.05) < 0.99
+    assert arms.retention(0.05).low < 0.99
 
 
 def test_messages_that_repeat_are_clusters():
