@@ -212,7 +212,7 @@ class ScoreArms(Arms):
             return stats.Interval(0.0, 1.0)  # nothing is known of how groups differ
         mean = mean_difference(scores_SE, self.group_E, lowest=0.0)
         if clusters is not None and self.binary and len(scores_SE) == 1:
-            return stats.wilson_of_clusters(mean.mean, scores_SE.shape[1], mean.error**2, clusters, alpha)
+            return stats.wilson_of_clusters(mean.mean, scores_SE.shape[1], mean.error**2, mean.freedom + 1, alpha)
         return stats.Interval(max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2)))
 
     def retention(self, alpha: float) -> stats.Estimate:
@@ -255,7 +255,18 @@ class RowArms(ScoreArms):
         """Return a number for each value of a column, by episode; an episode without one has its own."""
         # Rows of an earlier version, which lack the value, may be beside newer ones of the same episode.
         names = self.rows[column].astype(str).groupby(self.rows.episode).max().reindex(self._index)
+        if column == "group":
+            self._check_groups(names)
         return pd.factorize(names.where(names != "", pd.Series(self._index, self._index)))[0]
+
+    def _check_groups(self, group_of: pd.Series[str]) -> None:
+        """Refuse an episode that is in several groups, given the last one's name by episode."""
+        named = self.rows[self.rows.group.astype(str) != ""]
+        differing = named[named.group.astype(str) != named.episode.map(group_of)]
+        if len(differing):
+            first = differing.iloc[0]
+            both = f"{first.group} and {group_of[first.episode]}"
+            raise UserError(f"rows: episode {first.episode}: in the groups {both}; give one")
 
     @property
     def unit(self) -> str:
@@ -335,10 +346,18 @@ class RowArms(ScoreArms):
                     f"it {where}); evaluate both on the same ones"
                 )
             rows_SE.append(own.to_numpy())
-        if len(rows_SE) not in (1, len(self.seeds)):
-            lacking = sorted({*self.seeds} - {*part.seed})[0]
-            raise UserError(f"rows: condition {name}, seed {lacking}: missing; evaluate every seed under it")
+        self._check_seeds(name, {int(seed) for seed in part.seed})
         return np.stack(rows_SE)
+
+    def _check_seeds(self, name: str, found: set[int]) -> None:
+        """Refuse a condition that has neither all training seeds nor rows that they share."""
+        if found in ({NO_SEED}, set(self.seeds)):
+            return
+        if NO_SEED in found:
+            some = f"some outcomes are of seed {max(found)}, some of no seed"
+            raise UserError(f"rows: condition {name}: {some}; give all a seed, or none")
+        lacking = sorted({*self.seeds} - found)[0]
+        raise UserError(f"rows: condition {name}, seed {lacking}: missing; evaluate every seed under it")
 
 
 def success_rate(count: tuple[int, int]) -> float:

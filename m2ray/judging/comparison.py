@@ -239,17 +239,19 @@ def _same_rows(first: pd.DataFrame, second: pd.DataFrame, name: str) -> bool:
 
 
 def _difference(
-    arms: Sequence[RowArms], paired: bool, name: str, measure: Callable[[RowArms], Floats]
+    arms: Sequence[RowArms], paired: bool, name: str, measure: Callable[[RowArms], Floats], lowest: float = 0.0
 ) -> Difference:
-    """Return the difference in the mean of a measure, [S, E] or [1, E] of each system."""
+    """Return the difference in the mean of a measure, [S, E] or [1, E] of each system, from `lowest` on."""
     first_SE, second_SE = (measure(own) for own in arms)
-    contrast = _contrast(arms, paired, first_SE, second_SE)
+    contrast = _contrast(arms, paired, first_SE, second_SE, lowest)
     p_value = min(1.0, 2 * min(contrast.p_above(0.0), contrast.reversed.p_above(0.0)))
     low, high = contrast.low(ALPHA / 2), contrast.high(ALPHA / 2)
     return Difference(name, float(first_SE.mean()), float(second_SE.mean()), contrast.value, low, high, p_value)
 
 
-def _contrast(arms: Sequence[RowArms], paired: bool, first_SE: Floats, second_SE: Floats) -> Contrast:
+def _contrast(
+    arms: Sequence[RowArms], paired: bool, first_SE: Floats, second_SE: Floats, lowest: float
+) -> Contrast:
     first, second = arms
     exact = (
         len(first_SE) == len(second_SE) == 1
@@ -267,7 +269,7 @@ def _contrast(arms: Sequence[RowArms], paired: bool, first_SE: Floats, second_SE
         counts = [(round(float(scores_SE.sum())), scores_SE.shape[1]) for scores_SE in (first_SE, second_SE)]
         return Unpaired(counts[0], counts[1])
     means = [
-        mean_difference(scores_SE, own.group_E, lowest=0.0 if scores_SE.min() >= 0 else -1.0)
+        mean_difference(scores_SE, own.group_E, lowest)
         for own, scores_SE in zip(arms, (first_SE, second_SE), strict=True)
     ]
     return difference_of_samples(means[0], means[1])
@@ -277,9 +279,9 @@ def _derived(arms: Sequence[RowArms], paired: bool, same: set[str]) -> list[Diff
     """Return the differences in gain and in retention, where both systems have the conditions for them."""
     found = []
     if all({"normal", "P0"} <= set(own.counts) for own in arms) and not {"normal", "P0"} <= same:
-        found.append(_difference(arms, paired, GAIN, _gain))
+        found.append(_difference(arms, paired, GAIN, _gain, -1.0))
     if all(_has_retention(own) for own in arms) and not {"normal", "P0", "P1"} <= same:
-        found.append(_difference(arms, paired, RETENTION, _retention_parts))
+        found.append(_difference(arms, paired, RETENTION, _retention_parts, -1.0))
     return found
 
 

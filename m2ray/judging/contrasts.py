@@ -26,6 +26,7 @@ from m2ray.judging.statistics import Estimate
 from m2ray.util.errors import UserError
 
 Floats = NDArray[np.float64]
+ROUNDING = 1e-12  # outcomes that differ by less are alike: sums of scores are not exact
 
 
 class Contrast(ABC):
@@ -226,6 +227,11 @@ def mean_difference(
     term, which errs on the safe side. Degrees of freedom are Satterthwaite's (1946). With one seed nothing is
     known of the variance over seeds, and only that over episodes counts.
 
+    The variance over groups is the jackknife's, and their degrees of freedom are of the effective number of
+    groups, the inverse sum of squared shares of the episodes (Kish 1965): a group that holds many of the episodes
+    draws the mean to itself, so that its distance from it says too little. With groups of one size both are the
+    usual ones.
+
     Args:
         difference_SE: Differences, one row for each training seed.
         group_E: Numbers of the groups that episodes belong to; they are the clusters instead of episodes.
@@ -236,17 +242,20 @@ def mean_difference(
     """
     seeds, episodes = difference_SE.shape
     mean_E, mean = difference_SE.mean(axis=0), float(difference_SE.mean())
+    sizes_G = np.ones(episodes) if group_E is None else np.bincount(group_E)
     clusters_G = mean_E - mean if group_E is None else np.bincount(group_E, weights=mean_E - mean)
     count = len(clusters_G)
     if count < 2:
         raise UserError(f"rows: a variance needs two episodes or groups at least, not {count}; evaluate more")
-    over_episodes = float((clusters_G**2).sum()) / episodes**2 * count / (count - 1)
+    share_G = sizes_G / episodes
+    clusters_G[np.abs(clusters_G) < ROUNDING * sizes_G] = 0.0
+    over_episodes = float(((clusters_G / (1 - share_G)) ** 2).sum()) / episodes**2 * (count - 1) / count
     over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
+    freedom = max(1.0, 1 / float((share_G**2).sum()) - 1)
     whole = group_E is None and bool((difference_SE == np.round(difference_SE)).all())
-    alike = over_episodes < 1e-18  # but for rounding
-    missable = count if whole or alike else None
+    missable = count if whole or over_episodes == 0 else None
     ends = (min(lowest, float(mean_E.min())), max(1.0, float(mean_E.max())))
-    return _with_variances(mean, [(over_episodes, count - 1), (over_seeds, seeds - 1)], missable, ends)
+    return _with_variances(mean, [(over_episodes, freedom), (over_seeds, seeds - 1)], missable, ends)
 
 
 def _with_variances(

@@ -127,12 +127,12 @@ def _equivalent(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
 def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
     """Compare n with the episodes that find a difference of twice the margin, at the variance of P1 - P0."""
     first, second = _pair(criterion)
-    needed = episodes_needed(_variance(arms, first, second), criterion.margin, alpha)
     n, clusters = arms.episodes, arms.clusters
     if (independent := n if clusters is None else clusters) < MIN_CLUSTERS:
         only = "" if clusters is None else f", but of {clusters_text(arms)} only"
         sentence = f"n = {n}{only}; take {MIN_CLUSTERS} at least"
         return _Measurement(independent, MIN_CLUSTERS, FAIL, sentence)
+    needed = episodes_needed(_variance(arms, first, second), criterion.margin, alpha)
     of = f" of {clusters_text(arms)}" if clusters is not None else ""
     sentence = (
         f"n = {n}{of}; a codec at {second} + {200 * criterion.margin:.0f} points is found with a chance of "

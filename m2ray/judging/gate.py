@@ -19,6 +19,7 @@ from m2ray.judging.criteria import answers_share, clusters_text, judge_criterion
 from m2ray.judging.holm import holm, holm_corrected
 from m2ray.judging.verdict import CriterionResult, Verdict, over_seeds
 from m2ray.util.errors import UserError
+from m2ray.util.text import list_some
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,18 @@ def slots(rows: pd.DataFrame) -> int | None:
     """Return k of a configuration's rows; None for a system without slots.
 
     Raises:
-        UserError: no row belongs to a codec.
+        UserError: no row belongs to a codec, or its rows differ in k.
     """
     own = rows[rows.config != ""]
     if own.empty:
         raise UserError("rows: none belongs to a checkpoint; evaluate one")
     if "checkpoint" in own and own.k.max() < 1:  # outcomes of other systems have no checkpoints, and may have no k
         raise UserError("rows: column k: a codec with 0 slots; fix the rows")
-    return int(own.k.max()) or None
+    numbers = sorted({int(k) for k in own.k} - {0})
+    if len(numbers) > 1:
+        found = list_some([str(number) for number in numbers])
+        raise UserError(f"rows: column k: {found} in one codec; give each k a codec of its own")
+    return numbers[0] if numbers else None
 
 
 def judge_counts(counts: Counts, k: int | None, gate: GateConfig) -> Verdict:

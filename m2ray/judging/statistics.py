@@ -48,7 +48,7 @@ def wilson(successes: int, n: int, alpha: float = ALPHA) -> Interval:
     return Interval(max(0.0, min(share, float(low))), min(1.0, max(share, float(high))))
 
 
-def wilson_of_clusters(share: float, n: int, variance: float, clusters: int, alpha: float = ALPHA) -> Interval:
+def wilson_of_clusters(share: float, n: int, variance: float, clusters: float, alpha: float = ALPHA) -> Interval:
     """Return Wilson's interval of a share at the effective n of clusters (Dean and Pagano 2015).
 
     Its quantile is that of t. The interval of the mean itself is far too narrow where few episodes succeed, or
@@ -58,7 +58,7 @@ def wilson_of_clusters(share: float, n: int, variance: float, clusters: int, alp
         share: The mean success.
         n: Episodes.
         variance: Variance of the mean, with clusters. Where it is 0, each cluster counts as one episode.
-        clusters: Number of clusters, at least 2.
+        clusters: Effective number of clusters, at least 2.
         alpha: Level of the two-sided interval.
     """
     spread = share * (1 - share)

@@ -177,7 +177,8 @@ def print_verdict(verdict: Verdict, gate: GateConfig, arms: RowArms, title: str)
         print(f"# {title}")
         print_table(rates_table(arms, gate.alpha), "Success")
     else:
-        print_counts(verdict.counts, verdict.k, title)
+        intervals = {name: arms.interval(name, gate.alpha) for name in arms.counts}
+        print_counts(verdict.counts, verdict.k, title, intervals)
         if curve := scale_gate_table(verdict.counts):
             print_table(curve, "Gate Sweep Results")
         if {"normal", "null"} <= set(verdict.counts) and arms.binary:
@@ -190,12 +191,21 @@ def print_verdict(verdict: Verdict, gate: GateConfig, arms: RowArms, title: str)
     print_decision(verdict, gate)
 
 
-def print_counts(counts: Counts, k: int, title: str) -> None:
-    """Print the tables of the reference report that counts are enough for."""
+def print_counts(
+    counts: Counts, k: int, title: str, intervals: Mapping[str, stats.Interval] | None = None
+) -> None:
+    """Print the tables of the reference report that counts are enough for.
+
+    Args:
+        counts: Successes and n by condition.
+        k: Number of slots.
+        title: The title.
+        intervals: Intervals by condition, of scores and of episodes in clusters; Wilson's for bare counts.
+    """
     reference = reference_gate()
     print(f"# {title}")
     print_table(primary_table(counts, k, reference), "Primary Metrics")
-    print_table(summary_table(counts, reference.alpha), "Statistical Summary")
+    print_table(summary_table(counts, reference.alpha, intervals), "Statistical Summary")
     print("\n" + "\n".join(bar_lines(counts, k, reference)))
 
 

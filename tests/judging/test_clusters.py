@@ -117,3 +117,20 @@ def test_groups_count_from_the_first_pair_on_and_messages_only_where_many_repeat
     messages = pairs.assign(message=pairs.message.str.removeprefix(GROUP))
     assert RowArms(messages).clusters is None
     assert pd.unique(messages.message).size == 199
+
+
+def outcome_rows(**groups):
+    """Return rows of 40 episodes under the conditions of `groups`, with a group for each."""
+    parts = [
+        pd.DataFrame({"config": "a", "seed": 0, "k": 4, "condition": name, "episode": range(40), "success": 1.0})
+        for name in groups
+    ]
+    return pd.concat([part.assign(group=named) for part, named in zip(parts, groups.values(), strict=True)])
+
+
+def test_an_episode_in_two_groups_is_refused():
+    groups = [str(one % 20) for one in range(40)]
+    assert RowArms(outcome_rows(normal=groups, P0=groups)).clusters == 20
+    assert RowArms(outcome_rows(normal=groups, P0=[""] * 40)).clusters == 20, "given once is enough"
+    with pytest.raises(ValueError, match="episode 0: in the groups 0 and x0; give one"):
+        RowArms(outcome_rows(normal=groups, P0=[f"x{one}" for one in groups]))

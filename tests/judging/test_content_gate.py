@@ -475,3 +475,30 @@ def test_backwards_is_said_of_a_difference_beyond_chance_only(shuffle, backwards
 def test_the_reference_report_says_backwards_of_any_difference():
     rows = outcomes({**GOOD, "normal": 0.38, "shuffle": 0.382, "random": 0.37}, k=8)
     assert judge(rows, REFERENCE).backwards
+
+
+def test_a_condition_has_all_training_seeds_or_rows_that_they_share():
+    rows = outcomes({**GOOD, "init": 0.37}, seeds=(0, 1, 2))
+    one = rows[(rows.condition != "init") | (rows.seed == 0)]
+    with pytest.raises(UserError, match="condition init, seed 1: missing"):
+        judge(one, GATE)
+    for name in ("normal", "init"):
+        part = rows[(rows.condition == name) & (rows.seed == 0)].assign(seed=-1)
+        with pytest.raises(UserError, match=f"condition {name}: some outcomes are of seed 2, some of no seed"):
+            judge(pd.concat([rows, part]), GATE)
+
+
+def test_one_codec_has_one_k():
+    rows = outcomes(GOOD, k=4)
+    rows.loc[rows.condition == "shuffle", "k"] = 16
+    with pytest.raises(UserError, match="column k: 4, 16 in one codec"):
+        judge(rows, GATE)
+
+
+def test_one_episode_is_a_setting_too_small_or_a_line(tmp_path, capsys):
+    path = tmp_path / "one.jsonl"
+    shares = {"normal": 1, "P0": 0, "P1": 1, "null": 0, "shuffle": 0}
+    lines = [f'{{"id": 1, "condition": "{name}", "k": 4, "success": {share}}}' for name, share in shares.items()]
+    path.write_text("\n".join(lines))
+    with pytest.raises(UserError, match="two episodes"):
+        main([str(path)])

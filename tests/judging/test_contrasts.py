@@ -257,3 +257,44 @@ def test_a_ratio_without_a_gain_is_not_defined():
     assert math.isnan(mean_ratio(flat + 0.5, flat, 0.05).value)
     touching = np.array([[1.0, -1.0] * 20 + [1.0] * 3])
     assert math.isnan(mean_ratio(touching, touching, 0.05).low)
+
+
+@pytest.mark.parametrize("giant", [10, 200, 600])
+@pytest.mark.parametrize("alike", [0.0, 0.3, 1.0])
+def test_groups_of_unequal_size_do_not_narrow_the_interval(giant, alike):
+    """At a true difference of the margin, a group of half the episodes passed 20 to 25 % of draws."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(30), [giant, *[10] * 29])
+
+    def draw(rate):
+        variable = alike**0.5 * rng.standard_normal(30)[group] + (1 - alike) ** 0.5 * rng.standard_normal(
+            len(group)
+        )
+        return (variable < scipy.stats.norm.ppf(rate)).astype(float)
+
+    passed = sum(mean_difference((draw(0.4) - draw(0.3))[None], group).p_above(0.1) <= 0.05 for _ in range(600))
+    assert passed / 600 <= 0.075
+
+
+def test_groups_of_one_size_have_the_usual_variance():
+    rng = np.random.default_rng(0)
+    difference, group = rng.normal(0.1, 1, (1, 120)), np.arange(120) % 24
+    means = np.array([difference[0, group == one].mean() for one in range(24)])
+    found = mean_difference(difference, group)
+    assert (found.error, found.freedom) == pytest.approx((means.std(ddof=1) / 24**0.5, 23))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_scores_that_are_alike_but_for_rounding_are_alike(seeds):
+    """Sums of 0.1 are not exact; in groups a variance of rounding left the interval no width."""
+    group = np.arange(100) % 25
+    for normal, control in ((0.3, 0.1), (0.7, 0.1), (0.9, 0.3)):
+        found = mean_difference(np.full((seeds, 100), normal) - control, group)
+        assert found.mean - found.low(0.05) > 0.1
+
+
+def test_two_samples_of_outcomes_that_are_all_alike():
+    """Scores start at 0: the difference of two samples has no more room than each of them."""
+    alike = mean_difference(np.full((3, 100), 0.99), lowest=0.0)
+    both = difference_of_samples(alike, alike)
+    assert both.high(0.025) == pytest.approx(1 - 0.025 ** (1 / 100))
