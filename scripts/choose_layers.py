@@ -21,6 +21,7 @@ import torch
 from m2ray.codec.untrained import untrained_codec
 from m2ray.config.plan import load_plan
 from m2ray.config.trial import TrialConfig
+from m2ray.evaluation.conditions import derangement
 from m2ray.evaluation.search_score import search_score
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_trial_receiver
@@ -89,9 +90,10 @@ def _with_layers(config: TrialConfig, layers: str, k: int | None) -> TrialConfig
 @torch.no_grad()
 def _text_costs(receiver: Receiver, episodes: Sequence[AnyEpisode], config: TrialConfig) -> list[str]:
     messages = [episode.message for episode in episodes]
+    wrong = [messages[i] for i in derangement(episodes)]  # the partners that the codec's rows have
     return [
-        _mean(value_nll(receiver, episodes, texts, None, config.codec.place).tolist())
-        for texts in (messages, messages[1:] + messages[:1], [""] * len(messages))
+        f"{value_nll(receiver, episodes, texts, None, config.codec.place).mean():.3f}"
+        for texts in (messages, wrong, [""] * len(messages))
     ]
 
 
@@ -99,10 +101,6 @@ def _costs(receiver: Receiver, episodes: Sequence[AnyEpisode], config: TrialConf
     score = search_score(receiver, untrained_codec(config, 0, receiver).eval(), episodes, config.evaluation)
     nll = score["search_nll"]
     return [layers, *(f"{cost:.3f}" for cost in (nll, nll + score["gain_shuffle"], nll + score["gain_P0"]))]
-
-
-def _mean(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.3f}"
 
 
 if __name__ == "__main__":

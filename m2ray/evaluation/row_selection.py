@@ -48,8 +48,12 @@ class RowsByConfiguration:
         return self._judged[key]
 
     def judged_together(self, config: str, split: str) -> pd.DataFrame:
-        """Return `configuration_rows` of a configuration that has rows on a split."""
-        return _merged([self.judged(config, seed, split) for seed in self.seeds(config, split)])
+        """Return the rows of a configuration's training seeds on a split, in which the shared rows stand once."""
+        seeds = [self.judged(config, seed, split) for seed in self.seeds(config, split)]
+        if len(seeds) == 1 and not seeds[0].duplicated(KEY).any():
+            return seeds[0]  # not a copy: many configurations have one seed
+        merged: pd.DataFrame = pd.concat(seeds, ignore_index=True).drop_duplicates(KEY, ignore_index=True)
+        return merged
 
 
 def judged_rows(rows: pd.DataFrame, config: str, seed: int, split: str) -> pd.DataFrame:
@@ -83,16 +87,7 @@ def configuration_rows(rows: pd.DataFrame, config: str, split: str) -> pd.DataFr
     """
     if "checkpoint" not in rows:
         return rows[(rows.config == config) | (rows.config == "")]
-    seeds = sorted(rows[(rows.config == config) & (rows.split == split)].seed.unique())
-    return _merged([judged_rows(rows, config, int(seed), split) for seed in seeds])
-
-
-def _merged(seeds: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the rows of all training seeds, in which the shared rows stand once."""
-    if len(seeds) == 1 and not seeds[0].duplicated(KEY).any():
-        return seeds[0]  # not a copy: many configurations have one seed
-    merged: pd.DataFrame = pd.concat(seeds, ignore_index=True).drop_duplicates(KEY, ignore_index=True)
-    return merged
+    return RowsByConfiguration(rows[rows.config.isin([config, ""])]).judged_together(config, split)
 
 
 def outcomes(rows: pd.DataFrame, names: Sequence[str], column: str = "success") -> list[np.ndarray]:

@@ -58,6 +58,10 @@ class Arms(ABC):
     def interval(self, name: str, alpha: float) -> stats.Interval:
         """Return the two-sided confidence interval of a condition's mean success."""
 
+    def intervals(self, alpha: float) -> dict[str, stats.Interval]:
+        """Return the interval of every condition."""
+        return {name: self.interval(name, alpha) for name in self.counts}
+
     @abstractmethod
     def retention(self, alpha: float) -> stats.Estimate:
         """Return (normal - P0) / (P1 - P0) with its interval."""
@@ -368,7 +372,7 @@ def success_rate(count: tuple[int, int]) -> float:
 def cluster_intervals(rows: pd.DataFrame, alpha: float = stats.ALPHA) -> dict[str, stats.Interval]:
     """Return the interval of every condition in one checkpoint's rows; none where episodes have no clusters."""
     arms = RowArms(rows)
-    return {} if arms.clusters is None else {name: arms.interval(name, alpha) for name in arms.counts}
+    return {} if arms.clusters is None else arms.intervals(alpha)
 
 
 def count_successes(rows: pd.DataFrame) -> dict[str, tuple[int, int]]:

@@ -177,8 +177,7 @@ def print_verdict(verdict: Verdict, gate: GateConfig, arms: RowArms, title: str)
         print(f"# {title}")
         print_table(rates_table(arms, gate.alpha), "Success")
     else:
-        intervals = {name: arms.interval(name, gate.alpha) for name in arms.counts}
-        print_counts(verdict.counts, verdict.k, title, intervals)
+        print_counts(verdict.counts, verdict.k, title, arms.intervals(reference_gate().alpha))
         if curve := scale_gate_table(verdict.counts):
             print_table(curve, "Gate Sweep Results")
         if {"normal", "null"} <= set(verdict.counts) and arms.binary:

@@ -137,13 +137,13 @@ def test_progress_counts_training_and_evaluation_by_their_cost(capsys):
 
 def test_costs_are_those_that_were_measured():
     forecast = Forecast({"point": 10}, 1, each=10, answers=200)
-    forecast.epoch("point", 5, 10, seconds=5)  # 1 s a sample
+    forecast.epoch("point", 5, 10, seconds=5, spent_s=5.0)  # 1 s a sample
     forecast.answered(20, seconds=2)  # 0.1 s an answer
     forecast.answered(20, seconds=99, constant=True)  # with a training: not a measure
     assert forecast.left_s(18.0) is None, "nothing has been measured"
     # 5 of 20 s of training, 4 of 20 s of evaluation
     assert forecast.share == pytest.approx(9 / 40)
-    forecast.epoch("sampled", 2, 4, seconds=2)  # shorter than the longest
+    forecast.epoch("sampled", 2, 4, seconds=2, spent_s=7.0)  # shorter than the longest
     assert forecast.share == pytest.approx(11 / 34)
     forecast.ended("sampled")  # stopped early
     assert forecast.share == pytest.approx(11 / 32)
@@ -157,7 +157,7 @@ def test_a_sample_of_a_content_free_prefix_counts_half(tmp_path):
     only = {"diagnose": 0, "select": 0, "confirm": 0}
     space.write_text(yaml.dump({"name": "one", "trial": trial, "points": {"one": {}}, "judge": only}))
     work = forecast(load_plan(space))
-    work.epoch("one", 1000, 1000, seconds=1000)
+    work.epoch("one", 1000, 1000, seconds=1000, spent_s=1000.0)
     work.answered(count_work(load_plan(space)).answers, seconds=0.0)
     assert work.share == pytest.approx(1000 / 1500, abs=0.05)
 

@@ -59,7 +59,7 @@ class Forecast:
         """Record that a configuration begins to train, so many seconds after the start."""
         self._since[name] = spent_s
 
-    def epoch(self, name: str, done: float, total: float, seconds: float, spent_s: float | None = None) -> None:
+    def epoch(self, name: str, done: float, total: float, seconds: float, spent_s: float) -> None:
         """Count an epoch of a configuration, which has now trained so many of its samples.
 
         Args:
@@ -67,14 +67,13 @@ class Forecast:
             done: Its samples so far.
             total: Its samples in all.
             seconds: What the epoch took.
-            spent_s: Seconds after the start, if what is trained of the next epoch shall count.
+            spent_s: Seconds after the start.
         """
         self._epoch = max(0.0, done - self._done.get(name, 0.0))
         self._trained += self._epoch
         self._trained_s += seconds
         self._done[name], self._total[name] = done, total
-        if spent_s is not None:
-            self._since[name] = spent_s
+        self._since[name] = spent_s
 
     def ended(self, name: str) -> None:
         """Count a configuration as over: what it has not trained is not left."""
