@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
-from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, has_parameter
+from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, facts_count, has_parameter, tokens_name
 from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
 from m2ray.config.split_names import CONFIRM, family, is_confirm
 from m2ray.evaluation.row_selection import configuration_rows
@@ -24,7 +24,7 @@ from m2ray.judging.read_any import Cell, are_rows, cells_in, read_any
 from m2ray.judging.verdict import INVALID
 from m2ray.judging.verdict_tables import print_configuration, print_counts, print_decision, print_verdict
 from m2ray.util.errors import UserError
-from m2ray.util.text import list_columns
+from m2ray.util.text import list_columns, list_some
 
 
 def main(argv: Sequence[str]) -> int:
@@ -139,6 +139,8 @@ def judge_file(args: Namespace, gate: GateConfig) -> int:
     """
     path: Path = args.file
     rows = read_file(path, args.split)
+    if not are_rows(rows):
+        _name_unread(rows, gate)
     registered = registered_gate(path) if path.is_dir() else None
     if registered is not None and registered.digest != gate.digest:
         print(
@@ -199,6 +201,14 @@ def read_file(path: Path, split: str | None) -> pd.DataFrame:
     if unused:
         print(f"Not read: {list_columns(unused)}.")
     return rows
+
+
+def _name_unread(rows: pd.DataFrame, gate: GateConfig) -> None:
+    """Name the conditions of outcomes that neither a criterion nor a measure of the amount reads."""
+    read = {*gate.conditions, *(tokens_name(int(k)) for k in rows.k.unique() if k > 0)}
+    given = sorted({str(name) for name in rows.condition})
+    if unread := [name for name in given if name not in read and facts_count(name) is None]:
+        print(f"Not judged: the conditions {list_some(unread)}; gate {gate.name} has no criterion for them.")
 
 
 def _is_wanted(cell: Cell, rows: pd.DataFrame, args: Namespace) -> bool:

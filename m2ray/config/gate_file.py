@@ -45,6 +45,9 @@ class Criterion(StrictModel):
     at_most: Share = 0.0
     column: Literal["truncated", "unparsed"] | None = None
     optional: bool = False
+    silent: Annotated[bool, Field(description="optional, and a verdict does not name it where it is missing")] = (
+        False
+    )
     decides: bool = True
     min_k: Annotated[int, Field(ge=1)] = 1
     max_k: Annotated[int, Field(ge=1)] = 1_000_000
@@ -66,6 +69,8 @@ class Criterion(StrictModel):
             raise ValueError(f"margin: {', '.join(WITH_MARGIN)}, and no other kinds, need it; add or remove it")
         if (self.column is not None) != (self.kind == "at_most"):
             raise ValueError("column: at_most, and no other kind, needs it; add or remove it")
+        if self.silent and not self.optional:
+            raise ValueError("silent: only an optional criterion can be; add optional: true or remove it")
         if self.min_k > self.max_k:
             raise ValueError(
                 f"min_k {self.min_k} is above max_k {self.max_k}, so it would never apply; lower min_k"

@@ -116,7 +116,7 @@ class CountArms(Arms):
         return stats.wilson(*self._counts[name], alpha)
 
     def retention(self, alpha: float) -> stats.Estimate:
-        """Implement `Arms.retention`: a parametric bootstrap of independent counts."""
+        """Implement `Arms.retention`: draws of independent shares."""
         normal, p0, p1 = (self._counts[name] for name in ("normal", "P0", "P1"))
         return stats.retention_of_counts(normal, p0, p1, alpha)
 

@@ -47,7 +47,7 @@ def judge_criterion(criterion: Criterion, arms: Arms, alpha: float, level: float
     """
     corrected = level if criterion.gate != "validity" else alpha
     found = _KINDS[criterion.kind](criterion, arms, corrected if criterion.kind in CORRECTED else alpha)
-    return CriterionResult(criterion.gate, criterion.name, *found, decides=criterion.decides)
+    return CriterionResult(criterion.gate, criterion.name, decides=criterion.decides, **found._asdict())
 
 
 def p_value(criterion: Criterion, arms: Arms) -> float | None:
@@ -65,6 +65,7 @@ class _Measurement(NamedTuple):
     status: str
     sentence: str
     p_value: float | None = None
+    explains_others: bool = False
 
 
 def _status(passed: bool) -> str:
@@ -128,10 +129,11 @@ def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
     """Compare n with the episodes that find a difference of twice the margin, at the variance of P1 - P0."""
     first, second = _pair(criterion)
     n, clusters = arms.episodes, arms.clusters
-    if (independent := n if clusters is None else clusters) < MIN_CLUSTERS:
+    least = clusters_needed(criterion.margin, alpha)
+    if (independent := n if clusters is None else clusters) < least:
         only = "" if clusters is None else f", but of {clusters_text(arms)} only"
-        sentence = f"n = {n}{only}; take {MIN_CLUSTERS} at least"
-        return _Measurement(independent, MIN_CLUSTERS, FAIL, sentence)
+        sentence = f"n = {n}{only}; take {least} at least"
+        return _Measurement(independent, least, FAIL, sentence, explains_others=True)
     needed = episodes_needed(_variance(arms, first, second), criterion.margin, alpha)
     of = f" of {clusters_text(arms)}" if clusters is not None else ""
     sentence = (
@@ -139,6 +141,16 @@ def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
         f"{100 * POWER:.0f}% from n = {needed} on"
     )
     return _Measurement(n, needed, _status(n >= needed), sentence)
+
+
+def clusters_needed(margin: float, alpha: float) -> int:
+    """Return the clusters that it takes to show a difference of twice the margin in outcomes that are all alike.
+
+    A sample of G misses a share of losing clusters with a probability of (1 - share)^G (`MeanDifference`), and
+    that must not take the bound of a mean of twice the margin below the margin.
+    """
+    share = margin / (1 + 2 * margin)
+    return max(MIN_CLUSTERS, math.ceil(math.log(alpha) / math.log1p(-share)))
 
 
 def episodes_needed(variance: float, excess: float, alpha: float) -> int:

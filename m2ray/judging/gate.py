@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 
 from m2ray.config.gate_file import Criterion, GateConfig
@@ -132,9 +133,11 @@ def judge_arms(arms: Arms, k: int | None, gate: GateConfig, level: float, source
         return verdict
     return replace(
         verdict,
+        kept=_kept(arms, verdict.retention, gate, level),
         whole=arms.contrast("normal", "P1").p_above(-gate.grades.whole_within) <= level,
         amounts=measure_amounts(arms, k, verdict.retention, gate.grades, gate.alpha),
         not_shown=not_shown(arms, gate),
+        copied=_copied_seeds(arms, gate),
     )
 
 
@@ -176,6 +179,13 @@ def _retention(arms: Arms, gate: GateConfig) -> stats.Estimate | None:
     return arms.retention(gate.alpha)
 
 
+def _kept(arms: Arms, retention: stats.Estimate | None, gate: GateConfig, level: float) -> float | None:
+    """Return retention's lower bound at the level of the tests, and at least as certain as the printed one."""
+    if retention is None:
+        return None
+    return retention.low if 2 * level >= gate.alpha else arms.retention(2 * level).low
+
+
 def applicable(arms: Arms, k: int | None, gate: GateConfig) -> list[Criterion]:
     """Return the criteria that can be judged: those for this k, and of the optional ones those with outcomes."""
     return [
@@ -200,8 +210,25 @@ def _missing(arms: Arms, criterion: Criterion) -> list[str]:
 
 def not_shown(arms: Arms, gate: GateConfig) -> tuple[str, ...]:
     """Return what the gate's optional criteria would have needed, in the gate's order, conditions first."""
-    lacking = [name for c in gate.criteria if c.optional and c.decides for name in _missing(arms, c)]
+    named = [c for c in gate.criteria if c.optional and c.decides and not c.silent]
+    lacking = [name for c in named for name in _missing(arms, c)]
     return tuple(sorted(dict.fromkeys(lacking), key=lambda name: name.endswith(" answers")))
+
+
+def _copied_seeds(arms: Arms, gate: GateConfig) -> tuple[int, ...]:
+    """Return the training seeds that another seed has the same outcomes as, in all conditions that are judged.
+
+    Seeds that solve all episodes, or none, may do so without being copies.
+    """
+    if not isinstance(arms, ScoreArms) or len(arms.seeds) < 2:
+        return ()
+    scores = [arms.scores(name) for name in gate.conditions if name in arms.counts]
+    outcomes_SN = np.concatenate([own_SE for own_SE in scores if len(own_SE) > 1], axis=1)
+    _, kind_S, count_K = np.unique(outcomes_SN, axis=0, return_inverse=True, return_counts=True)
+    mixed = any(bool((own_SE != own_SE[0, 0]).any()) for own_SE in scores if len(own_SE) > 1)
+    return tuple(
+        seed for seed, kind in zip(arms.seeds, kind_S.ravel(), strict=True) if mixed and count_K[kind] > 1
+    )
 
 
 # --- Holm's family -------------------------------------------------------------------------------------------

@@ -157,7 +157,10 @@ def retention(
 def retention_of_counts(
     normal: tuple[int, int], p0: tuple[int, int], p1: tuple[int, int], alpha: float = ALPHA, draws: int = 20000
 ) -> Estimate:
-    """Return retention from bare counts (successes, n), with a parametric bootstrap of independent shares.
+    """Return retention from bare counts (successes, n), with draws of independent shares.
+
+    Shares are drawn from their posterior under Jeffreys' prior, Beta(successes + 1/2, failures + 1/2): resamples
+    of 25 successes of 25 would all be alike, and leave the interval no width.
 
     Raises:
         ValueError: n is below 1.
@@ -166,12 +169,13 @@ def retention_of_counts(
     if min(n for _, n in counts) < 1:
         raise ValueError("counts need n of at least 1")
     rng = np.random.default_rng(0)
-    means_RC = np.stack([rng.binomial(n, successes / n, size=draws) / n for successes, n in counts], axis=1)
+    shares = [rng.beta(successes + 0.5, n - successes + 0.5, size=draws) for successes, n in counts]
+    means_RC = np.stack(shares, axis=1)
     return _ratio([successes / n for successes, n in counts], means_RC, alpha)
 
 
 def _ratio(means: Sequence[float], means_RC: NDArray[np.float64], alpha: float) -> Estimate:
-    """Return retention from the observed and the resampled means of normal, P0 and P1."""
+    """Return retention from the observed and the drawn means of normal, P0 and P1."""
     normal, p0, p1 = means
     if p1 <= p0:
         return Estimate(math.nan, math.nan, math.nan)

@@ -35,7 +35,8 @@ class CriterionResult:
     - power: the number of episodes, and the number needed.
     - mcnemar, better: the one-sided p-value, which is in `p_value` as well, and alpha.
 
-    `status` is PASS, FAIL or untestable. A criterion with `decides` False is for information.
+    `status` is PASS, FAIL or untestable. A criterion with `decides` False is for information. One that
+    `explains_others` fails for a cause that makes others fail: too few episodes for any test.
     """
 
     gate: GateName
@@ -46,6 +47,7 @@ class CriterionResult:
     sentence: str
     p_value: float | None = None
     decides: bool = True
+    explains_others: bool = False
 
     @property
     def passed(self) -> bool:
@@ -73,6 +75,7 @@ class Verdict:
         counts: Successes and episodes per condition; training seeds add up.
         backwards: True if a wrong message does better than the right one; with grades, beyond chance.
         retention: None without outcomes of normal, P0 and P1.
+        kept: Its lower bound after Holm's correction over all that are judged together; None as for `retention`.
         seeds: Number of training seeds.
         n: Number of episodes.
         clusters: What the tests count instead of episodes, such as `11 messages`; empty where they count episodes.
@@ -80,6 +83,7 @@ class Verdict:
         whole: True if normal is shown to be not worse than the full text, within the gate's bound.
         amounts: How much is carried.
         not_shown: Optional conditions of the gate that are missing.
+        copied: Training seeds with the same outcomes in every episode, of which some are successes and some not.
         seed: The training seed that decides, where a gate judges each by itself and the verdict is that of the
             configuration.
     """
@@ -94,8 +98,10 @@ class Verdict:
     clusters: str = ""
     grades: Grades | None = None
     whole: bool = False
+    kept: float | None = None
     amounts: tuple[Amount, ...] = ()
     not_shown: tuple[str, ...] = ()
+    copied: tuple[int, ...] = ()
     seed: int | None = None
 
     def gate(self, name: GateName) -> str:
@@ -110,8 +116,9 @@ class Verdict:
 
     @property
     def failed(self) -> list[CriterionResult]:
-        """The criteria that do not hold, those on the setting first."""
-        return sorted((r for r in self.results if not r.passed), key=lambda result: result.gate != "validity")
+        """The criteria that do not hold, those on the setting first, and of these the one that explains others."""
+        failed = [result for result in self.results if not result.passed]
+        return sorted(failed, key=lambda result: (result.gate != "validity", not result.explains_others))
 
     @property
     def verdict(self) -> str:
@@ -120,7 +127,7 @@ class Verdict:
             return INVALID if self.grades and self.failed[0].gate == "validity" else FAIL
         if self.grades is None:
             return PASS
-        if self.retention is None or not self.retention.low >= self.grades.part_below:
+        if self.kept is None or not self.kept >= self.grades.part_below:
             return PART
         return WHOLE if self.whole else PASS
 
@@ -139,10 +146,20 @@ class Verdict:
 
     @property
     def caveats(self) -> str:
-        """Limits of the verdict: clusters of episodes, few training seeds, and conditions that are missing."""
+        """Limits of the verdict: clusters of episodes, few or copied training seeds, and conditions not shown."""
         parts = [f"the tests count {self.clusters}, not {self.n} episodes"] if self.clusters else []
         if self.grades and self.seeds < FEW_SEEDS:
             parts.append(f"{self.seeds} training seed{'s' * (self.seeds > 1)}")
+        if self.copied:
+            seeds = ", ".join(map(str, self.copied))
+            parts.append(f"seeds {seeds} have the same outcome in every episode, as copies would")
+        if (
+            self.verdict == PART
+            and self.retention
+            and self.grades
+            and self.retention.low >= self.grades.part_below
+        ):
+            parts.append(f"of retention {self.kept:.2f} is shown after Holm's correction")
         if self.not_shown:
             parts.append(f"not shown: {', '.join(self.not_shown)}")
         return "; ".join(parts)

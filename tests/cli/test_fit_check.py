@@ -66,7 +66,7 @@ def test_groups_are_counted(check):
     assert "[0.0, 100.0]" in one
     assert "FAIL: enough episodes: intervals need two episodes or groups at least" in one
     printed = check([{**line, "group": f"g{i % 2}"} for i, line in enumerate(LINES)])
-    assert f"FAIL: enough episodes: n = {N}, but of 2 groups only; take 20 at least" in printed
+    assert f"FAIL: enough episodes: n = {N}, but of 2 groups only; take 35 at least" in printed
 
 
 def test_episodes_of_one_message_are_not_independent(check):

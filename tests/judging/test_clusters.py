@@ -45,15 +45,18 @@ def test_the_interval_of_grouped_successes_holds_the_true_rate_as_often_as_it_sa
     assert ignoring / times < 0.92, "an interval that ignores groups does not hold what it says"
 
 
-@pytest.mark.parametrize("groups", [20, 40])
+@pytest.mark.parametrize("groups", [30, 100])
 def test_bounds_of_a_difference_of_grouped_successes(groups):
-    """The true difference is 10 points: the one-sided lower bound exceeds it in about 5 % of draws."""
+    """The true difference is 10 points: the one-sided lower bound exceeds it in 5 % of draws at most.
+
+    Fewer where there are few groups: others, which lose, may have been missed.
+    """
     rng, above, times = np.random.default_rng(groups), 0, 600
     for _ in range(times):
         control, like = draw(rng, groups, 0.3)
         normal, _ = draw(rng, groups, 0.4, np.clip(like + 0.1 + rng.normal(0, 0.1, groups), 0, 1))
         above += arms_of(normal=normal, P0=control).contrast("normal", "P0").low(0.05) > 0.1
-    assert 0.02 <= above / times <= 0.085
+    assert (0.01 if groups == 100 else 0.0) <= above / times <= 0.07
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])

@@ -130,7 +130,7 @@ def test_the_verdict_follows_the_rate(normal, expected):
 
 
 def test_every_control_counts():
-    for control in ("P0", "null", "constant", "mean", "init"):
+    for control in ("P0", "null", "constant", "mean", "init", "random", "matched", "rotate"):
         verdict = judge(outcomes({**GOOD, control: 0.75}, n=1000), GATE)
         assert not verdict.passed, control
     for wrong in ("shuffle", "near"):
@@ -238,6 +238,20 @@ def test_holm_makes_the_bar_higher_for_configurations_judged_together():
     assert "99.8%" in result(together.verdict, "beats no message").sentence
 
 
+def test_holm_covers_the_share_that_is_kept():
+    """Retention is 0.54 [0.51, ...]: a PASS alone, and a PART among many that were tried."""
+    rows = outcomes({**GOOD, "normal": 0.70, "init": 0.4}, n=3000)
+    (alone,) = judge_together([rows], GATE)
+    assert alone.verdict.verdict == PASS
+    others = [
+        outcomes({**GOOD, "normal": 0.37, "init": 0.37}, n=300, rng=i).assign(config=f"c{i}") for i in range(40)
+    ]
+    together = judge_together([rows, *others], GATE)[0].verdict
+    assert together.verdict == PART
+    assert together.retention == alone.verdict.retention
+    assert "of retention 0.49 is shown after Holm's correction" in together.caveats
+
+
 # --- outcomes of any system ----------------------------------------------------------------------------------
 
 
@@ -265,6 +279,17 @@ def test_outcomes_of_any_system_are_judged(tmp_path, form, capsys):
     printed = capsys.readouterr().out
     assert "Verdict: PASS - keeps 0.7" in printed
     assert printed.count("- seed ") == 3
+
+
+def test_conditions_that_nothing_reads_are_named(tmp_path, capsys):
+    shares = {**GOOD, "Constant": 0.9, "facts-1": 0.5, "tokens-4": 0.6, "noise-1": 0.3}
+    main([str(write_jsonl(tmp_path / "outcomes.jsonl", outcomes(shares), k=4))])
+    assert (
+        "Not judged: the conditions Constant, noise-1; gate content has no criterion for them."
+        in capsys.readouterr().out
+    )
+    main([str(write_jsonl(tmp_path / "outcomes.jsonl", outcomes(GOOD)))])
+    assert "Not judged" not in capsys.readouterr().out
 
 
 def test_scores_and_groups(tmp_path):
@@ -405,7 +430,7 @@ def test_a_few_messages_judged_many_times_are_an_invalid_setting():
     rows = outcomes({**GOOD, "normal": 1.0, "P0": 0.0, "null": 0.0, "shuffle": 0.0}, n=32)
     verdict = judge(of_messages(rows, 2), GATE)
     assert verdict.verdict == INVALID
-    assert verdict.reason == ("'enough episodes' does not hold: n = 32, but of 2 messages only; take 20 at least")
+    assert verdict.reason == ("'enough episodes' does not hold: n = 32, but of 2 messages only; take 35 at least")
     assert "the tests count 2 messages, not 32 episodes" in verdict.caveats
     with pytest.raises(UserError, match="a variance needs two episodes or groups at least, not 1; evaluate more"):
         judge(of_messages(rows, 1), GATE)
@@ -415,7 +440,7 @@ def test_a_few_episodes_that_are_all_alike_are_not_certain():
     """Several training seeds on ten episodes are ten episodes, and an interval next to 0 % has a width."""
     alike = {name: float(name in ("normal", "P1", "identity")) for name in GOOD}
     verdict = judge(outcomes(alike, n=10, seeds=(0, 1, 2)), GATE)
-    assert (verdict.verdict, "n = 10; take 20 at least" in verdict.reason) == (INVALID, True)
+    assert (verdict.verdict, "n = 10; take 35 at least" in verdict.reason) == (INVALID, True)
     arms = RowArms(outcomes(alike, n=300, seeds=(0, 1, 2)))
     assert arms.interval("shuffle", 0.05).high == pytest.approx(1 - 0.025 ** (1 / 300))
     assert arms.contrast("normal", "shuffle").low(0.05) < 0.99
@@ -475,6 +500,24 @@ def test_backwards_is_said_of_a_difference_beyond_chance_only(shuffle, backwards
 def test_the_reference_report_says_backwards_of_any_difference():
     rows = outcomes({**GOOD, "normal": 0.38, "shuffle": 0.382, "random": 0.37}, k=8)
     assert judge(rows, REFERENCE).backwards
+
+
+@pytest.mark.parametrize(("n", "valid"), [(34, False), (35, True)])
+def test_a_perfect_codec_passes_from_the_fewest_episodes_on(n, valid):
+    """Below 35, outcomes that are all alike may have missed a share of losses that hides the margin."""
+    alike = {name: float(name in ("normal", "P1", "identity")) for name in GOOD}
+    for seeds in ((0,), (0, 1, 2)):
+        assert judge(outcomes(alike, n=n, seeds=seeds), GATE).verdict == (PASS if valid else INVALID)
+
+
+def test_seeds_that_are_copies_are_named():
+    first = outcomes(GOOD)
+    copies = [first[first.seed == 0].assign(seed=seed) for seed in (1, 2)]
+    verdict = judge(pd.concat([first, *copies]), GATE)
+    assert "seeds 0, 1, 2 have the same outcome in every episode, as copies would" in verdict.caveats
+    assert "copies" not in judge(outcomes(GOOD, seeds=(0, 1, 2)), GATE).caveats
+    perfect = {name: float(name in ("normal", "P1", "identity")) for name in GOOD}
+    assert "copies" not in judge(outcomes(perfect, seeds=(0, 1, 2)), GATE).caveats, "two may be perfect"
 
 
 def test_a_condition_has_all_training_seeds_or_rows_that_they_share():
