@@ -15,7 +15,8 @@ def make_rows(shares=GOOD, config="a", seed=0, k=4, step=10, split="confirm", n=
     frames = []
     for number, (condition, share) in enumerate(shares.items()):
         free = condition in FREE
-        order = np.random.default_rng(0 if condition in ("P1", "identity") else number + 1).permutation(n)
+        draw = number + 1 + (0 if free else 100 * seed)  # training seeds differ in which episodes they solve
+        order = np.random.default_rng(0 if condition in ("P1", "identity") else draw).permutation(n)
         success = order < round(share * n)
         frame = pd.DataFrame({"episode": np.arange(n) + 2000, "success": success, "answer": success.astype(str)})
         frame["config"], frame["seed"] = ("", -1) if free else (config, seed)
