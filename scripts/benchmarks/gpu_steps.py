@@ -23,7 +23,7 @@ ADAPT_OUT_OF_TIME = 75  # exit code of scripts/adapt_and_sweep.py
 GPU_RESOURCES = {"cpus_per_worker": 2, "gpus_per_worker": 0.2, "evaluators": 2, "gpus_per_evaluator": 0.1}
 TINY_SPLITS = {"train": "100000:101000", "search": "1000:1008", "select": "4000:4010", "confirm": "2000:2020"}
 TINY_TRAINING = {"epochs": 1, "epoch_samples": 32, "batch_size": 8, "warmup": 0}
-TINY_EVALUATION = {"max_new_tokens": 32, "constant_samples": 64, "scale_gates": [], "text_bytes": []}
+TINY_EVALUATION = {"max_new_tokens": 48, "constant_samples": 64, "scale_gates": [], "text_bytes": []}
 
 
 class Unfinished(Exception):
