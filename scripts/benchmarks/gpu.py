@@ -12,9 +12,9 @@
    recipe-0.5b  the published recipe for Qwen2.5-Coder-0.5B, three training seeds
 5. adapt        scripts/adapt_and_sweep.py for SmolLM2-135M
 
-Each step writes FOLDER/STEP.json and exits with 0 (done), 75 (time is up: the same command continues) or 1
-(failed). Steps 4 and 5 need fetched receivers. `--device cpu --tiny` rehearses a step on random receivers and few
-samples.
+Each step writes FOLDER/STEP.json, and the state of all steps into FOLDER/steps.md. It exits with 0 (done), 75
+(time is up: the same command continues) or 1 (failed). Steps 4 and 5 need fetched receivers. `--device cpu --tiny`
+rehearses a step on random receivers and few samples.
 A bare machine needs the wheels of the other dependencies in pyproject.toml, and those of setuptools and wheel to
 build one of them. On a machine with the same Python: `pip download '.[test]' setuptools wheel -d wheels`.
 """
@@ -35,6 +35,7 @@ from typing import Any
 from gpu_steps import STEPS, Run, Unfinished
 
 from m2ray.util.files import write_json
+from m2ray.util.tables import markdown
 
 UNFINISHED, FAILED = 75, 1
 
@@ -70,8 +71,30 @@ def run_step(step: Callable[[Run], dict[str, Any]], run: Run, file: Path, name: 
         "figures": figures,
     }
     write_json(file, record)
+    (file.parent / "steps.md").write_text(steps_page(file.parent))
     print(json.dumps(record, indent=1))
     return code
+
+
+def steps_page(folder: Path) -> str:
+    """Return a page with the state of every step in a folder: what was measured, rehearsed, or neither."""
+    table = [["step", "state", "seconds of each call", "device", "Python", "torch", "transformers"]]
+    for name in STEPS:
+        file = folder / f"{name}.json"
+        if not file.is_file():
+            table.append([name, "unmeasured", *[""] * 5])
+            continue
+        record = json.loads(file.read_text())
+        state = "unmeasured, rehearsed" if record["state"] == "rehearsed" else record["state"]
+        machine = record["machine"]
+        versions = [machine["packages"][package] for package in ("torch", "transformers")]
+        seconds = ", ".join(f"{each:.0f}" for each in record["seconds"])
+        table.append([name, state, seconds, machine["device"], machine["python"], *versions])
+    about = (
+        "`python scripts/benchmarks/gpu.py STEP --out FOLDER`, one call for each step. A rehearsal, with "
+        "`--device cpu --tiny`, has random receivers and few samples: it shows only that the step runs."
+    )
+    return f"# The suite for one GPU\n\n{about}\n\n{markdown(table)}\n"
 
 
 def main() -> int:

@@ -22,6 +22,19 @@ def test_the_sweeps_that_it_times_are_valid(tmp_path, monkeypatch):
     assert load_plan(space).points.keys() == {"one"}
 
 
+def test_the_page_of_the_gpu_suite_has_every_step_and_calls_a_rehearsal_unmeasured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    from gpu import STEPS, run_step, steps_page
+    from gpu_steps import Run
+
+    run = Run(tmp_path, "cpu", True, deadline=0.0)
+    assert run_step(lambda run: {"figure": 1}, run, tmp_path / "sweep.json", "sweep") == 0
+    page = (tmp_path / "steps.md").read_text()
+    assert page == steps_page(tmp_path)
+    states = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in page.splitlines()[6:]}
+    assert states == {name: "unmeasured, rehearsed" if name == "sweep" else "unmeasured" for name in STEPS}
+
+
 @pytest.mark.slow
 def test_the_benchmark_compares_like_with_like_and_adds_part_to_part(tmp_path):
     """The script fails where losses or answers differ, so its success shows that they agree."""
