@@ -33,7 +33,7 @@ def configs(plan):
 
 def test_the_spaces_are_those_of_the_documentation():
     methods = ["methods-gemma", "methods-qwen", "methods-smollm2", "methods-trained-sentences", "methods"]
-    recipes = ["recipe-after", "recipe-mini", "recipe-qwen-k4", "recipe-qwen", "recipe-sentences"]
+    recipes = ["recipe-after", "recipe-behind", "recipe-mini", "recipe-qwen-k4", "recipe-qwen", "recipe-sentences"]
     searches = ["attempt-02-qwen", "attempt-02", "attempt-03", "constants", "gate1", "gate2"]
     rest = ["held-out", *methods, "quickstart", *recipes, "scale"]
     assert ["adapted-easy", "arithmetic", *searches, *rest] == NAMES
