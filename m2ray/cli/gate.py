@@ -235,4 +235,7 @@ def _print(cell: Cell, judged: JudgedConfiguration, gate: GateConfig, seed: int 
     for one in chosen:
         title = f"{cell.config}, seed {one}, {about}" if one >= 0 else f"{cell.config}, {about}"
         print_verdict(judged.seeds[one], gate, judged.arms.of_seed(one), title)
-    return all(judged.seeds[one].passed for one in chosen)
+    if len(judged.seeds) > len(chosen):
+        # A training seed that somebody chose says little about the system.
+        print(f"One of {len(judged.seeds)} training seeds; over all of them: {judged.verdict.verdict}.")
+    return all(judged.seeds[one].passed for one in chosen) and judged.verdict.passed

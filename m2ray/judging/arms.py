@@ -15,7 +15,15 @@ from numpy.typing import NDArray
 
 from m2ray.evaluation.rows import GROUP
 from m2ray.judging import statistics as stats
-from m2ray.judging.contrasts import Contrast, Floats, PairedBinary, Unpaired, mean_difference, mean_ratio
+from m2ray.judging.contrasts import (
+    Contrast,
+    Floats,
+    PairedBinary,
+    Unpaired,
+    effective_clusters,
+    mean_difference,
+    mean_ratio,
+)
 from m2ray.util.errors import UserError
 from m2ray.util.text import list_some
 
@@ -82,6 +90,11 @@ class Arms(ABC):
         return None
 
     @property
+    def independent(self) -> float:
+        """The number of episodes or, of clusters of unequal size, of equal ones that would say as much."""
+        return self.episodes
+
+    @property
     def unit(self) -> str:
         """What the clusters are."""
         return "groups"
@@ -145,6 +158,11 @@ class ScoreArms(Arms):
     def clusters(self) -> int | None:
         """Implement `Arms.clusters`."""
         return None if self.group_E is None else len(np.unique(self.group_E))
+
+    @property
+    def independent(self) -> float:
+        """Implement `Arms.independent`: the inverse sum of squared shares of the episodes (Kish 1965)."""
+        return self.episodes if self.group_E is None else effective_clusters(self.group_E)
 
     @property
     def test(self) -> str:
@@ -239,6 +257,9 @@ class RowArms(ScoreArms):
         self.rows = rows
         seeds = sorted({int(seed) for seed in rows.seed if seed != NO_SEED}) or [NO_SEED]
         normal = rows[rows.condition == "normal"]
+        if len(normal) and seeds != [NO_SEED] and set(normal.seed) == {NO_SEED}:
+            fix = "give normal its seeds, or no condition any"
+            raise UserError(f"rows: condition normal: without a seed, and others are of seed {seeds[0]}; {fix}")
         first = normal if len(normal) else rows[rows.condition == rows.condition.iloc[0]]
         self._index = pd.Index(sorted(first.episode.unique()))
         self._by_condition = dict(list(rows.groupby("condition", sort=False)))
@@ -261,7 +282,9 @@ class RowArms(ScoreArms):
         names = self.rows[column].astype(str).groupby(self.rows.episode).max().reindex(self._index)
         if column == "group":
             self._check_groups(names)
-        return pd.factorize(names.where(names != "", pd.Series(self._index, self._index)))[0]
+        # A group may have the name of another episode.
+        own = pd.Series([(episode,) for episode in self._index], self._index)
+        return pd.factorize(names.where(names != "", own))[0]
 
     def _check_groups(self, group_of: pd.Series[str]) -> None:
         """Refuse an episode that is in several groups, given the last one's name by episode."""

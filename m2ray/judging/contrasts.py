@@ -180,7 +180,11 @@ class MeanDifference(Contrast):
 
 @dataclass(frozen=True)
 class Unpaired(Contrast):
-    """Two counts of successes, of episodes that need not be the same."""
+    """Two counts of successes, of episodes that need not be the same.
+
+    The score test is asymptotic: as for `PairedBinary`, where the second solves hardly any episode the successes
+    of the first are binomial, and the exact test of that must reject as well.
+    """
 
     first: tuple[int, int]
     second: tuple[int, int]
@@ -196,7 +200,21 @@ class Unpaired(Contrast):
         return Unpaired(self.second, self.first)
 
     def p_above(self, margin: float) -> float:
-        """Return the p-value of the score test."""
+        """Return the p-value of the score test, or that of the binomial if it is larger."""
+        if margin > 0 and (excess := self._excess) > 0:
+            return max(
+                self.score_p_above(margin),
+                float(scipy.stats.binom.sf(math.ceil(excess - 1e-9) - 1, self.first[1], margin)),
+            )
+        return self.score_p_above(margin)
+
+    @property
+    def _excess(self) -> float:
+        """Successes of the first beyond those at the second's rate."""
+        return self.value * self.first[1]
+
+    def score_p_above(self, margin: float) -> float:
+        """Return the p-value of the score test alone."""
         n, other_n = self.first[1], self.second[1]
         rate, other_rate = self._rates_at(margin)
         excess = self.value - margin
@@ -227,11 +245,24 @@ class Unpaired(Contrast):
         return min(1.0, max(0.0, other_rate + margin)), other_rate
 
     def low(self, level: float) -> float:
-        """Return the bound at which the score test turns."""
+        """Return the bound at which both tests reject; see `PairedBinary.low`."""
+        bound, n = self.score_low(level), self.first[1]
+        if (excess := math.ceil(self._excess - 1e-9)) <= 0:
+            return bound
+        return min(bound, float(scipy.stats.beta.ppf(level, excess, n - excess + 1)))
+
+    def score_low(self, level: float) -> float:
+        """Return the bound at which the score test alone turns."""
         floor = -1 + 1e-6
-        if self.value <= floor or self.p_above(floor) >= level:
+        if self.value <= floor or self.score_p_above(floor) >= level:
             return -1.0
-        return float(scipy.optimize.brentq(lambda margin: self.p_above(margin) - level, floor, self.value))
+        return float(scipy.optimize.brentq(lambda margin: self.score_p_above(margin) - level, floor, self.value))
+
+
+def effective_clusters(group_E: NDArray[np.int64]) -> float:
+    """Return the effective number of groups: the inverse sum of squared shares of the episodes (Kish 1965)."""
+    share_G = np.bincount(group_E) / len(group_E)
+    return 1 / float((share_G**2).sum())
 
 
 def mean_difference(
@@ -245,7 +276,7 @@ def mean_difference(
     known of the variance over seeds, and only that over episodes counts.
 
     The variance over groups is the jackknife's, and their degrees of freedom are of the effective number of
-    groups, the inverse sum of squared shares of the episodes (Kish 1965): a group that holds many of the episodes
+    groups (`effective_clusters`): a group that holds many of the episodes
     draws the mean to itself, so that its distance from it says too little. With groups of one size both are the
     usual ones.
 
@@ -268,7 +299,7 @@ def mean_difference(
     clusters_G[np.abs(clusters_G) < ROUNDING * sizes_G] = 0.0
     over_episodes = float(((clusters_G / (1 - share_G)) ** 2).sum()) / episodes**2 * (count - 1) / count
     over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
-    effective = max(2.0, 1 / float((share_G**2).sum()))
+    effective = max(2.0, float(count) if group_E is None else effective_clusters(group_E))
     ends = (min(lowest, float(mean_E.min())), max(1.0, float(mean_E.max())))
     return _with_variances(mean, [(over_episodes, effective - 1), (over_seeds, seeds - 1)], effective, ends)
 

@@ -130,8 +130,10 @@ def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
     first, second = _pair(criterion)
     n, clusters = arms.episodes, arms.clusters
     least = clusters_needed(criterion.margin, alpha)
-    if (independent := n if clusters is None else clusters) < least:
+    if (independent := arms.independent) < least:
         only = "" if clusters is None else f", but of {clusters_text(arms)} only"
+        if clusters is not None and clusters >= least:
+            only = f" of {clusters_text(arms)}, which by their sizes count as {independent:.1f} equal ones"
         sentence = f"n = {n}{only}; take {least} at least"
         return _Measurement(independent, least, FAIL, sentence, explains_others=True)
     needed = episodes_needed(_variance(arms, first, second), criterion.margin, alpha)
@@ -274,8 +276,12 @@ def _same_answers(criterion: Criterion, arms: Arms, alpha: float) -> _Measuremen
     first, second = _pair(criterion)
     rows = _rows(arms)
     column = "answer" if "answer" in rows.rows else "success"
-    first_E, second_E = rows.column(first, column)[0], rows.column(second, column)[0]
-    same, n = int((first_E == second_E).sum()), len(first_E)
+    first_SE, second_SE = np.broadcast_arrays(rows.column(first, column), rows.column(second, column))
+    same_SE = first_SE == second_SE
+    if column == "answer":  # two empty answers say nothing
+        empty_SE = (first_SE == "") & (second_SE == "")
+        same_SE = same_SE & ~(empty_SE & (rows.scores(first) != rows.scores(second)))
+    same, n = int(same_SE.sum()), same_SE.size
     verb = "gives" if column == "answer" else "has"
     what = "answer" if column == "answer" else "outcome"
     sentence = f"{first} {verb} {second}'s {what} in {same} of {n} episodes"
@@ -313,15 +319,15 @@ def _nll_difference(arms: RowArms, first: str, second: str) -> float:
     """Return the mean absolute difference of two conditions' NLL per episode; 0 where it was not recorded."""
     if "nll" not in arms.rows:
         return 0.0
-    differences_E = np.abs(_nll(arms, first) - _nll(arms, second))
-    known_E = np.isfinite(differences_E)
-    return float(differences_E[known_E].mean()) if known_E.any() else 0.0
+    differences_SE = np.abs(_nll(arms, first) - _nll(arms, second))
+    known_SE = np.isfinite(differences_SE)
+    return float(differences_SE[known_SE].mean()) if known_SE.any() else 0.0
 
 
 def _nll(arms: RowArms, condition: str) -> NDArray[np.float64]:
-    """Return a condition's NLL per episode, [E]: conditions without a codec have no training seeds."""
-    nll_E: NDArray[np.float64] = arms.column(condition, "nll")[0].astype(float)
-    return nll_E
+    """Return a condition's NLL per episode, [S, E], or [1, E] where all seeds share it."""
+    nll_SE: NDArray[np.float64] = arms.column(condition, "nll").astype(float)
+    return nll_SE
 
 
 def _at_most(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:

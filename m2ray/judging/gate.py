@@ -22,6 +22,8 @@ from m2ray.judging.verdict import CriterionResult, Verdict, over_seeds
 from m2ray.util.errors import UserError
 from m2ray.util.text import list_some
 
+FEW_ALIKE = 5  # episodes that are solved, and not solved, from which on seeds that solve the same are named
+
 
 @dataclass(frozen=True)
 class JudgedConfiguration:
@@ -48,11 +50,12 @@ def judge_together(configurations: Sequence[pd.DataFrame], gate: GateConfig) -> 
     levels = family_levels(arms, gate)
     judged = []
     for (own, k), level in zip(arms, levels, strict=True):
-        verdict = judge_arms(own, k, gate, level, "rows")
+        together = len(arms)
+        verdict = judge_arms(own, k, gate, level, "rows", together)
         if len(own.seeds) == 1:
             seeds = {own.seeds[0]: verdict}
         else:
-            seeds = {seed: judge_arms(own.of_seed(seed), k, gate, level, "rows") for seed in own.seeds}
+            seeds = {seed: judge_arms(own.of_seed(seed), k, gate, level, "rows", together) for seed in own.seeds}
         judged.append(JudgedConfiguration(own, verdict, seeds))
     return judged
 
@@ -115,8 +118,20 @@ def judge_counts(counts: Counts, k: int | None, gate: GateConfig) -> Verdict:
     return judge_arms(CountArms(counts), k, gate, gate.alpha, "--counts")
 
 
-def judge_arms(arms: Arms, k: int | None, gate: GateConfig, level: float, source: str) -> Verdict:
-    """Judge outcomes; see `judge`. Errors start with `source`."""
+def judge_arms(
+    arms: Arms, k: int | None, gate: GateConfig, level: float, source: str, together: int = 1
+) -> Verdict:
+    """Judge outcomes; see `judge`.
+
+    Args:
+        arms: The outcomes.
+        k: Number of slots, if there are slots.
+        gate: The gate.
+        level: Level of the tests after Holm's correction.
+        source: What errors start with.
+        together: How many configurations are judged together. What tells PART, PASS and WHOLE apart is decided at
+            alpha over their number: Holm's levels come from other tests, and would not hold for these.
+    """
     results = criterion_results(arms, k, gate, level, source)
     verdict = Verdict(
         k=k,
@@ -133,8 +148,9 @@ def judge_arms(arms: Arms, k: int | None, gate: GateConfig, level: float, source
         return verdict
     return replace(
         verdict,
-        kept=_kept(arms, verdict.retention, gate, level),
-        whole=arms.contrast("normal", "P1").p_above(-gate.grades.whole_within) <= level,
+        kept=_kept(arms, verdict.retention, gate.alpha, together),
+        whole=arms.contrast("normal", "P1").p_above(-gate.grades.whole_within) <= gate.alpha / together,
+        wrong_helps=_wrong_helps(arms, gate.alpha),
         amounts=measure_amounts(arms, k, verdict.retention, gate.grades, gate.alpha),
         not_shown=not_shown(arms, gate),
         copied=_copied_seeds(arms, gate),
@@ -179,11 +195,17 @@ def _retention(arms: Arms, gate: GateConfig) -> stats.Estimate | None:
     return arms.retention(gate.alpha)
 
 
-def _kept(arms: Arms, retention: stats.Estimate | None, gate: GateConfig, level: float) -> float | None:
-    """Return retention's lower bound at the level of the tests, and at least as certain as the printed one."""
+def _kept(arms: Arms, retention: stats.Estimate | None, alpha: float, together: int) -> float | None:
+    """Return retention's lower bound, for so many configurations together."""
     if retention is None:
         return None
-    return retention.low if 2 * level >= gate.alpha else arms.retention(2 * level).low
+    return retention.low if together == 1 else arms.retention(alpha / together).low
+
+
+def _wrong_helps(arms: Arms, alpha: float) -> float | None:
+    """Return by how much a wrong message helps over none; None where it is not shown to."""
+    contrast = arms.contrast("shuffle", "P0")
+    return contrast.value if contrast.p_above(0.0) <= alpha else None
 
 
 def applicable(arms: Arms, k: int | None, gate: GateConfig) -> list[Criterion]:
@@ -216,19 +238,17 @@ def not_shown(arms: Arms, gate: GateConfig) -> tuple[str, ...]:
 
 
 def _copied_seeds(arms: Arms, gate: GateConfig) -> tuple[int, ...]:
-    """Return the training seeds that another seed has the same outcomes as, in all conditions that are judged.
+    """Return the training seeds that solve the same episodes as another one by the right message.
 
-    Seeds that solve all episodes, or none, may do so without being copies.
+    Seeds that solve nearly all episodes, or hardly any, may do so without being copies.
     """
     if not isinstance(arms, ScoreArms) or len(arms.seeds) < 2:
         return ()
-    scores = [arms.scores(name) for name in gate.conditions if name in arms.counts]
-    outcomes_SN = np.concatenate([own_SE for own_SE in scores if len(own_SE) > 1], axis=1)
-    _, kind_S, count_K = np.unique(outcomes_SN, axis=0, return_inverse=True, return_counts=True)
-    mixed = any(bool((own_SE != own_SE[0, 0]).any()) for own_SE in scores if len(own_SE) > 1)
-    return tuple(
-        seed for seed, kind in zip(arms.seeds, kind_S.ravel(), strict=True) if mixed and count_K[kind] > 1
-    )
+    normal_SE = arms.scores("normal")
+    _, kind_S, count_K = np.unique(normal_SE, axis=0, return_inverse=True, return_counts=True)
+    alike = [i for i, kind in enumerate(kind_S.ravel()) if count_K[kind] > 1]
+    few = min((np.unique(normal_SE[i], return_counts=True)[1] for i in alike), key=len, default=np.zeros(1))
+    return tuple(arms.seeds[i] for i in alike) if len(few) > 1 and few.min() >= FEW_ALIKE else ()
 
 
 # --- Holm's family -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from m2ray.judging.arms import NO_SEED
 from m2ray.util.errors import UserError, describe_error
 from m2ray.util.json_objects import LineFault, first_repeated, read_object
-from m2ray.util.text import list_some
+from m2ray.util.text import is_text, list_some
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
 REQUIRED = ("id", "condition")
@@ -66,7 +66,18 @@ def read_outcomes(path: Path) -> OutcomeFile:
     rows = pd.DataFrame(
         [_outcome(record, f"{path}: line {line}", kinds[0], named, columns) for line, record in records]
     )
+    _check_flags(rows, path)
     return OutcomeFile(rows, [name for name in columns if name not in (*REQUIRED, *OUTCOME, *OPTIONAL)])
+
+
+def _check_flags(rows: pd.DataFrame, path: Path) -> None:
+    """Refuse flags on some answers of a condition only: a share of those would pass for one of all."""
+    for name in ("parsed", "truncated"):
+        if name in rows:
+            for condition, known in rows[name].notna().groupby(rows.condition):
+                if 0 < known.sum() < len(known):
+                    found = f"on {known.sum()} of {len(known)} outcomes of {condition}"
+                    raise UserError(f"{path}: column {name}: given {found}; give it on all, or on none")
 
 
 # --- records -------------------------------------------------------------------------------------------------
@@ -153,6 +164,8 @@ def _named(record: Mapping[str, Any], name: str, where: str) -> str:
     if not text:
         hint = ', in quotes if it is "null"' if name == "condition" else ""
         raise UserError(f"{where}: {name}: empty; write it{hint}")
+    if not is_text(text):
+        raise UserError(f"{where}: {name}: {text!r:.40} has half of a character (a lone surrogate); fix it")
     return text
 
 

@@ -80,10 +80,11 @@ class Verdict:
         n: Number of episodes.
         clusters: What the tests count instead of episodes, such as `11 messages`; empty where they count episodes.
         grades: The gate's grades; None for a gate that gives PASS and FAIL only.
+        wrong_helps: By how much a wrong message helps over none, where it is shown to.
         whole: True if normal is shown to be not worse than the full text, within the gate's bound.
         amounts: How much is carried.
         not_shown: Optional conditions of the gate that are missing.
-        copied: Training seeds with the same outcomes in every episode, of which some are successes and some not.
+        copied: Training seeds that solve the same episodes, and not nearly all or none of them.
         seed: The training seed that decides, where a gate judges each by itself and the verdict is that of the
             configuration.
     """
@@ -98,6 +99,7 @@ class Verdict:
     clusters: str = ""
     grades: Grades | None = None
     whole: bool = False
+    wrong_helps: float | None = None
     kept: float | None = None
     amounts: tuple[Amount, ...] = ()
     not_shown: tuple[str, ...] = ()
@@ -152,14 +154,16 @@ class Verdict:
             parts.append(f"{self.seeds} training seed{'s' * (self.seeds > 1)}")
         if self.copied:
             seeds = ", ".join(map(str, self.copied))
-            parts.append(f"seeds {seeds} have the same outcome in every episode, as copies would")
+            parts.append(f"seeds {seeds} solve the same episodes, as copies would")
         if (
             self.verdict == PART
             and self.retention
             and self.grades
             and self.retention.low >= self.grades.part_below
         ):
-            parts.append(f"of retention {self.kept:.2f} is shown after Holm's correction")
+            parts.append(f"of retention {self.kept:.2f} is shown, for all that are judged together")
+        if self.grades and not self.failed and self.wrong_helps is not None:
+            parts.append(f"a wrong message helps as well, by {100 * self.wrong_helps:+.1f} points over none")
         if self.not_shown:
             parts.append(f"not shown: {', '.join(self.not_shown)}")
         return "; ".join(parts)

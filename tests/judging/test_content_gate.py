@@ -249,7 +249,7 @@ def test_holm_covers_the_share_that_is_kept():
     together = judge_together([rows, *others], GATE)[0].verdict
     assert together.verdict == PART
     assert together.retention == alone.verdict.retention
-    assert "of retention 0.49 is shown after Holm's correction" in together.caveats
+    assert "of retention 0.49 is shown, for all that are judged together" in together.caveats
 
 
 # --- outcomes of any system ----------------------------------------------------------------------------------
@@ -348,6 +348,8 @@ def edit(records, index, **change):
         (lambda r: [], "no outcomes"),
         (lambda r: [{**x, "condition": x["condition"].upper()} for x in r], "missing, there are "),
         (lambda r: [{"ID": 1, "condition": "normal", "success": 1}], "the file has 'ID', 'condition', 'success'"),
+        (lambda r: edit(r, 3, id="a\ud800"), "line 4: id: 'a\\ud800' has half of a character"),
+        (lambda r: edit(r, 3, truncated=1), "column truncated: given on 1 of 300 outcomes of P0; give it on all"),
         (lambda r: edit(r, 3, id=[1]), "line 4: id: [1] is neither text nor a number"),
         (lambda r: [*r[:3], [1, 2], *r[3:]], "line 4: expected an object"),
     ],
@@ -514,10 +516,66 @@ def test_seeds_that_are_copies_are_named():
     first = outcomes(GOOD)
     copies = [first[first.seed == 0].assign(seed=seed) for seed in (1, 2)]
     verdict = judge(pd.concat([first, *copies]), GATE)
-    assert "seeds 0, 1, 2 have the same outcome in every episode, as copies would" in verdict.caveats
+    assert "seeds 0, 1, 2 solve the same episodes, as copies would" in verdict.caveats
     assert "copies" not in judge(outcomes(GOOD, seeds=(0, 1, 2)), GATE).caveats
     perfect = {name: float(name in ("normal", "P1", "identity")) for name in GOOD}
     assert "copies" not in judge(outcomes(perfect, seeds=(0, 1, 2)), GATE).caveats, "two may be perfect"
+
+
+def test_identity_is_the_text_in_every_seed_and_empty_answers_prove_nothing():
+    rows = outcomes(GOOD, seeds=(0, 1, 2))
+    identity = rows[rows.condition == "identity"]
+    broken = [identity.assign(seed=seed, success=identity.success * (seed == 0)) for seed in (0, 1, 2)]
+    several = pd.concat([rows[rows.condition != "identity"], *broken])
+    assert "'identity is the text' does not hold" in judge(several, GATE).reason
+    answers = rows.assign(answer=np.where(rows.condition == "normal", "an answer", ""))
+    assert judge(answers, GATE).verdict == PASS
+    answers.loc[answers.condition == "identity", "success"] = 0.0
+    assert "'identity is the text' does not hold" in judge(answers, GATE).reason
+
+
+def test_a_normal_without_seeds_has_no_training_seeds():
+    rows = outcomes({**GOOD, "normal": 0.8}, seeds=(0, 1, 2))
+    one = rows[(rows.condition != "normal") | (rows.seed == 0)]
+    shared = one.assign(seed=one.seed.where(one.condition != "normal", -1))
+    with pytest.raises(UserError, match="condition normal: without a seed, and others are of seed 0"):
+        judge(shared, GATE)
+
+
+def test_a_wrong_message_that_helps_is_named_beside_the_verdict():
+    """B may read what all messages have in common: normal is above shuffle, but both far above no message."""
+    any_message = {**GOOD, "normal": 0.80, "shuffle": 0.70, "near": 0.70}
+    verdict = judge(outcomes(any_message, n=1000), GATE)
+    assert verdict.verdict == PASS
+    assert "a wrong message helps as well, by +33.0 points over none" in verdict.caveats
+    assert "helps as well" not in judge(outcomes(GOOD), GATE).caveats
+
+
+def test_one_training_seed_that_somebody_chose_does_not_pass_for_the_system(tmp_path, capsys):
+    good, bad = outcomes(GOOD, seeds=(0,)), outcomes({**GOOD, "normal": 0.39}, seeds=(1, 2))
+    rows = pd.concat([good, bad[bad.seed >= 0]])
+    file = write_jsonl(tmp_path / "outcomes.jsonl", rows)
+    assert main([str(file), "--seed", "0"]) == 1
+    printed = capsys.readouterr().out
+    assert "Verdict: PASS" in printed
+    assert "One of 3 training seeds; over all of them: FAIL." in printed
+
+
+def test_groups_of_unequal_size_count_as_fewer_equal_ones():
+    rows = outcomes(GOOD, n=500)
+    sizes = [100, *[4] * 100]
+    names = np.repeat(np.arange(len(sizes)), sizes).astype(str)
+    verdict = judge(rows.assign(group=names[rows.episode]), GATE)
+    assert verdict.verdict == INVALID
+    assert (
+        "n = 500 of 101 groups, which by their sizes count as 21.6 equal ones; take 35 at least" in verdict.reason
+    )
+
+
+def test_an_episode_without_a_group_is_in_none_of_the_same_name():
+    rows = outcomes(GOOD, n=100)
+    names = [str(50 + (episode // 5)) if episode < 50 else "" for episode in rows.episode]
+    assert RowArms(rows.assign(group=names)).clusters == 60
 
 
 def test_a_condition_has_all_training_seeds_or_rows_that_they_share():
