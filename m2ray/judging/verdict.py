@@ -144,7 +144,10 @@ class Verdict:
             return f"{seed}{backwards}'{failed[0].name}' does not hold: {failed[0].sentence}"
         if self.grades is None:
             return ALL_HOLD
-        return "; ".join(amount.sentence for amount in self.amounts) or ALL_HOLD
+        parts = [amount.sentence for amount in self.amounts]
+        if self.verdict == PART and self.retention and self.retention.low >= self.grades.part_below:
+            parts.append(f"for all that are judged together, it is shown to keep {self.kept:.2f}")
+        return "; ".join(parts) or ALL_HOLD
 
     @property
     def caveats(self) -> str:
@@ -155,13 +158,6 @@ class Verdict:
         if self.copied:
             seeds = ", ".join(map(str, self.copied))
             parts.append(f"seeds {seeds} solve the same episodes, as copies would")
-        if (
-            self.verdict == PART
-            and self.retention
-            and self.grades
-            and self.retention.low >= self.grades.part_below
-        ):
-            parts.append(f"of retention {self.kept:.2f} is shown, for all that are judged together")
         if self.grades and not self.failed and self.wrong_helps is not None:
             parts.append(f"a wrong message helps as well, by {100 * self.wrong_helps:+.1f} points over none")
         if self.not_shown:

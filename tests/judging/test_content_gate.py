@@ -249,7 +249,7 @@ def test_holm_covers_the_share_that_is_kept():
     together = judge_together([rows, *others], GATE)[0].verdict
     assert together.verdict == PART
     assert together.retention == alone.verdict.retention
-    assert "of retention 0.49 is shown, for all that are judged together" in together.caveats
+    assert together.reason.endswith("for all that are judged together, it is shown to keep 0.49")
 
 
 # --- outcomes of any system ----------------------------------------------------------------------------------
