@@ -14,7 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from m2ray.cli.runner import DONE, NOT_PASSED, Parser
-from m2ray.config.condition_names import BUILT_IN, TABLE_ORDER, facts_count, has_parameter, tokens_name
+from m2ray.config.condition_names import (
+    BUILT_IN,
+    TABLE_ORDER,
+    facts_count,
+    has_parameter,
+    tokens_count,
+    tokens_name,
+)
 from m2ray.config.gate_file import GateConfig, load_gate, registered_gate
 from m2ray.config.split_names import CONFIRM, family, is_confirm
 from m2ray.evaluation.row_selection import configuration_rows
@@ -207,7 +214,10 @@ def _name_unread(rows: pd.DataFrame, gate: GateConfig) -> None:
     """Name the conditions of outcomes that neither a criterion nor a measure of the amount reads."""
     read = {*gate.conditions, *(tokens_name(int(k)) for k in rows.k.unique() if k > 0)}
     given = sorted({str(name) for name in rows.condition})
-    if unread := [name for name in given if name not in read and facts_count(name) is None]:
+    unread = [name for name in given if name not in read and facts_count(name) is None]
+    hints = {name: f" (write {name.lower()})" for name in unread if name.lower() in read}
+    hints |= {name: " (needs the column k)" for name in unread if tokens_count(name) and not (rows.k > 0).any()}
+    if unread := [name + hints.get(name, "") for name in unread]:
         print(f"Not judged: the conditions {list_some(unread)}; gate {gate.name} has no criterion for them.")
 
 

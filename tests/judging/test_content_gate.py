@@ -285,9 +285,11 @@ def test_conditions_that_nothing_reads_are_named(tmp_path, capsys):
     shares = {**GOOD, "Constant": 0.9, "facts-1": 0.5, "tokens-4": 0.6, "noise-1": 0.3}
     main([str(write_jsonl(tmp_path / "outcomes.jsonl", outcomes(shares), k=4))])
     assert (
-        "Not judged: the conditions Constant, noise-1; gate content has no criterion for them."
+        "Not judged: the conditions Constant (write constant), noise-1; gate content has no criterion for them."
         in capsys.readouterr().out
     )
+    main([str(write_jsonl(tmp_path / "outcomes.jsonl", outcomes({**GOOD, "tokens-4": 0.6})))])
+    assert "Not judged: the conditions tokens-4 (needs the column k);" in capsys.readouterr().out
     main([str(write_jsonl(tmp_path / "outcomes.jsonl", outcomes(GOOD)))])
     assert "Not judged" not in capsys.readouterr().out
 
