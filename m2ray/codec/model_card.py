@@ -49,8 +49,8 @@ def model_card(record: Mapping[str, Any], where: str, train_command: str = "") -
     if train_command:
         text.append(f"Train it again:\n\n    {train_command}")
     text.append(
-        "PASS means that the receiver solves more episodes with the right message's prefix than without a prefix "
-        "and than with a wrong message's, by the gate's margins, on unseen messages; PART, that it keeps less "
+        "PASS means that the receiver solves more episodes with the right message's prefix than without a prefix, "
+        "by the gate's margin, and than with a wrong message's, on unseen messages; PART, that it keeps less "
         "than half of what the text gains, or may; WHOLE, that it is nearly as good as the text. None of them "
         "extends to other receivers or tasks."
     )
