@@ -59,7 +59,7 @@ def test_a_condition_that_is_named_twice_runs_once(check):
 def test_groups_are_counted(check):
     printed = check([{**line, "group": f"g{i // 2}"} for i, line in enumerate(LINES)])
     assert f"| {N} of 24 groups |" in printed
-    assert f"n = {N} of 24 groups; a codec" in printed
+    assert f"n = {N}, but of 24 groups only; take 35 at least" in printed
     first = [{**line, "group": LINES[i - i % 2]["id"]} for i, line in enumerate(LINES)]
     assert check(first) == printed  # groups that are named after their first episode
     one = check([{**line, "group": "g"} for line in LINES])
