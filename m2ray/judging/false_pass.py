@@ -143,7 +143,7 @@ def simulate_sweep(
     arms = [ScoreArms(own, range(seeds)) for own in confirm]
     p_values = [joint_p_value(own, None, gate) for own in arms]
     verdicts = [
-        judge_arms(own, None, gate, level, "simulation").verdict if p_value <= level else FAIL
+        judge_arms(own, None, gate, level, "simulation", len(arms)).verdict if p_value <= level else FAIL
         for own, p_value, level in zip(arms, p_values, holm_levels(p_values, gate.alpha), strict=True)
     ]
     looked = draw_outcomes({name: rates[name] for name in ("normal", "P0")}, configurations, seeds, n, rng)
