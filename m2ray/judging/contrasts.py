@@ -62,6 +62,23 @@ class Contrast(ABC):
         return max(self.p_above(-margin), self.reversed.p_above(-margin))
 
 
+def _binomial_p(excess: int, n: int, margin: float) -> float:
+    """Return the exact p-value of at most `margin`, where a difference of `excess` in n episodes is binomial.
+
+    It is where one of two conditions solves no episode alone: wins above 0, or losses below. 0 at a margin of 0.
+    """
+    if margin > 0:
+        return float(scipy.stats.binom.sf(excess - 1, n, margin))
+    return float(scipy.stats.binom.cdf(-excess, n, -margin)) if margin < 0 else 0.0
+
+
+def _binomial_low(excess: int, n: int, level: float) -> float:
+    """Return the bound at which `_binomial_p` turns (Clopper and Pearson 1934)."""
+    if excess > 0:
+        return float(scipy.stats.beta.ppf(level, excess, n - excess + 1))
+    return -float(scipy.stats.beta.isf(level, 1 - excess, n + excess)) if excess > -n else -1.0
+
+
 @dataclass(frozen=True)
 class PairedBinary(Contrast):
     """Outcomes of `n` episodes, of which the first alone solves `wins` and the second alone `losses`.
@@ -100,21 +117,12 @@ class PairedBinary(Contrast):
 
     def p_above(self, margin: float) -> float:
         """Return the p-value of Tango's score test, or that of the binomial if it is larger."""
-        tango, excess = float(scipy.stats.norm.sf(self._z(margin))), self.wins - self.losses
-        if margin > 0:  # no losses: the wins are binomial
-            return max(tango, float(scipy.stats.binom.sf(excess - 1, self.n, margin)))
-        if margin < 0:  # no wins: the losses are
-            return max(tango, float(scipy.stats.binom.cdf(-excess, self.n, -margin)))
-        return tango
+        tango = float(scipy.stats.norm.sf(self._z(margin)))
+        return max(tango, _binomial_p(self.wins - self.losses, self.n, margin))
 
     def low(self, level: float) -> float:
-        """Return the bound at which both tests reject: the binomial's is that of Clopper and Pearson (1934)."""
-        excess = self.wins - self.losses
-        if excess > 0:
-            exact = float(scipy.stats.beta.ppf(level, excess, self.n - excess + 1))
-        else:
-            exact = -float(scipy.stats.beta.isf(level, 1 - excess, self.n + excess)) if excess > -self.n else -1.0
-        return min(exact, self.tango_low(level))
+        """Return the bound at which both tests reject."""
+        return min(_binomial_low(self.wins - self.losses, self.n, level), self.tango_low(level))
 
     def tango_low(self, level: float) -> float:
         """Return the bound at which Tango's test alone turns."""
@@ -201,17 +209,13 @@ class Unpaired(Contrast):
 
     def p_above(self, margin: float) -> float:
         """Return the p-value of the score test, or that of the binomial if it is larger."""
-        if margin > 0 and (excess := self._excess) > 0:
-            return max(
-                self.score_p_above(margin),
-                float(scipy.stats.binom.sf(math.ceil(excess - 1e-9) - 1, self.first[1], margin)),
-            )
-        return self.score_p_above(margin)
+        score, excess = self.score_p_above(margin), self._excess
+        return max(score, _binomial_p(excess, self.first[1], margin)) if margin > 0 and excess > 0 else score
 
     @property
-    def _excess(self) -> float:
-        """Successes of the first beyond those at the second's rate."""
-        return self.value * self.first[1]
+    def _excess(self) -> int:
+        """Successes of the first beyond those at the second's rate, rounded up."""
+        return math.ceil(self.value * self.first[1] - 1e-9)
 
     def score_p_above(self, margin: float) -> float:
         """Return the p-value of the score test alone."""
@@ -245,11 +249,9 @@ class Unpaired(Contrast):
         return min(1.0, max(0.0, other_rate + margin)), other_rate
 
     def low(self, level: float) -> float:
-        """Return the bound at which both tests reject; see `PairedBinary.low`."""
-        bound, n = self.score_low(level), self.first[1]
-        if (excess := math.ceil(self._excess - 1e-9)) <= 0:
-            return bound
-        return min(bound, float(scipy.stats.beta.ppf(level, excess, n - excess + 1)))
+        """Return the bound at which both tests reject."""
+        score, excess = self.score_low(level), self._excess
+        return min(score, _binomial_low(excess, self.first[1], level)) if excess > 0 else score
 
     def score_low(self, level: float) -> float:
         """Return the bound at which the score test alone turns."""

@@ -22,7 +22,7 @@ from m2ray.judging.verdict import CriterionResult, Verdict, over_seeds
 from m2ray.util.errors import UserError
 from m2ray.util.text import list_some
 
-FEW_ALIKE = 5  # episodes that are solved, and not solved, from which on seeds that solve the same are named
+FEW_ALIKE = 5  # episodes with another outcome than most, from which on seeds with the same outcomes are named
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def judge_arms(
         return verdict
     return replace(
         verdict,
-        kept=_kept(arms, verdict.retention, gate.alpha, together),
+        kept=None if verdict.failed else _kept(arms, verdict.retention, gate.alpha, together),
         whole=arms.contrast("normal", "P1").p_above(-gate.grades.whole_within) <= gate.alpha / together,
         wrong_helps=_wrong_helps(arms, gate.alpha),
         amounts=measure_amounts(arms, k, verdict.retention, gate.grades, gate.alpha),
         not_shown=not_shown(arms, gate),
-        copied=_copied_seeds(arms, gate),
+        copied=_copied_seeds(arms),
     )
 
 
@@ -204,6 +204,8 @@ def _kept(arms: Arms, retention: stats.Estimate | None, alpha: float, together: 
 
 def _wrong_helps(arms: Arms, alpha: float) -> float | None:
     """Return by how much a wrong message helps over none; None where it is not shown to."""
+    if not {"shuffle", "P0"} <= set(arms.counts):
+        return None
     contrast = arms.contrast("shuffle", "P0")
     return contrast.value if contrast.p_above(0.0) <= alpha else None
 
@@ -237,18 +239,18 @@ def not_shown(arms: Arms, gate: GateConfig) -> tuple[str, ...]:
     return tuple(sorted(dict.fromkeys(lacking), key=lambda name: name.endswith(" answers")))
 
 
-def _copied_seeds(arms: Arms, gate: GateConfig) -> tuple[int, ...]:
-    """Return the training seeds that solve the same episodes as another one by the right message.
+def _copied_seeds(arms: Arms) -> tuple[int, ...]:
+    """Return the training seeds that have the same outcomes as another one by the right message.
 
     Seeds that solve nearly all episodes, or hardly any, may do so without being copies.
     """
     if not isinstance(arms, ScoreArms) or len(arms.seeds) < 2:
         return ()
-    normal_SE = arms.scores("normal")
-    _, kind_S, count_K = np.unique(normal_SE, axis=0, return_inverse=True, return_counts=True)
-    alike = [i for i, kind in enumerate(kind_S.ravel()) if count_K[kind] > 1]
-    few = min((np.unique(normal_SE[i], return_counts=True)[1] for i in alike), key=len, default=np.zeros(1))
-    return tuple(arms.seeds[i] for i in alike) if len(few) > 1 and few.min() >= FEW_ALIKE else ()
+    by_outcomes: dict[bytes, list[int]] = {}
+    for seed, outcome_E in zip(arms.seeds, arms.scores("normal"), strict=True):
+        if len(outcome_E) - np.unique(outcome_E, return_counts=True)[1].max() >= FEW_ALIKE:
+            by_outcomes.setdefault(outcome_E.tobytes(), []).append(seed)
+    return tuple(sorted(seed for same in by_outcomes.values() if len(same) > 1 for seed in same))
 
 
 # --- Holm's family -------------------------------------------------------------------------------------------

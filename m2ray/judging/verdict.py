@@ -75,13 +75,14 @@ class Verdict:
         counts: Successes and episodes per condition; training seeds add up.
         backwards: True if a wrong message does better than the right one; with grades, beyond chance.
         retention: None without outcomes of normal, P0 and P1.
-        kept: Its lower bound after Holm's correction over all that are judged together; None as for `retention`.
+        kept: Its lower bound at alpha over the number of configurations that are judged together; None as for
+            `retention`, and where a criterion fails.
         seeds: Number of training seeds.
         n: Number of episodes.
         clusters: What the tests count instead of episodes, such as `11 messages`; empty where they count episodes.
         grades: The gate's grades; None for a gate that gives PASS and FAIL only.
-        wrong_helps: By how much a wrong message helps over none, where it is shown to.
         whole: True if normal is shown to be not worse than the full text, within the gate's bound.
+        wrong_helps: By how much a wrong message helps over none, where it is shown to.
         amounts: How much is carried.
         not_shown: Optional conditions of the gate that are missing.
         copied: Training seeds that solve the same episodes, and not nearly all or none of them.
@@ -94,13 +95,13 @@ class Verdict:
     counts: Counts
     backwards: bool
     retention: stats.Estimate | None
+    kept: float | None = None
     seeds: int = 1
     n: int = 0
     clusters: str = ""
     grades: Grades | None = None
     whole: bool = False
     wrong_helps: float | None = None
-    kept: float | None = None
     amounts: tuple[Amount, ...] = ()
     not_shown: tuple[str, ...] = ()
     copied: tuple[int, ...] = ()

@@ -524,6 +524,23 @@ def test_seeds_that_are_copies_are_named():
     assert "copies" not in judge(outcomes(perfect, seeds=(0, 1, 2)), GATE).caveats, "two may be perfect"
 
 
+def test_seeds_with_the_same_scores_are_named_as_well():
+    first = outcomes(GOOD)
+    scores = first.assign(
+        success=np.clip(first.success * 0.8 + 0.2 * np.random.default_rng(0).random(len(first)), 0, 1)
+    )
+    scores.loc[scores.condition == "identity", "success"] = scores[scores.condition == "P1"].success.to_numpy()
+    copy = scores[scores.seed == 0].assign(seed=1)
+    assert "seeds 0, 1 solve the same episodes" in judge(pd.concat([scores, copy]), GATE).caveats
+
+
+def test_a_gate_of_ones_own_may_leave_out_wrong_messages():
+    kept = [criterion for criterion in GATE.criteria if "shuffle" not in criterion.conditions]
+    own = GATE.model_copy(update={"criteria": kept})
+    rows = outcomes(GOOD)
+    assert judge(rows[rows.condition != "shuffle"], own).verdict == PASS
+
+
 def test_identity_is_the_text_in_every_seed_and_empty_answers_prove_nothing():
     rows = outcomes(GOOD, seeds=(0, 1, 2))
     identity = rows[rows.condition == "identity"]
