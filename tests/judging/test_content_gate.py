@@ -446,7 +446,7 @@ def test_a_few_episodes_that_are_all_alike_are_not_certain():
     verdict = judge(outcomes(alike, n=10, seeds=(0, 1, 2)), GATE)
     assert (verdict.verdict, "n = 10; take 35 at least" in verdict.reason) == (INVALID, True)
     arms = RowArms(outcomes(alike, n=300, seeds=(0, 1, 2)))
-    assert arms.interval("shuffle", 0.05).high == pytest.approx(1 - 0.025 ** (1 / 300))
+    assert arms.interval("shuffle", 0.05).high == pytest.approx(1 - 0.025 ** (1 / 300), rel=1e-4)
     assert arms.contrast("normal", "shuffle").low(0.05) < 0.99
     assert arms.retention(0.05).low < 0.99
 

@@ -1,0 +1,216 @@
+"""Differences between means: scores in 0..1, several training seeds, or episodes in groups.
+
+Shapes: S training seeds, E episodes, G groups.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy
+from numpy.typing import NDArray
+
+from m2ray.judging.contrasts.bounded import BoundedSample, Floats, bounded_sample
+from m2ray.judging.contrasts.contrast import Contrast
+from m2ray.judging.statistics import Estimate
+from m2ray.util.errors import UserError
+
+ROUNDING = 1e-12  # outcomes that differ by less are alike: sums of scores are not exact
+
+
+@dataclass(frozen=True, eq=False)
+class MeanDifference(Contrast):
+    """A mean over clusters (episodes, groups) with its standard error and degrees of freedom.
+
+    The t-test has the variance over training seeds as well, but takes the mean for normal; Gaffke's test (see
+    `BoundedSample`) has none of both. A margin is rejected where both reject it. At common variances and 300
+    episodes they differ by a few tenths of a point.
+
+    Attributes:
+        mean: The mean.
+        error: Its standard error.
+        freedom: Degrees of freedom.
+        sample: The values of the clusters, means over training seeds.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+    sample: BoundedSample
+
+    @property
+    def value(self) -> float:
+        """The observed difference."""
+        return self.mean
+
+    @property
+    def reversed(self) -> MeanDifference:
+        """The second condition minus the first."""
+        return MeanDifference(-self.mean, self.error, self.freedom, self.sample.reversed)
+
+    def t_p_above(self, margin: float) -> float:
+        """Return the p-value of the t-test alone."""
+        excess = self.mean - margin
+        if self.error == 0:
+            return 0.5 if abs(excess) < ROUNDING else float(excess < 0)
+        return float(scipy.stats.t.sf(excess / self.error, self.freedom))
+
+    def p_above(self, margin: float) -> float:
+        """Return the p-value of the t-test, or of Gaffke's if it is larger."""
+        t_test = self.t_p_above(margin)
+        return t_test if t_test >= 0.5 else max(t_test, self.sample.p_at_most(margin))
+
+    def t_low(self, level: float) -> float:
+        """Return the bound at which the t-test alone turns."""
+        return self.mean - float(scipy.stats.t.isf(level, self.freedom)) * self.error
+
+    def low(self, level: float) -> float:
+        """Return the bound at which both tests reject."""
+        return self.sample.low(level, self.t_low(level))
+
+
+def effective_clusters(group_E: NDArray[np.int64]) -> float:
+    """Return the effective number of groups: the inverse sum of squared shares of the episodes (Kish 1965)."""
+    share_G = np.bincount(group_E) / len(group_E)
+    return 1 / float((share_G**2).sum())
+
+
+def mean_difference(
+    difference_SE: Floats, group_E: NDArray[np.int64] | None = None, lowest: float = -1.0
+) -> MeanDifference:
+    """Return the mean of a difference over episodes and training seeds, which are both samples.
+
+    The variance of the mean is that over episodes (of each episode's mean over seeds) plus that over seeds (of
+    each seed's mean over episodes): two-way clustering as in Cameron, Gelbach and Miller (2011) without their last
+    term, which errs on the safe side. Degrees of freedom are Satterthwaite's (1946). With one seed nothing is
+    known of the variance over seeds, and only that over episodes counts.
+
+    The variance over groups is the jackknife's, and their degrees of freedom are of the effective number of
+    groups (`effective_clusters`): a group that holds many of the episodes
+    draws the mean to itself, so that its distance from it says too little. With groups of one size both are the
+    usual ones.
+
+    Args:
+        difference_SE: Differences, one row for each training seed.
+        group_E: Numbers of the groups that episodes belong to; they are the clusters instead of episodes.
+        lowest: The lowest value that an outcome can have; the highest is 1. Values beyond them extend the range.
+
+    Raises:
+        UserError: there are fewer than two episodes or groups.
+    """
+    seeds, episodes = difference_SE.shape
+    mean_E, mean = difference_SE.mean(axis=0), float(difference_SE.mean())
+    sizes_G = np.ones(episodes) if group_E is None else np.bincount(group_E)
+    clusters_G = mean_E - mean if group_E is None else np.bincount(group_E, weights=mean_E - mean)
+    count = len(clusters_G)
+    if count < 2:
+        raise UserError(f"rows: a variance needs two episodes or groups at least, not {count}; evaluate more")
+    share_G = sizes_G / episodes
+    clusters_G[np.abs(clusters_G) < ROUNDING * sizes_G] = 0.0
+    over_episodes = float(((clusters_G / (1 - share_G)) ** 2).sum()) / episodes**2 * (count - 1) / count
+    over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
+    effective = max(2.0, float(count) if group_E is None else effective_clusters(group_E))
+    value_G = mean + clusters_G / sizes_G
+    ends = (min(lowest, float(mean_E.min())), max(1.0, float(mean_E.max())))
+    sample = bounded_sample(value_G, effective * share_G, *ends)
+    return _with_variances(mean, [(over_episodes, effective - 1), (over_seeds, seeds - 1)], sample)
+
+
+def _with_variances(mean: float, parts: Sequence[tuple[float, float]], sample: BoundedSample) -> MeanDifference:
+    """Return a mean whose variance is the sum of parts, each with its degrees of freedom.
+
+    The degrees of freedom of the sum are Satterthwaite's (1946). The first part counts even where all are 0.
+    """
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return MeanDifference(mean, 0.0, parts[0][1], sample)
+    spread = sum(part**2 / freedom for part, freedom in parts if part > 0)
+    return MeanDifference(mean, math.sqrt(variance), variance**2 / spread, sample)
+
+
+def difference_of_systems(
+    first_SE: Floats, second_SE: Floats, group_E: NDArray[np.int64] | None = None
+) -> MeanDifference:
+    """Return the difference in mean between two systems on the same episodes, each with training seeds of its own.
+
+    Seed 0 of one system has nothing in common with seed 0 of the other, so that the variance over seeds is the sum
+    of both; episodes are paired.
+
+    Args:
+        first_SE: The first system's outcomes, [S, E]; S may differ from the second's.
+        second_SE: The second system's.
+        group_E: Numbers of the groups that episodes belong to.
+
+    Raises:
+        UserError: there are fewer than two episodes or groups.
+    """
+    over_episodes = mean_difference((first_SE.mean(axis=0) - second_SE.mean(axis=0))[None], group_E)
+    parts = [(over_episodes.error**2, over_episodes.freedom)]
+    parts += [
+        (float(system_SE.mean(axis=1).var(ddof=1)) / len(system_SE), len(system_SE) - 1)
+        for system_SE in (first_SE, second_SE)
+        if len(system_SE) > 1
+    ]
+    return _with_variances(over_episodes.mean, parts, over_episodes.sample)
+
+
+def difference_of_samples(first: MeanDifference, second: MeanDifference) -> MeanDifference:
+    """Return the difference between two means of independent samples (Welch 1947).
+
+    Gaffke's test is of one sample. Here it only keeps the room for clusters that neither sample shows: that of as
+    many clusters as the smaller sample has, all at the mean.
+    """
+    clusters = min(float(one.sample.count_C.sum()) for one in (first, second))
+    mean = first.mean - second.mean
+    lowest = first.sample.lowest - second.sample.highest
+    highest = first.sample.highest - second.sample.lowest
+    sample = BoundedSample(np.array([mean]), np.array([clusters]), lowest, highest)
+    return _with_variances(mean, [(one.error**2, one.freedom) for one in (first, second)], sample)
+
+
+def mean_ratio(
+    first_SE: Floats, second_SE: Floats, alpha: float, group_E: NDArray[np.int64] | None = None
+) -> Estimate:
+    """Return the ratio of two means over episodes and training seeds, with Fieller's interval (1954).
+
+    A ratio r is in the interval if the mean of first - r second does not differ from 0, by `mean_difference`.
+
+    Args:
+        first_SE: The numerator, [S, E].
+        second_SE: The denominator, [S, E] or [1, E].
+        alpha: Level of the two-sided interval.
+        group_E: Numbers of groups of episodes.
+
+    Returns:
+        All NaN where the denominator is not above 0; the bounds are NaN where its own interval touches 0, since
+        then the ratio has no bounded interval.
+    """
+    if second_SE.mean() <= 0:
+        return Estimate(math.nan, math.nan, math.nan)
+    value = float(first_SE.mean() / second_SE.mean())
+    if mean_difference(np.broadcast_to(second_SE, first_SE.shape), group_E).low(alpha / 2) <= 0:
+        return Estimate(value, math.nan, math.nan)
+
+    def p_value(ratio: float, sign: float) -> float:
+        """Return that of sign (first - ratio second) being at most 0: alpha / 2 at the end of the interval.
+
+        With gains over the same outcomes, (a - c) - ratio (b - c), the lowest value of all is that of a = 0,
+        b = 1 and, where ratio > 1, c = 0, or where ratio < 0, c = 1.
+        """
+        lowest = -max(1.0, ratio, 1 - ratio)
+        return mean_difference(sign * (first_SE - ratio * second_SE), group_E, lowest).p_above(0.0)
+
+    def end(sign: float) -> float:
+        """Return the interval's lower end for sign 1, its upper end for -1; NaN if it is not found."""
+        for step in (1, 4, 16, 64):
+            far = value - sign * step
+            if p_value(far, sign) < alpha / 2:
+                break
+        else:
+            return math.nan
+        return float(scipy.optimize.brentq(lambda ratio: p_value(ratio, sign) - alpha / 2, far, value))
+
+    return Estimate(value, end(1.0), end(-1.0))
