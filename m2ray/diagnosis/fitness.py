@@ -116,7 +116,7 @@ def why_unfit(rows: pd.DataFrame, gate: GateConfig) -> str:
         gate: The gate.
     """
     arms = RowArms(rows[rows.condition.isin(NEEDED)])
-    independent = arms.clusters or arms.episodes
+    independent = round(arms.independent)
     if independent < MIN_CLUSTERS:
         return ""
     for criterion in gate.criteria:

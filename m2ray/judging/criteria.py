@@ -148,7 +148,7 @@ def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
 def clusters_needed(margin: float, alpha: float) -> int:
     """Return the clusters that it takes to show a difference of twice the margin in outcomes that are all alike.
 
-    A sample of G misses a share of losing clusters with a probability of (1 - share)^G (`MeanDifference`), and
+    A sample of G misses a share of losing clusters with a probability of (1 - share)^G (`BoundedSample`), and
     that must not take the bound of a mean of twice the margin below the margin.
     """
     share = margin / (1 + 2 * margin)
