@@ -6,6 +6,8 @@ Without a checkpoint it measures a receiver alone; see `m2ray.diagnosis.fitness`
 from __future__ import annotations
 
 import shlex
+import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,8 @@ from m2ray.util.files import cache_root, check_file
 
 if TYPE_CHECKING:
     import pandas as pd
+
+EVERY_S = 20.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -198,7 +202,29 @@ def _run(
     published = "published" in read_record(checkpoint)
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
     names = tuple(dict.fromkeys(names))
-    return run_evaluation(EvaluationJob(trial, split, names, checkpoint, constants, other_receiver=other_receiver))
+    job = EvaluationJob(trial, split, names, checkpoint, constants, other_receiver=other_receiver)
+    return run_evaluation(job, Progress(len(names)))
+
+
+class Progress:
+    """Tells how many conditions are done, at most one line every `EVERY_S` seconds.
+
+    Args:
+        conditions: How many there are.
+    """
+
+    def __init__(self, conditions: int) -> None:
+        self._conditions, self._done = conditions, 0
+        self._start = self._told = time.monotonic()
+
+    def __call__(self, name: str) -> None:
+        """Count a condition as done."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._told >= EVERY_S and self._done < self._conditions:
+            self._told = now
+            line = f"{self._done} of {self._conditions} conditions after {now - self._start:.0f} s ({name})"
+            print(line, file=sys.stderr, flush=True)
 
 
 def _write(out: Path | None, rows: pd.DataFrame) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -96,8 +96,12 @@ def run_job(job: Job) -> pd.DataFrame | None:
     return None
 
 
-def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
+def run_evaluation(job: EvaluationJob, on_done: Callable[[str], None] | None = None) -> pd.DataFrame:
     """Run a job's episodes and return rows, as `m2ray.evaluation.runner.evaluate` does.
+
+    Args:
+        job: The job.
+        on_done: Called with the name of a condition of a checkpoint when all episodes have run under it.
 
     Raises:
         UserError: receiver, checkpoint or episodes are missing, or do not fit each other.
@@ -120,4 +124,4 @@ def run_evaluation(job: EvaluationJob) -> pd.DataFrame:
     if "constant" in job.names:
         receiver.references(episodes[:1])  # refuses another level before anything is trained
         constant = trained_constant(receiver, job.trial, codec.config, job.constants)
-    return evaluate(receiver, episodes, job.split, job.names, evaluation, checkpoint, codec, constant)
+    return evaluate(receiver, episodes, job.split, job.names, evaluation, checkpoint, codec, constant, on_done)

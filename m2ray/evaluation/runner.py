@@ -6,7 +6,7 @@ Shapes: E episodes, B a batch of them, K slots, D width, V values of an answer, 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,6 +42,7 @@ def evaluate(
     checkpoint: CheckpointId | None = None,
     codec: Codec | None = None,
     constant: Codec | None = None,
+    on_done: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Run every episode under every named condition.
 
@@ -54,6 +55,7 @@ def evaluate(
         checkpoint: The checkpoint's identity; None where no condition depends on one.
         codec: The checkpoint's codec.
         constant: A trained content-free codec of the same k and place, for the condition `constant`.
+        on_done: Called with a condition's name when all episodes have run under it.
 
     Returns:
         Rows with the columns of `m2ray.evaluation.rows`. Rows that do not depend on the checkpoint do not name it,
@@ -101,6 +103,8 @@ def evaluate(
             "params": checkpoint.params if checkpoint is not None and scope.config else "",
         }
         frames.append(pd.DataFrame(columns)[SCHEMA.names])
+        if on_done is not None:
+            on_done(name)
     rows: pd.DataFrame = pd.concat(frames, ignore_index=True)
     return rows
 

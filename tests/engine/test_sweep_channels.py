@@ -62,14 +62,17 @@ def test_each_channel_has_an_identity_of_its_own(swept):
         assert own.set_index("episode").answer.equals(text)
 
 
-def test_a_checkpoint_of_a_channel_is_evaluated_and_diagnosed(swept, tmp_path, monkeypatch):
+def test_a_checkpoint_of_a_channel_is_evaluated_and_diagnosed(swept, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(evaluate, "EVERY_S", 0.0)
     checkpoint = str(swept / "checkpoints" / "kv" / "seed-0" / "epoch-01")
     out = tmp_path / "rows.parquet"
     names = "normal,null,shuffle,P0,P1,identity,mean,rotate,bits-4"
     arguments = ["--seeds", "3000000:3000012", "--conditions", names, "--out", str(out)]
     assert evaluate.main([checkpoint, *arguments]) == 0
     assert set(read_rows(out).condition) == set(names.split(","))
+    progress = [line for line in capsys.readouterr().err.splitlines() if " conditions after " in line]
+    assert [line.split()[0] for line in progress] == list("12345678")
     found = tmp_path / "diagnosis"
     arguments = ["--seeds", "3000000:3000120", "--ceilings", "0", "--out", str(found)]
     assert diagnose.main([checkpoint, *arguments]) == 0
