@@ -117,11 +117,11 @@ def judge_bare_counts(counts: Counts, k: int, gate: GateConfig) -> int:
         raise UserError(f"--k: {k} is not a number of slots; give 1 or more")
     title = f"Counts, k = {k}, gate {gate.name}"
     if gate.grades and "P1" not in counts:
-        print_counts(counts, k, title)
+        print_counts(counts, k, title, gate.name)
         print(f"\nVerdict: {INVALID} - P1 is missing, so nothing shows that the text helps; add --p1 34/50\n")
         return NOT_PASSED
     verdict = judge_counts(counts, k, gate)
-    print_counts(counts, k, title)
+    print_counts(counts, k, title, gate.name)
     print_decision(verdict, gate)
     if len(sizes := sorted({n for _, n in counts.values()})) > 1:
         print(f"The conditions differ in n ({', '.join(map(str, sizes))}): not the same episodes.")

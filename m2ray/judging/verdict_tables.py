@@ -177,7 +177,7 @@ def print_verdict(verdict: Verdict, gate: GateConfig, arms: RowArms, title: str)
         print(f"# {title}")
         print_table(rates_table(arms, gate.alpha), "Success")
     else:
-        print_counts(verdict.counts, verdict.k, title, arms.intervals(reference_gate().alpha))
+        print_counts(verdict.counts, verdict.k, title, gate.name, arms.intervals(reference_gate().alpha))
         if curve := scale_gate_table(verdict.counts):
             print_table(curve, "Gate Sweep Results")
         if {"normal", "null"} <= set(verdict.counts) and arms.binary:
@@ -191,7 +191,7 @@ def print_verdict(verdict: Verdict, gate: GateConfig, arms: RowArms, title: str)
 
 
 def print_counts(
-    counts: Counts, k: int, title: str, intervals: Mapping[str, stats.Interval] | None = None
+    counts: Counts, k: int, title: str, judge: str, intervals: Mapping[str, stats.Interval] | None = None
 ) -> None:
     """Print the tables of the reference report that counts are enough for.
 
@@ -199,6 +199,7 @@ def print_counts(
         counts: Successes and n by condition.
         k: Number of slots.
         title: The title.
+        judge: The name of the gate that decides.
         intervals: Intervals by condition, of scores and of episodes in clusters; Wilson's for bare counts.
     """
     reference = reference_gate()
@@ -206,6 +207,10 @@ def print_counts(
     print_table(primary_table(counts, k, reference), "Primary Metrics")
     print_table(summary_table(counts, reference.alpha, intervals), "Statistical Summary")
     print("\n" + "\n".join(bar_lines(counts, k, reference)))
+    if judge != reference.name:
+        print(
+            f"\nThese statuses and results are those of gate reference; gate {judge} decides below."
+        )
 
 
 def print_configuration(judged: JudgedConfiguration, gate: GateConfig, title: str) -> None:

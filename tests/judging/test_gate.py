@@ -79,6 +79,7 @@ def test_the_reference_reports_counts_without_p1_at_the_default_k():
     done = command("--counts", REPORT, "--gate", "reference")
     assert done.returncode == 1
     assert "P1 full text" not in done.stdout
+    assert "decides below" not in done.stdout
 
 
 def test_good_counts_exit_0():
@@ -323,6 +324,8 @@ def test_rows_add_what_counts_cannot_give(rows_file):
         ["1.50", "75.0% (150/200)", "Peak"],
     ]
     assert "McNemar p" in done.stdout
+    line = "These statuses and results are those of gate reference; gate content decides below."
+    assert line in done.stdout.splitlines()
 
 
 def test_a_fail_among_those_judged_exits_1(rows_file):
