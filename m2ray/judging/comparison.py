@@ -264,7 +264,7 @@ def _contrast(
             wins, losses = int((first_SE > second_SE).sum()), int((first_SE < second_SE).sum())
             return PairedBinary(first_SE.shape[1], wins, losses)
         group_E = first.group_E if first.group_E is not None else second.group_E
-        return difference_of_systems(first_SE, second_SE, group_E)
+        return difference_of_systems(first_SE, second_SE, group_E, lowest)
     if exact:
         counts = [(round(float(scores_SE.sum())), scores_SE.shape[1]) for scores_SE in (first_SE, second_SE)]
         return Unpaired(counts[0], counts[1])

@@ -208,9 +208,7 @@ def print_counts(
     print_table(summary_table(counts, reference.alpha, intervals), "Statistical Summary")
     print("\n" + "\n".join(bar_lines(counts, k, reference)))
     if judge != reference.name:
-        print(
-            f"\nThese statuses and results are those of gate reference; gate {judge} decides below."
-        )
+        print(f"\nThese statuses and results are those of gate reference; gate {judge} decides below.")
 
 
 def print_configuration(judged: JudgedConfiguration, gate: GateConfig, title: str) -> None:

@@ -79,7 +79,7 @@ def effective_clusters(group_E: NDArray[np.int64]) -> float:
 
 
 def mean_difference(
-    difference_SE: Floats, group_E: NDArray[np.int64] | None = None, lowest: float = -1.0
+    difference_SE: Floats, group_E: NDArray[np.int64] | None = None, lowest: float = -1.0, highest: float = 1.0
 ) -> MeanDifference:
     """Return the mean of a difference over episodes and training seeds, which are both samples.
 
@@ -96,7 +96,8 @@ def mean_difference(
     Args:
         difference_SE: Differences, one row for each training seed.
         group_E: Numbers of the groups that episodes belong to; they are the clusters instead of episodes.
-        lowest: The lowest value that an outcome can have; the highest is 1. Values beyond them extend the range.
+        lowest: The lowest value that an outcome can have. Values beyond it or `highest` extend the range.
+        highest: The highest.
 
     Raises:
         UserError: there are fewer than two episodes or groups.
@@ -114,7 +115,7 @@ def mean_difference(
     over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
     effective = max(2.0, float(count) if group_E is None else effective_clusters(group_E))
     value_G = mean + clusters_G / sizes_G
-    ends = (min(lowest, float(mean_E.min())), max(1.0, float(mean_E.max())))
+    ends = (min(lowest, float(mean_E.min())), max(highest, float(mean_E.max())))
     sample = bounded_sample(value_G, effective * share_G, *ends)
     return _with_variances(mean, [(over_episodes, effective - 1), (over_seeds, seeds - 1)], sample)
 
@@ -132,7 +133,7 @@ def _with_variances(mean: float, parts: Sequence[tuple[float, float]], sample: B
 
 
 def difference_of_systems(
-    first_SE: Floats, second_SE: Floats, group_E: NDArray[np.int64] | None = None
+    first_SE: Floats, second_SE: Floats, group_E: NDArray[np.int64] | None = None, lowest: float = 0.0
 ) -> MeanDifference:
     """Return the difference in mean between two systems on the same episodes, each with training seeds of its own.
 
@@ -143,11 +144,13 @@ def difference_of_systems(
         first_SE: The first system's outcomes, [S, E]; S may differ from the second's.
         second_SE: The second system's.
         group_E: Numbers of the groups that episodes belong to.
+        lowest: The lowest value that an outcome can have; the highest is 1.
 
     Raises:
         UserError: there are fewer than two episodes or groups.
     """
-    over_episodes = mean_difference((first_SE.mean(axis=0) - second_SE.mean(axis=0))[None], group_E)
+    difference_E = first_SE.mean(axis=0) - second_SE.mean(axis=0)
+    over_episodes = mean_difference(difference_E[None], group_E, lowest - 1, 1 - lowest)
     parts = [(over_episodes.error**2, over_episodes.freedom)]
     parts += [
         (float(system_SE.mean(axis=1).var(ddof=1)) / len(system_SE), len(system_SE) - 1)
