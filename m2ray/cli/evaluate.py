@@ -239,7 +239,7 @@ def _write(out: Path | None, rows: pd.DataFrame) -> None:
 def wilson_table(rows: pd.DataFrame) -> str:
     """Return success per condition with its interval, for rows of one checkpoint, as Markdown."""
     # Loads statsmodels: see above.
-    from m2ray.judging.arms import cluster_intervals, count_successes
+    from m2ray.judging.row_arms import cluster_intervals, count_successes
     from m2ray.judging.verdict_tables import summary_table
     from m2ray.util.tables import markdown
 

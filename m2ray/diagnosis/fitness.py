@@ -15,8 +15,8 @@ from m2ray.config.task import TaskConfig, parse_seeds
 from m2ray.config.trial import EvaluationConfig
 from m2ray.evaluation.conditions import get_condition
 from m2ray.evaluation.runner import evaluate
-from m2ray.judging.arms import RowArms, count_successes
 from m2ray.judging.criteria import MIN_CLUSTERS, answers_share, clusters_text, judge_criterion
+from m2ray.judging.row_arms import RowArms, count_successes
 from m2ray.judging.statistics import ALPHA, wilson
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_receiver

@@ -11,8 +11,9 @@ import numpy as np
 
 from m2ray.config.condition_names import facts_count, facts_name, tokens_name
 from m2ray.config.gate_file import Grades
-from m2ray.judging.arms import Arms, RowArms
+from m2ray.judging.arms import Arms
 from m2ray.judging.contrasts import Contrast, mean_difference
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.statistics import Estimate
 from m2ray.judging.verdict import Amount
 from m2ray.util.text import percent

@@ -17,7 +17,7 @@ import pandas as pd
 
 from m2ray.config.condition_names import TABLE_ORDER, dropped_slot, scale_gate_of
 from m2ray.evaluation.rows import FAILED
-from m2ray.judging.arms import NO_SEED, RowArms
+from m2ray.judging.arms import NO_SEED
 from m2ray.judging.contrasts import (
     Contrast,
     Floats,
@@ -27,6 +27,7 @@ from m2ray.judging.contrasts import (
     difference_of_systems,
     mean_difference,
 )
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.statistics import ALPHA
 from m2ray.util.errors import UserError
 from m2ray.util.text import pluralize

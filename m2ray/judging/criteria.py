@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from m2ray.config.gate_file import Criterion
 from m2ray.judging import statistics as stats
-from m2ray.judging.arms import Arms, RowArms, ScoreArms
+from m2ray.judging.arms import Arms, ScoreArms
 from m2ray.judging.contrasts import mean_difference
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.verdict import FAIL, PASS, UNTESTABLE, CriterionResult
 from m2ray.util.errors import UserError
 from m2ray.util.text import percent

@@ -15,9 +15,10 @@ import pandas as pd
 from m2ray.config.gate_file import Criterion, GateConfig
 from m2ray.judging import statistics as stats
 from m2ray.judging.amount import measure_amounts
-from m2ray.judging.arms import Arms, CountArms, Counts, RowArms, ScoreArms
+from m2ray.judging.arms import Arms, CountArms, Counts, ScoreArms
 from m2ray.judging.criteria import answers_share, clusters_text, judge_criterion, p_value
 from m2ray.judging.holm import holm, holm_corrected
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.verdict import CriterionResult, Verdict, over_seeds
 from m2ray.util.errors import UserError
 from m2ray.util.text import list_some

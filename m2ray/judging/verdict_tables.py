@@ -12,9 +12,10 @@ from m2ray.config.gate_file import Criterion, GateConfig, reference_gate
 from m2ray.evaluation.row_selection import outcomes
 from m2ray.evaluation.rows import FAILED
 from m2ray.judging import statistics as stats
-from m2ray.judging.arms import Arms, Counts, RowArms, success_rate
+from m2ray.judging.arms import Arms, Counts, success_rate
 from m2ray.judging.criteria import compare_to_bar, is_below
 from m2ray.judging.gate import JudgedConfiguration
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.verdict import FAIL, NOT_APPLICABLE, PASS, UNTESTABLE, Verdict
 from m2ray.util.tables import Table, print_table
 from m2ray.util.text import percent

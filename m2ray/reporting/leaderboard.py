@@ -18,8 +18,8 @@ from m2ray.config.split_names import family, is_confirm, most_conclusive
 from m2ray.evaluation.row_selection import RowsByConfiguration
 from m2ray.evaluation.rows import FAILED, on_confirm
 from m2ray.judging import statistics as stats
-from m2ray.judging.arms import RowArms
 from m2ray.judging.gate import JudgedConfiguration, criterion_results, judge_together
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.selection import paired_gain
 from m2ray.judging.verdict import FAIL, INVALID, NOT_APPLICABLE, PART, PASS, PASSES, WHOLE, Verdict
 from m2ray.util.errors import UserError

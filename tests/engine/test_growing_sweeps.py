@@ -19,10 +19,11 @@ from m2ray.evaluation.confirm_ledger import FOLDER_VARIABLE, looks_of
 from m2ray.evaluation.row_selection import configuration_rows
 from m2ray.evaluation.rows import RowStore
 from m2ray.judging import false_pass
-from m2ray.judging.arms import RowArms, ScoreArms
+from m2ray.judging.arms import ScoreArms
 from m2ray.judging.false_pass import NULLS, draw_outcomes
 from m2ray.judging.gate import holm_levels, joint_p_value, judge_arms
 from m2ray.judging.holm import holm
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.verdict import FAIL, PART, PASSES
 from m2ray.receiver import episode_source
 from m2ray.tasks.text_episodes import read_text_episodes

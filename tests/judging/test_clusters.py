@@ -9,7 +9,8 @@ from m2ray.cli.evaluate import wilson_table
 from m2ray.config.gate_file import load_gate
 from m2ray.evaluation.rows import GROUP
 from m2ray.judging import statistics as stats
-from m2ray.judging.arms import RowArms, ScoreArms
+from m2ray.judging.arms import ScoreArms
+from m2ray.judging.row_arms import RowArms
 from m2ray.reporting.leaderboard import judge_runs, make_leaderboard
 from m2ray.reporting.leaderboard_text import display_cells
 from m2ray.util.text import percent

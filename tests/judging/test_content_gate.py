@@ -10,9 +10,9 @@ import pytest
 
 from m2ray.cli.gate import main, parse_counts
 from m2ray.config.gate_file import load_gate
-from m2ray.judging.arms import RowArms
 from m2ray.judging.gate import judge, judge_counts, judge_together
 from m2ray.judging.outcome_files import read_outcomes
+from m2ray.judging.row_arms import RowArms
 from m2ray.judging.verdict import FAIL, INVALID, PART, PASS, UNTESTABLE, WHOLE
 from m2ray.util.errors import UserError
 

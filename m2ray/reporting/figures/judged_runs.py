@@ -20,7 +20,8 @@ from m2ray.config.split_names import is_confirm
 from m2ray.evaluation.row_selection import outcomes
 from m2ray.evaluation.rows import FAILED
 from m2ray.judging import statistics as stats
-from m2ray.judging.arms import count_successes, success_rate
+from m2ray.judging.arms import success_rate
+from m2ray.judging.row_arms import count_successes
 from m2ray.judging.verdict_tables import scale_gate_curve
 from m2ray.reporting.leaderboard import WITHDRAWN, JudgedRun
 from m2ray.util.plotting import COLORS, hide_spines, legend_beside

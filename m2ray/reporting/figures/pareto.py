@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 
 from m2ray.config.condition_names import bits_count, text_limit
-from m2ray.judging.arms import count_successes, success_rate
+from m2ray.judging.arms import success_rate
+from m2ray.judging.row_arms import count_successes
 from m2ray.reporting.figures.judged_runs import LineStyle, by_config, percent_with_bounds, sample_sizes
 from m2ray.reporting.leaderboard import JudgedRun
 from m2ray.util.plotting import COLORS, hide_spines, legend_beside
