@@ -66,10 +66,9 @@ class Arms(ABC):
     def retention(self, alpha: float) -> stats.Estimate:
         """Return (normal - P0) / (P1 - P0) with its interval."""
 
-    @property
     @abstractmethod
-    def test(self) -> str:
-        """The name of the test behind `p_better`."""
+    def test(self, first: str, second: str) -> str:
+        """Return the name of the test behind `p_better`."""
 
     @property
     @abstractmethod
@@ -100,12 +99,15 @@ class CountArms(Arms):
 
     counts = property(lambda self: self._counts)
     paired = property(lambda self: False)
-    test = property(lambda self: "score test")
     episodes = property(lambda self: min(n for _, n in self._counts.values()))
 
     def contrast(self, first: str, second: str) -> Contrast:
         """Implement `Arms.contrast`."""
         return Unpaired(self._counts[first], self._counts[second])
+
+    def test(self, first: str, second: str) -> str:
+        """Implement `Arms.test`."""
+        return "score test"
 
     def p_better(self, first: str, second: str) -> float:
         """Implement `Arms.p_better`."""
@@ -156,19 +158,18 @@ class ScoreArms(Arms):
         """Implement `Arms.independent`: the inverse sum of squared shares of the episodes (Kish 1965)."""
         return self.episodes if self.group_E is None else effective_clusters(self.group_E)
 
-    @property
-    def test(self) -> str:
-        """McNemar, or t-test for scores and for episodes in groups."""
-        return "McNemar" if self._exact else "t-test"
+    def test(self, first: str, second: str) -> str:
+        """Implement `Arms.test`: McNemar's, or a t-test for scores and for episodes in groups."""
+        return "McNemar" if self._exact(self.scores(first), self.scores(second)) else "t-test"
 
-    @cached_property
-    def _exact(self) -> bool:
-        return self.binary and self.group_E is None
+    def _exact(self, *scores: Floats) -> bool:
+        """Return whether these are successes and failures of episodes without groups."""
+        return self.group_E is None and all(map(_binary, scores))
 
     @cached_property
     def binary(self) -> bool:
         """True if every outcome is a success or a failure."""
-        return all(bool(((arm == 0) | (arm == 1)).all()) for arm in self._scores.values())
+        return all(map(_binary, self._scores.values()))
 
     @property
     def episodes(self) -> int:
@@ -191,7 +192,7 @@ class ScoreArms(Arms):
         return ScoreArms(own, [seed], self.group_E)
 
     def _compare(self, first_SE: Floats, second_SE: Floats) -> Contrast:
-        if self._exact and len(first_SE) == len(second_SE) == 1:
+        if len(first_SE) == len(second_SE) == 1 and self._exact(first_SE, second_SE):
             wins = int(((first_SE == 1) & (second_SE == 0)).sum())
             losses = int(((first_SE == 0) & (second_SE == 1)).sum())
             return PairedBinary(first_SE.shape[1], wins, losses)
@@ -204,9 +205,9 @@ class ScoreArms(Arms):
     def p_better(self, first: str, second: str) -> float:
         """Implement `Arms.p_better`: McNemar's exact test; a t-test of scores, or of episodes in groups."""
         first_SE, second_SE = np.broadcast_arrays(self.scores(first), self.scores(second))
-        p_values = []
+        exact, p_values = self._exact(first_SE, second_SE), []
         for first_E, second_E in zip(first_SE, second_SE, strict=True):
-            if self._exact:
+            if exact:
                 p_values.append(stats.mcnemar(first_E, second_E).p_greater)
             else:
                 p_values.append(self._compare(first_E[None], second_E[None]).p_above(0.0))
@@ -219,20 +220,27 @@ class ScoreArms(Arms):
     def interval(self, name: str, alpha: float) -> stats.Interval:
         """Implement `Arms.interval`: Wilson's for one seed's successes, else of the clustered mean's."""
         scores_SE = self.scores(name)
-        if self._exact and len(scores_SE) == 1:
+        if len(scores_SE) == 1 and self._exact(scores_SE):
             return stats.wilson(int(scores_SE.sum()), scores_SE.shape[1], alpha)
         clusters = self.clusters
         if clusters == 1:
             return stats.Interval(0.0, 1.0)  # nothing is known of how groups differ
         mean = mean_difference(scores_SE, self.group_E, lowest=0.0)
-        if clusters is not None and self.binary and len(scores_SE) == 1:
-            return stats.wilson_of_clusters(mean.mean, scores_SE.shape[1], mean.error**2, mean.freedom + 1, alpha)
+        if clusters is not None and len(scores_SE) == 1 and _binary(scores_SE):
+            return stats.wilson_of_clusters(
+                mean.mean, scores_SE.shape[1], mean.error**2, mean.parts[0][1] + 1, alpha
+            )
         return stats.Interval(max(0.0, mean.low(alpha / 2)), min(1.0, mean.high(alpha / 2)))
 
     def retention(self, alpha: float) -> stats.Estimate:
         """Implement `Arms.retention`: Fieller's interval, over episodes or groups, and over training seeds."""
         normal_SE, p0_SE, p1_SE = (self.scores(name) for name in ("normal", "P0", "P1"))
         return mean_ratio(normal_SE - p0_SE, p1_SE - p0_SE, alpha, self.group_E)
+
+
+def _binary(scores: Floats) -> bool:
+    """Return whether all are successes or failures."""
+    return bool(((scores == 0) | (scores == 1)).all())
 
 
 def success_rate(count: tuple[int, int]) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from m2ray.config.gate_file import Criterion
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import Arms, ScoreArms
-from m2ray.judging.contrasts import mean_difference
+from m2ray.judging.contrasts import MeanDifference, mean_difference
 from m2ray.judging.row_arms import RowArms
 from m2ray.judging.verdict import FAIL, PASS, UNTESTABLE, CriterionResult
 from m2ray.util.errors import UserError
@@ -105,9 +105,12 @@ def _exceeds(criterion: Criterion, arms: Arms, level: float) -> _Measurement:
     first, second = _pair(criterion)
     contrast = arms.contrast(first, second)
     low, p = contrast.low(level), contrast.p_above(criterion.margin)
+    needed = f"{100 * criterion.margin:+.1f}"
+    # A bound just below the margin is not printed as the margin.
+    digits = next((d for d in range(1, 6) if p <= level or float(f"{100 * low:.{d}f}") != float(needed)), 1)
     sentence = (
-        f"{first} - {second} = {100 * contrast.value:+.1f} points, lower bound {100 * low:+.1f} "
-        f"({_confidence(level)}, one-sided), needs {100 * criterion.margin:+.1f}"
+        f"{first} - {second} = {100 * contrast.value:+.1f} points, lower bound {100 * low:+.{digits}f} "
+        f"({_confidence(level)}, one-sided), needs {needed}"
     )
     return _Measurement(low, criterion.margin, _status(p <= level), sentence, p)
 
@@ -137,7 +140,11 @@ def _power(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
             only = f" of {clusters_text(arms)}, which by their sizes count as {independent:.1f} equal ones"
         sentence = f"n = {n}{only}; take {least} at least"
         return _Measurement(independent, least, FAIL, sentence, explains_others=True)
-    needed = episodes_needed(_variance(arms, first, second), criterion.margin, alpha)
+    room = 0.0
+    if isinstance(arms, ScoreArms) and isinstance(arms.contrast(first, second), MeanDifference):
+        largest = 1 if arms.group_E is None else np.bincount(arms.group_E).max()
+        room = (1 + 2 * criterion.margin) * float(largest)
+    needed = max(least, episodes_needed(_variance(arms, first, second), criterion.margin, alpha, room))
     of = f" of {clusters_text(arms)}" if clusters is not None else ""
     sentence = (
         f"n = {n}{of}; a codec at {second} + {200 * criterion.margin:.0f} points is found with a chance of "
@@ -156,18 +163,33 @@ def clusters_needed(margin: float, alpha: float) -> int:
     return max(MIN_CLUSTERS, math.ceil(math.log(alpha) / math.log1p(-share)))
 
 
-def episodes_needed(variance: float, excess: float, alpha: float) -> int:
+def episodes_needed(variance: float, excess: float, alpha: float, room: float = 0.0) -> int:
     """Return the episodes at which a mean `excess` above a margin is found with a chance of 80 %.
 
-    n = ((z_alpha + z_power) / excess)^2 variance, the normal approximation.
+    n = ((z_alpha + z_power) / excess)^2 variance, the normal approximation. The bound of Gaffke's test is farther
+    from the mean: the random weight of the lowest value is nearly exponential, with a mean of 1 / n. The quantile
+    of the sum of both is that of Cornish and Fisher (1938), with the skewness of the exponential part.
 
     Args:
         variance: Variance of an episode's difference.
         excess: The true difference less the margin.
         alpha: Level of the one-sided test.
+        room: Where Gaffke's test is asked, the distance of the mean from its lowest value, times the episodes of
+            the largest group.
     """
-    z_alpha, z_power = scipy.stats.norm.ppf([1 - alpha, POWER])
-    return max(2, math.ceil(round(((z_alpha + z_power) / excess) ** 2 * variance, 9)))
+    z_alpha, z_power = map(float, scipy.stats.norm.ppf([1 - alpha, POWER]))
+    normal = ((z_alpha + z_power) / excess) ** 2 * variance
+    if room == 0:
+        return max(2, math.ceil(round(normal, 9)))
+
+    def lacks(n: float) -> float:
+        """Return by how much n episodes fall short."""
+        error, shift = math.sqrt(variance / n), room / n
+        spread = math.hypot(error, shift)
+        quantile = z_alpha + 2 * (shift / spread) ** 3 * (z_alpha**2 - 1) / 6
+        return z_power * error + shift + spread * quantile - excess
+
+    return math.ceil(float(scipy.optimize.brentq(lacks, 1.0, 4 * normal + 100 * room / excess)))
 
 
 def clusters_text(arms: Arms) -> str:
@@ -199,7 +221,7 @@ def _better(criterion: Criterion, arms: Arms, level: float) -> _Measurement:
     p = arms.p_better(first, second)
     difference = 100 * (arms.rate(first) - arms.rate(second))
     seeds = f"in each of {len(arms.seeds)} seeds, largest " if len(arms.seeds) > 1 else ""
-    sentence = f"{first} - {second} = {difference:+.1f} points ({seeds}{arms.test} p = {p:.2g})"
+    sentence = f"{first} - {second} = {difference:+.1f} points ({seeds}{arms.test(first, second)} p = {p:.2g})"
     if arms.interval(first, 2 * level).high <= criterion.floor:
         floor = f"{first} is at the floor, {percent(arms.rate(first))}, and cannot fall; {sentence}"
         return _Measurement(p, level, UNTESTABLE, floor, p)
@@ -266,7 +288,7 @@ def _below(criterion: Criterion, arms: Arms, alpha: float) -> _Measurement:
         if helps <= alpha:
             sentence += f", above it: even a wrong message helps (p = {helps:.2g})"
         else:
-            sentence += f" ({arms.test} p = {p:.2g}, for information)"
+            sentence += f" ({arms.test(first, second)} p = {p:.2g}, for information)"
     return _Measurement(rate, against, status, sentence)
 
 

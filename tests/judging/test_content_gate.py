@@ -460,7 +460,7 @@ def test_messages_that_repeat_are_clusters():
     assert wide > 2.5 * narrow, "ten copies of a message are not ten times the evidence"
     assert "n = 1000 of 100 messages" in result(verdict, "enough episodes").sentence
     needed = [result(v, "enough episodes").threshold for v in (verdict, alone)]
-    assert needed[0] == pytest.approx(10 * needed[1], rel=0.1)
+    assert needed[0] == pytest.approx(10 * needed[1], rel=0.2)
 
 
 def test_messages_that_repeat_by_chance_leave_the_exact_tests():

@@ -8,6 +8,8 @@ import pytest
 
 from m2ray.config.gate_file import load_gate
 from m2ray.judging import statistics as stats
+from m2ray.judging.contrasts import mean_difference
+from m2ray.judging.criteria import clusters_needed, episodes_needed
 from m2ray.reporting.leaderboard_text import legend
 
 STATED = re.compile(
@@ -44,3 +46,15 @@ def test_the_difference_that_the_leaderboard_calls_detectable_is_found_four_time
 def test_the_successes_that_the_leaderboard_names_are_the_fewest_that_clear_30_percent(n):
     _, _, needed = stated(n)
     assert stats.wilson(needed, n).low >= 0.3 > stats.wilson(needed - 1, n).low
+
+
+@pytest.mark.parametrize("spread", [0.05, 0.15, 0.3])
+def test_scores_are_found_with_the_chance_that_is_promised(spread):
+    """A codec at the margin + 10 points, of which the bound is Gaffke's."""
+    n = max(clusters_needed(0.1, 0.05), episodes_needed(spread**2, 0.1, 0.05, 1.2))
+    rng, draws = np.random.default_rng(0), 400
+    found = sum(
+        mean_difference(np.clip(0.2 + spread * rng.standard_normal((1, n)), -1, 1)).p_above(0.1) <= 0.05
+        for _ in range(draws)
+    )
+    assert found / draws >= 0.76

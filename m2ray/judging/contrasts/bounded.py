@@ -23,21 +23,28 @@ Floats = NDArray[np.float64]
 STEP = 0.1  # of the integral; p-values are then exact to a thousandth of themselves
 POINTS_Q = STEP * np.arange(60)
 
+ROUNDING = 1e-12  # a distance from the margin that is so much smaller than the largest is none
+
 
 @dataclass(frozen=True, eq=False)
 class BoundedSample:
     """Values of clusters, sampled from a distribution between two ends.
 
-    Shapes: C distinct values, Q points of an integral.
+    A cluster of several episodes has their mean, and weighs as much as it has episodes. The value that is added
+    weighs as much as the largest: clusters that are not in the sample may be as large, and do worst.
+
+    Shapes: C different clusters.
 
     Attributes:
         value_C: The values.
-        count_C: How many clusters have each; need not be whole, where clusters are of unequal size.
+        size_C: The episodes of each.
+        count_C: How many clusters there are of each value and size, 1 at least.
         lowest: The lowest value that a cluster can have.
         highest: The highest.
     """
 
     value_C: Floats
+    size_C: Floats
     count_C: Floats
     lowest: float
     highest: float
@@ -45,18 +52,20 @@ class BoundedSample:
     @property
     def reversed(self) -> BoundedSample:
         """The sample of the opposite values."""
-        return BoundedSample(-self.value_C, self.count_C, -self.highest, -self.lowest)
+        return BoundedSample(-self.value_C, self.size_C, self.count_C, -self.highest, -self.lowest)
 
     def p_at_most(self, margin: float) -> float:
         """Return Gaffke's one-sided p-value of the hypothesis that the true mean is at most `margin`.
 
-        The random weights are shares of Gamma variables. So it is the probability that the sum of these variables,
-        each times the distance of its value from the margin, is at most 0.
+        The random weights are shares of exponential variables. So it is the probability that the sum of these
+        variables, each times the size of its cluster and the distance of its value from the margin, is at most 0.
         """
         if margin <= self.lowest:
             return 0.0
-        excess_C = np.append(self.value_C, self.lowest) - margin
+        excess_C = np.append(self.size_C * (self.value_C - margin), self.size_C.max() * (self.lowest - margin))
         count_C = np.append(self.count_C, 1.0)
+        excess_C /= np.abs(excess_C).max()
+        excess_C[np.abs(excess_C) < ROUNDING] = 0.0
         if excess_C.max() <= 0:
             return 1.0
         if count_C @ excess_C >= 0:
@@ -86,8 +95,8 @@ def _chance_below_zero(factor_C: Floats, count_C: Floats) -> float:
     the frequency (Daniels 1954, eq. 2.1, for the tail). Through the saddle point the function falls off quickly.
 
     Args:
-        factor_C: Factors; one is below 0 at least.
-        count_C: Shapes of the Gamma variables.
+        factor_C: Factors, the largest of size 1; one is below 0 at least.
+        count_C: Shapes of the Gamma variables, 1 at least.
     """
 
     def slope(at: float) -> float:
@@ -110,7 +119,14 @@ def _chance_below_zero(factor_C: Floats, count_C: Floats) -> float:
     return min(1.0, max(0.0, tail))
 
 
-def bounded_sample(value_C: Floats, count_C: Floats, lowest: float, highest: float) -> BoundedSample:
-    """Return a sample in which equal values are counted together; see `BoundedSample` for the arguments."""
-    distinct, index_C = np.unique(np.round(value_C, 12), return_inverse=True)
-    return BoundedSample(distinct, np.bincount(index_C, weights=count_C).astype(np.float64), lowest, highest)
+def bounded_sample(value_C: Floats, size_C: Floats, lowest: float, highest: float) -> BoundedSample:
+    """Return a sample in which clusters of equal value and size are counted together.
+
+    Args:
+        value_C: The value of each cluster.
+        size_C: Its episodes.
+        lowest: The lowest value that a cluster can have.
+        highest: The highest.
+    """
+    pairs, count = np.unique(np.stack([np.round(value_C, 12), size_C]), axis=1, return_counts=True)
+    return BoundedSample(pairs[0], pairs[1], count.astype(np.float64), lowest, highest)

@@ -6,7 +6,6 @@ Shapes: S training seeds, E episodes, G groups.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,26 +18,26 @@ from m2ray.judging.statistics import Estimate
 from m2ray.util.errors import UserError
 
 ROUNDING = 1e-12  # outcomes that differ by less are alike: sums of scores are not exact
+SMALLEST = 1e-15  # p-value over several seeds
 
 
 @dataclass(frozen=True, eq=False)
 class MeanDifference(Contrast):
-    """A mean over clusters (episodes, groups) with its standard error and degrees of freedom.
+    """A mean over clusters (episodes, groups) and training seeds.
 
-    The t-test has the variance over training seeds as well, but takes the mean for normal; Gaffke's test (see
-    `BoundedSample`) has none of both. A margin is rejected where both reject it. At common variances and 300
-    episodes they differ by a few tenths of a point.
+    Two tests must reject a margin. The t-test takes the means of both samples for normal: its bound's distance is
+    the root of the sum of the squares of those that each sample has by itself (Banerjee 1960). The usual one, of
+    the summed variances at Satterthwaite's degrees of freedom, rejects too easily where few seeds happen to be
+    alike. Gaffke's test (see `BoundedSample`) knows of no seeds, and takes nothing for normal.
 
     Attributes:
         mean: The mean.
-        error: Its standard error.
-        freedom: Degrees of freedom.
+        parts: The variance of the mean over clusters, and over seeds, each with its degrees of freedom.
         sample: The values of the clusters, means over training seeds.
     """
 
     mean: float
-    error: float
-    freedom: float
+    parts: tuple[tuple[float, float], ...]
     sample: BoundedSample
 
     @property
@@ -47,16 +46,44 @@ class MeanDifference(Contrast):
         return self.mean
 
     @property
+    def error(self) -> float:
+        """The standard error."""
+        return math.sqrt(sum(variance for variance, _ in self.parts))
+
+    @property
     def reversed(self) -> MeanDifference:
         """The second condition minus the first."""
-        return MeanDifference(-self.mean, self.error, self.freedom, self.sample.reversed)
+        return MeanDifference(-self.mean, self.parts, self.sample.reversed)
 
     def t_p_above(self, margin: float) -> float:
         """Return the p-value of the t-test alone."""
         excess = self.mean - margin
-        if self.error == 0:
-            return 0.5 if abs(excess) < ROUNDING else float(excess < 0)
-        return float(scipy.stats.t.sf(excess / self.error, self.freedom))
+        if abs(excess) < ROUNDING:
+            return 0.5
+        p = self._chance_beyond(abs(excess))
+        return p if excess > 0 else 1 - p
+
+    def _chance_beyond(self, distance: float) -> float:
+        """Return the level at which the t-test's bound is this far from the mean."""
+        parts = [(variance, freedom) for variance, freedom in self.parts if variance > 0]
+        if not parts:
+            return 0.0
+        if len(parts) == 1:
+            return float(scipy.stats.t.sf(distance / math.sqrt(parts[0][0]), parts[0][1]))
+
+        def beyond(logarithm: float) -> float:
+            """Return how much farther the bound of a level is."""
+            return self._distance(math.exp(logarithm)) - distance
+
+        if beyond(math.log(SMALLEST)) <= 0:
+            return SMALLEST
+        return math.exp(float(scipy.optimize.brentq(beyond, math.log(SMALLEST), math.log(0.5))))
+
+    def _distance(self, level: float) -> float:
+        """Return how far the t-test's bound is from the mean."""
+        return math.sqrt(
+            sum(variance * float(scipy.special.stdtrit(freedom, level)) ** 2 for variance, freedom in self.parts)
+        )
 
     def p_above(self, margin: float) -> float:
         """Return the p-value of the t-test, or of Gaffke's if it is larger."""
@@ -64,8 +91,8 @@ class MeanDifference(Contrast):
         return t_test if t_test >= 0.5 else max(t_test, self.sample.p_at_most(margin))
 
     def t_low(self, level: float) -> float:
-        """Return the bound at which the t-test alone turns."""
-        return self.mean - float(scipy.stats.t.isf(level, self.freedom)) * self.error
+        """Return the bound at which the t-test alone turns, at a level below 0.5."""
+        return self.mean - self._distance(level)
 
     def low(self, level: float) -> float:
         """Return the bound at which both tests reject."""
@@ -83,10 +110,8 @@ def mean_difference(
 ) -> MeanDifference:
     """Return the mean of a difference over episodes and training seeds, which are both samples.
 
-    The variance of the mean is that over episodes (of each episode's mean over seeds) plus that over seeds (of
-    each seed's mean over episodes): two-way clustering as in Cameron, Gelbach and Miller (2011) without their last
-    term, which errs on the safe side. Degrees of freedom are Satterthwaite's (1946). With one seed nothing is
-    known of the variance over seeds, and only that over episodes counts.
+    The variance over episodes is that of each episode's mean over seeds; that over seeds is of each seed's mean
+    over episodes. With one seed nothing is known of the variance over seeds, and only that over episodes counts.
 
     The variance over groups is the jackknife's, and their degrees of freedom are of the effective number of
     groups (`effective_clusters`): a group that holds many of the episodes
@@ -114,22 +139,10 @@ def mean_difference(
     over_episodes = float(((clusters_G / (1 - share_G)) ** 2).sum()) / episodes**2 * (count - 1) / count
     over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
     effective = max(2.0, float(count) if group_E is None else effective_clusters(group_E))
-    value_G = mean + clusters_G / sizes_G
+    parts = [(over_episodes, effective - 1.0), *([(over_seeds, seeds - 1.0)] if seeds > 1 else [])]
     ends = (min(lowest, float(mean_E.min())), max(highest, float(mean_E.max())))
-    sample = bounded_sample(value_G, effective * share_G, *ends)
-    return _with_variances(mean, [(over_episodes, effective - 1), (over_seeds, seeds - 1)], sample)
-
-
-def _with_variances(mean: float, parts: Sequence[tuple[float, float]], sample: BoundedSample) -> MeanDifference:
-    """Return a mean whose variance is the sum of parts, each with its degrees of freedom.
-
-    The degrees of freedom of the sum are Satterthwaite's (1946). The first part counts even where all are 0.
-    """
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return MeanDifference(mean, 0.0, parts[0][1], sample)
-    spread = sum(part**2 / freedom for part, freedom in parts if part > 0)
-    return MeanDifference(mean, math.sqrt(variance), variance**2 / spread, sample)
+    sample = bounded_sample(mean + clusters_G / sizes_G, sizes_G.astype(np.float64), *ends)
+    return MeanDifference(mean, tuple(parts), sample)
 
 
 def difference_of_systems(
@@ -151,27 +164,26 @@ def difference_of_systems(
     """
     difference_E = first_SE.mean(axis=0) - second_SE.mean(axis=0)
     over_episodes = mean_difference(difference_E[None], group_E, lowest - 1, 1 - lowest)
-    parts = [(over_episodes.error**2, over_episodes.freedom)]
-    parts += [
-        (float(system_SE.mean(axis=1).var(ddof=1)) / len(system_SE), len(system_SE) - 1)
+    over_seeds = [
+        (float(system_SE.mean(axis=1).var(ddof=1)) / len(system_SE), len(system_SE) - 1.0)
         for system_SE in (first_SE, second_SE)
         if len(system_SE) > 1
     ]
-    return _with_variances(over_episodes.mean, parts, over_episodes.sample)
+    return MeanDifference(over_episodes.mean, (*over_episodes.parts, *over_seeds), over_episodes.sample)
 
 
 def difference_of_samples(first: MeanDifference, second: MeanDifference) -> MeanDifference:
-    """Return the difference between two means of independent samples (Welch 1947).
+    """Return the difference between two means of independent samples.
 
     Gaffke's test is of one sample. Here it only keeps the room for clusters that neither sample shows: that of as
     many clusters as the smaller sample has, all at the mean.
     """
-    clusters = min(float(one.sample.count_C.sum()) for one in (first, second))
+    clusters = min(one.parts[0][1] + 1 for one in (first, second))
     mean = first.mean - second.mean
     lowest = first.sample.lowest - second.sample.highest
     highest = first.sample.highest - second.sample.lowest
-    sample = BoundedSample(np.array([mean]), np.array([clusters]), lowest, highest)
-    return _with_variances(mean, [(one.error**2, one.freedom) for one in (first, second)], sample)
+    sample = BoundedSample(np.array([mean]), np.ones(1), np.array([clusters]), lowest, highest)
+    return MeanDifference(mean, (*first.parts, *second.parts), sample)
 
 
 def mean_ratio(
@@ -188,8 +200,8 @@ def mean_ratio(
         group_E: Numbers of groups of episodes.
 
     Returns:
-        All NaN where the denominator is not above 0; the bounds are NaN where its own interval touches 0, since
-        then the ratio has no bounded interval.
+        All NaN where the denominator is not above 0; both bounds are NaN where its own interval touches 0, or so
+        nearly that they lie more than 64 from the ratio.
     """
     if second_SE.mean() <= 0:
         return Estimate(math.nan, math.nan, math.nan)
@@ -216,4 +228,5 @@ def mean_ratio(
             return math.nan
         return float(scipy.optimize.brentq(lambda ratio: p_value(ratio, sign) - alpha / 2, far, value))
 
-    return Estimate(value, end(1.0), end(-1.0))
+    ends = end(1.0), end(-1.0)
+    return Estimate(value, *ends) if all(map(math.isfinite, ends)) else Estimate(value, math.nan, math.nan)
