@@ -1,6 +1,7 @@
 """The gate `content`: what it must not pass, what it must, and what it says where nothing can be judged."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -622,3 +623,40 @@ def test_one_episode_is_a_setting_too_small_or_a_line(tmp_path, capsys):
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match="two episodes"):
         main([str(path)])
+
+
+# --- a third attack ------------------------------------------------------------------------------------------
+
+
+def test_a_score_under_one_condition_leaves_the_others_exact():
+    """One half in `facts-1` made 23 of 150 above none a FAIL, by the wider bound of scores."""
+    rows = outcomes(
+        {"normal": 23 / 150, "null": 0, "random": 0, "shuffle": 0, "P0": 0, "P1": 1, "facts-1": 0}, n=150
+    )
+    scored = rows.assign(success=rows.success.where((rows.condition != "facts-1") | (rows.episode > 0), 0.5))
+    exact, beside = (result(judge(one, GATE), "beats no message") for one in (rows, scored))
+    assert exact.status == PASS
+    assert beside.sentence == exact.sentence
+
+
+def test_retention_has_two_bounds_or_none():
+    level = {"normal": 0.6, "P1": 0.105, "P0": 0.0, "null": 0.0, "random": 0.0, "shuffle": 0.0}
+    rows = pd.concat(
+        pd.DataFrame({"condition": name, "seed": -1, "episode": range(40), "success": score})
+        for name, score in level.items()
+    )
+    found = RowArms(rows).retention(0.05)
+    assert found.value == pytest.approx(0.6 / 0.105)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
+
+
+def test_a_bound_just_below_the_margin_is_not_printed_as_the_margin():
+    wins, losses = 52, 10
+    rows = outcomes({"normal": 0.0, "null": 0, "random": 0, "shuffle": 0, "P0": 0.0, "P1": 1}, n=300)
+    at = rows.episode
+    rows["success"] = rows.success.where(rows.condition != "normal", (at < wins).astype(float))
+    rows["success"] = rows.success.where(rows.condition != "P0", (at >= 300 - losses).astype(float))
+    found = result(judge(rows, GATE), "beats no message")
+    assert found.status == FAIL
+    assert "lower bound +9.99 " in found.sentence
