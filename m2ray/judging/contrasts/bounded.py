@@ -128,5 +128,6 @@ def bounded_sample(value_C: Floats, size_C: Floats, lowest: float, highest: floa
         lowest: The lowest value that a cluster can have.
         highest: The highest.
     """
-    pairs, count = np.unique(np.stack([np.round(value_C, 12), size_C]), axis=1, return_counts=True)
-    return BoundedSample(pairs[0], pairs[1], count.astype(np.float64), lowest, highest)
+    # As complex numbers, pairs are sorted ten times faster than as rows.
+    pairs, count = np.unique(np.round(value_C, 12) + 1j * size_C, return_counts=True)
+    return BoundedSample(pairs.real, pairs.imag, count.astype(np.float64), lowest, highest)
