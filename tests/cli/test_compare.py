@@ -139,7 +139,8 @@ def test_a_part_of_the_episodes_is_compared_on_that_part(results, capsys):
     assert found["a"]["n"] == found["b"]["n"] == 100
 
 
-def test_two_samples_are_compared_by_welchs_test(tmp_path, capsys):
+def test_two_samples_are_compared_nearly_as_by_welchs_test(tmp_path, capsys):
+    """Banerjee's bound is a little wider than Welch's, which errs where one of two small samples varies little."""
     rng = np.random.default_rng(0)
     scores = [rng.uniform(0, 1, 40), rng.uniform(0.2, 1, 60)]
     for name, own in zip("xy", scores, strict=True):
@@ -150,8 +151,9 @@ def test_two_samples_are_compared_by_welchs_test(tmp_path, capsys):
     interval = expected.confidence_interval()
     normal = by_name(found)["normal"]
     assert not found["paired"]
-    assert normal["p"] == pytest.approx(expected.pvalue)
-    assert [normal["ci_low"], normal["ci_high"]] == pytest.approx([interval.low, interval.high], abs=1e-6)
+    assert expected.pvalue < normal["p"] < 1.05 * expected.pvalue
+    assert interval.low - 0.002 < normal["ci_low"] < interval.low
+    assert interval.high < normal["ci_high"] < interval.high + 0.002
 
 
 def test_repeated_messages_are_clusters(tmp_path, capsys):
