@@ -25,7 +25,7 @@ from m2ray.util.files import cache_root, check_file
 if TYPE_CHECKING:
     import pandas as pd
 
-EVERY_S = 20.0
+EVERY_S = 20.0  # between two lines on what is done
 
 
 def main(argv: Sequence[str]) -> int:
@@ -203,10 +203,10 @@ def _run(
     constants = (cache_root() if sweep is None or published else sweep / "checkpoints") / "constants"
     names = tuple(dict.fromkeys(names))
     job = EvaluationJob(trial, split, names, checkpoint, constants, other_receiver=other_receiver)
-    return run_evaluation(job, Progress(len(names)))
+    return run_evaluation(job, DoneConditions(len(names)))
 
 
-class Progress:
+class DoneConditions:
     """Tells how many conditions are done, at most one line every `EVERY_S` seconds.
 
     Args:

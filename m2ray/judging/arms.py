@@ -19,6 +19,7 @@ from m2ray.judging.contrasts import (
     PairedBinary,
     Unpaired,
     effective_clusters,
+    is_binary,
     mean_difference,
     mean_ratio,
 )
@@ -164,12 +165,7 @@ class ScoreArms(Arms):
 
     def _exact(self, *scores: Floats) -> bool:
         """Return whether these are successes and failures of episodes without groups."""
-        return self.group_E is None and all(map(_binary, scores))
-
-    @cached_property
-    def binary(self) -> bool:
-        """True if every outcome is a success or a failure."""
-        return all(map(_binary, self._scores.values()))
+        return self.group_E is None and all(map(is_binary, scores))
 
     @property
     def episodes(self) -> int:
@@ -193,9 +189,7 @@ class ScoreArms(Arms):
 
     def _compare(self, first_SE: Floats, second_SE: Floats) -> Contrast:
         if len(first_SE) == len(second_SE) == 1 and self._exact(first_SE, second_SE):
-            wins = int(((first_SE == 1) & (second_SE == 0)).sum())
-            losses = int(((first_SE == 0) & (second_SE == 1)).sum())
-            return PairedBinary(first_SE.shape[1], wins, losses)
+            return PairedBinary.of(first_SE, second_SE)
         return mean_difference(first_SE - second_SE, self.group_E)
 
     def contrast(self, first: str, second: str) -> Contrast:
@@ -226,7 +220,7 @@ class ScoreArms(Arms):
         if clusters == 1:
             return stats.Interval(0.0, 1.0)  # nothing is known of how groups differ
         mean = mean_difference(scores_SE, self.group_E, lowest=0.0)
-        if clusters is not None and len(scores_SE) == 1 and _binary(scores_SE):
+        if clusters is not None and len(scores_SE) == 1 and is_binary(scores_SE):
             return stats.wilson_of_clusters(
                 mean.mean, scores_SE.shape[1], mean.error**2, mean.parts[0][1] + 1, alpha
             )
@@ -236,11 +230,6 @@ class ScoreArms(Arms):
         """Implement `Arms.retention`: Fieller's interval, over episodes or groups, and over training seeds."""
         normal_SE, p0_SE, p1_SE = (self.scores(name) for name in ("normal", "P0", "P1"))
         return mean_ratio(normal_SE - p0_SE, p1_SE - p0_SE, alpha, self.group_E)
-
-
-def _binary(scores: Floats) -> bool:
-    """Return whether all are successes or failures."""
-    return bool(((scores == 0) | (scores == 1)).all())
 
 
 def success_rate(count: tuple[int, int]) -> float:

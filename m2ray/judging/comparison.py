@@ -25,6 +25,7 @@ from m2ray.judging.contrasts import (
     Unpaired,
     difference_of_samples,
     difference_of_systems,
+    is_binary,
     mean_difference,
 )
 from m2ray.judging.row_arms import RowArms
@@ -258,12 +259,12 @@ def _contrast(
         len(first_SE) == len(second_SE) == 1
         and first.group_E is None
         and second.group_E is None
-        and all(bool(np.isin(scores_SE, (0.0, 1.0)).all()) for scores_SE in (first_SE, second_SE))
+        and is_binary(first_SE)
+        and is_binary(second_SE)
     )
     if paired:
         if exact:
-            wins, losses = int((first_SE > second_SE).sum()), int((first_SE < second_SE).sum())
-            return PairedBinary(first_SE.shape[1], wins, losses)
+            return PairedBinary.of(first_SE, second_SE)
         group_E = first.group_E if first.group_E is not None else second.group_E
         return difference_of_systems(first_SE, second_SE, group_E, lowest)
     if exact:

@@ -83,9 +83,13 @@ def is_below(rate: float, against: float, floor: float) -> bool:
 
 def compare_to_bar(low: float, bar: float) -> str:
     """Return `12.8% < 30.0%`, with as many decimals as it takes for the two to differ."""
-    sign = ">=" if low >= bar else "<"
-    digits = next((d for d in range(1, 6) if f"{100 * low:.{d}f}" != f"{100 * bar:.{d}f}"), 1)
+    sign, digits = ">=" if low >= bar else "<", _digits_apart(low, bar)
     return f"{100 * low:.{digits}f}% {sign} {100 * bar:.{digits}f}%"
+
+
+def _digits_apart(share: float, other: float) -> int:
+    """Return how many decimals it takes for two percentages to differ; 1 if five do not do."""
+    return next((d for d in range(1, 6) if f"{100 * share:.{d}f}" != f"{100 * other:.{d}f}"), 1)
 
 
 def _pair(criterion: Criterion) -> tuple[str, str]:
@@ -105,12 +109,10 @@ def _exceeds(criterion: Criterion, arms: Arms, level: float) -> _Measurement:
     first, second = _pair(criterion)
     contrast = arms.contrast(first, second)
     low, p = contrast.low(level), contrast.p_above(criterion.margin)
-    needed = f"{100 * criterion.margin:+.1f}"
-    # A bound just below the margin is not printed as the margin.
-    digits = next((d for d in range(1, 6) if p <= level or float(f"{100 * low:.{d}f}") != float(needed)), 1)
+    digits = 1 if p <= level else _digits_apart(low, criterion.margin)  # a FAIL does not read as the margin
     sentence = (
         f"{first} - {second} = {100 * contrast.value:+.1f} points, lower bound {100 * low:+.{digits}f} "
-        f"({_confidence(level)}, one-sided), needs {needed}"
+        f"({_confidence(level)}, one-sided), needs {100 * criterion.margin:+.1f}"
     )
     return _Measurement(low, criterion.margin, _status(p <= level), sentence, p)
 

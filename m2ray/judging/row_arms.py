@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from m2ray.evaluation.rows import GROUP
 from m2ray.judging import statistics as stats
 from m2ray.judging.arms import NO_SEED, Counts, ScoreArms
-from m2ray.judging.contrasts import Floats
+from m2ray.judging.contrasts import Floats, is_binary
 from m2ray.util.errors import UserError
 from m2ray.util.text import list_some
 
@@ -101,7 +101,7 @@ class RowArms(ScoreArms):
     @cached_property
     def binary(self) -> bool:
         """True if every outcome is a success or a failure."""
-        return bool(np.isin(self.rows.success.astype(float).to_numpy(), (0.0, 1.0)).all())
+        return is_binary(self.rows.success.astype(float).to_numpy())
 
     @cached_property
     def counts(self) -> Counts:

@@ -11,7 +11,7 @@ Three kinds, by what is known of the outcomes:
 
 from m2ray.judging.contrasts.bounded import Floats
 from m2ray.judging.contrasts.contrast import Contrast
-from m2ray.judging.contrasts.counts import PairedBinary, Unpaired
+from m2ray.judging.contrasts.counts import PairedBinary, Unpaired, is_binary
 from m2ray.judging.contrasts.means import (
     MeanDifference,
     difference_of_samples,
@@ -30,6 +30,7 @@ __all__ = [
     "difference_of_samples",
     "difference_of_systems",
     "effective_clusters",
+    "is_binary",
     "mean_difference",
     "mean_ratio",
 ]

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 STEP = 0.1  # of the integral; p-values are then exact to a thousandth of themselves
 POINTS_Q = STEP * np.arange(60)
-
-ROUNDING = 1e-12  # a distance from the margin that is so much smaller than the largest is none
+NEGLIGIBLE = 1e-12  # a distance from the margin that is so much smaller than the largest is none
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class BoundedSample:
         excess_C = np.append(self.size_C * (self.value_C - margin), self.size_C.max() * (self.lowest - margin))
         count_C = np.append(self.count_C, 1.0)
         excess_C /= np.abs(excess_C).max()
-        excess_C[np.abs(excess_C) < ROUNDING] = 0.0
+        excess_C[np.abs(excess_C) < NEGLIGIBLE] = 0.0
         if excess_C.max() <= 0:
             return 1.0
         if count_C @ excess_C >= 0:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from m2ray.judging.contrasts.contrast import Contrast
+
+
+def is_binary(outcomes: NDArray[np.float64]) -> bool:
+    """Return whether all outcomes are successes, 1, or failures, 0."""
+    return bool(((outcomes == 0) | (outcomes == 1)).all())
 
 
 def _binomial_p(excess: int, n: int, margin: float) -> float:
@@ -39,6 +47,11 @@ class PairedBinary(Contrast):
     n: int
     wins: int
     losses: int
+
+    @classmethod
+    def of(cls, first: NDArray[Any], second: NDArray[Any]) -> PairedBinary:
+        """Return the contrast of successes and failures, of the same episodes in the same order."""
+        return cls(first.size, int((first > second).sum()), int((first < second).sum()))
 
     @property
     def value(self) -> float:

@@ -114,9 +114,8 @@ def mean_difference(
     over episodes. With one seed nothing is known of the variance over seeds, and only that over episodes counts.
 
     The variance over groups is the jackknife's, and their degrees of freedom are of the effective number of
-    groups (`effective_clusters`): a group that holds many of the episodes
-    draws the mean to itself, so that its distance from it says too little. With groups of one size both are the
-    usual ones.
+    groups (`effective_clusters`): a group that holds many of the episodes draws the mean to itself, so that its
+    distance from it says too little. With groups of one size both are the usual ones.
 
     Args:
         difference_SE: Differences, one row for each training seed.
@@ -127,7 +126,7 @@ def mean_difference(
     Raises:
         UserError: there are fewer than two episodes or groups.
     """
-    seeds, episodes = difference_SE.shape
+    episodes = difference_SE.shape[1]
     mean_E, mean = difference_SE.mean(axis=0), float(difference_SE.mean())
     sizes_G = np.ones(episodes) if group_E is None else np.bincount(group_E)
     clusters_G = mean_E - mean if group_E is None else np.bincount(group_E, weights=mean_E - mean)
@@ -137,12 +136,16 @@ def mean_difference(
     share_G = sizes_G / episodes
     clusters_G[np.abs(clusters_G) < ROUNDING * sizes_G] = 0.0
     over_episodes = float(((clusters_G / (1 - share_G)) ** 2).sum()) / episodes**2 * (count - 1) / count
-    over_seeds = float(difference_SE.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
     effective = max(2.0, float(count) if group_E is None else effective_clusters(group_E))
-    parts = [(over_episodes, effective - 1.0), *([(over_seeds, seeds - 1.0)] if seeds > 1 else [])]
     ends = (min(lowest, float(mean_E.min())), max(highest, float(mean_E.max())))
     sample = bounded_sample(mean + clusters_G / sizes_G, sizes_G.astype(np.float64), *ends)
-    return MeanDifference(mean, tuple(parts), sample)
+    return MeanDifference(mean, ((over_episodes, effective - 1.0), *_over_seeds(difference_SE)), sample)
+
+
+def _over_seeds(outcomes_SE: Floats) -> list[tuple[float, float]]:
+    """Return the variance of the mean over seeds, and its degrees of freedom; nothing of a single seed."""
+    seeds = len(outcomes_SE)
+    return [(float(outcomes_SE.mean(axis=1).var(ddof=1)) / seeds, seeds - 1.0)] if seeds > 1 else []
 
 
 def difference_of_systems(
@@ -164,12 +167,8 @@ def difference_of_systems(
     """
     difference_E = first_SE.mean(axis=0) - second_SE.mean(axis=0)
     over_episodes = mean_difference(difference_E[None], group_E, lowest - 1, 1 - lowest)
-    over_seeds = [
-        (float(system_SE.mean(axis=1).var(ddof=1)) / len(system_SE), len(system_SE) - 1.0)
-        for system_SE in (first_SE, second_SE)
-        if len(system_SE) > 1
-    ]
-    return MeanDifference(over_episodes.mean, (*over_episodes.parts, *over_seeds), over_episodes.sample)
+    parts = (*over_episodes.parts, *_over_seeds(first_SE), *_over_seeds(second_SE))
+    return MeanDifference(over_episodes.mean, parts, over_episodes.sample)
 
 
 def difference_of_samples(first: MeanDifference, second: MeanDifference) -> MeanDifference:

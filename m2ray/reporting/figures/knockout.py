@@ -71,9 +71,7 @@ def knockout_map(rows: pd.DataFrame) -> KnockoutMap | None:
             normal_E, dropped_E = normal_EF[:, f], dropped_EF[:, f]
             readable_E = np.isin(normal_E, ("0", "1")) & np.isin(dropped_E, ("0", "1"))
             if readable_E.any():
-                lost = int((readable_E & (normal_E > dropped_E)).sum())
-                gained = int((readable_E & (normal_E < dropped_E)).sum())
-                contrast = PairedBinary(int(readable_E.sum()), lost, gained)
+                contrast = PairedBinary.of(normal_E[readable_E], dropped_E[readable_E])
                 points_JF[j, f], p_JF[j, f] = 100 * contrast.value, contrast.p_above(0.0)
     if np.isnan(points_JF).all():
         return None
