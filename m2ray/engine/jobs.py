@@ -22,6 +22,7 @@ from m2ray.evaluation.runner import evaluate
 from m2ray.receiver.episode_source import open_source
 from m2ray.receiver.loading import load_trial_receiver
 from m2ray.training.constant_prefix import trained_constant
+from m2ray.util.text import pluralize
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class EvaluationJob:
     def label(self) -> str:
         """A description for progress lines."""
         subject = "/".join(self.folder.parts[-3:]) if self.folder else self.trial.receiver
-        return f"{subject} on {self.split}: {len(self.names)} conditions"
+        return f"{subject} on {self.split}: {pluralize(len(self.names), 'condition')}"
 
 
 Job = EvaluationJob | DiagnosisJob
