@@ -11,14 +11,14 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from m2ray.cli.runner import DONE, EPISODES, OTHER_RECEIVER, Parser
 from m2ray.codec.checkpoints import read_record, trained_with, trial_of
 from m2ray.config.gate_file import load_gate
 from m2ray.config.task import EVALUATION_SPLITS
-from m2ray.config.trial import TrialConfig
-from m2ray.receiver.loading import load_trial_receiver
+from m2ray.config.trial import NumericType, TrialConfig
+from m2ray.receiver.loading import faster_type, load_trial_receiver
 from m2ray.util.errors import UserError
 from m2ray.util.files import cache_root, check_file
 
@@ -35,6 +35,8 @@ def main(argv: Sequence[str]) -> int:
         check_file("--out", args.out, (".parquet",), "rows are Parquet; ")
     if args.other_receiver and not (args.receiver and args.checkpoint):
         raise UserError("--other-receiver: needs a checkpoint and a receiver; name that with --receiver")
+    if args.receiver_dtype and args.checkpoint is None:
+        raise UserError("--receiver-dtype: needs a checkpoint; without one the receiver runs in its fastest type")
     if args.checkpoint is None:
         # Loads torch and pandas: --help and bad options must not wait for them.
         from m2ray.diagnosis.fitness import measure_fitness
@@ -84,6 +86,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--receiver", help="folder or name of the receiver, if it has moved")
     parser.add_argument("--other-receiver", action="store_true", help=OTHER_RECEIVER)
+    parser.add_argument(
+        "--receiver-dtype",
+        choices=get_args(NumericType),
+        help="numeric type of the receiver; default: the one that the codec was trained with",
+    )
     parser.add_argument("--out", type=Path, help="write rows to this Parquet file")
     parser.add_argument(
         "--unlock",
@@ -176,13 +183,21 @@ class ConfirmLook:
 
 
 def _with_receiver(args: Namespace, trial: TrialConfig) -> TrialConfig:
-    """Return the configuration with the receiver that the command line names, if any."""
+    """Return the configuration with the receiver and the numeric type that the command line names, if any."""
+    if args.receiver_dtype:
+        trial = trial.model_copy(update={"receiver_dtype": args.receiver_dtype})
     if args.receiver:
         return trial.model_copy(update={"receiver": args.receiver})
     try:
-        load_trial_receiver(trial)
+        receiver = load_trial_receiver(trial)
     except UserError as error:
         raise UserError(f"{args.checkpoint}: {error}; --receiver says where it is now") from None
+    if not args.receiver_dtype and (faster := faster_type(trial.receiver, receiver)):
+        print(
+            f"{trial.receiver} runs in {receiver.dtype_name}, as when the codec was trained; on this CPU {faster} "
+            f"is faster: --receiver-dtype {faster}",
+            file=sys.stderr,
+        )
     return trial
 
 

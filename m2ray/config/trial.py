@@ -45,6 +45,9 @@ def _is_encoder(name: str) -> str:
 Encoder = Annotated[str, AfterValidator(_is_encoder), WithJsonSchema({"enum": list(ENCODERS), "type": "string"})]
 
 
+NumericType = Literal["auto", "float32", "bfloat16", "float16"]  # auto: the one in the receiver's file
+
+
 class CodecConfig(StrictModel):
     """The codec: the encoder, the bottleneck of the latent, and the scale of the prefix."""
 
@@ -280,7 +283,7 @@ class TrialConfig(StrictModel):
 
     receiver: str = "mini"
     receiver_dtype: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"] | None,
+        NumericType | None,
         Field(
             description="numeric type of the receiver; auto: that of its file; left out: on a CPU the faster of "
             "float32 and bfloat16, measured once; on an accelerator bfloat16"

@@ -104,6 +104,20 @@ def load_trial_receiver(trial: TrialConfig) -> Receiver:
     return load_receiver(trial.receiver, dtype=trial.receiver_dtype)
 
 
+def faster_type(name: str, receiver: Receiver) -> str | None:
+    """Return the numeric type in which this CPU would run a receiver faster than in that of its file.
+
+    None where there is none, on an accelerator, and if the receiver runs in another type than its file's.
+    """
+    from m2ray.receiver.model.numeric_type import fastest_type  # see `load_receiver`
+
+    config = _read_object(Path(resolve_receiver(name)) / "config.json")
+    in_own = receiver.dtype_name == config.get("dtype", config.get("torch_dtype"))
+    if receiver.device.type != "cpu" or not in_own:
+        return None
+    return None if (found := fastest_type(config, receiver.model)) == receiver.dtype_name else found
+
+
 def load_unchecked(name: str, device: str | None = None, dtype: str | None = None) -> Receiver:
     """Load a receiver that is run in a slow way, exact for any causal LM; arguments as `load_receiver`."""
     import torch  # see `load_receiver`

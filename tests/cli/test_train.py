@@ -327,6 +327,7 @@ class TestEvaluateRefuses:
                 ["--receiver", "mini", "--other-receiver"],
                 "does not fit mini, of width 128; give a receiver of the",
             ),
+            (["--receiver-dtype", "int8"], "argument --receiver-dtype: invalid choice: 'int8'"),
             (
                 ["--other-receiver"],
                 "--other-receiver: needs a checkpoint and a receiver; name that with --receiver",

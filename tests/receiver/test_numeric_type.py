@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from m2ray.cli import evaluate
 from m2ray.codec.checkpoints import trial_of
 from m2ray.config.gate_file import load_plan_gate
 from m2ray.config.plan import load_plan
@@ -13,6 +15,7 @@ from m2ray.config.sweep_record import write_sweep_record
 from m2ray.config.trial import TrialConfig
 from m2ray.engine.proposer import OptunaProposer
 from m2ray.engine.record import decided_type, describe_sweep
+from m2ray.evaluation.rows import read_rows
 from m2ray.receiver.loading import load_trial_receiver, load_unchecked
 from m2ray.receiver.model import numeric_type
 from m2ray.util.journal import Journal
@@ -84,6 +87,36 @@ def test_a_type_that_is_not_set_leaves_no_trace_in_a_configuration():
 
 def test_older_checkpoints_are_read_in_the_type_of_their_receivers_file():
     assert trial_of(PUBLISHED).receiver_dtype == "auto"
+
+
+@pytest.fixture
+def answers(cache, tmp_path):
+    def run(*words):
+        file = tmp_path / "rows.parquet"
+        at = [str(PUBLISHED), "--episodes", "9400000:9400016", "--conditions", "normal,P0", "--out", str(file)]
+        assert evaluate.main([*at, *words]) == 0
+        return read_rows(file)
+
+    return run
+
+
+def test_a_codec_is_evaluated_in_the_type_it_was_trained_in_unless_another_is_named(answers, monkeypatch, capsys):
+    monkeypatch.setattr(numeric_type, "layer_seconds", lambda *_: {FLOAT: 3.0, HALF: 1.0})
+    own = answers()
+    assert (
+        "mini runs in float32, as when the codec was trained; on this CPU bfloat16 is faster"
+        in capsys.readouterr().err
+    )
+    np.testing.assert_array_equal(own.nll, answers("--receiver-dtype", "float32").nll)
+    other = answers("--receiver-dtype", "bfloat16")
+    assert "faster" not in capsys.readouterr().err
+    assert 0 < np.abs(own.nll - other.nll).max() < 0.1
+
+
+def test_nothing_is_said_where_the_own_type_is_the_fastest(answers, monkeypatch, capsys):
+    monkeypatch.setattr(numeric_type, "layer_seconds", lambda *_: {FLOAT: 1.0, HALF: 3.0})
+    answers()
+    assert "faster" not in capsys.readouterr().err
 
 
 SPACE = """
