@@ -17,7 +17,7 @@ import optuna
 from m2ray.config.axis import Scalar
 from m2ray.config.plan import Plan, Sampled, config_name
 from m2ray.config.trial import TrialConfig
-from m2ray.engine.study.bounded_tpe import BoundedTPE
+from m2ray.engine.study.bounded_tpe import BoundedTPE, EndedTrials
 from m2ray.engine.study.study_file import StudyFile
 from m2ray.util.journal import Journal
 from m2ray.util.trees import get_key
@@ -82,6 +82,7 @@ class OptunaProposer:
         self._untold: dict[str, list[optuna.Trial]] = {}  # trials that wait for their configuration to end
         self._results: dict[int, tuple[optuna.Trial, float | None]] = {}  # by trial number, results to tell Optuna
         self._told = 0
+        self._with_result = EndedTrials()
         self._queue: deque[str] = deque(plan.points)
         self._begun: set[str] = set()  # what has begun and not ended
         self.closed = False  # start nothing new
@@ -163,7 +164,9 @@ class OptunaProposer:
                 break
             trial, score = self._results.pop(number)
             state = optuna.trial.TrialState.FAIL if score is None else optuna.trial.TrialState.COMPLETE
-            self.study.tell(trial, score, state=state)
+            told = self.study.tell(trial, score, state=state)
+            if score is not None:
+                self._with_result.add(told)
             self._told += 1
 
     @property
@@ -264,7 +267,10 @@ class OptunaProposer:
         seed = search.sampler_seed * SAMPLER_STRIDE + self._suggested
         if self._repeats >= REPEATS_BEFORE_RANDOM:
             return optuna.samplers.RandomSampler(seed=seed)
+        waiting = [trial for trials in self._untold.values() for trial in trials]
         return BoundedTPE(
+            self._with_result,
+            [*waiting, *(trial for trial, _ in self._results.values())],
             seed=seed,
             multivariate=True,
             group=True,

@@ -301,7 +301,7 @@ def test_a_withdrawn_point_is_not_resumed_nor_taken_for_a_sampled_configuration(
         journal.append({"event": "ended", "config": name, **ending})
     journal.append({"event": "began", "config": "running", "chosen": {}})
     proposer = OptunaProposer(plan, tmp_path / "checkpoints", journal, ("ended", "broken", "running"))
-    untouched = OptunaProposer(plan, tmp_path / "checkpoints", Journal(tmp_path / "other.jsonl"))
+    untouched = OptunaProposer(plan, tmp_path / "other" / "checkpoints", Journal(tmp_path / "other.jsonl"))
     assert (proposer.failures, proposer.ended) == ({}, set())
     assert run(proposer) == run(untouched)
 

@@ -53,6 +53,7 @@ class StudyFile:
         self._study = optuna.create_study(storage=storage, study_name=plan.space.name, direction="maximize")
         self._plan = plan
         self._numbers: dict[str, list[int]] = {}  # of running trials, by configuration
+        self._added = 0  # the study's own list is copied whole each time it is read
         shown: list[_Shown] = []
         by_config: dict[str, list[_Shown]] = {}
         for entry in entries:
@@ -92,10 +93,11 @@ class StudyFile:
         )
         trial.datetime_start = datetime.datetime.fromtimestamp(shown.began)
         if shown.ended is None:
-            self._numbers.setdefault(shown.config, []).append(len(self._study.get_trials(deepcopy=False)))
+            self._numbers.setdefault(shown.config, []).append(self._added)
         else:
             trial.datetime_complete = datetime.datetime.fromtimestamp(shown.ended)
         self._study.add_trial(trial)
+        self._added += 1
 
     def began(self, name: str, chosen: Mapping[str, Scalar]) -> None:
         """Show that a configuration is being trained, unless the file does."""
