@@ -45,7 +45,8 @@ Predicted by the model, not measured on such clusters. It assumes that a node st
    cluster has room for (`resources.trials_at_once` for a cluster that starts without nodes).
 2. **Rows in the driver's memory.** The leaderboard reads all rows at once. At 10,000 trials they take the memory
    in the last column above, more than a small head node has. Not fixed: evaluate fewer episodes
-   (`splits.search`), fewer conditions, or `evaluation.scale_gates: []`, or give the head more memory.
+   (`splits.search`), fewer conditions, or `evaluation.scale_gates: []`, or give the head more memory. The board
+   adds tables of its own: 10,000 trials of 192 rows took [7.7 GB](scaling-trials.md), ten times their rows.
 3. **The driver** is far from a limit with trials of minutes. With trials of seconds its limit is about
    {trials_per_hour_at_most:,} trials per hour.
 4. **A shared file system** receives a checkpoint for each epoch and trial, and at most once a minute the training
