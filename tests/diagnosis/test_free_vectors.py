@@ -51,6 +51,7 @@ def test_those_of_an_episode_do_not_depend_on_its_neighbors(tiny):
     assert nll[1] < nll[0]
 
 
+@pytest.mark.slow
 def test_without_progress_the_rate_falls_and_all_starts_are_used(tiny, monkeypatch):
     monkeypatch.setattr(module, "LEAST_FALL", 1.0)  # no fall is enough
     monkeypatch.setattr(module, "ROUND_STEPS", 1)

@@ -480,14 +480,14 @@ def test_a_codec_that_carries_nothing_passes_seldom_where_messages_repeat():
     """By chance some messages are easier; over 30 messages, each 20 times, that is no evidence."""
     nothing = {"P0": 0.3, "P1": 0.95, "null": 0.3, "shuffle": 0.3, "normal": 0.4}  # the margin exactly
     found = {"clustered": 0, "alone": 0}
-    for draw in range(100):
+    for draw in range(60):
         generator = np.random.default_rng(draw)
         rows = repeated(nothing, messages=30, times=20, rng=draw)
         rows.loc[rows.condition == "normal", "success"] = np.tile(generator.random(30) < 0.4, 20).astype(float)
         for name, judged in (("clustered", rows), ("alone", rows.drop(columns="message"))):
             found[name] += result(judge(judged, GATE), "beats no message").passed
-    assert found["clustered"] <= 10, found  # 5 % of 100, and the noise of the draws
-    assert found["alone"] > 20, found
+    assert found["clustered"] <= 7, found  # 5 % of 60, and the noise of the draws
+    assert found["alone"] >= 10, found
 
 
 # --- words that the rows must bear out -----------------------------------------------------------------------

@@ -205,7 +205,13 @@ def test_rows_longer_than_those_tested_at_load_are_tested_first(load, model_type
     assert receiver.decode(EPISODES[:3], texts, max_new_tokens=8) == own_answers(receiver, layout, None, 8)
 
 
-@pytest.mark.parametrize("model_type", ["gemma", "gemma3_text", "gemma3n_text", "gemma4_text", "granite", "llama"])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        *("gemma", "gemma3_text", "granite", "llama"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3n_text", "gemma4_text")),
+    ],
+)
 def test_a_texts_own_embeddings_in_its_place_are_the_text(load, model_type):
     """The embedding layer may scale; per-layer inputs are looked up by token."""
     receiver = load(tiny_model(model_type))

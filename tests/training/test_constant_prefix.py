@@ -64,6 +64,7 @@ def _train(name, root, queue):
     queue.put((os.getpid(), trained_constant(receiver, trial, CodecConfig(k=3), root).digest))
 
 
+@pytest.mark.slow
 def test_processes_that_need_it_at_the_same_time_train_it_once(tiny_folder, tmp_path):
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -102,6 +102,7 @@ def in_little_memory(conf: TrialConfig, folder: Path, extra_mb: int) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_training_that_runs_out_of_memory_halves_its_rows_until_they_fit(tmp_path):
     conf = config("mini", epoch_samples=512, batch_size=512)
     run(conf, tmp_path / "enough")
@@ -111,6 +112,7 @@ def test_a_training_that_runs_out_of_memory_halves_its_rows_until_they_fit(tmp_p
     assert_same_codec(tmp_path / "enough", tmp_path / "little")
 
 
+@pytest.mark.slow
 def test_where_not_even_one_row_fits_the_training_says_so(tmp_path):
     metrics = in_little_memory(config("mini", epoch_samples=64, batch_size=64), tmp_path, 8)
     assert metrics == {"failed": OUT_OF_MEMORY}

@@ -39,6 +39,7 @@ def begin(receiver, folder, name, reports=None, **changes):
     )
 
 
+@pytest.mark.slow
 def test_a_pack_trains_each_codec_as_it_would_be_trained_alone(tiny, tmp_path):
     reports, failures = [], []
     pack = [begin(tiny, tmp_path / "pack", name, reports) for name in MEMBERS]

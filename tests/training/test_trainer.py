@@ -186,10 +186,9 @@ def _worker(rank: int, path: str, tree: str, folder: str, port: int) -> None:
 @pytest.mark.parametrize(
     "losses",
     [
-        {"ce": {}, "contrast": {}},
-        {name: {"weight": 0.5} for name in LOSSES},
+        pytest.param({"ce": {}, "contrast": {}}, id="default"),
+        pytest.param({name: {"weight": 0.5} for name in LOSSES}, id="all", marks=pytest.mark.slow),
     ],
-    ids=["default", "all"],
 )
 def test_two_workers_on_the_same_global_batch_give_the_curve_of_one(tiny, tmp_path, losses):
     codec = {"encoder": "segments", "cut": "clauses", "k": 3, "width": 32, "layers": 1}
