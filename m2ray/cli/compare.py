@@ -76,7 +76,9 @@ def _parser() -> Parser:
         )
     parser.add_argument("--config", help="the configuration of both, where A or B does not name one")
     parser.add_argument("--split", help="default: the most conclusive split that both have")
-    parser.add_argument("--conditions", help="comma-separated; default: all that both have")
+    parser.add_argument(
+        "--conditions", help="comma-separated; default: all that both have, scale_gate=S and drop-J left out"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--figure", type=Path, metavar="PATH", help=f"draw the differences: {', '.join(FIGURES)}")
     return parser

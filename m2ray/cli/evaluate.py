@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     trial = _with_receiver(args, trial)
     rows = _run(args.checkpoint, trial, split, names, args.other_receiver)
     print(wilson_table(rows))
+    if args.receiver_dtype:
+        print(f"the receiver ran in {load_trial_receiver(trial).dtype_name}")
     if args.other_receiver:
         own = trained_with(read_record(args.checkpoint))
         print(f"another receiver: the codec was trained with {own}; {args.receiver} answered")

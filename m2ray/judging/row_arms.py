@@ -137,6 +137,7 @@ class RowArms(ScoreArms):
                 raise UserError(f"rows: condition {name}: missing; evaluate with --conditions {name} as well")
             known = list_some(sorted(map(str, self._by_condition)))
             raise UserError(f"condition {name}: missing, there are {known}; add its outcomes on the same episodes")
+        self._check_seeds(name, {int(seed) for seed in part.seed})
         rows_SE = []
         for seed in sorted(part.seed.unique()):
             own = part.loc[part.seed == seed, ["episode", column]].set_index("episode")[column].sort_index()
@@ -154,7 +155,6 @@ class RowArms(ScoreArms):
                     f"it {where}); evaluate both on the same ones"
                 )
             rows_SE.append(own.to_numpy())
-        self._check_seeds(name, {int(seed) for seed in part.seed})
         return np.stack(rows_SE)
 
     def _check_seeds(self, name: str, found: set[int]) -> None:

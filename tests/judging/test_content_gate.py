@@ -607,6 +607,10 @@ def test_a_condition_has_all_training_seeds_or_rows_that_they_share():
         part = rows[(rows.condition == name) & (rows.seed == 0)].assign(seed=-1)
         with pytest.raises(UserError, match=f"condition {name}: some outcomes are of seed 2, some of no seed"):
             judge(pd.concat([rows, part]), GATE)
+    half = outcomes(GOOD, n=100)
+    half["seed"] = half.seed.where((half.condition == "normal") & (half.episode < 50), -1)
+    with pytest.raises(UserError, match="condition normal: some outcomes are of seed 0, some of no seed"):
+        judge(half, GATE)
 
 
 def test_one_codec_has_one_k():
